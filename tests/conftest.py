@@ -1,0 +1,41 @@
+"""Shared test set-up: the interpreter for Triton where there is no GPU, and the optional real data."""
+
+import os
+from pathlib import Path
+
+import torch
+
+# Must be set before triton is imported: without a GPU the kernels run in Triton's interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _shared(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"real data not present: {path.name} (expected beside the repository, in shared/)")
+    return path
+
+
+@pytest.fixture
+def shared_data():
+    """Call with a file name: the path of a real data file, or a skip with the reason."""
+    return lambda name: _shared(SHARED / "data" / name)
+
+
+@pytest.fixture
+def shared_tokenizer():
+    """The folder of the real Qwen2 tokenizer, or a skip with the reason."""
+    return _shared(SHARED / "tokenizers" / "qwen2")
