@@ -1,0 +1,22 @@
+"""pqm-fast: process reward models trained as process Q-value models (PQM), fast and exact."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pqm_fast.model import StepQModel
+    from pqm_fast.score import Scorer
+
+__all__ = ["Scorer", "StepQModel"]
+
+
+def __getattr__(name: str):
+    # imported on first use: `pqm-fast --help` and the readers need no torch
+    if name == "StepQModel":
+        from pqm_fast.model import StepQModel
+
+        return StepQModel
+    if name == "Scorer":
+        from pqm_fast.score import Scorer
+
+        return Scorer
+    raise AttributeError(f"module 'pqm_fast' has no attribute {name!r}")

@@ -1,0 +1,162 @@
+"""Text to tokens: the one template that training and scoring share, and the token where each Q-value is read.
+
+A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step token], ...
+Pieces are tokenised separately, so that a step has the same tokens whatever stands around it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question and its steps are written; stored in the checkpoint under `pqm_fast` in config.json."""
+
+    prompt: str = "{prompt}\n"
+    """Text of the question; {prompt} stands for it. `chat`: the tokenizer's own chat template."""
+    step: str = "{step}\n"
+    """Text of one step; {step} stands for it."""
+    step_token: str = "<|step|>"
+    """Token after each step at which its Q-value is read (added to the tokenizer where it is not one token yet);
+    `last`: no extra token, the Q-value is read at the last token of the step."""
+
+    def __post_init__(self):
+        for name, placeholder in (("prompt", "{prompt}"), ("step", "{step}")):
+            text = getattr(self, name)
+            if text.count(placeholder) != 1 and not (name == "prompt" and text == "chat"):
+                raise PQMError(f"{name} template {text!r}: {placeholder} must stand in it exactly once")
+        if not self.step_token:
+            raise PQMError("step token: empty; name a token such as '<|step|>', or 'last' to use none")
+
+    def resolve(self, tokenizer: "PreTrainedTokenizerBase") -> "Template":
+        """The template with `chat` written out through the tokenizer, so that it can be stored and read as text."""
+        if self.prompt != "chat":
+            return self
+        if not getattr(tokenizer, "chat_template", None):
+            raise PQMError("prompt template 'chat': the tokenizer has no chat template; give the text instead")
+        messages = [{"role": "user", "content": "{prompt}"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return Template(str(text), self.step, self.step_token)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
+    """Makes `token` one id of the tokenizer. Returns whether it had to be added (its embedding is then new)."""
+    if token == LAST or len(tokenizer.encode(token, add_special_tokens=False)) == 1:
+        return False
+    from transformers import AddedToken
+
+    # special and not normalised: it is cut out of the text before anything else happens to it
+    added = AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": [added]}, replace_extra_special_tokens=False)
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise PQMError(f"step token {token!r} is {len(ids)} tokens even after adding it; choose another")
+    return True
+
+
+class Overlong(PQMError):
+    """A question that leaves no room for its first step."""
+
+
+class StepTokenInText(PQMError):
+    """The step token occurs inside a record's own text."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One trajectory as tokens: `input_ids` [L] int32 and `step_index` [K] int32, the row of each step's Q-value.
+
+    K is the number of steps kept; `steps_cut` further ones did not fit.
+    """
+
+    input_ids: np.ndarray
+    step_index: np.ndarray
+    steps_cut: int
+
+
+class Encoder:
+    """Records to tokens under one template. Over-long records keep the question and are cut at a step boundary.
+
+    `max_length` is the longest trajectory in tokens. The tokenizer must already hold the step token
+    (`ensure_step_token`).
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template, max_length: int):
+        if template.prompt == "chat":
+            raise ValueError("resolve the template with the tokenizer first")
+        self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+        self.step_id: int | None = None
+        if template.step_token != LAST:
+            ids = tokenizer.encode(template.step_token, add_special_tokens=False)
+            if len(ids) != 1:
+                raise PQMError(
+                    f"step token {template.step_token!r} is {len(ids)} tokens in this tokenizer; add it or choose another"
+                )
+            self.step_id = ids[0]
+        self.bos = self._bos()
+
+    def _bos(self) -> list[int]:
+        """What the tokenizer puts before a text (a BOS token or nothing), unless the template writes it itself."""
+        bos = self.tokenizer.bos_token_id
+        starts_with_bos = bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
+        written = self.tokenizer.bos_token and self.template.prompt.startswith(self.tokenizer.bos_token)
+        return [bos] if starts_with_bos and not written else []
+
+    def __call__(self, records: Sequence[Record]) -> list[Encoded | PQMError]:
+        """Encodes many records at once (fast tokenizers use every core). A record that cannot be encoded gives its
+        error in its place, naming the record, for the caller to raise or count."""
+        prompts = [self.template.prompt.replace("{prompt}", r.prompt) for r in records]
+        steps = [[self.template.step.replace("{step}", s) for s in r.steps] for r in records]
+        # solutions of one question share its text and often steps: tokenise each text once
+        texts = list(dict.fromkeys([*prompts, *(s for own in steps for s in own)]))
+        if not texts:
+            return []
+        pieces = dict(
+            zip(texts, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True)
+        )
+        return [
+            self._join(record, pieces[prompt], [pieces[s] for s in own])
+            for record, prompt, own in zip(records, prompts, steps, strict=True)
+        ]
+
+    def _join(self, record: Record, prompt: list[int], steps: list[list[int]]) -> Encoded | PQMError:
+        ids = [*self.bos, *prompt]
+        marker = [] if self.step_id is None else [self.step_id]
+        if marker and (self.step_id in prompt or any(self.step_id in s for s in steps)):
+            where = "its question" if self.step_id in prompt else "one of its steps"
+            return StepTokenInText(
+                f"record {record.id}: the step token {self.template.step_token!r} occurs in {where}; "
+                "choose another with --step-token"
+            )
+        if not all(steps):
+            return PQMError(f"record {record.id}: step {steps.index([]) + 1} has no tokens: {record.steps!r:.200}")
+        first = len(ids) + len(steps[0]) + len(marker)
+        if first > self.max_length:
+            return Overlong(
+                f"record {record.id}: the question ({len(ids)} tokens) and its first step ({first - len(ids)}) exceed "
+                f"the context of {self.max_length} tokens; raise --max-length, or leave it out with --skip-bad"
+            )
+        rows = []
+        for step in steps:
+            if len(ids) + len(step) + len(marker) > self.max_length:
+                break
+            ids += step
+            ids += marker
+            rows.append(len(ids) - 1)
+        return Encoded(
+            np.array(ids, dtype=np.int32), np.array(rows, dtype=np.int32), steps_cut=len(steps) - len(rows)
+        )

@@ -1,0 +1,286 @@
+"""StepQModel: any Hugging Face decoder without its LM head, plus the Q-value head, on packed batches.
+
+It wraps the architecture's own `*ForTokenClassification` class, so that a checkpoint is an ordinary Hugging Face
+folder with one label per token: the Q-value.
+"""
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GenericForTokenClassification
+from transformers.utils import logging as hf_logging
+
+from pqm_fast import attention
+from pqm_fast.data.encode import LAST, Template, ensure_step_token
+from pqm_fast.data.pack import PackedBatch, Trajectory, pack
+from pqm_fast.errors import PQMError
+from pqm_kernels import StepLoss, step_loss
+
+CONFIG_KEY = "pqm_fast"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a checkpoint says about how it was trained; stored under `pqm_fast` in config.json."""
+
+    template: Template
+    loss: str = "rank"
+    zeta: float = 4.0
+
+    @classmethod
+    def from_config(cls, config: Any, path: str) -> "Recipe":
+        stored = getattr(config, CONFIG_KEY, None)
+        if not isinstance(stored, dict):
+            raise PQMError(
+                f"{path}: config.json has no {CONFIG_KEY!r} entry, so it is not a checkpoint of pqm-fast; "
+                "train one with `pqm-fast train`"
+            )
+        return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
+
+
+class StepQModel(nn.Module):
+    """`classifier` is a `*ForTokenClassification` with one label; its head is kept in float32."""
+
+    def __init__(self, classifier: PreTrainedModel):
+        super().__init__()
+        self.classifier = classifier
+        self.head.float()
+
+    @property
+    def config(self) -> Any:
+        return self.classifier.config
+
+    @property
+    def head(self) -> nn.Linear:
+        # GPT-2, GPT-NeoX and a few other old classes call it `classifier`
+        return self.classifier.score if hasattr(self.classifier, "score") else self.classifier.classifier
+
+    @property
+    def backbone(self) -> nn.Module:
+        return getattr(self.classifier, self.classifier.base_model_prefix)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def context(self) -> int:
+        """The longest trajectory that the architecture takes, in tokens."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 32768
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """The final hidden states [T, D], after the final norm."""
+        packing = attention.Packing.from_lengths(batch.lengths, batch.input_ids.shape[0], self.device)
+        output = self.backbone(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            packing=packing,
+        )
+        return output.last_hidden_state[0]
+
+    def forward(
+        self, batch: PackedBatch, *, loss: str, zeta: float, normalizer: torch.Tensor | float | None = None
+    ) -> StepLoss:
+        """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps."""
+        return step_loss(
+            self.hidden(batch),
+            batch.step_index,
+            batch.labels,
+            batch.cu_steps,
+            self.head.weight.view(-1),
+            self.head.bias,
+            loss=loss,
+            zeta=zeta,
+            normalizer=normalizer,
+        )
+
+    @torch.no_grad()
+    def scores(self, batch: PackedBatch) -> torch.Tensor:
+        """Q-values [S] float32 of the listed steps."""
+        rows = self.hidden(batch).index_select(0, batch.step_index).float()
+        with torch.autocast(rows.device.type, enabled=False):
+            return self.head(rows).squeeze(-1)
+
+    # ---- loading and saving -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, dtype: torch.dtype = torch.float32, notes: list[str] | None = None):
+        """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
+
+        A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
+        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config.
+        """
+        notes = [] if notes is None else notes
+        try:
+            config = AutoConfig.from_pretrained(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise PQMError(f"{path}: no model config could be loaded from this folder or hub id: {error}") from error
+        if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
+            raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
+        _ensure_token_classification(config, path)
+        config.num_labels, config.problem_type = 1, "regression"
+        config.classifier_dropout = 0.0  # the class's own default is 0.1
+        try:
+            if _has_weights(path):
+                classifier = _load_weights(path, config, dtype, notes)
+            else:
+                config.dtype = dtype
+                classifier = AutoModelForTokenClassification.from_config(config, dtype=dtype)
+                notes.append(f"{path} holds a config but no weights: starting from random ones")
+            classifier.set_attn_implementation(attention.NAME)
+            model = cls(classifier)
+            check_packing(model)
+        except PQMError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            raise PQMError(f"{path}: this model cannot be used: {error}") from error
+        return model
+
+    def fit_vocabulary(self, tokenizer: PreTrainedTokenizerBase, step_token: str) -> str | None:
+        """Makes the step token one id with an embedding. Returns what was done, None if nothing was.
+
+        A new token's embedding starts at the mean of the others. The embedding only grows if the model has no spare
+        row for it (Qwen2 has 290).
+        """
+        if step_token == LAST:
+            return None
+        known = len(tokenizer)
+        if not ensure_step_token(tokenizer, step_token):
+            return None
+        new_id, rows = tokenizer.convert_tokens_to_ids(step_token), self._embedding().shape[0]
+        if new_id >= rows:
+            self.classifier.resize_token_embeddings(new_id + 1, pad_to_multiple_of=64, mean_resizing=False)
+        with torch.no_grad():
+            weight = self._embedding()
+            weight[new_id] = weight[: min(known, rows)].mean(0)
+        grown = f", the embedding grew from {rows} to {self._embedding().shape[0]} rows" if new_id >= rows else ""
+        return f"step token {step_token!r} was added as id {new_id}{grown}"
+
+    def _embedding(self) -> torch.Tensor:
+        return self.classifier.get_input_embeddings().weight
+
+    def save(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            state = {name: tensor.detach().to(dtype) for name, tensor in self.classifier.state_dict().items()}
+            original = self.config.dtype
+            self.config.dtype = dtype
+            setattr(self.config, CONFIG_KEY, asdict(recipe))
+            try:
+                self.classifier.save_pretrained(temporary, state_dict=state)
+            finally:
+                self.config.dtype = original
+            tokenizer.save_pretrained(temporary)
+            files = sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json")
+            for file in files:
+                os.replace(file, folder / file.name)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; PQMError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PQMError(
+            f"{path}: no tokenizer could be loaded; copy the tokenizer's files into the model folder ({error})"
+        ) from error
+
+
+@torch.no_grad()
+def check_packing(model: StepQModel) -> None:
+    """Holds packed hidden states against each sequence run alone through transformers' own attention.
+
+    An architecture that carries state across tokens in another way than attention (Mamba, for one), or that our
+    attention does not serve, would otherwise train on mixed-up trajectories without a sign.
+    """
+    vocabulary = model.classifier.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    none = torch.zeros(0)
+    alone = [
+        Trajectory(torch.randint(vocabulary, (n,), generator=generator).numpy(), none.int().numpy(), none.numpy())
+        for n in (5, 9, 2)
+    ]
+    training = model.training
+    model.eval()
+    packed = model.hidden(pack(list(enumerate(alone))).to(model.device)).float()
+    model.classifier.set_attn_implementation("eager")
+    try:
+        ids = (torch.as_tensor(t.input_ids, device=model.device)[None].long() for t in alone)
+        expected = torch.cat([model.backbone(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids])
+    finally:
+        model.classifier.set_attn_implementation(attention.NAME)
+        model.train(training)
+    error = float((packed - expected.float()).norm() / expected.float().norm())
+    limit = 1e-3 if model.classifier.dtype == torch.float32 else 5e-2
+    if not error <= limit:
+        raise PQMError(
+            f"{model.config.model_type}: packed trajectories do not give the hidden states that they give alone "
+            f"(relative error {error:.2g}); this architecture is not supported"
+        )
+
+
+def _has_weights(path: str) -> bool:
+    folder = Path(path)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # we say in one line below what it says in twenty
+    try:
+        classifier, info = AutoModelForTokenClassification.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True
+        )
+    finally:
+        hf_logging.set_verbosity(level)
+    head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
+    missing = sorted(set(info["missing_keys"]) - head)
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]
+    if missing or mismatched:
+        wrong = missing or mismatched
+        raise PQMError(
+            f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
+            f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
+        )
+    if set(info["missing_keys"]) & head:
+        notes.append("the Q-value head is new")
+    return classifier
+
+
+def _is_decoder(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # BERT and the like are listed as causal LMs too, for `is_decoder=True`
+    return causal and (config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False))
+
+
+def _ensure_token_classification(config: Any, path: str) -> None:
+    """Gives the architecture a `*ForTokenClassification` class where transformers has none, from its generic one."""
+    kind = type(config)
+    if kind in AutoModelForTokenClassification._model_mapping:
+        return
+    if kind not in AutoModel._model_mapping:
+        raise PQMError(f"{path}: transformers has no base model for {config.model_type}")
+    base = AutoModel._model_mapping[kind]
+    parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
+    name = base.__name__.removesuffix("Model") + "ForTokenClassification"
+    generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})
+    AutoModelForTokenClassification.register(kind, generic)

@@ -1,0 +1,95 @@
+"""Resumable checkpoints: float32 weights, optimizer, random state and position, published atomically."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_folder, write_json
+from pqm_fast.model import StepQModel
+
+
+def save_checkpoint(
+    folder: Path, model: StepQModel, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
+    """Writes folder/step-XXXXXXX and removes all but the newest `keep`. `state` must hold `step`."""
+    path = folder / f"step-{state['step']:07d}"
+    if path.exists():  # the same step of this very run, saved before it was interrupted
+        shutil.rmtree(path)
+    with atomic_folder(path) as temporary:
+        # tied tensors are stored once, under the name that comes first
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        weights |= {name: b.detach().contiguous() for name, b in _persistent_buffers(model)}
+        save_file(weights, temporary / "weights.safetensors")
+        torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, temporary / "training.pt")
+        write_json(temporary / "state.json", state)
+    for old in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first. What was interrupted while being written never got its name, and is left out."""
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(p for p in found if re.fullmatch(r"step-\d{7}", p.name) and (p / "state.json").exists())
+
+
+def interrupted_checkpoints(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-\d+", p.name))
+
+
+def load_checkpoint(path: Path, model: StepQModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Puts everything back in place and returns the state. PQMError if it is of another architecture or damaged."""
+    try:
+        weights = load_file(path / "weights.safetensors")
+        training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise PQMError(f"{path}: damaged checkpoint ({error}); delete the folder to go on from the one before") from error
+    own = dict(model.named_parameters()) | dict(_persistent_buffers(model))
+    different = sorted(own.keys() ^ weights.keys()) or sorted(n for n in own if own[n].shape != weights[n].shape)
+    if different:
+        raise PQMError(
+            f"{path}: a checkpoint of another architecture: {len(different)} tensors differ, such as {different[0]}; "
+            "resume with the model that the run was started with"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+    optimizer.load_state_dict(training["optimizer"])
+    _set_random_state(training["random"])
+    return state
+
+
+def _persistent_buffers(model: StepQModel) -> list[tuple[str, torch.Tensor]]:
+    kept = model.state_dict(keep_vars=True).keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+
+
+def _random_state() -> dict[str, Any]:
+    # numpy's and Python's too: a model's own code may draw from them
+    state = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": json.dumps(random.getstate()),
+        "numpy": json.dumps(state, default=lambda array: array.tolist()),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = json.loads(state["python"])
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(json.loads(state["numpy"]))

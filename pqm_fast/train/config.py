@@ -1,0 +1,122 @@
+"""Every option of `pqm-fast train`, with its default and its one line of help."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pqm_fast.data.encode import Template
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.errors import PQMError
+
+Loss = Literal["rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm"]
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a decoder into a process Q-value model."""
+
+    model: str
+    """Folder or hub id of a decoder: base model, chat model or a checkpoint of pqm-fast. A folder with only a
+    config.json and a tokenizer starts from random weights."""
+    data: tuple[str, ...]
+    """Step-labelled records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
+    out: str
+    """Run folder: the checkpoint itself, metrics.jsonl, training.png, config.yaml, checkpoints/."""
+
+    loss: Loss = "rank"
+    """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines."""
+    zeta: float = 4.0
+    """Margin between correct and wrong steps in rank, rank-theory and pairwise (try 2 to 16)."""
+    label_threshold: float | None = None
+    """Turn soft labels into hard ones: correct from this value on. Needed for losses that take only 0 and 1."""
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    template: Template = field(default_factory=Template)
+    max_length: int | None = None
+    """Longest trajectory in tokens; longer ones are cut at a step. Default: the model's context, at most 4096."""
+    cache_dir: str | None = None
+    """Where tokenised data is kept. Default: pqm-fast in the user's cache folder."""
+
+    eval_data: tuple[str, ...] = ()
+    """Held-out records. Default: eval_fraction of the training questions."""
+    eval_fraction: float = 0.02
+    """Share of questions held out for evaluation (0: none). No question is on both sides."""
+    eval_every: int = 200
+    """Optimizer steps between evaluations (0: only at the end)."""
+    eval_limit: int = 4000
+    """Trajectories in an evaluation during training; the one at the end takes all."""
+
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward pass; trajectories are packed into it without padding."""
+    accumulation: int = 1
+    """Micro-batches of one optimizer step. The loss is normalised over all of them together."""
+    epochs: float = 1.0
+    """Passes over the data, if max_steps is not given."""
+    max_steps: int | None = None
+    """Optimizer steps."""
+    learning_rate: float = 1e-5
+    """Peak learning rate: about 1e-5 to fine-tune, 1e-3 for small models from scratch."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, then a cosine. Default: 3% of all steps."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a fraction of the peak."""
+    weight_decay: float = 0.0
+    """AdamW's decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW."""
+    beta2: float = 0.95
+    """AdamW."""
+    clip: float = 1.0
+    """Largest norm of the gradient (0: not clipped)."""
+
+    seed: int = 0
+    """Of the order of the data, the held-out split, dropout and new weights."""
+    device: str = "auto"
+    """cuda if there is one, otherwise cpu."""
+    dtype: DType = "auto"
+    """Of the computation (weights and optimizer are float32): bfloat16 on a GPU, float32 on a CPU."""
+    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights in the final checkpoint."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+    save_every: int = 500
+    """Optimizer steps between resumable checkpoints (0: none)."""
+    keep_checkpoints: int = 2
+    """How many of them are kept."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in the run folder."""
+    log_every: int = 10
+    """Optimizer steps between lines of metrics."""
+    progress: bool = True
+    """Show the progress bar."""
+
+    def __post_init__(self):
+        positive = ("micro_batch_tokens", "accumulation", "epochs", "learning_rate", "log_every", "keep_checkpoints")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise PQMError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("zeta", "eval_every", "weight_decay", "clip", "save_every", "final_lr"):
+            if getattr(self, name) < 0:
+                raise PQMError(f"{name}: {getattr(self, name)} is negative")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise PQMError(f"max_steps: {self.max_steps} is not positive")
+        if not 0 <= self.eval_fraction < 1:
+            raise PQMError(f"eval_fraction: {self.eval_fraction} is not in [0, 1)")
+        if self.label_threshold is not None and not 0 < self.label_threshold <= 1:
+            raise PQMError(f"label_threshold: {self.label_threshold} is not in (0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"data": list(self.data), "eval_data": list(self.eval_data)}
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out)
+
+
+# options that may differ between a run and its continuation: they leave every loss as it was
+FREE_ON_RESUME = {
+    "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
+    "save_dtype",
+}  # fmt: skip
