@@ -1,5 +1,13 @@
-"""The one exception for mistakes a user can mend: the command line prints its text and exits with code 1."""
+"""Mistakes that a user can mend: the command line prints their text and exits with code 1."""
 
 
 class PQMError(Exception):
     """Something in the input is wrong. The message names the file or record, what was found and what to do."""
+
+
+class RecordError(PQMError):
+    """One record cannot be used. `kind` groups such errors when they are counted (`skip_bad`)."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind

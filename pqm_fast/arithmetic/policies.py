@@ -1,7 +1,8 @@
 """Who writes the solutions: policies with different kinds of error, each with weak spots of its own.
 
-A spot is a value and the operation it meets (under a letter). A stable hash fixes which spots of a policy are weak:
-there it is likely to make its mistake, so its errors correlate between samples and a majority vote can be wrong.
+A spot is a value and the operation it meets, under a letter. A stable hash fixes which spots of a policy are
+weak: there it is likely to make its mistake, so its errors correlate between samples and a majority vote can
+be wrong.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ class Turn:
     is_last: bool
 
 
-# A way to write a step (None writes nothing), given the turn, the name of the spot and the sample's random numbers.
+# A way to write a step (None writes nothing), given the turn, the spot's name and the sample's random source.
 Writer = Callable[[Turn, str, random.Random], Step | None]
 
 
@@ -67,7 +68,7 @@ class Policy:
     """Writes solutions with one kind of mistake or several.
 
     A share `weak` of all spots is weak; there, and only there, the policy makes a mistake with probability
-    `chance`. With several kinds of mistake, the spot fixes which. `seed` is the world's: another one, other spots.
+    `chance`. With several kinds of mistake, the spot fixes which. The world's `seed` moves the spots.
     """
 
     name: str
@@ -97,11 +98,10 @@ class Policy:
 
 
 TRAINED = ("facts", "sign", "copy", "skip", "careless", "strong")
-HELD_OUT = ("mixed",)
 
 
 def make_policies(seed: int = 0) -> dict[str, Policy]:
-    """The seven policies by name, `TRAINED` first, with the weak spots that belong to this world's seed."""
+    """The seven policies by name, `TRAINED` and `mixed`, with the weak spots of the world's seed."""
     every = (wrong_fact, opposite_sign, copied_value, skipped_step, random_slip)
     # Over half: at a weak spot the wrong way wins the vote, the right one still turns up among 16 samples.
     weak, chance = 0.3, 0.55

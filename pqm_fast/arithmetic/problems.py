@@ -1,7 +1,7 @@
 """Problems of the embedded world, the steps of a solution, and their exact labels.
 
-A problem is a chain of additions and subtractions, `7 a -2 b +1 c +5`: start from 7, operation `a` subtracts 2,
-and so on. A solution names each operation as it carries it out: `a: 7 -2 =5`.
+A problem is a chain of additions and subtractions, `7 a -2 b +1 c +5`: start from 7, operation `a` subtracts
+2, and so on. A solution names each operation as it carries it out: `a: 7 -2 =5`.
 """
 
 import random
@@ -15,9 +15,10 @@ LETTERS = "abcde"
 MAX_OPERATIONS = len(LETTERS)
 OPERATIONS = (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)
 TRUE_VALUES = range(1, 10)
-# One operation gone wrong stays in here; a longer wrong chain is held at the border, so the vocabulary is finite.
+# One operation from any true value stays in here; a longer wrong chain is held at the border, so that the
+# vocabulary is finite.
 WRITTEN_VALUES = range(TRUE_VALUES[0] + min(OPERATIONS), TRUE_VALUES[-1] + max(OPERATIONS) + 1)
-# A third of the 153,118 problems that exist (130,684 of five operations), so drawing distinct ones stays quick.
+# A third of the 153,118 problems that exist (130,684 of five operations): distinct ones are found quickly.
 MAX_PROBLEMS = 50_000
 
 
@@ -45,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a solution: the operation it carries out, the value it starts from, the value it arrives at."""
+    """One line of a solution: an operation, the value it starts from and the value it arrives at."""
 
     letter: str
     left: int

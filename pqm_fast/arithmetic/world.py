@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast, Qwen2Config
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pqm_fast.arithmetic.policies import TRAINED, Policy, make_policies
 from pqm_fast.arithmetic.problems import MAX_OPERATIONS, Problem, draw_problems, step_labels
@@ -44,9 +44,9 @@ def write_world(
     """Writes `train.jsonl`, `pool.jsonl` and `model/` into `folder`, the same bytes for the same arguments.
 
     Training has `problems` x 6 policies x `samples` trajectories; the pool has `candidates` solutions of each
-    of the seven policies for each of `test_problems` problems, none of which occurs in training. Earlier files
-    of these names are replaced, each at once and only after all are complete. Raises PQMError on counts
-    below 1 or beyond `problems.MAX_PROBLEMS`, or if `folder` is a file.
+    of the seven policies for each of `test_problems` problems, none of which occurs in training. Earlier
+    files of these names are replaced, each at once and only after all are complete. Raises PQMError on counts
+    below 1 or beyond MAX_PROBLEMS, or if `folder` is a file.
     """
     folder = Path(folder)
     for name, count in (("samples", samples), ("candidates", candidates)):
@@ -55,14 +55,15 @@ def write_world(
     if folder.exists() and not folder.is_dir():
         raise PQMError(f"arithmetic world: {folder} is a file; name a folder to write into")
 
+    # The test problems come first, so that they stay the same when `problems` changes.
     test = draw_problems(test_problems, random.Random(f"{seed} test problems"), shortest=MAX_OPERATIONS)
     train = draw_problems(problems, random.Random(f"{seed} train problems"), exclude=set(test))
     policies = make_policies(seed)
     world = World(folder / "train.jsonl", folder / "pool.jsonl", folder / "model")
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
-        partial = Path(name)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as temporary:
+        partial = Path(temporary)
         trained = [policies[name] for name in TRAINED]
         _write_lines(partial / world.train.name, _trajectories(train, trained, samples, seed))
         _write_lines(partial / world.pool.name, _pool(test, list(policies.values()), candidates, seed))
@@ -75,9 +76,13 @@ def write_world(
     return world
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    """A Qwen2 of 164k parameters."""
-    return Qwen2Config(
+def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """A decoder of 164k parameters.
+
+    A Llama, which is a Qwen2 without biases: in a folder of model type qwen2, AutoTokenizer brings Qwen's own
+    pre-tokenizer and splits the words, whatever tokenizer class the folder names.
+    """
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=3 * WIDTH,
@@ -134,7 +139,7 @@ def _pool(
 
 
 def _sample_rng(seed: int, policy: Policy, problem: Problem, sample: int) -> random.Random:
-    # Seeded with a string, which Python hashes with SHA-512: the same in every process, whatever the order of calls.
+    # Python seeds from a string by SHA-512: the same in every process, whatever was sampled before.
     return random.Random(f"{seed} {policy.name} {problem.text} {sample}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pqm_fast.data.records import Record
-from pqm_fast.errors import PQMError
+from pqm_fast.errors import PQMError, RecordError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,31 +23,31 @@ LAST = "last"
 class Template:
     """How a question and its steps are written; stored in the checkpoint under `pqm_fast` in config.json."""
 
-    prompt: str = "{prompt}\n"
+    prompt_format: str = "{prompt}\n"
     """Text of the question; {prompt} stands for it. `chat`: the tokenizer's own chat template."""
-    step: str = "{step}\n"
+    step_format: str = "{step}\n"
     """Text of one step; {step} stands for it."""
     step_token: str = "<|step|>"
     """Token after each step at which its Q-value is read (added to the tokenizer where it is not one token yet);
     `last`: no extra token, the Q-value is read at the last token of the step."""
 
     def __post_init__(self):
-        for name, placeholder in (("prompt", "{prompt}"), ("step", "{step}")):
+        for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):
             text = getattr(self, name)
-            if text.count(placeholder) != 1 and not (name == "prompt" and text == "chat"):
-                raise PQMError(f"{name} template {text!r}: {placeholder} must stand in it exactly once")
+            if text.count(placeholder) != 1 and not (name == "prompt_format" and text == "chat"):
+                raise PQMError(f"{name} {text!r}: {placeholder} must stand in it exactly once")
         if not self.step_token:
             raise PQMError("step token: empty; name a token such as '<|step|>', or 'last' to use none")
 
     def resolve(self, tokenizer: "PreTrainedTokenizerBase") -> "Template":
         """The template with `chat` written out through the tokenizer, so that it can be stored and read as text."""
-        if self.prompt != "chat":
+        if self.prompt_format != "chat":
             return self
         if not getattr(tokenizer, "chat_template", None):
-            raise PQMError("prompt template 'chat': the tokenizer has no chat template; give the text instead")
+            raise PQMError("prompt_format 'chat': the tokenizer has no chat template; give the text instead")
         messages = [{"role": "user", "content": "{prompt}"}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Template(str(text), self.step, self.step_token)
+        return Template(str(text), self.step_format, self.step_token)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,14 +66,6 @@ def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
     if len(ids) != 1:
         raise PQMError(f"step token {token!r} is {len(ids)} tokens even after adding it; choose another")
     return True
-
-
-class Overlong(PQMError):
-    """A question that leaves no room for its first step."""
-
-
-class StepTokenInText(PQMError):
-    """The step token occurs inside a record's own text."""
 
 
 @dataclass(slots=True)
@@ -96,7 +88,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template, max_length: int):
-        if template.prompt == "chat":
+        if template.prompt_format == "chat":
             raise ValueError("resolve the template with the tokenizer first")
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
         self.step_id: int | None = None
@@ -113,14 +105,14 @@ class Encoder:
         """What the tokenizer puts before a text (a BOS token or nothing), unless the template writes it itself."""
         bos = self.tokenizer.bos_token_id
         starts_with_bos = bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
-        written = self.tokenizer.bos_token and self.template.prompt.startswith(self.tokenizer.bos_token)
+        written = self.tokenizer.bos_token and self.template.prompt_format.startswith(self.tokenizer.bos_token)
         return [bos] if starts_with_bos and not written else []
 
-    def __call__(self, records: Sequence[Record]) -> list[Encoded | PQMError]:
+    def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         """Encodes many records at once (fast tokenizers use every core). A record that cannot be encoded gives its
         error in its place, naming the record, for the caller to raise or count."""
-        prompts = [self.template.prompt.replace("{prompt}", r.prompt) for r in records]
-        steps = [[self.template.step.replace("{step}", s) for s in r.steps] for r in records]
+        prompts = [self.template.prompt_format.replace("{prompt}", r.prompt) for r in records]
+        steps = [[self.template.step_format.replace("{step}", s) for s in r.steps] for r in records]
         # solutions of one question share its text and often steps: tokenise each text once
         texts = list(dict.fromkeys([*prompts, *(s for own in steps for s in own)]))
         if not texts:
@@ -133,22 +125,28 @@ class Encoder:
             for record, prompt, own in zip(records, prompts, steps, strict=True)
         ]
 
-    def _join(self, record: Record, prompt: list[int], steps: list[list[int]]) -> Encoded | PQMError:
+    def _join(self, record: Record, prompt: list[int], steps: list[list[int]]) -> Encoded | RecordError:
         ids = [*self.bos, *prompt]
         marker = [] if self.step_id is None else [self.step_id]
         if marker and (self.step_id in prompt or any(self.step_id in s for s in steps)):
             where = "its question" if self.step_id in prompt else "one of its steps"
-            return StepTokenInText(
+            return RecordError(
                 f"record {record.id}: the step token {self.template.step_token!r} occurs in {where}; "
-                "choose another with --step-token"
+                "choose another with --step-token",
+                kind="step token in the text",
             )
         if not all(steps):
-            return PQMError(f"record {record.id}: step {steps.index([]) + 1} has no tokens: {record.steps!r:.200}")
+            return RecordError(
+                f"record {record.id}: step {steps.index([]) + 1} of {len(steps)} has no tokens in this tokenizer; "
+                "reword it or leave the record out",
+                kind="step without tokens",
+            )
         first = len(ids) + len(steps[0]) + len(marker)
         if first > self.max_length:
-            return Overlong(
+            return RecordError(
                 f"record {record.id}: the question ({len(ids)} tokens) and its first step ({first - len(ids)}) exceed "
-                f"the context of {self.max_length} tokens; raise --max-length, or leave it out with --skip-bad"
+                f"the context of {self.max_length} tokens; raise --max-length, or leave it out with --skip-bad",
+                kind="question longer than the context",
             )
         rows = []
         for step in steps:

@@ -1,13 +1,11 @@
 """Resumable checkpoints: float32 weights, optimizer, random state and position, published atomically."""
 
 import json
-import random
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -76,20 +74,11 @@ def _persistent_buffers(model: StepQModel) -> list[tuple[str, torch.Tensor]]:
 
 
 def _random_state() -> dict[str, Any]:
-    # numpy's and Python's too: a model's own code may draw from them
-    state = np.random.get_state(legacy=False)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": json.dumps(random.getstate()),
-        "numpy": json.dumps(state, default=lambda array: array.tolist()),
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
+    torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(json.loads(state["numpy"]))

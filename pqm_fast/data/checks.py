@@ -1,0 +1,95 @@
+"""What every raw record must satisfy, whatever its format, and how a message says what it does not."""
+
+import re
+from typing import Any
+
+from pqm_fast.data.records import Record
+
+
+class FormatError(ValueError):
+    """A raw record that cannot be used: the text is "what was found; what to do", `kind` groups them."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def show(value: Any) -> str:
+    """`value` as a message quotes it: short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# JSON may spell one as an escape; no tokenizer takes it
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
+
+
+def typed(value: Any, name: str, kind: type) -> Any:
+    """`value`, checked to be a `kind`; `name` is how a message calls it. Raises `FormatError`."""
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        if isinstance(value, str) and _LONE_SURROGATE.search(value):
+            raise FormatError("broken text", f"{name} holds half a surrogate pair; repair its encoding")
+        return value
+    found, wanted = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
+    if kind is str and isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value):
+        found, wanted = "a list of chat messages", "text: give the content of the message alone"
+    raise FormatError("wrong type", f"{name} is {found}; it must be {wanted}")
+
+
+def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:
+    """Field `name` of `raw`, checked to be there (null: absent) and of type `kind`. Raises `FormatError`."""
+    if raw.get(name) is None:
+        found = ", ".join(raw) or "none"
+        raise FormatError("missing field", f"field {owner}{name} is missing (fields found: {found}); add it")
+    return typed(raw[name], f"{owner}{name}", kind)
+
+
+def rest(raw: dict[str, Any], *used: str) -> dict[str, Any]:
+    """The fields of `raw` that are neither `used` nor its id: what `Record.extra` keeps."""
+    return {key: value for key, value in raw.items() if key not in used and key != "id"}
+
+
+def _label(value: Any, place: str) -> float | None:
+    if value is None:
+        return None
+    # NaN fails the comparison too
+    if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+        raise FormatError(
+            "bad label",
+            f"{place} is {show(value)}; give true, false, a number from 0 to 1, or null for no label",
+        )
+    return float(value)
+
+
+def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any]) -> Record:
+    """The record, after the checks that all formats share. Raises `FormatError`."""
+    if not prompt.strip():
+        raise FormatError("empty question", "the question is empty; give its text or remove the record")
+    if not steps:
+        raise FormatError("no steps", "there are no steps; give at least one or remove the record")
+    for number, step in enumerate(steps, 1):
+        if not typed(step, f"step {number}", str).strip():
+            raise FormatError(
+                "empty step", f"step {number} of {len(steps)} is empty; remove it and its label"
+            )
+    if labels is not None:
+        if len(typed(labels, "labels", list)) != len(steps):
+            raise FormatError(
+                "labels and steps of different length",
+                f"{len(labels)} labels for {len(steps)} steps; give one label per step (null: no label)",
+            )
+        labels = [_label(value, f"label {number}") for number, value in enumerate(labels, 1)]
+        if all(label is None for label in labels):
+            labels = None
+    return Record(id, prompt, steps, labels, extra)
+
+
+def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:
+    """The record's own id as text, None where it has none. Raises `FormatError`."""
+    value = raw.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise FormatError("wrong type", f"{name} is {show(value)}; it must be text or a whole number")
+    return str(value)

@@ -1,0 +1,213 @@
+"""Encoded trajectories on disk: tokenised once, then read by memory map whatever their number."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqm_fast.data.encode import Encoder
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.pack import Trajectory
+from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.files import atomic_folder, write_json
+
+LAYOUT = 1  # raise it when what is stored changes: older caches are then ignored
+CHUNK = 2000  # records tokenised at a time: enough for every core, little memory
+
+# name -> dtype. `ids`, `rows`, `labels` and `names` are flat; each `*_end` holds where every trajectory's part ends.
+COLUMNS = {
+    "ids": np.int32,
+    "ids_end": np.int64,
+    "rows": np.int32,
+    "labels": np.float32,
+    "steps_end": np.int64,
+    "steps_cut": np.int32,
+    "question": np.uint64,
+    "names": np.uint8,
+    "names_end": np.int64,
+}
+
+
+class TrajectoryDataset:
+    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` says what a user should know of how it was made."""
+
+    def __init__(self, folder: Path):
+        self.columns = {
+            name: np.memmap(folder / name, dtype=dtype, mode="r") if (folder / name).stat().st_size else np.zeros(0, dtype)
+            for name, dtype in COLUMNS.items()
+        }
+        self.notes: list[str] = json.loads((folder / "info.json").read_text(encoding="utf-8"))["notes"]
+
+    def __len__(self) -> int:
+        return len(self.columns["question"])
+
+    def _part(self, flat: str, end: str, i: int) -> np.ndarray:
+        ends = self.columns[end]
+        return self.columns[flat][ends[i - 1] if i else 0 : ends[i]]
+
+    def __getitem__(self, i: int) -> Trajectory:
+        return Trajectory(
+            self._part("ids", "ids_end", i), self._part("rows", "steps_end", i), self._part("labels", "steps_end", i)
+        )
+
+    def name(self, i: int) -> str:
+        """The record id of trajectory i."""
+        return self._part("names", "names_end", i).tobytes().decode()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each trajectory [N]."""
+        return np.diff(self.columns["ids_end"], prepend=0)
+
+    @property
+    def labelled_steps(self) -> np.ndarray:
+        """Steps with a label of each trajectory [N]."""
+        labelled = np.cumsum(~np.isnan(self.columns["labels"]), dtype=np.int64)
+        ends = self.columns["steps_end"]
+        return np.diff(np.concatenate([[0], labelled])[ends], prepend=0) if len(ends) else np.zeros(0, np.int64)
+
+    @property
+    def question(self) -> np.ndarray:
+        """Which question each trajectory answers [N]: equal numbers, equal questions."""
+        return self.columns["question"]
+
+    @property
+    def steps_cut(self) -> np.ndarray:
+        """Steps of each trajectory that did not fit the context [N]."""
+        return self.columns["steps_cut"]
+
+    def trajectory_of_step(self, step: int) -> int:
+        """Which trajectory owns an entry of the flat `labels`."""
+        return int(np.searchsorted(self.columns["steps_end"], step, side="right"))
+
+
+def load_dataset(
+    paths: Sequence[str], options: ReadOptions, encoder: Encoder, cache_dir: str | None = None
+) -> TrajectoryDataset:
+    """Reads and tokenises labelled records, or takes what an earlier call left in the cache.
+
+    Raises PQMError naming the record for anything that cannot be used; with `options.skip_bad` such records are
+    counted in `.notes` instead. A record without any label cannot be trained on and counts as bad.
+    """
+    folder = _cache_root(cache_dir) / _cache_key(paths, options, encoder)
+    if not (folder / "info.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as temporary:
+            _write(temporary, paths, options, encoder)
+    return TrajectoryDataset(folder)
+
+
+def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
+    skipped = SkipSummary()
+    ends = {"ids_end": 0, "steps_end": 0, "names_end": 0}
+    count = cut_records = cut_steps = 0
+    files = {name: open(folder / name, "wb") for name in COLUMNS}
+    try:
+        for records in chunks(read_all(paths, options, skipped), CHUNK):
+            parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+            for record, encoded in zip(records, encoder(records), strict=True):
+                problem = encoded if isinstance(encoded, RecordError) else _without_labels(record)
+                if problem is not None:
+                    if not options.skip_bad:
+                        raise problem
+                    skipped.add(problem)
+                    continue
+                kept = len(encoded.step_index)
+                name = np.frombuffer(record.id.encode(), dtype=np.uint8)
+                ends["ids_end"] += len(encoded.input_ids)
+                ends["steps_end"] += kept
+                ends["names_end"] += len(name)
+                parts["ids"].append(encoded.input_ids)
+                parts["rows"].append(encoded.step_index)
+                parts["labels"].append(np.array(record.labels[:kept], dtype=np.float32))  # None becomes NaN
+                parts["names"].append(name)
+                parts["steps_cut"].append(np.array([encoded.steps_cut]))
+                parts["question"].append(np.array([question_number(record.prompt)], dtype=np.uint64))
+                for column, end in ends.items():
+                    parts[column].append(np.array([end]))
+                count += 1
+                cut_records += encoded.steps_cut > 0
+                cut_steps += encoded.steps_cut
+            for column, dtype in COLUMNS.items():
+                if parts[column]:
+                    np.concatenate(parts[column]).astype(dtype).tofile(files[column])
+    finally:
+        for file in files.values():
+            file.close()
+    if not count:
+        raise PQMError(f"{', '.join(paths)}: no usable record. {skipped}")
+    notes = []
+    if skipped.total:
+        notes.append(str(skipped))
+    if cut_records:
+        notes.append(
+            f"{cut_records:,} of {count:,} records are longer than {encoder.max_length} tokens: "
+            f"their last {cut_steps:,} steps were cut off"
+        )
+    write_json(folder / "info.json", {"notes": notes, "trajectories": count})
+
+
+def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    while chunk := list(islice(records, size)):
+        yield chunk
+
+
+def question_number(prompt: str) -> int:
+    """The same number for the same question, whatever its white space."""
+    text = " ".join(prompt.split())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def split_by_question(question: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of (training, held-out) trajectories; a question is on one side only. At least one question is held
+    out if `fraction` is positive and there are two or more."""
+    unique = np.unique(question)
+    if fraction <= 0 or len(unique) < 2:
+        return np.arange(len(question)), np.arange(0)
+    count = min(max(1, round(fraction * len(unique))), len(unique) - 1)
+    held_out = np.random.default_rng([seed, 1]).permutation(unique)[:count]
+    mask = np.isin(question, held_out)
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def _without_labels(record: Record) -> RecordError | None:
+    if record.labels is not None and any(label is not None for label in record.labels):
+        return None
+    return RecordError(
+        f"record {record.id}: no step has a label, so there is nothing to learn from it; leave it out with --skip-bad",
+        kind="no labels",
+    )
+
+
+def _cache_root(cache_dir: str | None) -> Path:
+    if cache_dir:
+        return Path(cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqm-fast"
+
+
+def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> str:
+    """Everything that the stored tokens depend on."""
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    tokenizer = backend.to_str() if backend is not None else repr(encoder.tokenizer)
+    parts: list[Any] = [LAYOUT, asdict(options), asdict(encoder.template), encoder.max_length, encoder.bos, tokenizer]
+    parts += [_source_key(path) for path in paths]
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+
+
+def _source_key(path: str) -> list[Any]:
+    """What tells one state of a source from another: size and time of local files, the revision of a hub data set."""
+    local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
+    if local is None:
+        from datasets import load_dataset_builder
+
+        return [path, load_dataset_builder(path.partition(":")[0]).hash]
+    files = [f for f in sorted(local.rglob("*")) if f.is_file()] if local.is_dir() else [local]
+    return [path, *([str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]

@@ -1,0 +1,153 @@
+"""Sources -> `Record`s, one at a time; every bad record is named, or skipped and counted."""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pqm_fast.data.checks import FormatError, explicit_id, show
+from pqm_fast.data.formats import FORMATS, FormatName, ReadOptions, recognise
+from pqm_fast.data.records import Record
+from pqm_fast.data.sources import Place, open_source
+from pqm_fast.errors import PQMError
+
+StrPath = str | os.PathLike[str]
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
+class BadRecord(PQMError):
+    """One raw record that cannot be used: "FILE, line N (record ID): what was found; what to do".
+
+    `path` and `line` (else the record's number) say where it stands, `kind` groups equal faults.
+    """
+
+    def __init__(self, place: Place, error: FormatError, id: str | None = None) -> None:
+        named = "" if id is None else f" (record {id})"
+        super().__init__(f"{place}{named}: {error}")
+        self.path, _, self.line = place
+        self.reason = str(error)
+        self.kind = error.kind
+
+
+@dataclass
+class SkipSummary:
+    """What was skipped: how many of each kind of fault, and the messages of the first few."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, message: str) -> None:
+        self.counts[kind] += 1
+        if len(self.examples) < 3:
+            self.examples.append(message)
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "no bad records"
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.most_common())
+        noun = "record" if self.total == 1 else "records"
+        return f"skipped {self.total:,} bad {noun} ({kinds}), for example: {' | '.join(self.examples)}"
+
+
+def read_records(
+    path: StrPath,
+    format: FormatName = "auto",
+    *,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    skipped: SkipSummary | None = None,
+) -> Iterator[Record]:
+    """The records of one source, read as they are asked for.
+
+    Args:
+        path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a folder
+            that `datasets` saved or loads; or the name of a hub data set, `org/name`, if there is no such folder.
+            Folders and hub data sets take a split: `path:split`. Only a JSON list is held in memory as a whole.
+        format: overrides `options.format` unless it is "auto".
+        options: how to read, see `ReadOptions`.
+        skipped: collects what `options.skip_bad` leaves out; without it a warning says so at the end.
+
+    Raises:
+        BadRecord: a record that cannot be used, unless `options.skip_bad`.
+        PQMError: a source that cannot be read, or that holds no usable record at all.
+    """
+    if format != "auto":
+        options = replace(options, format=format)
+    return read_all([path], options, skipped)
+
+
+def read_all(
+    paths: Iterable[StrPath], options: ReadOptions = DEFAULT_OPTIONS, skipped: SkipSummary | None = None
+) -> Iterator[Record]:
+    """The records of several sources in turn, as `read_records`. Ids are unique over all of them."""
+    summary = SkipSummary() if skipped is None else skipped
+    taken: dict[str, Place] = {}
+    for path in paths:
+        yield from _read_source(os.fspath(path), options, summary, taken)
+    if skipped is None and summary.total:
+        warnings.warn(str(summary), stacklevel=2)
+
+
+def _read_source(
+    source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place]
+) -> Iterator[Record]:
+    stem, raws = open_source(source)
+    format: str = options.format
+    first_bad: BadRecord | None = None
+    usable = False
+    for place, raw in raws:
+        id = None
+        try:
+            raw = _checked_object(raw)
+            id = explicit_id(raw)
+            if format == "auto":
+                format = recognise(raw)
+            elif options.format == "auto":
+                _check_same_format(raw, format)
+            records = FORMATS[format].parse(raw, id or f"{stem}:{place.number}", options)
+            _take_ids(records, place, taken)
+        except FormatError as error:
+            bad = BadRecord(place, error, id)
+            if not options.skip_bad:
+                raise bad from None
+            summary.add(bad.kind, str(bad))
+            first_bad = first_bad or bad
+        else:
+            usable = True
+            yield from records
+    if not usable:
+        reason = f"all are bad, the first: {first_bad}" if first_bad else "it is empty; give one with records"
+        raise PQMError(f"{source}: no usable record: {reason}")
+
+
+def _checked_object(raw: Any) -> dict[str, Any]:
+    if isinstance(raw, FormatError):
+        raise raw
+    if not isinstance(raw, dict):
+        raise FormatError("not an object", f"{show(raw)} is no JSON object; give one object per record")
+    return raw
+
+
+def _check_same_format(raw: dict[str, Any], format: str) -> None:
+    expected = FORMATS[format]
+    if not expected.fits(raw):
+        raise FormatError(
+            "another format",
+            f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({', '.join(expected.fields)}), which the "
+            "file began with; add what is missing, or keep one format per file",
+        )
+
+
+def _take_ids(records: list[Record], place: Place, taken: dict[str, Place]) -> None:
+    for record in records:
+        if record.id in taken:
+            raise FormatError(
+                "duplicate id", f"the id {record.id} is taken by {taken[record.id]}; give each record its own"
+            )
+    taken.update((record.id, place) for record in records)

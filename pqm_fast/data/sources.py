@@ -1,0 +1,161 @@
+"""Where raw records come from: JSON and Parquet files, saved data sets, hub data sets; each record with its place."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pqm_fast.data.checks import FormatError
+from pqm_fast.errors import PQMError
+
+_DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+class Place(NamedTuple):
+    """Where a raw record stands: a line of JSON lines, else a record; counted from 1."""
+
+    source: str
+    unit: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.unit} {self.number}"
+
+
+# The value is a `FormatError` where a line could not be parsed: the reader may go on with the next one.
+Raw = tuple[Place, Any]
+
+
+def open_source(source: str) -> tuple[str, Iterator[Raw]]:
+    """(what the ids of its records begin with, its raw records), by the rules of `read_records`.
+
+    Raises `PQMError` where there is no such source, and while reading where it is damaged.
+    """
+    path = Path(source)
+    if path.is_file():
+        stem = path.name
+        while stem.endswith(_DATA_SUFFIXES):
+            stem = stem.rpartition(".")[0]
+        return stem, _read_file(path)
+    if path.is_dir():
+        return _open_data_set(source, None)
+    base, _, split = source.rpartition(":")
+    if base and Path(base).is_file():
+        raise PQMError(f"{source}: {base} is a file, which has no splits; name the file alone")
+    name = base or source
+    if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
+        return _open_data_set(name, split if base else None)
+    raise PQMError(f"{source}: no file or folder of this name; check it (hub data sets are named org/name)")
+
+
+def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
+    import datasets
+
+    folder = Path(name)
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    try:
+        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # what datasets raises has no common class
+        hint = (
+            "check its files"
+            if folder.is_dir()
+            else "there is no such folder; check the name and the network"
+        )
+        reason = f"{type(error).__name__}: {error}"
+        raise PQMError(f"{name}: cannot be loaded as a data set ({reason}); {hint}") from error
+    stem = folder.resolve().name
+    if isinstance(data, dict):
+        if split is None and len(data) == 1:
+            (split,) = data
+        if split not in data:
+            found = "has several splits" if split is None else f"has no split {split}"
+            raise PQMError(f"{name}: {found}; choose one: {', '.join(f'{name}:{key}' for key in data)}")
+        data, stem, name = data[split], f"{stem}:{split}", f"{name}:{split}"
+    elif split is not None:
+        raise PQMError(f"{name}: has no splits; leave out :{split}")
+    # a set may have been saved in a tensor format
+    return stem, _numbered(name, "record", data.with_format(None))
+
+
+def _numbered(source: str, unit: str, values: Iterable[Any]) -> Iterator[Raw]:
+    return ((Place(source, unit, number), value) for number, value in enumerate(values, 1))
+
+
+def _read_file(path: Path) -> Iterator[Raw]:
+    """The raw records of a file. Its first bytes, not its name, say what it is."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        yield from _read_parquet(path) if magic == b"PAR1" else _read_json(path, magic[:2] == b"\x1f\x8b")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PQMError(
+            f"{path}: cannot be read ({reason}); check that it is whole and yours to read"
+        ) from error
+
+
+def _read_parquet(path: Path) -> Iterator[Raw]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=1024)
+            values = chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from _numbered(str(path), "record", values)
+    except pyarrow.ArrowException as error:
+        raise PQMError(f"{path}: damaged Parquet file ({error}); fetch or write it again") from error
+
+
+def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
+    """JSON lines, unless the text begins with a list, or with an object that is not complete on its line."""
+    with gzip.open(path) if gzipped else path.open("rb") as file:
+        lines = _decoded_lines(path, file)
+        first = next(((number, line) for number, line in lines if line.strip()), None)
+        if first is None:
+            return
+        opening = first[1].strip()
+        if opening.startswith("[") or (opening.startswith("{") and not opening.endswith("}")):
+            held = [first, *lines]
+            try:
+                whole = json.loads("".join(line for _, line in held))
+            except (ValueError, RecursionError) as error:
+                if opening.startswith("["):
+                    number = first[0] + getattr(error, "lineno", 1) - 1
+                    reason = getattr(error, "msg", error)
+                    message = (
+                        f"{path}, line {number}: damaged JSON list ({reason}); mend it or write JSON lines"
+                    )
+                    raise PQMError(message) from None
+                lines = iter(held[1:])
+            else:
+                yield from _numbered(str(path), "record", whole if isinstance(whole, list) else [whole])
+                return
+        for number, line in chain([first], lines):
+            if line.strip():
+                yield Place(str(path), "line", number), _parse_line(line)
+
+
+def _decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines. A line ends at a line feed alone: U+2028 may stand inside a string."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise PQMError(
+                f"{path}, line {number}: byte {error.start + 1} ({line[error.start]:#04x}) is not UTF-8; "
+                "convert the file to UTF-8"
+            ) from None
+
+
+def _parse_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        return FormatError("no JSON", f"no JSON ({reason}); write one JSON object per line")

@@ -1,0 +1,128 @@
+"""How well Q-values separate correct steps from wrong ones; every figure in at most n log n time."""
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+from pqm_fast.errors import PQMError
+
+Trajectories = Sequence[Sequence[float | None]]
+
+
+def step_metrics(
+    scores: Trajectories, labels: Trajectories, threshold: float = 0.0
+) -> dict[str, float | None]:
+    """Metrics over all steps that have both a score and a label (None stands for a missing one).
+
+    A step counts as correct iff its label is >= 0.5, and as predicted correct iff q >= `threshold`.
+
+    Args:
+        scores: one list of Q-values per trajectory, one entry per step.
+        labels: the labels in [0, 1], in the same shape.
+        threshold: fixed beforehand, never picked on the data it is scored on.
+
+    Returns:
+        A dict; a figure that is undefined (say, AUROC without a wrong step) is None.
+        `step_accuracy`, `accuracy_on_correct`, `accuracy_on_wrong`: share of steps predicted as labelled.
+        `auroc`: over all steps, ties count half.
+        `pair_accuracy`: share of (correct, wrong) pairs within one trajectory with q_correct > q_wrong, ties
+        half.
+        `first_error_accuracy`: share of trajectories whose first step predicted wrong is the first one
+        labelled wrong, or that have neither. A first error that has no score counts as missed.
+        `mean_gap`: mean q of correct steps minus mean q of wrong steps.
+        `trajectories`, `steps`, `share_correct`: what the figures rest on.
+
+    Raises:
+        PQMError: scores and labels differ in shape, or a score is NaN.
+    """
+    q, label, trajectory = _flatten(scores, labels)
+    labelled = ~np.isnan(label)
+    used = labelled & ~np.isnan(q)
+    correct = label >= 0.5
+    hit = (q >= threshold) == correct
+    true_error = _first(labelled & ~correct, trajectory, len(scores))
+    predicted_error = _first(used & (q < threshold), trajectory, len(scores))
+    seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
+    q, correct, hit, trajectory = q[used], correct[used], hit[used], trajectory[used]
+    gap = (_mean(q[correct]), _mean(q[~correct]))
+    return {
+        "step_accuracy": _mean(hit),
+        "accuracy_on_correct": _mean(hit[correct]),
+        "accuracy_on_wrong": _mean(hit[~correct]),
+        "auroc": _share_in_order(q, correct, np.zeros_like(trajectory)),
+        "pair_accuracy": _share_in_order(q, correct, trajectory),
+        "first_error_accuracy": _mean((true_error == predicted_error)[seen]),
+        "mean_gap": None if gap[0] is None or gap[1] is None else gap[0] - gap[1],
+        "trajectories": int(seen.sum()),
+        "steps": int(used.sum()),
+        "share_correct": _mean(correct),
+    }
+
+
+def flat_floor(labels: Trajectories) -> float:
+    """Where the `rank` loss sits while all C correct steps score alike, far above the wrong ones.
+
+    log(C!) / (C + [there is a wrong step]), averaged over the trajectories; one without labelled steps adds
+    0, as it does to the loss. Steps labelled None are left out.
+    """
+    total = 0.0
+    for trajectory in labels:
+        known = [label >= 0.5 for label in trajectory if label is not None]
+        correct = sum(known)
+        if correct:
+            total += math.lgamma(correct + 1) / (correct + (correct < len(known)))
+    return total / max(len(labels), 1)
+
+
+def _flatten(scores: Trajectories, labels: Trajectories) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """q, label (NaN where missing) and trajectory index of every step."""
+    if len(scores) != len(labels):
+        raise PQMError(f"{len(scores)} trajectories of scores but {len(labels)} of labels: pass one for each")
+    lengths = np.fromiter(map(len, scores), dtype=np.int64, count=len(scores))
+    differ = np.flatnonzero(lengths != np.fromiter(map(len, labels), dtype=np.int64, count=len(labels)))
+    if differ.size:
+        i = int(differ[0])
+        raise PQMError(
+            f"trajectory {i} has {len(scores[i])} scores but {len(labels[i])} labels: pass one per step"
+        )
+    flat = list(chain.from_iterable(scores))
+    q = np.array(flat, dtype=np.float64)  # numpy turns None into NaN
+    if any(flat[i] is not None for i in np.flatnonzero(np.isnan(q))):
+        raise PQMError(
+            "a step score is NaN: check the model's output, and pass None for steps without a score"
+        )
+    label = np.array(list(chain.from_iterable(labels)), dtype=np.float64)
+    return q, label, np.repeat(np.arange(len(scores)), lengths)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _first(flag: np.ndarray, trajectory: np.ndarray, count: int) -> np.ndarray:
+    """[count] flat index of each trajectory's first flagged step, -1 where there is none."""
+    first = np.full(count, -1)
+    hits = np.flatnonzero(flag)[::-1]
+    first[trajectory[hits]] = hits  # the last write, the earliest step, stays
+    return first
+
+
+def _share_in_order(q: np.ndarray, correct: np.ndarray, group: np.ndarray) -> float | None:
+    """Share of (correct, wrong) pairs within a group with q_correct > q_wrong; AUROC for one group."""
+    if not q.size:
+        return None
+    order = np.lexsort((q, group))
+    q, correct, group = q[order], correct[order], group[order]
+    new_group = np.r_[True, group[1:] != group[:-1]]
+    new_value = new_group | np.r_[True, q[1:] != q[:-1]]
+    group_start, value_start = np.flatnonzero(new_group), np.flatnonzero(new_value)
+    wrong = np.r_[0, np.cumsum(~correct)]  # wrong[i]: wrong steps before sorted position i
+    before_group = wrong[group_start][np.cumsum(new_group) - 1]
+    value_end = np.r_[value_start[1:], q.size]
+    run = np.cumsum(new_value) - 1
+    below, not_above = wrong[value_start][run] - before_group, wrong[value_end][run] - before_group
+    in_group = wrong[np.r_[group_start[1:], q.size]][np.cumsum(new_group) - 1] - before_group
+    pairs = int(in_group[correct].sum())
+    return float((below + not_above)[correct].sum() / 2 / pairs) if pairs else None

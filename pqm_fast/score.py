@@ -1,0 +1,197 @@
+"""Q-values for solutions: `Scorer` for Python, `score` for files."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pqm_fast.data.dataset import CHUNK, chunks
+from pqm_fast.data.encode import Encoded, Encoder
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.pack import Trajectory, pack, plan_batches
+from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.model import Recipe, StepQModel, load_tokenizer
+
+Scores = list[float | None]
+
+
+class Scorer:
+    """Scores steps with a trained checkpoint, under the template that the checkpoint was trained with."""
+
+    def __init__(self, model: StepQModel, encoder: Encoder, max_tokens: int = 16384):
+        self.model, self.encoder, self.max_tokens = model.eval(), encoder, max_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        max_length: int | None = None,
+        max_tokens: int = 16384,
+    ) -> "Scorer":
+        """`dtype` of weights and computation: float32 on a CPU, bfloat16 on a GPU by default. `max_length`: longest
+        solution in tokens (default: the model's context); `max_tokens`: of one forward pass.
+
+        Raises PQMError if `path` is not a checkpoint of pqm-fast.
+        """
+        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        kind = {"auto": torch.bfloat16 if where.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
+        notes: list[str] = []
+        model = StepQModel.from_pretrained(os.fspath(path), dtype=kind, notes=notes)
+        recipe = Recipe.from_config(model.config, os.fspath(path))
+        if notes:  # a new head or random weights
+            raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
+        length = min(max_length or model.context, model.context)
+        encoder = Encoder(load_tokenizer(os.fspath(path)), recipe.template, length)
+        return cls(model.to(where), encoder, max_tokens)
+
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
+        """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
+
+        A step beyond the context gets None. Raises RecordError if a question alone is too long or a text holds the
+        step token.
+        """
+        records = [Record(f"solution {i}", q, list(steps)) for i, (q, steps) in enumerate(solutions)]
+        encoded = self.encoder(records)
+        for found in encoded:
+            if isinstance(found, RecordError):
+                raise found
+        return self.score_encoded([e for e in encoded if isinstance(e, Encoded)])
+
+    @torch.no_grad()
+    def score_encoded(self, solutions: Sequence[Encoded]) -> list[Scores]:
+        """The same for what the encoder gave."""
+        scores: list[Scores] = [[] for _ in solutions]
+        lengths = np.array([len(s.input_ids) for s in solutions], dtype=np.int64)
+        budget = max(self.max_tokens, int(lengths.max(initial=0)))
+        for members in plan_batches(lengths, budget, shuffle=False):
+            batch = pack(((i, _unlabelled(solutions[i])) for i in members), labelled_only=False)
+            q = self.model.scores(batch.to(self.model.device)).cpu().numpy()
+            for i, own in zip(members, np.split(q, batch.cu_steps[1:-1].tolist()), strict=True):
+                scores[i] = [*own.tolist(), *[None] * solutions[i].steps_cut]
+        return scores
+
+
+def _unlabelled(solution: Encoded) -> Trajectory:
+    return Trajectory(
+        solution.input_ids, solution.step_index, np.full(len(solution.step_index), np.nan, dtype=np.float32)
+    )
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Write the Q-value of every step, for records with or without labels."""
+
+    model: str
+    """Folder of a checkpoint of pqm-fast (or its hub id)."""
+    data: tuple[str, ...]
+    """Records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
+    out: str
+    """JSON lines to write: the records with `scores`. While unfinished it is called OUT.part, and the same command
+    goes on from there."""
+    read: ReadOptions = field(default_factory=ReadOptions)
+    max_length: int | None = None
+    """Longest solution in tokens; steps beyond it get null. Default: the model's context."""
+    max_tokens: int = 16384
+    """Tokens of one forward pass."""
+    device: str = "auto"
+    """cuda if there is one, otherwise cpu."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 on a GPU, float32 on a CPU."""
+    progress: bool = True
+    """Show the progress bar."""
+
+
+def score(config: ScoreConfig) -> Path:
+    """Scores files, whatever their size. Returns the path written; raises PQMError for what cannot be scored."""
+    out, part = Path(config.out), Path(config.out + ".part")
+    if out.exists():
+        raise PQMError(f"{out}: exists already; delete it or choose another --out")
+    # reading first, before the model: a bad record shows at once, and the bar knows the total
+    skipped = SkipSummary()
+    total = sum(1 for _ in read_all(config.data, config.read, skipped))
+    scorer = Scorer.from_pretrained(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        max_length=config.max_length,
+        max_tokens=config.max_tokens,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _done(part, config)
+    encode_skips, cut = SkipSummary(), 0
+    with open(part, "a", encoding="utf-8") as file, tqdm(
+        total=total, initial=len(done), unit="record", disable=not config.progress
+    ) as bar:
+        left = (r for r in read_all(config.data, config.read, SkipSummary()) if r.id not in done)
+        for records in chunks(left, CHUNK):
+            for record, scores in _score_chunk(scorer, records, config, encode_skips):
+                file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
+                cut += None in scores
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(records))
+    os.replace(part, out)
+    _meta(part).unlink(missing_ok=True)
+    for summary in (skipped, encode_skips):
+        if summary.total:
+            print(summary)
+    if cut:
+        print(f"{cut:,} records are longer than {scorer.encoder.max_length} tokens: null stands for their last steps")
+    return out
+
+
+def _score_chunk(
+    scorer: Scorer, records: list[Record], config: ScoreConfig, skipped: SkipSummary
+) -> Iterator[tuple[Record, Scores]]:
+    kept: list[tuple[Record, Encoded]] = []
+    for record, encoded in zip(records, scorer.encoder(records), strict=True):
+        if not isinstance(encoded, RecordError):
+            kept.append((record, encoded))
+        elif config.read.skip_bad:
+            skipped.add(encoded)
+        else:
+            raise encoded
+    scores = scorer.score_encoded([encoded for _, encoded in kept])
+    yield from zip((record for record, _ in kept), scores, strict=True)
+
+
+def _row(record: Record, scores: Scores) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id, "prompt": record.prompt, "completions": record.steps}
+    if record.labels is not None:
+        row["labels"] = record.labels
+    return row | {"scores": scores} | {k: v for k, v in record.extra.items() if k not in (*row, "scores")}
+
+
+def _meta(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _done(part: Path, config: ScoreConfig) -> set[str]:
+    """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
+    means = {"model": str(Path(config.model).resolve()), "max_length": config.max_length, "dtype": config.dtype}
+    meta = _meta(part)
+    if part.exists() and meta.exists() and (before := json.loads(meta.read_text())) != means:
+        raise PQMError(f"{part}: was begun with {before}, not {means}; delete it to start over")
+    meta.write_text(json.dumps(means))
+    if not part.exists():
+        return set()
+    done, end = set(), 0
+    with open(part, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            done.add(json.loads(line)["id"])
+            end += len(line)
+    os.truncate(part, end)
+    return done

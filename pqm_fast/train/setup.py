@@ -1,0 +1,177 @@
+"""What a run needs before its first step: model, tokenizer, tokens and the split, each checked."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
+from pqm_fast.data.encode import Encoder
+from pqm_fast.data.pack import PackedBatch, Trajectory, pack, plan_batches
+from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_file
+from pqm_fast.model import Recipe, StepQModel, load_tokenizer
+from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
+from pqm_kernels import LOSSES
+
+
+@dataclass
+class Split:
+    """Some trajectories of a data set, with the labels as the loss takes them."""
+
+    dataset: TrajectoryDataset
+    indices: np.ndarray
+    label_threshold: float | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def trajectory(self, i: int) -> Trajectory:
+        found = self.dataset[i]
+        if self.label_threshold is None:
+            return found
+        hard = np.where(np.isnan(found.labels), np.nan, found.labels >= self.label_threshold)
+        return replace(found, labels=hard.astype(np.float32))
+
+    def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
+        return pack(((int(i), self.trajectory(i)) for i in members), pad_to=pad_to)
+
+
+@dataclass
+class Run:
+    """Everything that the loop works on."""
+
+    config: TrainConfig
+    device: torch.device
+    model: StepQModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    training: Split
+    held_out: Split
+    total_steps: int
+    notes: list[str]
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Loads and checks everything; raises PQMError before anything is written into the run folder."""
+    _check_folder(config)
+    torch.manual_seed(config.seed)
+    notes: list[str] = []
+    tokenizer = load_tokenizer(config.model)
+    model = StepQModel.from_pretrained(config.model, notes=notes)
+    template = config.template.resolve(tokenizer)
+    if added := model.fit_vocabulary(tokenizer, template.step_token):
+        notes.append(added)
+
+    length = config.max_length or min(model.context, 4096, config.micro_batch_tokens)
+    if length > model.context:
+        raise PQMError(f"max_length: {length} is more than the model's context of {model.context} tokens")
+    if length > config.micro_batch_tokens:
+        raise PQMError(
+            f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={config.micro_batch_tokens}"
+        )
+    encoder = Encoder(tokenizer, template, length)
+    training = _load(config.data, config, encoder, notes)
+    if config.eval_data:
+        held_out = _load(config.eval_data, config, encoder, notes)
+        shared = np.isin(training.dataset.question, held_out.dataset.question)
+        training.indices = training.indices[~shared[training.indices]]
+        if shared.any():
+            notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
+    else:
+        held_out = copy.copy(training)
+        chosen, apart = split_by_question(
+            training.dataset.question[training.indices], config.eval_fraction, config.seed
+        )
+        held_out.indices, training.indices = training.indices[apart], training.indices[chosen]
+    if not len(training):
+        raise PQMError(f"{', '.join(config.data)}: no trajectory is left to train on")
+
+    run = Run(
+        config=config,
+        device=torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device),
+        model=model,
+        tokenizer=tokenizer,
+        recipe=Recipe(template, config.loss, config.zeta),
+        training=training,
+        held_out=held_out,
+        total_steps=0,
+        notes=notes,
+    )
+    per_epoch = len(_plan(run, epoch=0)) / config.accumulation
+    run.total_steps = config.max_steps or max(1, math.ceil(config.epochs * per_epoch))
+    model.to(run.device)
+    if config.gradient_checkpointing:
+        model.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return run
+
+
+def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
+    """The micro-batches of each optimizer step from step `start` on, as trajectory numbers; deterministic from the
+    seed, so that a continued run sees what it would have seen."""
+    batches = chain.from_iterable(_plan(run, epoch) for epoch in count())
+    size = run.config.accumulation
+    batches = islice(batches, start * size, run.total_steps * size)
+    while step := list(islice(batches, size)):
+        yield step
+
+
+def _plan(run: Run, epoch: int) -> list[np.ndarray]:
+    indices = run.training.indices
+    lengths = run.training.dataset.lengths[indices]
+    plan = plan_batches(lengths, run.config.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
+    return [indices[members] for members in plan]
+
+
+def write_config(config: TrainConfig) -> None:
+    """config.yaml in the run folder: every option as it was in force, readable with `--config`."""
+    with atomic_file(config.folder / "config.yaml") as temporary:
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _check_folder(config: TrainConfig) -> None:
+    stored = config.folder / "config.yaml"
+    if config.folder.exists() and not config.folder.is_dir():
+        raise PQMError(f"{config.out}: is a file; choose another run folder")
+    if not config.resume:
+        if config.folder.exists() and any(config.folder.iterdir()):
+            what = "already holds a run" if stored.exists() else "is not empty"
+            raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
+        return
+    if not stored.exists():
+        raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
+    before: dict[str, Any] = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    now = config.to_dict()
+    changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
+    if changed:
+        values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)
+        raise PQMError(
+            f"{config.out}: --resume needs the options of the run itself; different: {values}. "
+            f"Give --config {stored} to take them from there"
+        )
+
+
+def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:
+    dataset = load_dataset(paths, config.read, encoder, config.cache_dir)
+    notes += dataset.notes
+    indices = np.arange(len(dataset))
+    if config.loss == "orm" and (cut := dataset.steps_cut > 0).any():
+        notes.append(f"{cut.sum():,} trajectories left out: orm needs the last step, and theirs was cut off")
+        indices = indices[~cut]
+    soft = LOSSES[config.loss].soft_labels or config.label_threshold is not None
+    labels = dataset.columns["labels"]
+    if not soft and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
+        record = dataset.name(dataset.trajectory_of_step(int(wrong[0])))
+        raise PQMError(
+            f"record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss {config.loss} needs "
+            f"({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels (bce, mse)"
+        )
+    return Split(dataset, indices, config.label_threshold)

@@ -1,0 +1,57 @@
+import random
+
+from transformers import AutoConfig, AutoTokenizer
+
+from pqm_fast.arithmetic.policies import make_policies
+from pqm_fast.arithmetic.problems import draw_problems
+from pqm_fast.arithmetic.tokenizer import EOS, PAD, UNK, make_tokenizer, words
+from pqm_fast.arithmetic.world import model_config
+
+
+def test_every_word_has_an_id_of_its_own():
+    tokenizer = make_tokenizer(256)
+    ids = [tokenizer(word).input_ids for word in words()]
+    assert all(len(one) == 1 for one in ids)
+    assert len({one[0] for one in ids} | {tokenizer.pad_token_id, tokenizer.eos_token_id}) == len(words()) + 2
+    assert tokenizer.unk_token_id not in {one[0] for one in ids}
+    assert len(tokenizer) == len(words()) + 3
+    assert 50 <= len(words()) <= 60
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token) == (PAD, EOS, UNK)
+
+
+def test_no_unknown_word_in_thousands_of_solutions():
+    tokenizer = make_tokenizer(256)
+    texts = []
+    for problem in draw_problems(400, random.Random(2)):
+        texts.append(problem.text)
+        for policy in make_policies(7).values():
+            steps = policy.solve(problem, random.Random(problem.text))
+            texts.append("\n".join(step.text for step in steps))
+    for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True):
+        assert len(ids) == len(text.split())
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == " ".join(text.split())
+    assert tokenizer("7 a -2 times").input_ids[-1] == tokenizer.unk_token_id
+
+
+def test_it_comes_back_from_its_folder_beside_the_model_config(tmp_path):
+    """With config.json in place AutoTokenizer may prefer the class of the model type to the saved one."""
+    tokenizer = make_tokenizer(256)
+    tokenizer.save_pretrained(tmp_path)
+    model_config(tokenizer).save_pretrained(tmp_path)
+    back = AutoTokenizer.from_pretrained(tmp_path)
+    text = "7 a -2 b +1\na: 7 -2 =5\nb: 5 +1 =-4"
+    assert back(text).input_ids == tokenizer(text).input_ids
+    assert back.get_vocab() == tokenizer.get_vocab()
+    assert back.decode(back(text).input_ids) == " ".join(text.split())
+    assert (back.pad_token, back.eos_token, back.unk_token) == (PAD, EOS, UNK)
+    assert back.is_fast
+    assert AutoConfig.from_pretrained(tmp_path).pad_token_id == back.pad_token_id
+
+
+def test_a_step_token_can_be_added():
+    tokenizer = make_tokenizer(256)
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["<step>"]}) == 1
+    ids = tokenizer("a: 7 -2 =5 <step> b: 5").input_ids
+    assert ids[4] == len(words()) + 3
+    assert len(ids) == 7
