@@ -72,9 +72,7 @@ def packed_attention(
     for rows in packing.groups:
         n, width = rows.shape
         flat = rows.view(-1)
-        q_g, k_g, v_g = (
-            x.index_select(0, flat).view(n, width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-        )
+        q_g, k_g, v_g = (x.index_select(0, flat).view(n, width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         mask = None
         if sliding_window is not None and width > sliding_window:
             distance = torch.arange(width, device=q.device)[:, None] - torch.arange(width, device=q.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pqm_kernels import StepLoss, step_loss
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,7 +28,6 @@ from pqm_fast import attention
 from pqm_fast.data.encode import LAST, Template, ensure_step_token
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack
 from pqm_fast.errors import PQMError
-from pqm_kernels import StepLoss, step_loss
 
 CONFIG_KEY = "pqm_fast"
 
@@ -66,11 +66,12 @@ class StepQModel(nn.Module):
     @property
     def head(self) -> nn.Linear:
         # GPT-2, GPT-NeoX and a few other old classes call it `classifier`
-        return self.classifier.score if hasattr(self.classifier, "score") else self.classifier.classifier
+        name = "score" if hasattr(self.classifier, "score") else "classifier"
+        return self.classifier.get_submodule(name)  # type: ignore[return-value]
 
     @property
     def backbone(self) -> nn.Module:
-        return getattr(self.classifier, self.classifier.base_model_prefix)
+        return self.classifier.get_submodule(self.classifier.base_model_prefix)
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +162,8 @@ class StepQModel(nn.Module):
         known = len(tokenizer)
         if not ensure_step_token(tokenizer, step_token):
             return None
-        new_id, rows = tokenizer.convert_tokens_to_ids(step_token), self._embedding().shape[0]
+        [new_id] = tokenizer.encode(step_token, add_special_tokens=False)
+        rows = self._embedding().shape[0]
         if new_id >= rows:
             self.classifier.resize_token_embeddings(new_id + 1, pad_to_multiple_of=64, mean_resizing=False)
         with torch.no_grad():
@@ -171,10 +173,14 @@ class StepQModel(nn.Module):
         return f"step token {step_token!r} was added as id {new_id}{grown}"
 
     def _embedding(self) -> torch.Tensor:
-        return self.classifier.get_input_embeddings().weight
+        return self.classifier.get_input_embeddings().get_parameter("weight")
 
     def save(
-        self, folder: Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, dtype: torch.dtype = torch.bfloat16
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +216,7 @@ def check_packing(model: StepQModel) -> None:
     An architecture that carries state across tokens in another way than attention (Mamba, for one), or that our
     attention does not serve, would otherwise train on mixed-up trajectories without a sign.
     """
-    vocabulary = model.classifier.get_input_embeddings().weight.shape[0]
+    vocabulary = model._embedding().shape[0]
     generator = torch.Generator().manual_seed(0)
     none = torch.zeros(0)
     alone = [
@@ -265,11 +271,16 @@ def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) 
 
 
 def _is_decoder(config: Any) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     # BERT and the like are listed as causal LMs too, for `is_decoder=True`
-    return causal and (config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False))
+    return causal and (
+        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
+    )
 
 
 def _ensure_token_classification(config: Any, path: str) -> None:
@@ -279,7 +290,7 @@ def _ensure_token_classification(config: Any, path: str) -> None:
         return
     if kind not in AutoModel._model_mapping:
         raise PQMError(f"{path}: transformers has no base model for {config.model_type}")
-    base = AutoModel._model_mapping[kind]
+    base: Any = AutoModel._model_mapping[kind]
     parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
     name = base.__name__.removesuffix("Model") + "ForTokenClassification"
     generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})

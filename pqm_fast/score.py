@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model import Recipe, StepQModel, load_tokenizer
 
 Scores = list[float | None]
+DType = Literal["auto", "float32", "bfloat16"]
 
 
 class Scorer:
@@ -35,7 +37,7 @@ class Scorer:
         path: str | os.PathLike[str],
         *,
         device: str = "auto",
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        dtype: DType = "auto",
         max_length: int | None = None,
         max_tokens: int = 16384,
     ) -> "Scorer":
@@ -88,6 +90,60 @@ def _unlabelled(solution: Encoded) -> Trajectory:
     )
 
 
+class ScoreOptions(Protocol):
+    """The options that scoring records takes, whichever command it runs under."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def data(self) -> tuple[str, ...]: ...
+    @property
+    def read(self) -> ReadOptions: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def progress(self) -> bool: ...
+
+
+def score_records(
+    options: ScoreOptions, skipped: SkipSummary, done: Container[str] = ()
+) -> Iterator[tuple[Record, Scores]]:
+    """Records of files with the scores of their steps, in order, without those whose id is in `done`.
+
+    All records are read once before the model is loaded: a bad one shows at once, and the bar knows the total.
+    Raises PQMError for what cannot be read or scored; with `read.skip_bad` such records are counted in `skipped`.
+    """
+    total = sum(record.id not in done for record in read_all(options.data, options.read, skipped))
+    assert options.model is not None
+    scorer = Scorer.from_pretrained(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        max_length=options.max_length,
+        max_tokens=options.max_tokens,
+    )
+    left = (r for r in read_all(options.data, options.read, SkipSummary()) if r.id not in done)
+    with tqdm(total=total, unit="record", disable=not options.progress) as bar:
+        for records in chunks(left, CHUNK):
+            kept: list[tuple[Record, Encoded]] = []
+            for record, encoded in zip(records, scorer.encoder(records), strict=True):
+                if isinstance(encoded, Encoded):
+                    kept.append((record, encoded))
+                elif options.read.skip_bad:
+                    skipped.add(encoded.kind, str(encoded))
+                else:
+                    raise encoded
+            scores = scorer.score_encoded([encoded for _, encoded in kept])
+            yield from zip((record for record, _ in kept), scores, strict=True)
+            bar.update(len(records))
+
+
 @dataclass(frozen=True)
 class ScoreConfig:
     """Write the Q-value of every step, for records with or without labels."""
@@ -106,7 +162,7 @@ class ScoreConfig:
     """Tokens of one forward pass."""
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DType = "auto"
     """bfloat16 on a GPU, float32 on a CPU."""
     progress: bool = True
     """Show the progress bar."""
@@ -117,53 +173,24 @@ def score(config: ScoreConfig) -> Path:
     out, part = Path(config.out), Path(config.out + ".part")
     if out.exists():
         raise PQMError(f"{out}: exists already; delete it or choose another --out")
-    # reading first, before the model: a bad record shows at once, and the bar knows the total
-    skipped = SkipSummary()
-    total = sum(1 for _ in read_all(config.data, config.read, skipped))
-    scorer = Scorer.from_pretrained(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        max_length=config.max_length,
-        max_tokens=config.max_tokens,
-    )
+    skipped, cut = SkipSummary(), 0
+    scored = score_records(config, skipped, done=_done(part, config))
+    first = next(scored, None)  # nothing is written before the input and the model are known to be good
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = _done(part, config)
-    encode_skips, cut = SkipSummary(), 0
-    with open(part, "a", encoding="utf-8") as file, tqdm(
-        total=total, initial=len(done), unit="record", disable=not config.progress
-    ) as bar:
-        left = (r for r in read_all(config.data, config.read, SkipSummary()) if r.id not in done)
-        for records in chunks(left, CHUNK):
-            for record, scores in _score_chunk(scorer, records, config, encode_skips):
-                file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
-                cut += None in scores
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(records))
+    _begun_with(part).write_text(json.dumps(_means(config)), encoding="utf-8")
+    with open(part, "a", encoding="utf-8") as file:
+        for record, scores in chain([first] if first else [], scored):
+            file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
+            cut += None in scores
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, out)
-    _meta(part).unlink(missing_ok=True)
-    for summary in (skipped, encode_skips):
-        if summary.total:
-            print(summary)
+    _begun_with(part).unlink()
+    if skipped.total:
+        print(skipped)
     if cut:
-        print(f"{cut:,} records are longer than {scorer.encoder.max_length} tokens: null stands for their last steps")
+        print(f"{cut:,} records do not fit the context: null stands for the scores of their last steps")
     return out
-
-
-def _score_chunk(
-    scorer: Scorer, records: list[Record], config: ScoreConfig, skipped: SkipSummary
-) -> Iterator[tuple[Record, Scores]]:
-    kept: list[tuple[Record, Encoded]] = []
-    for record, encoded in zip(records, scorer.encoder(records), strict=True):
-        if not isinstance(encoded, RecordError):
-            kept.append((record, encoded))
-        elif config.read.skip_bad:
-            skipped.add(encoded)
-        else:
-            raise encoded
-    scores = scorer.score_encoded([encoded for _, encoded in kept])
-    yield from zip((record for record, _ in kept), scores, strict=True)
 
 
 def _row(record: Record, scores: Scores) -> dict[str, Any]:
@@ -173,19 +200,25 @@ def _row(record: Record, scores: Scores) -> dict[str, Any]:
     return row | {"scores": scores} | {k: v for k, v in record.extra.items() if k not in (*row, "scores")}
 
 
-def _meta(part: Path) -> Path:
+def _means(config: ScoreConfig) -> dict[str, Any]:
+    return {
+        "model": str(Path(config.model).resolve()),
+        "max_length": config.max_length,
+        "dtype": config.dtype,
+    }
+
+
+def _begun_with(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
 def _done(part: Path, config: ScoreConfig) -> set[str]:
     """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
-    means = {"model": str(Path(config.model).resolve()), "max_length": config.max_length, "dtype": config.dtype}
-    meta = _meta(part)
-    if part.exists() and meta.exists() and (before := json.loads(meta.read_text())) != means:
-        raise PQMError(f"{part}: was begun with {before}, not {means}; delete it to start over")
-    meta.write_text(json.dumps(means))
     if not part.exists():
         return set()
+    before = json.loads(_begun_with(part).read_text(encoding="utf-8"))
+    if before != _means(config):
+        raise PQMError(f"{part}: was begun with {before}, not {_means(config)}; delete it to start over")
     done, end = set(), 0
     with open(part, "rb") as file:
         for line in file:

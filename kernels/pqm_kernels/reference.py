@@ -1,12 +1,13 @@
-"""Every loss over the step scores of a trajectory, in plain PyTorch: the definition that all else is tested against.
+"""Every loss over the step scores of a trajectory, in plain PyTorch: what all else is tested against.
 
-Each loss is one short function `(q, y, valid, zeta) -> [...]` that reduces the last dimension: scores `q` [..., L], labels
-`y` [..., L] (1 correct, 0 wrong) and `valid` [..., L], False where a row is padded. One trajectory is `[L]`, a batch `[B, L]`.
-Q_0 = 0 is the value of the question; C and W are the correct and the wrong steps in order. Time is linear in L and scores may
-be as large as 1e4, except that `pairwise` looks at every pair.
+Each loss is one short function `(q, y, valid, zeta) -> [...]` that reduces the last dimension: scores `q`
+[..., L], labels `y` [..., L] (1 correct, 0 wrong) and `valid` [..., L], False where a row is padded. One
+trajectory is [L], a batch [B, L]. Q_0 = 0 is the value of the question; C and W are the correct and the wrong
+steps in order; N is the sum of e^(q_w + zeta) over W. Scores may be as large as 1e4, and time is linear in L
+except for `pairwise`, which looks at every pair.
 
-Sources: PQM, "Process Reward Model with Q-Value Rankings" (ICLR 2025, arXiv 2410.11287), and CRM, "Linking Process to
-Outcome: Conditional Reward Modeling for LLM Reasoning" (ICLR 2026, arXiv 2509.26578).
+Sources: PQM, "Process Reward Model with Q-Value Rankings" (ICLR 2025, arXiv 2410.11287), and CRM, "Linking
+Process to Outcome: Conditional Reward Modeling for LLM Reasoning" (ICLR 2026, arXiv 2509.26578).
 """
 
 from collections.abc import Callable
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Stands for "not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score, and unlike -inf it never makes a NaN
-# gradient (0 * inf) in a row where nothing is summed.
+# "Not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score and, unlike that of -inf, its
+# gradient is never 0 * inf = NaN in a row where nothing is summed.
 ABSENT = -1e30
 # How many pairs of scores `pairwise` holds in memory at a time.
 PAIRS_AT_ONCE = 2**22
@@ -32,26 +33,27 @@ def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 9: the terms of `rank` and, for each w in W but the last, log(sum_{w' >= w} e^q_w') - q_w, in one mean."""
+    """PQM Eq. 9: mean of `rank`'s terms and of log(sum_{w' >= w} e^q_w') - q_w over W without its last step."""
     correct, wrong = _split(y, valid)
     later = torch.where(wrong, q, ABSENT).flip(-1).logcumsumexp(-1).flip(-1)
-    # The last wrong step adds q_w - q_w = 0; so there are as many terms as steps.
+    # The last wrong step would add q_w - q_w = 0, so it may stay; there are as many terms as steps.
     total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, later - q, 0.0).sum(-1)
     return total / valid.sum(-1).clamp(min=1)
 
 
 def rank_first_error(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 12: `rank` with N = e^q_w of the first wrong step alone, without a margin (zeta is not used)."""
+    """PQM Eq. 12: `rank` with N = e^q_w of the first wrong step alone; zeta is not used."""
     correct, wrong = _split(y, valid)
     first = wrong & (wrong.cumsum(-1) == 1)
     return _rank_terms(q, correct, first, 0.0) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
 def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Mean of softplus(lower + margin - higher) over every ordered pair of PQM's theorem, margin zeta across Q_0 and W.
+    """Mean of softplus(lower + margin - higher) over every ordered pair that PQM's theorem implies.
 
-    The theorem puts all scores in one chain, last correct > ... > first correct > Q_0 > first wrong > ... > last wrong, and
-    the margin is a shift of every wrong score: the loss is the mean of softplus(x_j - x_i) over i < j in the chain x.
+    The theorem puts the scores in one chain: last correct > ... > first correct > Q_0 > first wrong > ... >
+    last wrong. The margin zeta, of a wrong step below Q_0 or a correct one, is a shift of all wrong scores.
+    So the loss is the mean of softplus(x_j - x_i) over i < j in the chain x.
     """
     correct, wrong = _split(y, valid)
     step = torch.arange(1, q.shape[-1] + 1, device=q.device)
@@ -60,7 +62,7 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     chain = F.pad(scores, (1, 0)).gather(-1, F.pad(place, (1, 0)).argsort(-1))
     steps = valid.sum(-1)
 
-    def pairs_above(begin: int, end: int) -> Tensor:
+    def pairs_below(begin: int, end: int) -> Tensor:
         higher, lower = chain[..., begin:end, None], chain[..., None, begin + 1 :]
         i = torch.arange(begin, begin + higher.shape[-2], device=q.device)[:, None]
         j = torch.arange(begin + 1, chain.shape[-1], device=q.device)
@@ -69,43 +71,40 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
     block = max(1, PAIRS_AT_ONCE // max(chain.numel(), 1))
     if block >= len(step):
-        total = pairs_above(0, len(step))
-    else:  # recomputed in the backward: memory stays at one block
+        total = pairs_below(0, len(step))
+    else:  # each block is computed again in the backward, so that memory holds one at a time
         total = torch.zeros_like(chain[..., 0])
         for begin in range(0, len(step), block):
-            total = total + checkpoint(pairs_above, begin, begin + block, use_reentrant=False)
+            total = total + checkpoint(pairs_below, begin, begin + block, use_reentrant=False)
     return total / (steps * (steps + 1) // 2).clamp(min=1)
 
 
 def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """CRM: -log sigmoid(q) is the hazard of a step; all correct: their sum H. Else, with z the first wrong step:
-    -log(1 - e^-H) + softplus(q_z) + the hazards before z (zeta is not used)."""
+    """CRM: with h = softplus(-q) = -log sigmoid(q) and H its sum over all steps, H if every step is correct;
+    else, with z the first wrong step, -log(1 - e^-H) + softplus(q_z) + sum_{k<z} h_k; zeta is not used."""
     _, wrong = _split(y, valid)
-    hazard = torch.where(valid, -F.logsigmoid(q), 0.0)
-    before = wrong.cumsum(-1) == 0
-    first = wrong & (wrong.cumsum(-1) == 1)
-    # H underflows when every score is large, its logarithm does not: log(-log sigmoid(q)) = -q - e^-q/2 + ... there.
-    log_hazard = torch.where(q > 16, -q - torch.exp(-q.clamp(min=16)) / 2, torch.log(-F.logsigmoid(q.clamp(max=16))))
-    failed = -_log1mexp(torch.where(valid, log_hazard, ABSENT).logsumexp(-1))
-    return (
-        torch.where(before, hazard, 0.0).sum(-1)
-        + torch.where(first, -F.logsigmoid(-q), 0.0).sum(-1)
-        + torch.where(wrong.any(-1), failed, 0.0)
-    )
+    errors = wrong.cumsum(-1)
+    survived = torch.where(valid & (errors == 0), -F.logsigmoid(q), 0.0).sum(-1)
+    erred = torch.where(wrong & (errors == 1), -F.logsigmoid(-q), 0.0).sum(-1)
+    # H underflows where every score is large but log H does not: log h = -q - e^-q / 2 + ... there.
+    large = -q - torch.exp(-q.clamp(min=16.0)) / 2
+    log_h = torch.where(q > 16.0, large, torch.log(-F.logsigmoid(q.clamp(max=16.0))))
+    failed = -_log1mexp(torch.where(valid, log_h, ABSENT).logsumexp(-1))
+    return survived + erred + torch.where(wrong.any(-1), failed, 0.0)
 
 
 def bce(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Sum over the steps of binary cross entropy with logits, hard or soft labels (zeta is not used)."""
+    """Sum over the steps of binary cross entropy with logits, hard or soft labels; zeta is not used."""
     return torch.where(valid, F.binary_cross_entropy_with_logits(q, y, reduction="none"), 0.0).sum(-1)
 
 
 def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels (zeta is not used)."""
+    """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels; zeta is not used."""
     return torch.where(valid, (q.sigmoid() - y).square(), 0.0).sum(-1)
 
 
 def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Binary cross entropy with logits of the last step against the outcome: 1 if no step is wrong (zeta is not used)."""
+    """Binary cross entropy with logits of the last step against "no step is wrong"; zeta is not used."""
     _, wrong = _split(y, valid)
     steps = valid.sum(-1, keepdim=True)
     last = q.gather(-1, (steps - 1).clamp(min=0))
@@ -116,35 +115,36 @@ def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a trainer has to know about a loss.
-
-    Attributes:
-        function: `(q, y, valid, zeta) -> [...]`, see the module.
-        soft_labels: takes labels between 0 and 1; the others take 0 and 1 only.
-        normalised_by: what a batch divides the sum over its trajectories by.
-        formula: the loss of one trajectory and its source, in one line.
-    """
+    """What a trainer has to know about a loss."""
 
     function: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """`(q, y, valid, zeta) -> [...]`, as described at the top of this module."""
     soft_labels: bool
+    """Takes any label in [0, 1]; the others take 0 and 1 only."""
     normalised_by: Literal["trajectories", "steps"]
+    """What a batch divides the sum over its trajectories by."""
     formula: str
+    """The loss of one trajectory and its source, in one line."""
 
 
 LOSSES: dict[str, Loss] = {
-    "rank": Loss(rank, False, "trajectories", "mean_c log(1 + sum_{c'<=c} e^q_c' + N) - q_c, log(1 + N) (PQM Eq. 10)"),
+    "rank": Loss(
+        rank, False, "trajectories", "mean: log(1 + sum_{c'<=c} e^q_c' + N) - q_c, log(1 + N) (PQM Eq. 10)"
+    ),
     "rank-theory": Loss(
-        rank_theory, False, "trajectories", "rank and, per wrong step, log(sum_{w'>=w} e^q_w') - q_w (PQM Eq. 9)"
+        rank_theory, False, "trajectories", "mean: rank's terms, log sum_{w'>=w} e^q_w' - q_w (PQM Eq. 9)"
     ),
     "rank-first-error": Loss(
         rank_first_error, False, "trajectories", "rank with N = e^q of the first wrong step (PQM Eq. 12)"
     ),
     "pairwise": Loss(
-        pairwise, False, "trajectories", "mean softplus(lower + margin - higher) over PQM's ordered pairs (Theorem 3.5)"
+        pairwise, False, "trajectories", "mean: softplus(lower + margin - higher), all pairs (PQM's theorem)"
     ),
-    "crm": Loss(crm, False, "trajectories", "-log P(first error at z, wrong outcome), P(step) = sigmoid(q) (CRM)"),
-    "bce": Loss(bce, True, "steps", "sum_t binary cross entropy of sigmoid(q_t) and y_t"),
-    "mse": Loss(mse, True, "steps", "sum_t (sigmoid(q_t) - y_t)^2"),
+    "crm": Loss(
+        crm, False, "trajectories", "-log P(first wrong step, outcome), sigmoid(q_t) = P(t is right) (CRM)"
+    ),
+    "bce": Loss(bce, True, "steps", "sum: binary cross entropy of sigmoid(q_t) and y_t"),
+    "mse": Loss(mse, True, "steps", "sum: (sigmoid(q_t) - y_t)^2"),
     "orm": Loss(orm, False, "trajectories", "binary cross entropy of sigmoid(q_T) and 'no step is wrong'"),
 }
 
@@ -157,21 +157,22 @@ def trajectory_losses(
     Args:
         q: [S] step scores, any float dtype; half precision is computed in float32.
         labels: [S] of any dtype: 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
-        cu_steps: [B + 1] integer, from 0 to S, not decreasing.
+        cu_steps: [B + 1] int32 or int64, rising from 0 to S; a trajectory may have no steps.
         loss: a key of `LOSSES`.
         zeta: margin between correct and wrong steps, for the losses that have one.
 
     Returns:
-        [B], the dtype of `q` (float32 for half precision). A trajectory without a term gives 0 and no gradient; a score that
-        is not finite makes its own trajectory NaN. For bce and mse it is the sum over the steps: a batch divides by S.
+        [B] in the dtype of `q` (float32 for half precision). A trajectory without a term gives 0 and no
+        gradient; a score that is not finite makes the loss of its own trajectory NaN. For bce and mse a
+        trajectory's loss is the sum over its steps: a batch divides by S.
 
     Raises:
-        ValueError: an unknown loss, shapes that do not fit. The values of `labels` and `cu_steps` are checked on the CPU only:
-            elsewhere that would synchronise the device.
+        ValueError: an unknown loss; shapes that do not fit; on the CPU, values of labels or cu_steps that do
+            not. On other devices these are not looked at, though the longest length is read back.
     """
     if q.dim() != 1 or not q.is_floating_point():
         raise ValueError(f"q must be floating point [S], found {q.dtype} {list(q.shape)}")
-    spec = check_steps(len(q), labels, cu_steps, loss)
+    check_steps(len(q), labels, cu_steps, loss)
     if q.dtype in (torch.float16, torch.bfloat16):
         q = q.float()
     lengths = cu_steps.diff()
@@ -179,12 +180,12 @@ def trajectory_losses(
     valid = torch.arange(longest, device=q.device) < lengths[:, None]
     padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
-    # Some losses are blind to an infinite score; 0 * inf makes it seen.
-    return spec.function(padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
+    # Some losses do not see an infinite score; 0 * inf shows it.
+    return LOSSES[loss].function(padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
 
 
-def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> Loss:
-    """The entry of `LOSSES`, or ValueError if the loss is unknown or labels and cu_steps do not describe `num_steps` steps.
+def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> None:
+    """ValueError if the loss is unknown, or if labels and cu_steps do not describe `num_steps` steps.
 
     Values are looked at on the CPU only: elsewhere that would synchronise the device.
     """
@@ -193,21 +194,20 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
     if labels.shape != (num_steps,):
         raise ValueError(f"labels must be [{num_steps}], one per step, found {list(labels.shape)}")
     if cu_steps.dim() != 1 or len(cu_steps) == 0 or cu_steps.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"cu_steps must be integer [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}")
+        raise ValueError(
+            f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}"
+        )
     if cu_steps.device.type == "cpu":
         bounds = cu_steps.tolist()
         if bounds[0] != 0 or bounds[-1] != num_steps or bounds != sorted(bounds):
-            raise ValueError(
-                f"cu_steps must rise from 0 to the {num_steps} steps, found {bounds[0]} to {bounds[-1]}"
-                + (", not in order" if bounds != sorted(bounds) else "")
-            )
-    if labels.device.type == "cpu" and labels.dtype != torch.bool:
+            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {bounds}")
+    if labels.device.type == "cpu":
         if LOSSES[loss].soft_labels:
             if not ((labels >= 0) & (labels <= 1)).all():
-                raise ValueError(f"labels of {loss!r} must lie in [0, 1]")
+                raise ValueError(f"labels for {loss!r} must lie in [0, 1]")
         elif not ((labels == 0) | (labels == 1)).all():
-            raise ValueError(f"labels of {loss!r} must be 0 or 1; soft labels are for bce and mse")
-    return LOSSES[loss]
+            soft = ", ".join(name for name in LOSSES if LOSSES[name].soft_labels)
+            raise ValueError(f"labels for {loss!r} must be 0 or 1; losses that take soft labels: {soft}")
 
 
 def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,14 +216,14 @@ def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank_terms(q: Tensor, correct: Tensor, wrong: Tensor, zeta: float) -> Tensor:
-    """Sum of the terms of `rank`. With S_0 = log(1 + N) and S_i = log(e^S_0 + sum_{k <= i} e^q_ck), they are S_0 and S_i - q_ci."""
-    negatives = F.pad(torch.where(wrong, q + zeta, ABSENT), (1, 0)).logsumexp(-1, keepdim=True)  # S_0; 0 if W is empty
-    positives = torch.cat([negatives, torch.where(correct, q, ABSENT)], -1).logcumsumexp(-1)[..., 1:]
-    return negatives.squeeze(-1) + torch.where(correct, positives - q, 0.0).sum(-1)
+    """Sum of the terms of `rank`: S_0 = log(1 + N) and S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck)."""
+    s_0 = F.pad(torch.where(wrong, q + zeta, ABSENT), (1, 0)).logsumexp(-1, keepdim=True)  # 0 without any W
+    s = torch.cat([s_0, torch.where(correct, q, ABSENT)], -1).logcumsumexp(-1)[..., 1:]
+    return s_0.squeeze(-1) + torch.where(correct, s - q, 0.0).sum(-1)
 
 
 def _log1mexp(log_x: Tensor) -> Tensor:
-    """log(1 - exp(-x)) for x > 0 of any size, from log(x): where x is small, log(x) - x/2 + x^2/24 - ..."""
+    """log(1 - e^-x), x > 0 of any size, from log x; it is log x - x / 2 + x^2 / 24 - ... where x is small."""
     x = log_x.exp()
-    small = x < 1e-3
-    return torch.where(small, log_x - x / 2 + x.square() / 24, torch.log(-torch.expm1(-x.clamp(min=1e-3))))
+    series = log_x - x / 2 + x.square() / 24
+    return torch.where(x < 1e-3, series, torch.log(-torch.expm1(-x.clamp(min=1e-3))))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pqm_fast.data.encode import Encoder
+from pqm_fast.data.encode import Encoded, Encoder
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import Trajectory
 from pqm_fast.data.read import SkipSummary, read_all
@@ -41,7 +42,9 @@ class TrajectoryDataset:
 
     def __init__(self, folder: Path):
         self.columns = {
-            name: np.memmap(folder / name, dtype=dtype, mode="r") if (folder / name).stat().st_size else np.zeros(0, dtype)
+            name: np.memmap(folder / name, dtype=dtype, mode="r")
+            if (folder / name).stat().st_size
+            else np.zeros(0, dtype)
             for name, dtype in COLUMNS.items()
         }
         self.notes: list[str] = json.loads((folder / "info.json").read_text(encoding="utf-8"))["notes"]
@@ -55,7 +58,9 @@ class TrajectoryDataset:
 
     def __getitem__(self, i: int) -> Trajectory:
         return Trajectory(
-            self._part("ids", "ids_end", i), self._part("rows", "steps_end", i), self._part("labels", "steps_end", i)
+            self._part("ids", "ids_end", i),
+            self._part("rows", "steps_end", i),
+            self._part("labels", "steps_end", i),
         )
 
     def name(self, i: int) -> str:
@@ -109,17 +114,19 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
     skipped = SkipSummary()
     ends = {"ids_end": 0, "steps_end": 0, "names_end": 0}
     count = cut_records = cut_steps = 0
-    files = {name: open(folder / name, "wb") for name in COLUMNS}
-    try:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / name, "wb")) for name in COLUMNS}
         for records in chunks(read_all(paths, options, skipped), CHUNK):
             parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
             for record, encoded in zip(records, encoder(records), strict=True):
-                problem = encoded if isinstance(encoded, RecordError) else _without_labels(record)
+                problem = _problem(record, encoded)
+                if problem is not None and not options.skip_bad:
+                    raise problem
                 if problem is not None:
-                    if not options.skip_bad:
-                        raise problem
-                    skipped.add(problem)
+                    skipped.add(problem.kind, str(problem))
                     continue
+                assert isinstance(encoded, Encoded)
+                assert record.labels is not None
                 kept = len(encoded.step_index)
                 name = np.frombuffer(record.id.encode(), dtype=np.uint8)
                 ends["ids_end"] += len(encoded.input_ids)
@@ -139,9 +146,6 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
             for column, dtype in COLUMNS.items():
                 if parts[column]:
                     np.concatenate(parts[column]).astype(dtype).tofile(files[column])
-    finally:
-        for file in files.values():
-            file.close()
     if not count:
         raise PQMError(f"{', '.join(paths)}: no usable record. {skipped}")
     notes = []
@@ -178,7 +182,9 @@ def split_by_question(question: np.ndarray, fraction: float, seed: int) -> tuple
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def _without_labels(record: Record) -> RecordError | None:
+def _problem(record: Record, encoded: Encoded | RecordError) -> RecordError | None:
+    if isinstance(encoded, RecordError):
+        return encoded
     if record.labels is not None and any(label is not None for label in record.labels):
         return None
     return RecordError(
@@ -197,7 +203,14 @@ def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> 
     """Everything that the stored tokens depend on."""
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     tokenizer = backend.to_str() if backend is not None else repr(encoder.tokenizer)
-    parts: list[Any] = [LAYOUT, asdict(options), asdict(encoder.template), encoder.max_length, encoder.bos, tokenizer]
+    parts: list[Any] = [
+        LAYOUT,
+        asdict(options),
+        asdict(encoder.template),
+        encoder.max_length,
+        encoder.bos,
+        tokenizer,
+    ]
     parts += [_source_key(path) for path in paths]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 

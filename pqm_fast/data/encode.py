@@ -96,7 +96,7 @@ class Encoder:
             ids = tokenizer.encode(template.step_token, add_special_tokens=False)
             if len(ids) != 1:
                 raise PQMError(
-                    f"step token {template.step_token!r} is {len(ids)} tokens in this tokenizer; add it or choose another"
+                    f"step token {template.step_token!r} is {len(ids)} tokens of this tokenizer, not one; choose another"
                 )
             self.step_id = ids[0]
         self.bos = self._bos()
@@ -118,7 +118,11 @@ class Encoder:
         if not texts:
             return []
         pieces = dict(
-            zip(texts, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True)
+            zip(
+                texts,
+                self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
+                strict=True,
+            )
         )
         return [
             self._join(record, pieces[prompt], [pieces[s] for s in own])
@@ -155,6 +159,4 @@ class Encoder:
             ids += step
             ids += marker
             rows.append(len(ids) - 1)
-        return Encoded(
-            np.array(ids, dtype=np.int32), np.array(rows, dtype=np.int32), steps_cut=len(steps) - len(rows)
-        )
+        return Encoded(np.array(ids, dtype=np.int32), np.array(rows, dtype=np.int32), steps_cut=len(steps) - len(rows))

@@ -97,7 +97,13 @@ def pack(
 
 
 def plan_batches(
-    lengths: np.ndarray, budget: int, *, seed: int = 0, epoch: int = 0, window: int = 8192, shuffle: bool = True
+    lengths: np.ndarray,
+    budget: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    window: int = 8192,
+    shuffle: bool = True,
 ) -> list[np.ndarray]:
     """Groups trajectories into micro-batches of at most `budget` tokens, window by window of a shuffled epoch.
 

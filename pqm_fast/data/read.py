@@ -66,9 +66,9 @@ def read_records(
     """The records of one source, read as they are asked for.
 
     Args:
-        path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a folder
-            that `datasets` saved or loads; or the name of a hub data set, `org/name`, if there is no such folder.
-            Folders and hub data sets take a split: `path:split`. Only a JSON list is held in memory as a whole.
+        path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a
+            folder that `datasets` saved or loads; or a hub data set, `org/name`, where there is no such path.
+            The last two take a split: `path:split`. Only a JSON list is held in memory.
         format: overrides `options.format` unless it is "auto".
         options: how to read, see `ReadOptions`.
         skipped: collects what `options.skip_bad` leaves out; without it a warning says so at the end.
@@ -139,8 +139,8 @@ def _check_same_format(raw: dict[str, Any], format: str) -> None:
     if not expected.fits(raw):
         raise FormatError(
             "another format",
-            f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({', '.join(expected.fields)}), which the "
-            "file began with; add what is missing, or keep one format per file",
+            f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({', '.join(expected.fields)}), "
+            "with which the file began; add what is missing, or keep one format per file",
         )
 
 

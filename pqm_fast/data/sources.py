@@ -1,4 +1,4 @@
-"""Where raw records come from: JSON and Parquet files, saved data sets, hub data sets; each record with its place."""
+"""Where raw records come from: JSON and Parquet files, saved and hub data sets; each with its place."""
 
 import gzip
 import json
@@ -155,7 +155,7 @@ def _decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, str
 
 def _parse_line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.strip())
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         return FormatError("no JSON", f"no JSON ({reason}); write one JSON object per line")

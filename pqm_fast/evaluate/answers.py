@@ -22,14 +22,14 @@ _FRACTION = r"\\[dtc]?frac\s*\{\s*-?\d+\s*\}\s*\{\s*\d+\s*\}"
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _MARKED = re.compile(
-    r"^#+[ \t]*answer[ \t]*:?[ \t]*\n\s*(?P<header>.+)"  # PRM800K: "# Answer\n\n29"
-    r"|\banswer\s*\**\s*(?:is|:)[\s:*]*(?P<phrase>.+)"  # Math-Shepherd: "The answer is: 29"
-    r"|^(?-i:A):[ \t]*(?P<letter>.+)\s*\Z"  # "A: 29" on the last line
-    r"|^####[ \t]*(?P<hashes>.+)\s*\Z",  # GSM8K: "#### 29" on the last line
+    r"^#+[ \t]*answer[ \t:]*\n\s*(?P<header>\S.*)"  # PRM800K: "# Answer\n\n29"
+    r"|\banswer[\s*]*(?:is\b|:)[\s:*]*(?P<phrase>[^\s:*].*)"  # Math-Shepherd: "The answer is: 29"
+    r"|^(?-i:A):[ \t]*(?P<letter>\S.*)\Z"  # "A: 29" on the last line
+    r"|^####[ \t]*(?P<hashes>\S.*)\Z",  # GSM8K: "#### 29" on the last line
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|,?\s(?:because|since|which|as|so)\s")
-_LAST_NUMBER = re.compile(rf"(?P<sign>-?)\\?\$?(?P<value>{_FRACTION}|{_NUMBER}(?:/\d+)?)", re.ASCII)
+_LAST_NUMBER = re.compile(rf"(?P<sign>[-−]?)\\?\$?(?P<value>{_FRACTION}|{_NUMBER}(?:/\d+)?)", re.ASCII)
 
 
 def final_answer(text: str) -> str | None:
@@ -57,7 +57,7 @@ def marked_answer(text: str) -> str | None:
     if boxed:
         return boxed
     answer = None
-    for match in _MARKED.finditer(text):
+    for match in _MARKED.finditer(text.rstrip()):
         found = match[match.lastgroup or 0].strip()
         if match.lastgroup == "phrase":
             found = _SENTENCE_END.split(found, maxsplit=1)[0].strip()
@@ -71,15 +71,15 @@ def same_answer(a: str, b: str) -> bool:
     Equal after normalisation, or two numbers that agree to six digits (integers: exactly), or symbolically
     equal by math-verify in either direction. Text that is not mathematics (it holds a word) is only equal to
     the same text. math-verify limits its time with a signal, which only the main thread may do: called from
-    another thread, the symbolic comparison runs in a child process, with the same limit and verdict, but slower.
+    another thread, this comparison runs in a child process, with the same limit and verdict, but slower.
     """
     x, y = _normalise(a), _normalise(b)
     if _compact(x) == _compact(y):
-        return True
+        return x != "" or a == b
     p, q = _number(x), _number(y)
     if p is not None and q is not None:
         whole = p.denominator == q.denominator == 1
-        return p == q or (not whole and abs(p - q) * 10**6 <= max(min(abs(p), 1), min(abs(q), 1)))
+        return p == q or (not whole and abs(p - q) * 10**6 <= min(max(abs(p), abs(q)), Fraction(1)))
     if not (_is_mathematics(x) and _is_mathematics(y)):
         return False
     return _symbolically_equal(min(x, y), max(x, y))
@@ -121,6 +121,7 @@ def _last_boxed(text: str) -> str | None:
     return content
 
 
+_SCALE = "hundred|thousand|million|billion|trillion|dozen"
 _UNICODE = str.maketrans(
     {
         "−": "-",
@@ -143,36 +144,52 @@ _REWRITE = [
         (r"(?<!\\)\\[!,;: ()\[\]]", ""),  # spaces and delimiters of mathematics, but not a line break \\
         (r"\\?[$%€£]|\*\*", ""),
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
-        (r"(?<=\d)\s*\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?\d\}?)?\s*\Z", ""),  # a unit
+        (
+            rf"(?<=[\d}}])\s*\\(?:text|mbox|mathrm)\s*\{{(?!\s*(?:{_SCALE})\b)[^{{}}]*\}}(?:\^\{{?\d\}}?)?\s*\Z",
+            "",
+        ),  # unit
         (r"\A\s*\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}\s*\Z", r"\1"),
-        (r"\A\s*(?:[a-zA-Z]|[-\d\s+*/().]*\d[-\d\s+*/().]*)=(?=[^=]*\Z)", ""),  # `x = 5`, `2 + 3 = 5`
-        (r"[\s.,;:!]+\Z", ""),
+        (r"\A\s*(?:[a-zA-Z]|[-\d\s+*/().]*\d[-\d\s+*/().]*)\s*=(?=[^=]*\Z)", ""),  # `x = 5`, `2 + 3 = 5`
+        (r"[\s.,;:]+\Z", ""),
         (r"\s+", " "),
     ]
 ]
-_UNIT = r"(?:\s*[a-zA-Z]{3,}|\s+(?:cm|mm|km|kg|ft|lb|oz))(?:[\s/]+[a-zA-Z]+){0,2}"
-_DECIMAL = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?P<value>{_NUMBER})(?P<exponent>e[-+]?\d{{1,2}})?(?P<unit>{_UNIT})?", re.A
-)
-_RATIO = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?P<whole>{_INT}(?=\s*\\|\s+\d))?\s*"
-    rf"(?:\\frac\s*(?:\{{\s*(?P<up>-?{_INT})\s*\}}\s*\{{\s*(?P<down>{_INT})\s*\}}|(?P<u>\d)(?P<d>\d))"
-    rf"|(?P<top>{_NUMBER})\s*/\s*(?P<bottom>{_NUMBER}))(?P<unit>{_UNIT})?",
-    re.ASCII,
+_VALUE = re.compile(
+    rf"""(?P<sign>[-+]?)\s*
+    (?:(?P<whole>{_INT})(?=\s*\\frac|\s+\d+\s*/)\s*)?
+    (?:(?P<top>{_NUMBER})(?P<exponent>e[-+]?\d{{1,2}})?(?:\s*/\s*(?P<bottom>{_NUMBER}))?
+      |\\frac\s*(?:\{{\s*(?P<up>-?{_INT})\s*\}}\s*\{{\s*(?P<down>{_INT})\s*\}}|(?P<u>\d)(?P<d>\d)))
+    (?P<unit>(?:\s*[a-zA-Z]{{3,}}|\s+(?:cm|mm|km|kg|ft|lb|oz))(?:[\s/]+[a-zA-Z]+){{0,2}})?""",
+    re.ASCII | re.VERBOSE,
 )
 _FUNCTIONS = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "arcsin", "arccos", "arctan"}
 _NOT_UNITS = _FUNCTIONS | {
-    *("hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "third", "quarter"),
-    *("and", "or", "plus", "minus", "times", "over", "more", "less", "squared", "cubed"),
+    *_SCALE.split("|"),
+    *(
+        "half",
+        "third",
+        "quarter",
+        "and",
+        "or",
+        "plus",
+        "minus",
+        "times",
+        "over",
+        "more",
+        "less",
+        "squared",
+        "cubed",
+    ),
 }
 
 
 @lru_cache(maxsize=65536)
 def _normalise(answer: str) -> str:
-    text = answer.translate(_UNICODE) if len(answer) <= MAX_LENGTH else answer
-    if len(text) <= MAX_LENGTH:
-        for pattern, new in _REWRITE:
-            text = pattern.sub(new, text)
+    if len(answer) > MAX_LENGTH:
+        return answer.strip()
+    text = answer.translate(_UNICODE)
+    for pattern, new in _REWRITE:
+        text = pattern.sub(new, text)
     return text.strip()
 
 
@@ -184,31 +201,19 @@ def _compact(text: str) -> str:
 @lru_cache(maxsize=65536)
 def _number(text: str) -> Fraction | None:
     """The exact value of a normalised decimal, ratio or mixed number, with or without a unit; else None."""
-    match = (_DECIMAL.fullmatch(text) or _RATIO.fullmatch(text)) if len(text) <= MAX_LENGTH else None
-    if match is None or any(
-        word in _NOT_UNITS for word in re.findall("[a-z]+", (match["unit"] or "").lower())
-    ):
+    match = _VALUE.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if match is None or not _NOT_UNITS.isdisjoint(re.findall("[a-z]+", (match["unit"] or "").lower())):
         return None
-    part = {
-        name: Fraction(value.replace(",", ""))
-        for name, value in match.groupdict().items()
-        if _is_digits(value)
-    }
-    if "value" in part:
-        value = part["value"] * Fraction("1" + (match["exponent"] or "e0"))
-    else:
-        above, below = (
-            next(part[k] for k in names if k in part)
-            for names in (("up", "u", "top"), ("down", "d", "bottom"))
-        )
-        if not below:
-            return None
-        value = part.get("whole", Fraction(0)) + above / below
+
+    def part(*names: str, default: int) -> Fraction:
+        return next((Fraction(match[k].replace(",", "")) for k in names if match[k]), Fraction(default))
+
+    below = part("bottom", "down", "d", default=1)
+    if not below:
+        return None
+    above = part("top", "up", "u", default=0) * Fraction("1" + (match["exponent"] or "e0"))
+    value = part("whole", default=0) + above / below
     return -value if match["sign"] == "-" else value
-
-
-def _is_digits(value: str | None) -> bool:
-    return value is not None and value[-1:].isdigit() and not value.startswith("e")
 
 
 def _is_mathematics(text: str) -> bool:
@@ -230,11 +235,15 @@ def _symbolically_equal(a: str, b: str) -> bool:
 
 
 def _verify(a: str, b: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    def read(text: str) -> list:
-        return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=TIME_LIMIT)
-
-    x, y = read(a), read(b)
+    x, y = _parse(a), _parse(b)
     # verify is not symmetric: it may simplify an assignment on one side only.
     return verify(x, y, timeout_seconds=TIME_LIMIT) or verify(y, x, timeout_seconds=TIME_LIMIT)
+
+
+@lru_cache(maxsize=65536)
+def _parse(text: str) -> list:
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=TIME_LIMIT)

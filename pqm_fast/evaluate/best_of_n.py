@@ -109,7 +109,7 @@ def _expected_best(scores: Values, correct: Values, n: int, question: int) -> fl
     r = np.arange(s.size, 0, -1)
     inside = np.r_[1.0, np.cumprod((r - n) / r)[:-1]]  # reaches 0 at r < n and stays there
     pick = inside * n / r
-    # Equal scores share their probability evenly: its sum over a run of ties, times the run's mean correctness.
+    # Equal scores share their probability evenly: sum over a run of ties, times its mean correctness.
     starts = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])
     sizes = np.diff(np.r_[starts, s.size])
     return float((np.add.reduceat(pick, starts) * np.add.reduceat(c, starts) / sizes).sum())

@@ -52,7 +52,9 @@ def load_checkpoint(path: Path, model: StepQModel, optimizer: torch.optim.Optimi
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise PQMError(f"{path}: damaged checkpoint ({error}); delete the folder to go on from the one before") from error
+        raise PQMError(
+            f"{path}: damaged checkpoint ({error}); delete the folder to go on from the one before"
+        ) from error
     own = dict(model.named_parameters()) | dict(_persistent_buffers(model))
     different = sorted(own.keys() ^ weights.keys()) or sorted(n for n in own if own[n].shape != weights[n].shape)
     if different:

@@ -93,7 +93,14 @@ class TrainConfig:
     """Show the progress bar."""
 
     def __post_init__(self):
-        positive = ("micro_batch_tokens", "accumulation", "epochs", "learning_rate", "log_every", "keep_checkpoints")
+        positive = (
+            "micro_batch_tokens",
+            "accumulation",
+            "epochs",
+            "learning_rate",
+            "log_every",
+            "keep_checkpoints",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise PQMError(f"{name}: {getattr(self, name)} is not positive")

@@ -18,7 +18,7 @@ class RunLog:
     def __init__(self, folder: Path, total: int, start: int = 0, progress: bool = True):
         self.path = folder / "metrics.jsonl"
         self._keep_up_to(start)
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
 
     def _keep_up_to(self, step: int) -> None:
@@ -33,7 +33,9 @@ class RunLog:
         self.file.flush()
         if kind == "train":
             self.bar.set_postfix_str(
-                ", ".join(f"{NAMES.get(k, k)} {figures[k]:{spec}}" for k, spec in SHOWN.items() if figures.get(k) is not None)
+                ", ".join(
+                    f"{NAMES.get(k, k)} {figures[k]:{spec}}" for k, spec in SHOWN.items() if figures.get(k) is not None
+                )
             )
         else:
             self.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if isinstance(v, float)))
@@ -82,9 +84,25 @@ def draw_curve(folder: Path) -> Path:
     line(loss, train, "flat_floor", "floor: correct steps all scored alike", color="gray", linestyle=":")
     loss.set(title="loss", xlabel="optimizer step")
     line(accuracy, train, "step_accuracy", "step accuracy, training", color="tab:blue", alpha=0.4)
-    line(accuracy, held_out, "step_accuracy", "step accuracy, held out", color="tab:orange", marker="o", markersize=3)
+    line(
+        accuracy,
+        held_out,
+        "step_accuracy",
+        "step accuracy, held out",
+        color="tab:orange",
+        marker="o",
+        markersize=3,
+    )
     line(accuracy, held_out, "auroc", "step AUROC, held out", color="tab:green", marker="s", markersize=3)
-    line(accuracy, held_out, "pair_accuracy", "pairs in order, held out", color="tab:red", marker="^", markersize=3)
+    line(
+        accuracy,
+        held_out,
+        "pair_accuracy",
+        "pairs in order, held out",
+        color="tab:red",
+        marker="^",
+        markersize=3,
+    )
     accuracy.set(title="accuracy", xlabel="optimizer step", ylim=(None, 1.02))
     line(gradient, train, "grad_norm", "gradient norm", color="tab:purple", alpha=0.7)
     gradient.set(title="gradient norm and learning rate", xlabel="optimizer step", yscale="log")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pqm_kernels import LOSSES, StepLoss
 
 from pqm_fast.data.pack import PackedBatch, plan_batches
 from pqm_fast.errors import PQMError
@@ -23,7 +24,6 @@ from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import RunLog, draw_curve
 from pqm_fast.train.optim import learning_rate, make_optimizer
 from pqm_fast.train.setup import Run, Split, optimizer_steps, prepare, write_config
-from pqm_kernels import LOSSES, StepLoss
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -90,7 +90,10 @@ def backward(run: Run, batches: list[PackedBatch]) -> list[StepLoss]:
     for batch in batches:
         with _precision(run):
             out = run.model(
-                batch.to(run.device), loss=run.config.loss, zeta=run.config.zeta, normalizer=float(max(1, total))
+                batch.to(run.device),
+                loss=run.config.loss,
+                zeta=run.config.zeta,
+                normalizer=float(max(1, total)),
             )
         out.loss.backward()
         outputs.append(StepLoss(out.loss.detach(), out.q))
@@ -170,8 +173,10 @@ def _not_finite(
         owner = torch.repeat_interleave(torch.arange(batch.num_trajectories), batch.cu_steps.diff())
         bad = owner[~torch.isfinite(out.q).cpu()].unique().tolist()
         names += [run.training.dataset.name(batch.members[b]) for b in bad]
-    where = f"Q-values are not finite in {len(names)} trajectories: {', '.join(names[:5])}" if names else (
-        "all Q-values are finite, the gradient is not"
+    where = (
+        f"Q-values are not finite in {len(names)} trajectories: {', '.join(names[:5])}"
+        if names
+        else ("all Q-values are finite, the gradient is not")
     )
     saved = complete_checkpoints(run.config.folder / "checkpoints")
     back = f"continue from {saved[-1]} with --resume" if saved else "no checkpoint was saved yet"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pqm_kernels import LOSSES
 from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
@@ -19,7 +20,6 @@ from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
 from pqm_fast.model import Recipe, StepQModel, load_tokenizer
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
-from pqm_kernels import LOSSES
 
 
 @dataclass
@@ -96,7 +96,9 @@ def prepare(config: TrainConfig) -> Run:
 
     run = Run(
         config=config,
-        device=torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device),
+        device=torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+        ),
         model=model,
         tokenizer=tokenizer,
         recipe=Recipe(template, config.loss, config.zeta),
@@ -116,9 +118,9 @@ def prepare(config: TrainConfig) -> Run:
 def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
     """The micro-batches of each optimizer step from step `start` on, as trajectory numbers; deterministic from the
     seed, so that a continued run sees what it would have seen."""
-    batches = chain.from_iterable(_plan(run, epoch) for epoch in count())
+    epochs = chain.from_iterable(_plan(run, epoch) for epoch in count())
     size = run.config.accumulation
-    batches = islice(batches, start * size, run.total_steps * size)
+    batches = islice(epochs, start * size, run.total_steps * size)
     while step := list(islice(batches, size)):
         yield step
 

@@ -1,0 +1,135 @@
+"""`pqm-fast COMMAND`: one function per command, heavy imports inside."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.errors import PQMError
+
+USAGE = """\
+usage: pqm-fast COMMAND [--config FILE] [options]
+
+  demo      train and evaluate on the embedded arithmetic world
+  train     fine-tune a decoder into a process Q-value model
+  score     write the Q-value of every step of a file of solutions
+  evaluate  step metrics and Best-of-N of scored solutions
+
+`pqm-fast COMMAND --help` explains every option. --config takes a YAML or JSON file of options;
+what is given on the command line wins."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("pqm-fast"))
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"pqm-fast: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        command(arguments[1:])
+    except PQMError as error:
+        print(f"pqm-fast: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pqm-fast: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _demo(arguments: list[str]) -> None:
+    from pqm_fast.demo import DemoConfig, demo
+
+    demo(_parse(DemoConfig, "demo", arguments))
+
+
+def _train(arguments: list[str]) -> None:
+    from pqm_fast.train.config import TrainConfig
+
+    config = _parse(TrainConfig, "train", arguments)
+
+    from pqm_fast.train.loop import train
+
+    train(config)
+    print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}")
+
+
+def _score(arguments: list[str]) -> None:
+    from pqm_fast.score import ScoreConfig, score
+
+    print(f"scores: {score(_parse(ScoreConfig, 'score', arguments))}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from pqm_fast.evaluate.run import EvaluateConfig, evaluate
+
+    evaluate(_parse(EvaluateConfig, "evaluate", arguments))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
+    "train": _train,
+    "score": _score,
+    "evaluate": _evaluate,
+}
+
+
+def _parse(kind: type, command: str, arguments: list[str]) -> Any:
+    """Options from the command line over those of --config over the defaults of the dataclass."""
+    import tyro
+
+    return tyro.cli(
+        kind,
+        prog=f"pqm-fast {command}",
+        args=_expand_config(arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _expand_config(arguments: list[str]) -> list[str]:
+    """Puts the options of a --config file before the others, so that one parser checks both and the last one wins."""
+    own: list[str] = []
+    files: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config" or argument.startswith("--config="):
+            files.append(argument.partition("=")[2] or next(remaining, ""))
+        else:
+            own.append(argument)
+    if len(files) > 1 or "" in files:
+        raise PQMError("--config: name one file")
+    return [*(_file_options(files[0]) if files else []), *own]
+
+
+def _file_options(file: str) -> list[str]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PQMError(f"{file}: cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise PQMError(f"{file}: holds no options; write one `name: value` a line")
+    return list(_as_arguments(values))
+
+
+def _as_arguments(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        option = "--" + str(name).replace("_", "-")
+        if isinstance(value, dict):  # a group of options, such as `template`
+            yield from _as_arguments(value)
+        elif isinstance(value, bool):
+            yield option if value else f"--no-{option[2:]}"
+        elif isinstance(value, list):
+            yield option
+            yield from map(str, value)
+        else:
+            yield f"{option}={value}"

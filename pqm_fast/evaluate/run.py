@@ -1,0 +1,87 @@
+"""`pqm-fast evaluate`: a checkpoint on records, or the scores that `pqm-fast score` wrote."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.summary import evaluate_pools, evaluate_steps, table
+from pqm_fast.files import write_json
+
+Aggregator = Literal["min", "last", "mean", "prod", "max"]
+Scored = tuple[Record, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Step metrics on labelled steps, Best-of-N on pools of candidate solutions; whatever the records allow."""
+
+    data: tuple[str, ...]
+    """Files that `pqm-fast score` wrote; with --model any records, which are scored first."""
+    model: str | None = None
+    """Checkpoint to score the records with; without it they must hold scores."""
+    out: str | None = None
+    """JSON file for the results. Default: they are only printed."""
+    aggregate: tuple[Aggregator, ...] = ("min",)
+    """How a solution's score comes from its steps' Q-values (prod: product of the sigmoids)."""
+    n: tuple[int, ...] = ()
+    """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
+    threshold: float = 0.0
+    """A step counts as predicted wrong below this Q-value (0: even odds)."""
+    read: ReadOptions = field(default_factory=ReadOptions)
+    max_length: int | None = None
+    """Longest solution in tokens. Default: the model's context."""
+    max_tokens: int = 16384
+    """Tokens of one forward pass."""
+    device: str = "auto"
+    """cuda if there is one, otherwise cpu."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 on a GPU, float32 on a CPU."""
+    progress: bool = True
+    """Show the progress bar."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Prints the tables, writes `out` if given, and returns what is in it."""
+    skipped = SkipSummary()
+    scored = list(_scored(config, skipped))
+    labelled = [pair for pair in scored if pair[0].labels is not None]
+    candidates = [pair for pair in scored if "question_id" in pair[0].extra]
+    result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
+    parts = []
+    if labelled:
+        parts.append(evaluate_steps(labelled, config.threshold))
+    if candidates:
+        parts.append(evaluate_pools(candidates, config.aggregate, config.n or None))
+    if not parts:
+        raise PQMError(
+            f"{', '.join(config.data)}: nothing to evaluate: no record has labels, and none is a candidate of a pool"
+        )
+    for part in parts:
+        result["left_out"] += part.pop("left_out")
+        result |= part
+    print(table(result))
+    if config.out:
+        write_json(Path(config.out), result)
+    return result
+
+
+def _scored(config: EvaluateConfig, skipped: SkipSummary) -> Iterator[Scored]:
+    if config.model is None:
+        for record in read_all(config.data, config.read, skipped):
+            scores = record.extra.get("scores")
+            if not isinstance(scores, list) or len(scores) != len(record.steps):
+                found = (
+                    "no `scores`" if scores is None else f"`scores` that are not one per step: {json.dumps(scores):.80}"
+                )
+                raise PQMError(f"record {record.id}: {found}; run `pqm-fast score` first, or give --model")
+            yield record, scores
+        return
+    from pqm_fast.score import score_records
+
+    yield from score_records(config, skipped)

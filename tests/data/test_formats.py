@@ -1,0 +1,351 @@
+"""Each format from small records written by hand, with the exact records expected; then every fault."""
+
+import copy
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqm_fast.data.checks import FormatError, explicit_id
+from pqm_fast.data.formats import FORMATS, FormatName, ReadOptions, recognise
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+
+TRL = {"prompt": "1+1?", "completions": ["a", "b"], "labels": [True, 0.25]}
+SHEPHERD = {
+    "input": "How many? Step 1: two ки\nStep 2: three\nmore ки\n",
+    "label": "How many? Step 1: two +\nStep 2: three\nmore -",
+    "task": "GSM8K",
+}
+OPENRLHF = {"input": SHEPHERD["input"], "value": ["+", "-"]}
+OPENR = {"question": "How many?", "process": "one ки\n\ntwo. ки", "labels": [1, "-"]}
+PROCESSBENCH = {"id": "g-1", "problem": "Why?", "steps": ["a", "b", "c", "d"], "label": 1, "generator": "m"}
+POOL = {
+    "question": "6x7?",
+    "answer": "42",
+    "responses": [
+        {"text": " six \r\n\n  \nA: 42\n", "model_name": "p", "correct": True},
+        {"steps": ["x\ny", "z"], "answer": "41"},
+    ],
+}
+
+
+def completion(text, rating):
+    return {"text": text, "rating": rating, "flagged": False}
+
+
+PRM800K = {
+    "labeler": "L",
+    "question": {"problem": "P?", "ground_truth_answer": "7"},
+    "label": {
+        "steps": [
+            {
+                "completions": [completion("a0", -1), completion("a1", 1), completion("a2", None)],
+                "human_completion": None,
+                "chosen_completion": 1,
+            },
+            {
+                "completions": [completion("b0", -1)],
+                "human_completion": {"text": "bh", "rating": None, "source": "human"},
+                "chosen_completion": None,
+            },
+            {"completions": [completion("c0", 0)], "human_completion": None, "chosen_completion": 0},
+        ],
+        "finish_reason": "solution",
+    },
+}
+
+VALID = {
+    "trl": TRL,
+    "math-shepherd": SHEPHERD,
+    "openrlhf": OPENRLHF,
+    "openr": OPENR,
+    "processbench": PROCESSBENCH,
+    "pool": POOL,
+    "prm800k": PRM800K,
+}
+
+
+def parse(raw, **options):
+    return FORMATS[recognise(raw)].parse(raw, "R", ReadOptions(**options))
+
+
+def edited(raw, **changes):
+    """A copy of `raw` with fields set, or removed where the value is `...`."""
+    raw = {**copy.deepcopy(raw), **changes}
+    return {key: value for key, value in raw.items() if value is not ...}
+
+
+def fault(raw, **options):
+    with pytest.raises(FormatError) as caught:
+        parse(raw, **options)
+    assert "; " in str(caught.value), "a message says what was found; what to do"
+    return f"{caught.value.kind}: {caught.value}"
+
+
+def test_every_format_is_recognised_and_nameable():
+    assert {name: recognise(raw) for name, raw in VALID.items()} == {name: name for name in VALID}
+    assert set(get_args(FormatName)) == {"auto", *FORMATS}
+
+
+def test_trl():
+    assert parse(TRL) == [Record("R", "1+1?", ["a", "b"], [1.0, 0.25])]
+    assert all(type(label) is float for label in parse(edited(TRL, labels=[1, False]))[0].labels)
+    assert parse(edited(TRL, labels=...)) == [Record("R", "1+1?", ["a", "b"])]
+    assert parse(edited(TRL, labels=None))[0].labels is None
+    assert parse(edited(TRL, labels=[None, 0]))[0].labels == [None, 0.0]
+    assert parse(edited(TRL, labels=[None, None]))[0].labels is None
+    scored = edited(TRL, id="x", scores=[0.5, -1.0], error_type=None)
+    assert parse(scored)[0].extra == {"scores": [0.5, -1.0], "error_type": None}
+
+
+def test_text_is_kept_as_it_is_in_trl_records():
+    raw = edited(TRL, prompt=" q\u2028\n", completions=["  a\n", "\u2029b"])
+    assert parse(raw)[0] == Record("R", " q\u2028\n", ["  a\n", "\u2029b"], [1.0, 0.25])
+
+
+def test_math_shepherd():
+    steps = ["Step 1: two", "Step 2: three\nmore"]
+    assert parse(SHEPHERD) == [Record("R", "How many?", steps, [1.0, 0.0], {"task": "GSM8K"})]
+    lower = {key: value.replace("Step 1", "step 1") for key, value in SHEPHERD.items()}
+    assert parse(lower)[0].prompt == "How many?"
+
+
+def test_openrlhf():
+    steps = ["Step 1: two", "Step 2: three\nmore"]
+    assert parse(OPENRLHF) == [Record("R", "How many?", steps, [1.0, 0.0])]
+    assert parse(edited(OPENRLHF, value=[0.5, True]))[0].labels == [0.5, 1.0]
+    # the copy of Math-Shepherd that OpenRLHF uses has both
+    both = {**SHEPHERD, "value": ["-", "+"]}
+    assert parse(both)[0].labels == [0.0, 1.0]
+    marked = {"input": "Q Step 1: a<s>Step 2: b <s>", "value": ["+", "+"]}
+    assert parse(marked, step_marker="<s>")[0].steps == ["Step 1: a", "Step 2: b"]
+
+
+def test_openr():
+    assert parse(OPENR) == [Record("R", "How many?", ["one", "two."], [1.0, 0.0])]
+    assert parse(edited(OPENR, labels=..., label=["-", "+"])) == [
+        Record("R", "How many?", ["one", "two."], [0.0, 1.0])
+    ]
+    assert parse(edited(OPENR, labels=...))[0].labels is None
+
+
+@pytest.mark.parametrize(
+    ("label", "after_error", "expected"),
+    [
+        (-1, "unlabelled", [1.0, 1.0, 1.0, 1.0]),
+        (0, "unlabelled", [0.0, None, None, None]),
+        (1, "unlabelled", [1.0, 0.0, None, None]),
+        (1, "wrong", [1.0, 0.0, 0.0, 0.0]),
+        (3, "wrong", [1.0, 1.0, 1.0, 0.0]),
+        (None, "wrong", None),
+    ],
+)
+def test_processbench(label, after_error, expected):
+    raw = edited(PROCESSBENCH, label=label)
+    expected_record = Record("R", "Why?", ["a", "b", "c", "d"], expected, {"generator": "m"})
+    assert parse(raw, after_error=after_error) == [expected_record]
+
+
+def test_pool():
+    shared = {"answer": "42", "question_id": "R"}
+    assert parse(POOL) == [
+        Record("R/1", "6x7?", ["six", "A: 42"], None, {**shared, "policy": "p", "correct": True}),
+        # the reference answer, not the one extracted from the response
+        Record("R/2", "6x7?", ["x\ny", "z"], None, shared),
+    ]
+    assert [r.id for r in parse(edited(POOL, question_id=7))] == ["7/1", "7/2"]
+    assert parse(edited(POOL, question_id=7))[0].extra["question_id"] == "7"
+
+
+def test_pool_splits_text_at_line_feeds_only():
+    assert parse(edited(POOL, responses=[{"text": "a\u2028b\x0bc\nd"}]))[0].steps == ["a\u2028b\x0bc", "d"]
+
+
+@pytest.mark.parametrize(("neutral", "value"), [("correct", 1.0), ("wrong", 0.0), ("unlabelled", None)])
+def test_prm800k(neutral, value):
+    extra = {"labeler": "L", "answer": "7", "finish_reason": "solution"}
+    assert parse(PRM800K, neutral=neutral) == [
+        Record("R/1", "P?", ["a1", "bh", "c0"], [1.0, None, value], extra),
+        Record("R/2", "P?", ["a0"], [0.0], extra),
+        Record("R/3", "P?", ["a1", "b0"], [1.0, 0.0], extra),
+    ]
+
+
+def prm800k(*steps):
+    return {"question": {"problem": "P?"}, "label": {"steps": list(steps)}}
+
+
+def test_prm800k_path_that_nothing_continues():
+    first = {"completions": [completion("a", 1)], "chosen_completion": 0}
+    dropped = {"completions": [completion("b", -1), completion("c", -1)], "chosen_completion": None}
+    given_up = {"completions": None, "chosen_completion": None, "human_completion": None}
+    ids_steps = lambda raw: [(r.id, r.steps, r.labels) for r in parse(raw)]  # noqa: E731
+    # the path ["a"] is only the beginning of its two alternatives
+    expected = [("R/1", ["a", "b"], [1.0, 0.0]), ("R/2", ["a", "c"], [1.0, 0.0])]
+    assert ids_steps(prm800k(first, dropped, given_up)) == expected
+    # without alternatives there it stands for itself; a single trajectory needs no suffix
+    assert ids_steps(prm800k(first, given_up)) == [("R", ["a"], [1.0])]
+    assert ids_steps(prm800k(dropped)) == [("R/1", ["b"], [0.0]), ("R/2", ["c"], [0.0])]
+
+
+def test_unlabelled_prm800k_path_has_no_labels():
+    human = {"completions": [], "human_completion": {"text": "h"}, "chosen_completion": None}
+    assert parse(prm800k(human))[0].labels is None
+
+
+LABEL = "bad label: label 2 is "
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (edited(TRL, labels=[1, -100]), LABEL + "-100"),
+        (edited(TRL, labels=[1, 2]), LABEL + "2"),
+        (edited(TRL, labels=[1, float("nan")]), LABEL + "nan"),
+        (edited(TRL, labels=[1, 1.0000001]), LABEL + "1.0000001"),
+        (edited(TRL, labels=[1, "+"]), LABEL + "'+'"),
+        (edited(TRL, labels=[1, [1]]), LABEL + "[1]"),
+        (edited(TRL, labels=[1]), "labels and steps of different length: 1 labels for 2 steps"),
+        (edited(TRL, labels=[]), "labels and steps of different length: 0 labels for 2 steps"),
+        (edited(TRL, labels=1), "wrong type: labels is 1 (int); it must be a list"),
+        (edited(TRL, labels=False), "wrong type: labels is False (bool); it must be a list"),
+        (edited(TRL, prompt=" \n"), "empty question"),
+        (edited(TRL, prompt=7), "wrong type: prompt is 7 (int); it must be text"),
+        (
+            edited(TRL, prompt=[{"role": "user", "content": "q"}]),
+            "wrong type: prompt is a list of chat messages; it must be text",
+        ),
+        (edited(TRL, prompt="\ud800"), "broken text: prompt holds half a surrogate pair"),
+        (edited(TRL, completions="ab"), "wrong type: completions is 'ab' (str); it must be a list"),
+        (edited(TRL, completions=["a", 2]), "wrong type: step 2 is 2 (int); it must be text"),
+        (edited(TRL, completions=["a", "\t"]), "empty step: step 2 of 2 is empty"),
+        (edited(TRL, completions=[], labels=[]), "no steps"),
+        (edited(SHEPHERD, input="How many? ки"), 'no first step: input holds no "Step 1:"'),
+        (edited(SHEPHERD, input="Q ки Step 1: a ки"), "step markers: a step marker 'ки' stands before"),
+        (edited(SHEPHERD, input="Step 1: a ки", label="Step 1: a +"), "empty question"),
+        (edited(SHEPHERD, input="Q Step 1: a"), "step markers: no step marker 'ки' in the text"),
+        (
+            edited(SHEPHERD, input="Q Step 1: a ки b"),
+            "step markers: text after the last step marker 'ки': 'b'",
+        ),
+        (
+            edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: a *"),
+            "step markers: label reads 'Q Step 1: a *' at the end of step 1",
+        ),
+        (edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: b +"), "step markers: label reads"),
+        (edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: a "), "step markers: label reads"),
+        (
+            edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: a + b -"),
+            "step markers: label goes on after the last step: ' b -'",
+        ),
+        (edited(SHEPHERD, input="Q Step 1: a ки ки", label="Q Step 1: a + +"), "empty step: step 2 of 2"),
+        (edited(SHEPHERD, label=[1, 0]), "wrong type: label is [1, 0] (list); it must be text"),
+        (edited(OPENRLHF, value=["+"]), "labels and steps of different length: 1 labels for 2 steps"),
+        (edited(OPENRLHF, value=["+", "?"]), LABEL + "'?'"),
+        (edited(OPENR, labels=[1, 0, 1]), "labels and steps of different length: 3 labels for 2 steps"),
+        (edited(OPENR, labels="+-"), "wrong type: labels is '+-' (str); it must be a list"),
+        (edited(OPENR, process="one\ntwo"), "step markers: no step marker 'ки' in the text"),
+        (edited(PROCESSBENCH, label=4), "bad label: label is 4; it must be -1 or the index of one of the 4"),
+        (edited(PROCESSBENCH, label=-2), "bad label: label is -2"),
+        (edited(PROCESSBENCH, label=True), "wrong type: label is True (bool); it must be a whole number"),
+        (edited(PROCESSBENCH, steps=[], label=-1), "no steps"),
+        (edited(POOL, responses=[]), "no steps: responses is an empty list"),
+        (edited(POOL, responses=["x"]), "wrong type: response 1 is 'x' (str); it must be an object"),
+        (edited(POOL, responses=[{"text": "a"}, {"text": "\n"}]), "no steps: response 2: there are no steps"),
+        (
+            edited(POOL, responses=[{"model_name": "m"}]),
+            "missing field: field response 1: text is missing (fields found: model_name)",
+        ),
+        (edited(POOL, responses=[{"steps": ["a", ""]}]), "empty step: response 1: step 2 of 2 is empty"),
+        (edited(POOL, question=""), "empty question"),
+        (prm800k(), "no steps"),
+        (prm800k("x"), "wrong type: step 1 is 'x' (str); it must be an object"),
+        (
+            prm800k({"completions": [completion("a", 2)], "chosen_completion": 0}),
+            "bad label: step 1, completion 0: rating is 2; it must be 1, 0, -1 or null",
+        ),
+        (
+            prm800k({"completions": [completion("a", 1)], "chosen_completion": 1}),
+            "bad choice: step 1: chosen_completion is 1 of 1",
+        ),
+        (prm800k({"completions": [completion("a", 1)], "chosen_completion": -1}), "bad choice: step 1"),
+        (
+            prm800k({"completions": [{"rating": 1}], "chosen_completion": 0}),
+            "missing field: field step 1, completion 0: text is missing",
+        ),
+    ],
+)
+def test_faults_say_what_was_found(raw, expected):
+    assert expected in fault(raw)
+
+
+def test_a_forced_format_names_the_missing_field():
+    with pytest.raises(
+        FormatError, match=r"field prompt is missing \(fields found: question, process, labels\)"
+    ):
+        FORMATS["trl"].parse(OPENR, "R", ReadOptions())
+
+
+def test_unknown_fields_list_all_formats():
+    message = fault({"q": 1, "a": 2})
+    assert "fields q, a are of no known format" in message
+    assert all(f"{name} ({', '.join(known.fields)})" in message for name, known in FORMATS.items())
+    assert "fields none" in fault({})
+
+
+@pytest.mark.parametrize(("value", "expected"), [("x", "x"), (3, "3"), (None, None)])
+def test_explicit_id(value, expected):
+    assert explicit_id({"id": value}) == expected
+
+
+@pytest.mark.parametrize("value", [True, 1.5, " ", ["x"]])
+def test_bad_id(value):
+    with pytest.raises(FormatError, match=r"id is .* must be text or a whole number"):
+        explicit_id({"id": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("format", "csv"), ("neutral", "maybe"), ("after_error", "x"), ("step_marker", " ")]
+)
+def test_bad_options(name, value):
+    with pytest.raises(PQMError, match=name):
+        ReadOptions(**{name: value})
+
+
+def paths(value, path=()):
+    """Where every value inside nested objects and lists stands."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from paths(inner, (*path, key))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("name", VALID)
+@given(data=st.data())
+def test_one_odd_value_gives_a_fault_or_sound_records(name, data):
+    raw = copy.deepcopy(VALID[name])
+    *parents, last = data.draw(st.sampled_from([path for path in paths(raw) if path]))
+    owner = raw
+    for key in parents:
+        owner = owner[key]
+    owner[last] = data.draw(JSON)
+    try:
+        records = FORMATS[name].parse(raw, "R", ReadOptions())
+    except FormatError:
+        return
+    assert records
+    for record in records:
+        assert record.prompt.strip()
+        assert record.steps
+        assert all(step.strip() for step in record.steps)
+        assert record.labels is None or len(record.labels) == len(record.steps)
+        assert all(label is None or 0 <= label <= 1 for label in record.labels or [])

@@ -1,0 +1,50 @@
+import math
+
+import numpy as np
+import pytest
+
+from pqm_fast.errors import PQMError
+from pqm_fast.evaluate import aggregate
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("min", -2.0), ("last", 0.5), ("mean", 0.5), ("max", 3.0), ("prod", None)]
+)
+def test_definitions_leave_out_missing_steps(how, expected):
+    q = [3.0, -2.0, 0.5]
+    if how == "prod":
+        expected = math.log(math.prod(1 / (1 + math.exp(-x)) for x in q))
+    assert aggregate(q, how) == pytest.approx(expected, abs=1e-12)
+    assert aggregate([None, 3.0, None, -2.0, 0.5, None], how) == pytest.approx(expected, abs=1e-12)
+
+
+def test_min_is_the_default():
+    assert aggregate([1.0, -1.0, 2.0]) == -1.0
+    assert aggregate([1.0, 0.0, 2.0]) == 0.0  # a score of zero is a score
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_prod_ranks_a_thousand_steps(scale):
+    worse = [-scale] * 1000
+    better = [*worse[:-1], -scale * 0.999]
+    assert math.isfinite(aggregate(worse, "prod"))
+    assert aggregate(worse, "prod") < aggregate(better, "prod")
+    assert aggregate([1e4] * 1000, "prod") == 0.0
+
+
+@pytest.mark.parametrize("how", ["min", "last", "mean", "prod", "max"])
+def test_without_a_scored_step_never_preferred(how):
+    assert aggregate([], how) == aggregate([None, None], how) == float("-inf")
+    assert aggregate([-1e4] * 1000, how) > aggregate([], how)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan")])
+@pytest.mark.parametrize("how", ["min", "last", "mean", "prod", "max"])
+def test_not_finite_raises_wherever_it_stands(how, bad):
+    with pytest.raises(PQMError, match="finite"):
+        aggregate([bad, 1.0], how)
+
+
+def test_unknown_aggregator():
+    with pytest.raises(PQMError, match=r"'median'.*min, last, mean, prod, max"):
+        aggregate([1.0], "median")
