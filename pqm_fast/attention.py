@@ -29,7 +29,8 @@ class Packing:
     def from_lengths(cls, lengths: tuple[int, ...], total: int, device: torch.device | str) -> "Packing":
         """`lengths` of the trajectories in order; rows from sum(lengths) up to `total` are padding, which computes
         nothing of its own (it reads row 0's result; no loss ever reads it)."""
-        starts, by_size = [0], {}
+        starts: list[int] = [0]
+        by_size: dict[int, list[int]] = {}
         for number, length in enumerate(lengths):
             starts.append(starts[-1] + length)
             by_size.setdefault((length - 1).bit_length(), []).append(number)

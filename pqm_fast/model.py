@@ -25,7 +25,7 @@ from transformers.modeling_layers import GenericForTokenClassification
 from transformers.utils import logging as hf_logging
 
 from pqm_fast import attention
-from pqm_fast.data.encode import LAST, Template, ensure_step_token
+from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack
 from pqm_fast.errors import PQMError
 
@@ -162,7 +162,8 @@ class StepQModel(nn.Module):
         known = len(tokenizer)
         if not ensure_step_token(tokenizer, step_token):
             return None
-        [new_id] = tokenizer.encode(step_token, add_special_tokens=False)
+        new_id = single_id(tokenizer, step_token)
+        assert new_id is not None
         rows = self._embedding().shape[0]
         if new_id >= rows:
             self.classifier.resize_token_embeddings(new_id + 1, pad_to_multiple_of=64, mean_resizing=False)
@@ -252,7 +253,7 @@ def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) 
     hf_logging.set_verbosity_error()  # we say in one line below what it says in twenty
     try:
         classifier, info = AutoModelForTokenClassification.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True
+            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     finally:
         hf_logging.set_verbosity(level)
@@ -294,4 +295,4 @@ def _ensure_token_classification(config: Any, path: str) -> None:
     parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
     name = base.__name__.removesuffix("Model") + "ForTokenClassification"
     generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})
-    AutoModelForTokenClassification.register(kind, generic)
+    AutoModelForTokenClassification.register(kind, generic, exist_ok=True)

@@ -42,6 +42,17 @@ def _then(gain_a, offset_a, gain_b, offset_b):
 
 
 @triton.jit
+def _sigmoid_of_minus(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x > 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def _is_correct(labels_ptr, step, mask):
+    return mask & (tl.load(labels_ptr + step, mask=mask, other=0.0) > 0.5)
+
+
+@triton.jit
 def _score_steps(
     hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
     q_ptr, rstd_ptr, start, end, norm_eps,
@@ -59,9 +70,8 @@ def _score_steps(
             column = left + tl.arange(0, BLOCK_D)
             weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
             pointers = hidden_ptr + row[:, None] * stride_row + column[None, :].to(tl.int64) * stride_column
-            x = tl.load(pointers, mask=(step < end)[:, None] & (column < D)[None, :], other=0.0).to(
-                tl.float32
-            )
+            read = (step < end)[:, None] & (column < D)[None, :]
+            x = tl.load(pointers, mask=read, other=0.0).to(tl.float32)
             if HAS_NORM:
                 weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
                 square += x * x
@@ -85,13 +95,16 @@ def _rank(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, BLOCK: tl.constexp
     check = 0.0
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
-        q = tl.load(q_ptr + step, mask=step < end, other=0.0)
-        correct = tl.load(labels_ptr + step, mask=step < end, other=1.0) > 0.5
-        new_m = tl.maximum(m, tl.max(tl.where(correct, NOTHING, q + zeta), 0))
-        s = s * tl.exp(m - new_m) + tl.sum(tl.where(correct, 0.0, tl.exp(q + zeta - new_m)), 0)
+        inside = step < end
+        q = tl.load(q_ptr + step, mask=inside, other=0.0)
+        correct = _is_correct(labels_ptr, step, inside)
+        wrong = inside & ~correct
+        negative = tl.where(wrong, q + zeta, NOTHING)
+        new_m = tl.maximum(m, tl.max(negative, 0))
+        s = s * tl.exp(m - new_m) + tl.sum(tl.exp(negative - new_m), 0)
         m = new_m
-        num_correct += tl.sum((correct & (step < end)).to(tl.int32), 0)
-        any_wrong = tl.maximum(any_wrong, tl.max((~correct).to(tl.int32), 0))
+        num_correct += tl.sum(correct.to(tl.int32), 0)
+        any_wrong = tl.maximum(any_wrong, tl.max(wrong.to(tl.int32), 0))
         check += tl.sum(q * 0.0, 0)  # NaN if a score is not finite: not every sum would show it
     terms = tl.maximum(num_correct + any_wrong, 1).to(tl.float32)
     zero_m = m
@@ -105,13 +118,13 @@ def _rank(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, BLOCK: tl.constexp
         inside = step < end
         before = (offset > 0) & inside
         previous = tl.load(q_ptr + step - 1, mask=before, other=0.0)
-        counted = before & (tl.load(labels_ptr + step - 1, mask=before, other=0.0) > 0.5)
+        counted = _is_correct(labels_ptr, step - 1, before)
         # The sums of earlier chunks enter as the first element.
         element_m = tl.where(offset == 0, m, tl.where(counted, previous, NOTHING))
         element_s = tl.where(offset == 0, s, tl.where(counted, 1.0, 0.0))
         scan_m, scan_s = tl.associative_scan((element_m, element_s), 0, _join)
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
-        correct = inside & (tl.load(labels_ptr + step, mask=inside, other=0.0) > 0.5)
+        correct = _is_correct(labels_ptr, step, inside)
         x = (q - scan_m) - tl.log(scan_s)
         loss += tl.sum(tl.where(correct, tl.maximum(-x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x))), 0.0), 0)
         tl.store(x_ptr + step, x, mask=inside)
@@ -130,30 +143,24 @@ def _rank(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, BLOCK: tl.constexp
         offset = tl.arange(0, BLOCK)
         step = end - 1 - done - offset
         after = (offset > 0) & (step + 1 >= start)
-        counted = after & (tl.load(labels_ptr + step + 1, mask=after, other=0.0) > 0.5)
+        counted = _is_correct(labels_ptr, step + 1, after)
         shrink = _sigmoid_of_minus(tl.load(x_ptr + step + 1, mask=after, other=0.0))
         # The steps of later chunks enter as the first element, a constant map.
         gain = tl.where(offset == 0, 0.0, tl.where(counted, shrink, 1.0))
         added = tl.where(offset == 0, carry, tl.where(counted, shrink, 0.0))
         _, u = tl.associative_scan((gain, added), 0, _then)
         inside = step >= start
-        correct = inside & (tl.load(labels_ptr + step, mask=inside, other=0.0) > 0.5)
+        correct = _is_correct(labels_ptr, step, inside)
         passed = _sigmoid_of_minus(tl.load(x_ptr + step, mask=inside, other=0.0)) * (1.0 + u)
         tl.store(dq_ptr + step, (u - passed) / terms, mask=correct)
         carry = tl.sum(tl.where(offset == BLOCK - 1, tl.where(correct, passed, u), 0.0), 0)
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
-        wrong = tl.load(labels_ptr + step, mask=step < end, other=1.0) <= 0.5
+        wrong = (step < end) & ~_is_correct(labels_ptr, step, step < end)
         q = tl.load(q_ptr + step, mask=wrong, other=0.0)
         share = tl.exp(tl.where(wrong, (q + zeta - zero_m) - zero_log, NOTHING))
         tl.store(dq_ptr + step, share * (1.0 + carry) / terms, mask=wrong)
     return loss / terms
-
-
-@triton.jit
-def _sigmoid_of_minus(x):
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x > 0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit

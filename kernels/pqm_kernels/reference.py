@@ -33,7 +33,7 @@ def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 9: mean of `rank`'s terms and of log(sum_{w' >= w} e^q_w') - q_w over W without its last step."""
+    """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over w in W but its last."""
     correct, wrong = _split(y, valid)
     later = torch.where(wrong, q, ABSENT).flip(-1).logcumsumexp(-1).flip(-1)
     # The last wrong step would add q_w - q_w = 0, so it may stay; there are as many terms as steps.
@@ -128,9 +128,7 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "rank": Loss(
-        rank, False, "trajectories", "mean: log(1 + sum_{c'<=c} e^q_c' + N) - q_c, log(1 + N) (PQM Eq. 10)"
-    ),
+    "rank": Loss(rank, False, "trajectories", "mean: log(1 + sum_{c'<=c} e^q_c' + N) - q_c, log(1 + N) (PQM Eq. 10)"),
     "rank-theory": Loss(
         rank_theory, False, "trajectories", "mean: rank's terms, log sum_{w'>=w} e^q_w' - q_w (PQM Eq. 9)"
     ),
@@ -140,18 +138,14 @@ LOSSES: dict[str, Loss] = {
     "pairwise": Loss(
         pairwise, False, "trajectories", "mean: softplus(lower + margin - higher), all pairs (PQM's theorem)"
     ),
-    "crm": Loss(
-        crm, False, "trajectories", "-log P(first wrong step, outcome), sigmoid(q_t) = P(t is right) (CRM)"
-    ),
+    "crm": Loss(crm, False, "trajectories", "-log P(first wrong step, outcome), sigmoid(q_t) = P(t is right) (CRM)"),
     "bce": Loss(bce, True, "steps", "sum: binary cross entropy of sigmoid(q_t) and y_t"),
     "mse": Loss(mse, True, "steps", "sum: (sigmoid(q_t) - y_t)^2"),
     "orm": Loss(orm, False, "trajectories", "binary cross entropy of sigmoid(q_T) and 'no step is wrong'"),
 }
 
 
-def trajectory_losses(
-    q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "rank", zeta: float = 4.0
-) -> Tensor:
+def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "rank", zeta: float = 4.0) -> Tensor:
     """The loss of each trajectory: `LOSSES[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
 
     Args:
@@ -194,9 +188,7 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
     if labels.shape != (num_steps,):
         raise ValueError(f"labels must be [{num_steps}], one per step, found {list(labels.shape)}")
     if cu_steps.dim() != 1 or len(cu_steps) == 0 or cu_steps.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}"
-        )
+        raise ValueError(f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}")
     if cu_steps.device.type == "cpu":
         bounds = cu_steps.tolist()
         if bounds[0] != 0 or bounds[-1] != num_steps or bounds != sorted(bounds):

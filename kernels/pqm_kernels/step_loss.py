@@ -142,9 +142,7 @@ class _TritonRank(torch.autograd.Function):
         dq = dq * dtotal
         dhidden = dweight = dnorm = None
         if needs_hidden or needs_weight or needs_norm:
-            dhidden, dhead = ranking.backward(
-                dq, hidden, step_index, q, rstd, weight, bias, norm_weight, needs_hidden
-            )
+            dhidden, dhead = ranking.backward(dq, hidden, step_index, q, rstd, weight, bias, norm_weight, needs_hidden)
             # q = sum_d (hidden_d / rms) norm_weight_d weight_d + bias: one sum serves both factors.
             if needs_weight:
                 dweight = (dhead if norm_weight is None else dhead * norm_weight).to(weight.dtype)

@@ -70,9 +70,7 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
         raise FormatError("no steps", "there are no steps; give at least one or remove the record")
     for number, step in enumerate(steps, 1):
         if not typed(step, f"step {number}", str).strip():
-            raise FormatError(
-                "empty step", f"step {number} of {len(steps)} is empty; remove it and its label"
-            )
+            raise FormatError("empty step", f"step {number} of {len(steps)} is empty; remove it and its label")
     if labels is not None:
         if len(typed(labels, "labels", list)) != len(steps):
             raise FormatError(

@@ -55,17 +55,22 @@ class Template:
 
 def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
     """Makes `token` one id of the tokenizer. Returns whether it had to be added (its embedding is then new)."""
-    if token == LAST or len(tokenizer.encode(token, add_special_tokens=False)) == 1:
+    if token == LAST or single_id(tokenizer, token) is not None:
         return False
     from transformers import AddedToken
 
     # special and not normalised: it is cut out of the text before anything else happens to it
     added = AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [added]}, replace_extra_special_tokens=False)
-    ids = tokenizer.encode(token, add_special_tokens=False)
-    if len(ids) != 1:
-        raise PQMError(f"step token {token!r} is {len(ids)} tokens even after adding it; choose another")
+    if single_id(tokenizer, token) is None:
+        raise PQMError(f"step token {token!r} is not one token even after adding it; choose another")
     return True
+
+
+def single_id(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
+    """The id of `text` if the tokenizer knows it as one token."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
 @dataclass(slots=True)
@@ -93,12 +98,9 @@ class Encoder:
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
         self.step_id: int | None = None
         if template.step_token != LAST:
-            ids = tokenizer.encode(template.step_token, add_special_tokens=False)
-            if len(ids) != 1:
-                raise PQMError(
-                    f"step token {template.step_token!r} is {len(ids)} tokens of this tokenizer, not one; choose another"
-                )
-            self.step_id = ids[0]
+            self.step_id = single_id(tokenizer, template.step_token)
+            if self.step_id is None:
+                raise PQMError(f"step token {template.step_token!r} is not one token of this tokenizer; choose another")
         self.bos = self._bos()
 
     def _bos(self) -> list[int]:

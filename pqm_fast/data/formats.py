@@ -81,9 +81,7 @@ def _split_question(text: str, marker: str) -> tuple[str, list[str]]:
         raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
     question = text[: match.start()]
     if marker in question:
-        raise FormatError(
-            "step markers", f'a step marker {marker!r} stands before "Step 1:"; remove it and its label'
-        )
+        raise FormatError("step markers", f'a step marker {marker!r} stands before "Step 1:"; remove it and its label')
     return question.strip(), _split_steps(text[match.start() :], marker)
 
 
@@ -104,9 +102,7 @@ def _parse_math_shepherd(raw: dict[str, Any], id: str, options: ReadOptions) -> 
         labels.append(float(signed[end] == "+"))
         position = end + 1
     if signed[position:].strip():
-        raise FormatError(
-            "step markers", f"label goes on after the last step: {show(signed[position:])}; cut it there"
-        )
+        raise FormatError("step markers", f"label goes on after the last step: {show(signed[position:])}; cut it there")
     return [record(id, question, steps, labels, rest(raw, "input", "label"))]
 
 
@@ -154,9 +150,7 @@ def _trajectories(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
         completions = [_rated(completion, f"{place}, completion {k}") for k, completion in enumerate(listed)]
         chosen, human = entry.get("chosen_completion"), entry.get("human_completion")
         if chosen is not None and not 0 <= typed(chosen, f"{place}: chosen_completion", int) < len(listed):
-            raise FormatError(
-                "bad choice", f"{place}: chosen_completion is {chosen} of {len(listed)}; mend it"
-            )
+            raise FormatError("bad choice", f"{place}: chosen_completion is {chosen} of {len(listed)}; mend it")
         others = [[*path, c] for k, c in enumerate(completions) if k != chosen and c[1] is not None]
         alternatives += others
         if chosen is not None:
@@ -196,9 +190,7 @@ def _parse_processbench(raw: dict[str, Any], id: str, options: ReadOptions) -> l
     if raw.get("label") is not None:
         first, count = field(raw, "label", int), len(steps)
         if not -1 <= first < count:
-            raise FormatError(
-                "bad label", f"label is {first}; it must be -1 or the index of one of the {count} steps"
-            )
+            raise FormatError("bad label", f"label is {first}; it must be -1 or the index of one of the {count} steps")
         after = [_AFTER_ERROR[options.after_error]] * (count - first - 1)
         labels = [1.0] * count if first == -1 else [1.0] * first + [0.0] + after
     return [record(id, field(raw, "problem", str), steps, labels, rest(raw, "problem", "steps", "label"))]
@@ -221,9 +213,7 @@ def _parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Reco
         if response.get("model_name") is not None:
             extra["policy"] = response["model_name"]
         try:
-            records.append(
-                record(f"{question_id}/{k}", question, typed(steps, f"{place}steps", list), None, extra)
-            )
+            records.append(record(f"{question_id}/{k}", question, typed(steps, f"{place}steps", list), None, extra))
         except FormatError as error:
             raise FormatError(error.kind, f"{place}{error}") from None
     if not records:

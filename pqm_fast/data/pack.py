@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ class PackedBatch:
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)}
+        moved: dict[str, Any] = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)
+        }
         return replace(self, **moved)
 
 

@@ -67,7 +67,7 @@ def read_records(
 
     Args:
         path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a
-            folder that `datasets` saved or loads; or a hub data set, `org/name`, where there is no such path.
+            folder that `datasets` saved; or a hub data set, `org/name`, where there is no such path.
             The last two take a split: `path:split`. Only a JSON list is held in memory.
         format: overrides `options.format` unless it is "auto".
         options: how to read, see `ReadOptions`.
@@ -94,9 +94,7 @@ def read_all(
         warnings.warn(str(summary), stacklevel=2)
 
 
-def _read_source(
-    source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place]
-) -> Iterator[Record]:
+def _read_source(source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place]) -> Iterator[Record]:
     stem, raws = open_source(source)
     format: str = options.format
     first_bad: BadRecord | None = None

@@ -57,15 +57,13 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
     import datasets
 
     folder = Path(name)
-    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    # never load_dataset on a folder: it guesses which of the files belong to a split and leaves out the others
+    load, hint = datasets.load_dataset, "there is no such folder either; check the name and the network"
+    if folder.is_dir():
+        load, hint = datasets.load_from_disk, "name the data files in the folder one by one"
     try:
-        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+        data = load(name)
     except Exception as error:  # what datasets raises has no common class
-        hint = (
-            "check its files"
-            if folder.is_dir()
-            else "there is no such folder; check the name and the network"
-        )
         reason = f"{type(error).__name__}: {error}"
         raise PQMError(f"{name}: cannot be loaded as a data set ({reason}); {hint}") from error
     stem = folder.resolve().name
@@ -94,9 +92,7 @@ def _read_file(path: Path) -> Iterator[Raw]:
         yield from _read_parquet(path) if magic == b"PAR1" else _read_json(path, magic[:2] == b"\x1f\x8b")
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PQMError(
-            f"{path}: cannot be read ({reason}); check that it is whole and yours to read"
-        ) from error
+        raise PQMError(f"{path}: cannot be read ({reason}); check that it is whole and yours to read") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Raw]:
@@ -128,9 +124,7 @@ def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
                 if opening.startswith("["):
                     number = first[0] + getattr(error, "lineno", 1) - 1
                     reason = getattr(error, "msg", error)
-                    message = (
-                        f"{path}, line {number}: damaged JSON list ({reason}); mend it or write JSON lines"
-                    )
+                    message = f"{path}, line {number}: damaged JSON list ({reason}); mend it or write JSON lines"
                     raise PQMError(message) from None
                 lines = iter(held[1:])
             else:

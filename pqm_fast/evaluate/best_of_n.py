@@ -50,12 +50,8 @@ def best_of_n(scores: Sequence[Values], correct: Sequence[Values], n: int) -> Es
         PQMError: n out of range, different lengths, a NaN, or no questions.
     """
     if len(scores) != len(correct):
-        raise PQMError(
-            f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each"
-        )
-    return Estimate.of(
-        [_expected_best(s, c, n, i) for i, (s, c) in enumerate(zip(scores, correct, strict=True))]
-    )
+        raise PQMError(f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each")
+    return Estimate.of([_expected_best(s, c, n, i) for i, (s, c) in enumerate(zip(scores, correct, strict=True))])
 
 
 def pass_at_n(correct: Sequence[Values], n: int) -> Estimate:
@@ -71,9 +67,7 @@ def mean_accuracy(correct: Sequence[Values]) -> Estimate:
     return Estimate.of([float(np.mean(c)) for c in correct])
 
 
-def majority_vote(
-    groups: Sequence[Sequence[int]], correct: Sequence[Values], ties: str = "first"
-) -> Estimate:
+def majority_vote(groups: Sequence[Sequence[int]], correct: Sequence[Values], ties: str = "first") -> Estimate:
     """Correctness of the most frequent answer in the whole pool.
 
     Args:
@@ -88,9 +82,7 @@ def majority_vote(
     if ties not in ("first", "share"):
         raise PQMError(f"ties={ties!r}: choose 'first' or 'share'")
     if len(groups) != len(correct):
-        raise PQMError(
-            f"{len(groups)} questions with answers but {len(correct)} with correctness: pass one each"
-        )
+        raise PQMError(f"{len(groups)} questions with answers but {len(correct)} with correctness: pass one each")
     return Estimate.of([_vote(g, c, ties, i) for i, (g, c) in enumerate(zip(groups, correct, strict=True))])
 
 

@@ -26,9 +26,7 @@ def processbench(
         PQMError: a label outside -1 .. steps-1, different lengths, or a score that is NaN.
     """
     if len(scores) != len(first_errors):
-        raise PQMError(
-            f"{len(scores)} solutions but {len(first_errors)} first-error labels: pass one for each"
-        )
+        raise PQMError(f"{len(scores)} solutions but {len(first_errors)} first-error labels: pass one for each")
     hits: dict[bool, list[bool]] = {True: [], False: []}
     for i, (steps, label) in enumerate(zip(scores, first_errors, strict=True)):
         if not -1 <= label < len(steps):

@@ -11,9 +11,7 @@ from pqm_fast.errors import PQMError
 Trajectories = Sequence[Sequence[float | None]]
 
 
-def step_metrics(
-    scores: Trajectories, labels: Trajectories, threshold: float = 0.0
-) -> dict[str, float | None]:
+def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 0.0) -> dict[str, float | None]:
     """Metrics over all steps that have both a score and a label (None stands for a missing one).
 
     A step counts as correct iff its label is >= 0.5, and as predicted correct iff q >= `threshold`.
@@ -84,15 +82,11 @@ def _flatten(scores: Trajectories, labels: Trajectories) -> tuple[np.ndarray, np
     differ = np.flatnonzero(lengths != np.fromiter(map(len, labels), dtype=np.int64, count=len(labels)))
     if differ.size:
         i = int(differ[0])
-        raise PQMError(
-            f"trajectory {i} has {len(scores[i])} scores but {len(labels[i])} labels: pass one per step"
-        )
+        raise PQMError(f"trajectory {i} has {len(scores[i])} scores but {len(labels[i])} labels: pass one per step")
     flat = list(chain.from_iterable(scores))
     q = np.array(flat, dtype=np.float64)  # numpy turns None into NaN
     if any(flat[i] is not None for i in np.flatnonzero(np.isnan(q))):
-        raise PQMError(
-            "a step score is NaN: check the model's output, and pass None for steps without a score"
-        )
+        raise PQMError("a step score is NaN: check the model's output, and pass None for steps without a score")
     label = np.array(list(chain.from_iterable(labels)), dtype=np.float64)
     return q, label, np.repeat(np.arange(len(scores)), lengths)
 

@@ -98,9 +98,7 @@ def evaluate_pools(
         for name in dict.fromkeys(candidate.policy for candidate in pool):
             if name is not None:
                 policies[name].append([candidate for candidate in pool if candidate.policy == name])
-    result["policies"] = {
-        name: _pool_figures(pools, how, ns, ties) for name, pools in sorted(policies.items())
-    }
+    result["policies"] = {name: _pool_figures(pools, how, ns, ties) for name, pools in sorted(policies.items())}
     for name, figures in [("all candidates", result["overall"]), *result["policies"].items()]:
         for n, estimate in figures["pass_at_n"].items():
             if estimate["questions"] < figures["questions"]:
@@ -126,9 +124,7 @@ def table(summary: dict[str, Any]) -> str:
             for how, best in [*entry["best_of_n"].items(), ("pass@n", entry["pass_at_n"])]:
                 rows.append([*head, how, *(_figure(best.get(n)) for n in ns)])
                 head = [""] * len(head)
-        title = (
-            "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
-        )
+        title = "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
         parts.append(f"{title}\n" + _aligned(rows))
     if summary.get("left_out"):
         parts.append("Left out\n" + "\n".join(f"  {reason}" for reason in summary["left_out"]))
@@ -137,9 +133,7 @@ def table(summary: dict[str, Any]) -> str:
 
 def _checked(record: Record, scores: Sequence[float | None]) -> tuple[Record, Sequence[float | None]]:
     if len(scores) != len(record.steps):
-        raise PQMError(
-            f"record {record.id}: {len(scores)} scores for {len(record.steps)} steps: pass one per step"
-        )
+        raise PQMError(f"record {record.id}: {len(scores)} scores for {len(record.steps)} steps: pass one per step")
     return record, scores
 
 
@@ -151,17 +145,13 @@ def _first_error(labels: Sequence[float | None]) -> int | None:
     return wrong if wrong < len(labels) else -1
 
 
-def _by_question(
-    scored: Scored, missing: Counter[str]
-) -> Iterable[list[tuple[Record, Sequence[float | None]]]]:
+def _by_question(scored: Scored, missing: Counter[str]) -> Iterable[list[tuple[Record, Sequence[float | None]]]]:
     pools: dict[str, list[tuple[Record, Sequence[float | None]]]] = defaultdict(list)
     for record, scores in scored:
         if record.extra.get("question_id") is None:
             missing["records without question_id: not candidates of a pool"] += 1
         elif record.extra.get("correct") is None and record.extra.get("answer") is None:
-            missing[
-                "candidates with neither `answer` nor `correct`: nothing says whether they are right"
-            ] += 1
+            missing["candidates with neither `answer` nor `correct`: nothing says whether they are right"] += 1
         else:
             pools[str(record.extra["question_id"])].append(_checked(record, scores))
     return pools.values()
@@ -176,18 +166,14 @@ def _candidates(pool: list[tuple[Record, Sequence[float | None]]], missing: Coun
             gold = str(record.extra["answer"])  # GSM8K and MATH give a whole solution as the answer
             correct = answer is not None and same_answer(answer, marked_answer(gold) or gold)
         if answer is None:
-            missing[
-                "candidates without a final answer: no vote, and wrong unless `correct` says otherwise"
-            ] += 1
+            missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
         if all(score is None for score in scores):
             missing["candidates without a scored step: kept, and never preferred"] += 1
         candidates.append(_Candidate(record.extra.get("policy"), scores, float(correct), group))
     return candidates
 
 
-def _pool_figures(
-    pools: list[list[_Candidate]], how: Sequence[str], ns: Sequence[int], ties: str
-) -> dict[str, Any]:
+def _pool_figures(pools: list[list[_Candidate]], how: Sequence[str], ns: Sequence[int], ties: str) -> dict[str, Any]:
     correct = [[candidate.correct for candidate in pool] for pool in pools]
     groups = [[candidate.group for candidate in pool] for pool in pools]
 

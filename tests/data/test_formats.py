@@ -125,9 +125,7 @@ def test_openrlhf():
 
 def test_openr():
     assert parse(OPENR) == [Record("R", "How many?", ["one", "two."], [1.0, 0.0])]
-    assert parse(edited(OPENR, labels=..., label=["-", "+"])) == [
-        Record("R", "How many?", ["one", "two."], [0.0, 1.0])
-    ]
+    assert parse(edited(OPENR, labels=..., label=["-", "+"])) == [Record("R", "How many?", ["one", "two."], [0.0, 1.0])]
     assert parse(edited(OPENR, labels=...))[0].labels is None
 
 
@@ -282,9 +280,7 @@ def test_faults_say_what_was_found(raw, expected):
 
 
 def test_a_forced_format_names_the_missing_field():
-    with pytest.raises(
-        FormatError, match=r"field prompt is missing \(fields found: question, process, labels\)"
-    ):
+    with pytest.raises(FormatError, match=r"field prompt is missing \(fields found: question, process, labels\)"):
         FORMATS["trl"].parse(OPENR, "R", ReadOptions())
 
 

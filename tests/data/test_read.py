@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -178,11 +179,17 @@ def test_saved_splits(saved):
         list(read_records(f"{saved}/f:train"))
 
 
-def test_folder_with_data_files(tmp_path, monkeypatch):
+def test_folder_of_files_is_refused(write):
+    folder = write(RAWS, "set/train.jsonl").parent
+    assert "cannot be loaded as a data set" in refused(folder)
+    assert "name the data files in the folder one by one" in refused(folder)
+
+
+def test_hub_data_set_as_datasets_loads_it(write, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "train.jsonl").write_bytes(json_lines([RAWS[1]]))
-    assert [(r.id, r.prompt) for r in read_records(tmp_path / "set")] == [("set:train:1", "2+2?")]
+    folder, load_dataset = write(RAWS[1:], "downloaded/train.jsonl").parent, datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: load_dataset(str(folder)))
+    same(list(read_records("org/set")), [replace(RECORDS[1], id="set:train:1")])
 
 
 def test_hub_data_set(monkeypatch, tmp_path):
@@ -337,9 +344,7 @@ def test_bad_first_line_can_be_skipped(write, first):
 
 def test_records_of_a_list_are_numbered(write):
     path = write(json.dumps([RAWS[0], 5]).encode(), "f.json")
-    assert (
-        refused(path, ReadOptions()) == f"{path}, record 2: 5 is no JSON object; give one object per record"
-    )
+    assert refused(path, ReadOptions()) == f"{path}, record 2: 5 is no JSON object; give one object per record"
 
 
 def test_many_bad_records_in_one_paragraph(write):
@@ -360,10 +365,7 @@ def test_no_usable_record(write):
     assert "no usable record: it is empty" in refused(write(b"[]", "g.json"))
     path = write([{"q": 1}, {"a": 2}], "h.jsonl")
     message = refused(path)
-    assert (
-        f"no usable record: all are bad, the first: {path}, line 1: fields q are of no known format"
-        in message
-    )
+    assert f"no usable record: all are bad, the first: {path}, line 1: fields q are of no known format" in message
 
 
 def test_format_override(write):
@@ -372,9 +374,7 @@ def test_format_override(write):
     assert next(read_records(path)).prompt == "p"
     assert next(read_records(path, "openr")).prompt == "q"
     assert next(read_records(path, options=ReadOptions(format="openr"))).prompt == "q"
-    assert "line 1: field responses is missing (fields found: prompt, " in refused(
-        path, ReadOptions(), format="pool"
-    )
+    assert "line 1: field responses is missing (fields found: prompt, " in refused(path, ReadOptions(), format="pool")
     with pytest.raises(PQMError, match="format is 'csv'; choose one of auto, trl"):
         read_records(path, "csv")
 
@@ -440,8 +440,7 @@ def test_every_file_needs_a_usable_record(write):
             st.text(min_size=1).filter(str.strip),
             st.lists(
                 st.tuples(
-                    st.text(min_size=1).filter(str.strip)
-                    | st.sampled_from(["a\u2028b", "\x85c", "d\x1ee", "f\rg"]),
+                    st.text(min_size=1).filter(str.strip) | st.sampled_from(["a\u2028b", "\x85c", "d\x1ee", "f\rg"]),
                     st.none() | st.floats(0, 1),
                 ),
                 min_size=1,

@@ -140,9 +140,7 @@ def test_different(a, b):
     assert not same_answer(b, a)
 
 
-@pytest.mark.parametrize(
-    "odd", ["", "\x00", "\ud800", "\\frac{1}{", "(" * 250, "9" * 5000, "\\boxed{", "{}}{"]
-)
+@pytest.mark.parametrize("odd", ["", "\x00", "\ud800", "\\frac{1}{", "(" * 250, "9" * 5000, "\\boxed{", "{}}{"])
 def test_odd_text_equals_itself(odd):
     assert same_answer(odd, odd)
     final_answer(odd)

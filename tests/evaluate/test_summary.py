@@ -66,9 +66,7 @@ def test_uneven_pools_are_said():
 
 
 def test_default_sizes_reach_what_half_of_the_questions_allow():
-    pool = [candidate("q1", "p", ["1"], [0.0], answer="1")] * 9 + [
-        candidate("q2", "p", ["1"], [0.0], answer="1")
-    ] * 4
+    pool = [candidate("q1", "p", ["1"], [0.0], answer="1")] * 9 + [candidate("q2", "p", ["1"], [0.0], answer="1")] * 4
     assert list(evaluate_pools(pool)["overall"]["pass_at_n"]) == ["1", "2", "4", "8"]
     pool += [candidate("q3", "p", ["1"], [0.0], answer="1")] * 4
     assert list(evaluate_pools(pool)["overall"]["pass_at_n"]) == ["1", "2", "4"]

@@ -1,0 +1,239 @@
+"""The model on packed batches: equal to one trajectory at a time, for every architecture, and a plain HF checkpoint."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from pqm_fast.data.encode import Encoder, Template
+from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.model import Recipe, StepQModel, check_packing
+from pqm_fast.score import Scorer
+from pqm_kernels import trajectory_losses
+
+
+def make_model(tmp_path, architecture="llama", **changes):
+    torch.manual_seed(0)
+    return StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / architecture, architecture, **changes)))
+
+
+def trajectories(seed=0, lengths=(9, 17, 3, 30, 12, 5)):
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        steps = int(rng.integers(1, min(6, length)))
+        rows = np.sort(rng.choice(length, steps, replace=False)).astype(np.int32)
+        made.append(Trajectory(rng.integers(0, 97, length), rows, rng.integers(0, 2, steps).astype(np.float32)))
+    return made
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pad_to", [None, 128])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_packed_equals_one_by_one(tmp_path, architecture, pad_to):
+    """Values and every parameter's gradient, against transformers' own attention on one trajectory at a time."""
+    model = make_model(tmp_path, architecture)
+    made = trajectories()
+    packed = model(pack(list(enumerate(made)), pad_to=pad_to), loss="rank", zeta=2.0)
+    packed.loss.backward()
+    got = gradients(model)
+
+    model.zero_grad()
+    model.classifier.set_attn_implementation("eager")
+    scores, losses = [], []
+    for t in made:
+        out = model.classifier(input_ids=torch.as_tensor(t.input_ids)[None].long(), use_cache=False)
+        q = out.logits[0, torch.as_tensor(t.step_index).long(), 0]
+        scores.append(q.detach())
+        steps = torch.tensor([0, len(q)], dtype=torch.int32)
+        losses.append(trajectory_losses(q, torch.as_tensor(t.labels), steps, "rank", 2.0))
+    expected = torch.cat(losses).mean()
+    expected.backward()
+
+    assert (packed.q - torch.cat(scores)).abs().max() <= 1e-5
+    assert abs(packed.loss - expected) <= 1e-5 * abs(expected)
+    reference = gradients(model)
+    assert got.keys() == reference.keys()
+    assert len(got) >= 3 * 7  # every layer has one
+    for name in got:
+        # no gradient at all beside rounding: the bias of gpt2's keys, to which softmax is blind
+        if reference[name].norm() > 1e-6:
+            assert tiny.relative_error(got[name], reference[name]) <= 1e-5, name
+
+
+def test_trajectories_do_not_see_each_other(tmp_path):
+    model = make_model(tmp_path, "qwen2").eval()
+    first, second = trajectories(lengths=(20, 20))
+    other = trajectories(seed=5, lengths=(20,))[0]
+    with torch.no_grad():
+        a = model.hidden(pack([(0, first), (1, second)]))
+        b = model.hidden(pack([(0, other), (1, second)]))
+    assert not torch.equal(a[:20], b[:20])
+    assert torch.equal(a[20:], b[20:])
+
+
+def test_checkpoint_is_a_token_classification_folder(tmp_path):
+    """AutoModelForTokenClassification gives what Scorer gives, and saving it back loses nothing."""
+    model = make_model(tmp_path, "qwen2").eval()
+    tokenizer = tiny.tokenizer(90)
+    assert "was added as id 90" in model.fit_vocabulary(tokenizer, "<|step|>")
+    model.save(tmp_path / "out", tokenizer, Recipe(Template(), "rank", 4.0), torch.float32)
+
+    rng = np.random.default_rng(0)
+    solutions = [(tiny.text(rng, 5), [tiny.text(rng, int(n)) for n in rng.integers(1, 7, 4)]) for _ in range(7)]
+    # one that transformers reads as any other tokenizer folder (a qwen2 folder gets Qwen2Tokenizer whatever it holds)
+    scorer = Scorer.from_pretrained(tmp_path / "out", max_tokens=64)
+    scorer.encoder.tokenizer = tokenizer
+    got = scorer.score(solutions)
+
+    for folder in ("out", "again"):
+        plain, info = AutoModelForTokenClassification.from_pretrained(
+            tmp_path / folder, dtype=torch.float32, output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert plain.config.num_labels == 1
+        assert plain.config.problem_type == "regression"
+        assert plain.config.classifier_dropout == 0.0
+        assert plain.config.pqm_fast["template"] == Template().to_dict()
+        step = tokenizer.convert_tokens_to_ids("<|step|>")
+        for (question, steps), scores in zip(solutions, got, strict=True):
+            ids = torch.tensor([tokenizer.encode(f"{question}\n" + "".join(f"{s}\n<|step|>" for s in steps))])
+            with torch.no_grad():
+                logits = plain.eval()(input_ids=ids).logits[0, :, 0]
+            assert logits[ids[0] == step].tolist() == pytest.approx(scores, abs=1e-5)
+        if folder == "out":
+            plain.save_pretrained(tmp_path / "again")
+    first = AutoModelForTokenClassification.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    second = plain.state_dict()
+    assert first.keys() == second.keys()
+    assert {"score.weight", "score.bias"} < first.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_save_and_load_give_the_same_scores(tmp_path, architecture):
+    model = make_model(tmp_path, architecture).eval()
+    batch = pack(list(enumerate(trajectories())), labelled_only=False)
+    model.save(tmp_path / "out", tiny.tokenizer(), Recipe(Template(step_token="last")), torch.float32)
+    notes = []
+    again = StepQModel.from_pretrained(str(tmp_path / "out"), notes=notes).eval()
+    assert notes == []
+    assert torch.equal(model.scores(batch), again.scores(batch))
+    assert Recipe.from_config(again.config, "out") == Recipe(Template(step_token="last"))
+
+
+def test_default_checkpoint_is_bfloat16_throughout(tmp_path):
+    from safetensors.torch import load_file
+
+    model = make_model(tmp_path)
+    model.save(tmp_path / "out", tiny.tokenizer(), Recipe(Template()))
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # the model itself is as it was
+
+
+def test_a_causal_lm_loads_without_its_head(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_config(tiny.config("llama", tie_word_embeddings=False))
+    lm.save_pretrained(tmp_path / "lm")
+    notes = []
+    model = StepQModel.from_pretrained(str(tmp_path / "lm"), notes=notes)
+    assert notes == ["the Q-value head is new"]
+    assert not any("lm_head" in name for name, _ in model.named_parameters())
+    assert torch.equal(model.backbone.layers[0].mlp.up_proj.weight, lm.model.layers[0].mlp.up_proj.weight)
+
+
+def test_new_step_token_uses_a_spare_row_or_grows(tmp_path):
+    model = make_model(tmp_path)
+    embedding = model.classifier.get_input_embeddings().weight.detach().clone()
+    note = model.fit_vocabulary(tiny.tokenizer(90), "<|step|>")
+    assert note == "step token '<|step|>' was added as id 90"
+    after = model.classifier.get_input_embeddings().weight
+    assert after.shape == (97, 32)
+    assert torch.allclose(after[90], embedding[:90].mean(0))
+    assert torch.equal(after[:90], embedding[:90])
+
+    full = make_model(tmp_path)
+    note = full.fit_vocabulary(tiny.tokenizer(97), "<|step|>")
+    assert "grew from 97 to 128 rows" in note
+    assert full.config.vocab_size == 128
+    assert full.fit_vocabulary(tiny.tokenizer(97), "w5") is None
+    assert full.fit_vocabulary(tiny.tokenizer(97), "last") is None
+
+
+def test_what_is_no_usable_model_is_refused_by_name(tmp_path):
+    with pytest.raises(PQMError, match="nowhere: no model config"):
+        StepQModel.from_pretrained(str(tmp_path / "nowhere"))
+    for kind in ("t5", "bert"):
+        from transformers import AutoConfig
+
+        AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
+        with pytest.raises(PQMError, match=f"{kind} is not a decoder"):
+            StepQModel.from_pretrained(str(tmp_path / kind))
+    model = make_model(tmp_path, "qwen2")
+    model.save(tmp_path / "other", tiny.tokenizer(), Recipe(Template()))
+    tiny.config("llama", num_hidden_layers=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(PQMError, match="do not fit the architecture llama"):
+        StepQModel.from_pretrained(str(tmp_path / "other"))
+
+
+def test_an_architecture_with_state_across_tokens_is_refused(tmp_path):
+    from transformers import AutoConfig
+
+    mamba = AutoConfig.for_model("mamba", vocab_size=97, hidden_size=32, state_size=4, num_hidden_layers=2)
+    mamba.save_pretrained(tmp_path / "mamba")
+    with pytest.raises(PQMError, match="mamba"):
+        StepQModel.from_pretrained(str(tmp_path / "mamba"))
+
+
+def test_check_packing_bites(tmp_path, monkeypatch):
+    """With an attention that lets trajectories see each other, the check must fail."""
+    from pqm_fast import attention
+
+    model = make_model(tmp_path)
+    check_packing(model)
+    whole = attention.Packing.from_lengths
+    monkeypatch.setattr(
+        attention.Packing, "from_lengths", classmethod(lambda cls, lengths, *rest: whole((sum(lengths),), *rest))
+    )
+    with pytest.raises(PQMError, match="packed trajectories do not give the hidden states"):
+        check_packing(model)
+
+
+def test_scorer_takes_any_order_and_length(tmp_path):
+    model = make_model(tmp_path).eval()
+    rng = np.random.default_rng(1)
+    solutions = [(tiny.text(rng, 4), [tiny.text(rng, 3)] * int(n)) for n in rng.integers(1, 9, 20)]
+    encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 128)
+    together = Scorer(model, encoder, max_tokens=100).score(solutions)
+    alone = [Scorer(model, encoder).score([s])[0] for s in solutions]
+    for a, b, (_, steps) in zip(together, alone, solutions, strict=True):
+        assert len(a) == len(steps)
+        assert a == pytest.approx(b, abs=1e-5)
+    assert Scorer(model, encoder).score([]) == []
+
+
+def test_steps_beyond_the_context_have_no_score(tmp_path):
+    model = make_model(tmp_path).eval()
+    encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 10)
+    [scores] = Scorer(model, encoder).score([("w3 w4", ["w5 w6 w7", "w8 w9 w10", "w11 w12 w13"])])
+    assert [s is None for s in scores] == [False, False, True]
+    with pytest.raises(PQMError, match="the question"):
+        Scorer(model, encoder).score([("w3 " * 20, ["w5"])])
+
+
+def test_tokenizer_of_a_checkpoint_round_trips(tmp_path):
+    model = make_model(tmp_path)
+    tokenizer = tiny.tokenizer(90)
+    model.fit_vocabulary(tokenizer, "<|step|>")
+    model.save(tmp_path / "out", tokenizer, Recipe(Template()))
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    [encoded] = Encoder(again, Template(), 100)([Record("r", "w3 w4", ["w5", "w6 w7"])])
+    assert encoded.input_ids.tolist() == [3, 4, 5, 90, 6, 7, 90]
