@@ -189,6 +189,14 @@ def test_gradients_of_extreme_scores_are_finite(loss, dtype, signs):
     assert q.grad.isfinite().all()
 
 
+def test_crm_is_smooth_where_its_series_begin():
+    """One wrong step, scores close together: both thresholds inside log(1 - e^-H) are crossed."""
+    q = torch.linspace(-20, 40, 601, dtype=torch.float64)
+    labels, cu_steps = torch.zeros(601), torch.arange(602)
+    expected = define("crm", q, labels, cu_steps, 0.0)
+    torch.testing.assert_close(trajectory_losses(q, labels, cu_steps, "crm"), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_crm_where_the_outcome_underflows():
     # The hazards are e^-1e4: their sum is 0 in any dtype, the loss is 1e4 - log 2 + 1e4.
     q = torch.full((2,), 1e4, requires_grad=True)

@@ -1,0 +1,270 @@
+"""The loop: the same gradient however the step is cut up, exact resumption, and learning on what it is given."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pqm_fast.data.encode import Template
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.errors import PQMError
+from pqm_fast.model import StepQModel
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.log import read_metrics
+from pqm_fast.train.loop import backward, evaluate, train
+from pqm_fast.train.optim import learning_rate, make_optimizer
+from pqm_fast.train.setup import optimizer_steps, prepare
+from pqm_kernels import LOSSES
+
+
+def write_data(path, count=120, questions=30, seed=0):
+    rng = np.random.default_rng(seed)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            steps = int(rng.integers(1, 7))
+            row = {
+                "id": f"r{i}",
+                "prompt": f"w3 w{4 + i % questions}",
+                "completions": [tiny.text(rng, int(rng.integers(1, 6))) for _ in range(steps)],
+                "labels": [bool(b) for b in rng.integers(0, 2, steps)],
+            }
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def configure(tmp_path):
+    model = str(tiny.model_folder(tmp_path / "model", num_hidden_layers=2))
+    data = write_data(tmp_path / "data.jsonl")
+
+    def make(out="run", **options):
+        base = {
+            "micro_batch_tokens": 128,
+            "max_length": 64,
+            "max_steps": 12,
+            "learning_rate": 1e-2,
+            "eval_every": 0,
+            "save_every": 0,
+            "log_every": 1,
+            "progress": False,
+            "cache_dir": str(tmp_path / "cache"),
+            "device": "cpu",
+            "template": Template(step_token="last"),
+        }
+        return TrainConfig(model=model, data=(data,), out=str(tmp_path / out), **(base | options))
+
+    return make
+
+
+def gradients(run):
+    got = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+    run.model.zero_grad()
+    return got
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_accumulation_and_packing_leave_the_gradient(configure, loss):
+    """One batch of everything = eight batches of a few = one trajectory at a time."""
+    run = prepare(configure(loss=loss, micro_batch_tokens=4096))
+    members = run.training.indices[:40]
+    loss_of, gradient_of = {}, {}
+    for parts in (1, 8, 40):
+        outputs = backward(run, [run.training.pack(m) for m in np.array_split(members, parts)])
+        loss_of[parts] = float(sum(out.loss for out in outputs))
+        gradient_of[parts] = gradients(run)
+    for parts in (8, 40):
+        assert loss_of[parts] == pytest.approx(loss_of[1], rel=1e-5)
+        for name, expected in gradient_of[1].items():
+            assert tiny.relative_error(gradient_of[parts][name], expected) <= 1e-5, name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resume_is_exact_to_the_bit(configure, dropout, tmp_path):
+    changes = {"attention_dropout": dropout, "num_hidden_layers": 2}
+    model = str(tiny.model_folder(tmp_path / f"dropout{dropout}", **changes))
+    options = {"save_every": 5, "accumulation": 2, "epochs": 3, "model": model}
+
+    def make(out, **more):
+        base = configure(out=out, **{k: v for k, v in (options | more).items() if k != "model"})
+        return TrainConfig(**(vars(base) | {"model": model}))
+
+    train(make("whole"))
+    # the same run, cut off after step 8: the checkpoint of step 5 is the newest, one of step 10 was being written
+    train(make("cut"))
+    cut = tmp_path / "cut"
+    shutil.move(cut / "checkpoints" / "step-0000010", cut / "checkpoints" / ".step-0000010.tmp-1")
+    for name in ("config.json", "model.safetensors", "metrics.json", "training.png"):
+        (cut / name).unlink()
+    lines = (cut / "metrics.jsonl").read_text().split("\n")
+    (cut / "metrics.jsonl").write_text("\n".join(lines[:8]) + '\n{"kind": "train", "st')
+    train(make("cut", resume=True))
+
+    def figures(folder):
+        rows = read_metrics(tmp_path / folder / "metrics.jsonl")
+        timing = {"tokens_per_second", "trajectories_per_second", "eta_seconds"}
+        return [{k: v for k, v in row.items() if k not in timing} for row in rows]
+
+    assert len(figures("whole")) == 13  # 12 steps and the evaluation at the end
+    assert figures("cut") == figures("whole")
+    whole, resumed = (StepQModel.from_pretrained(str(tmp_path / name)).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):
+    losses = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(configure(out=name, seed=seed, max_steps=3))
+        losses[name] = [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert losses["a"] == losses["b"]
+    assert losses["a"] != losses["c"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns(configure, tmp_path, loss):
+    """A rule that the model can see (a step that holds w7 is wrong) is learned."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "rule.jsonl", "w") as file:
+        for i in range(600):
+            labels = [bool(b) for b in rng.random(4) < 0.8]
+            steps = [tiny.text(rng, 3).replace("w7 ", "w8 ") + (" w6" if good else " w7") for good in labels]
+            file.write(json.dumps({"id": str(i), "prompt": f"w{9 + i % 60}", "completions": steps, "labels": labels}) + "\n")
+    base = configure(loss=loss, max_steps=80, micro_batch_tokens=512, eval_fraction=0.2, learning_rate=5e-3)
+    metrics = train(TrainConfig(**(vars(base) | {"data": (str(tmp_path / "rule.jsonl"),)})))
+    if loss == "orm":  # learns at the last step alone: half the entropy of the outcomes (0.8^4 are right: 0.677)
+        assert metrics["loss"] < 0.34
+    else:
+        assert metrics["pair_accuracy"] > 0.95
+
+
+def test_run_folder(configure, tmp_path):
+    metrics = train(configure(eval_every=5, save_every=4, keep_checkpoints=2))
+    folder = tmp_path / "run"
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(1, 13))
+    assert [r["step"] for r in rows if r["kind"] == "eval"] == [5, 10, 12]
+    named = {"loss", "step_accuracy", "grad_norm", "tokens_per_second", "eta_seconds", "learning_rate", "flat_floor"}
+    assert named <= rows[0].keys()
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-0000008", "step-0000012"]
+    assert (folder / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+    with pytest.raises(PQMError, match="already holds a run"):
+        train(configure())
+
+
+def test_held_out_questions_are_on_one_side(configure):
+    run = prepare(configure(eval_fraction=0.3))
+    question = run.training.dataset.question
+    assert not set(question[run.training.indices]) & set(question[run.held_out.indices])
+    assert len(set(question[run.held_out.indices])) == 9  # of 30
+    assert len(run.training) + len(run.held_out) == 120
+    again = prepare(configure(eval_fraction=0.3))
+    assert np.array_equal(run.held_out.indices, again.held_out.indices)
+
+
+def test_held_out_file_takes_its_questions_from_training(configure, tmp_path):
+    other = write_data(tmp_path / "held.jsonl", count=20, questions=10, seed=1)
+    run = prepare(configure(eval_data=(other,)))
+    assert len(run.held_out) == 20
+    assert len(run.training) == 80  # 10 of the 30 questions gone
+    assert "40 training trajectories left out: their questions are in the held-out data" in run.notes
+
+
+def test_evaluation_is_the_loss_and_metrics_of_all_held_out_trajectories(configure):
+    run = prepare(configure(eval_fraction=0.5, loss="bce"))
+    got = evaluate(run, run.held_out)
+    batch = run.held_out.pack(run.held_out.indices)
+    q = run.model.eval().scores(batch).double()
+    y = batch.labels.double()
+    expected = -(y * torch.sigmoid(q).log() + (1 - y) * torch.sigmoid(-q).log()).mean()
+    assert got["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert got["step_accuracy"] == pytest.approx(float(((q >= 0) == (y > 0.5)).double().mean()))
+    assert got["trajectories"] == len(run.held_out)
+
+
+def test_soft_labels(configure, tmp_path):
+    with open(tmp_path / "soft.jsonl", "w") as file:
+        for i in range(20):
+            row = {"id": f"s{i}", "prompt": f"w{3 + i}", "completions": ["w5", "w6"], "labels": [0.75, 0.25]}
+            file.write(json.dumps(row) + "\n")
+
+    def make(**options):
+        return TrainConfig(**(vars(configure(**options)) | {"data": (str(tmp_path / "soft.jsonl"),)}))
+
+    assert prepare(make(loss="bce")).training.trajectory(0).labels.tolist() == [0.75, 0.25]
+    assert prepare(make(loss="rank", label_threshold=0.5)).training.trajectory(0).labels.tolist() == [1.0, 0.0]
+    with pytest.raises(PQMError, match=r"record s0: label 0.75 is neither 0 nor 1.*40 such labels"):
+        prepare(make(loss="rank"))
+
+
+def test_orm_leaves_out_what_lost_its_last_step(configure):
+    whole = prepare(configure(loss="orm", eval_fraction=0))
+    cut = prepare(configure(loss="orm", eval_fraction=0, max_length=12, read=ReadOptions(skip_bad=True)))
+    lost = cut.training.dataset.steps_cut > 0
+    assert 0 < lost.sum() < 120
+    assert len(whole.training) == 120
+    assert len(cut.training) == (~lost).sum()
+    assert any("orm needs the last step" in note for note in cut.notes)
+
+
+def test_optimizer_steps_continue_where_they_stopped(configure):
+    run = prepare(configure(accumulation=2, max_steps=30))
+    whole = [[m.tolist() for m in step] for step in optimizer_steps(run)]
+    assert len(whole) == 30
+    assert all(len(step) == 2 for step in whole)
+    assert [[m.tolist() for m in step] for step in optimizer_steps(run, 17)] == whole[17:]
+
+
+def test_steps_of_an_epoch_see_each_trajectory_once(configure):
+    run = prepare(configure(max_steps=None, epochs=1.0))
+    seen = np.concatenate([m for step in optimizer_steps(run) for m in step])
+    assert sorted(seen) == sorted(run.training.indices)
+
+
+def test_learning_rate_schedule(configure):
+    config = configure(learning_rate=1.0, warmup_steps=4, final_lr=0.1)
+    rates = [learning_rate(step, 104, config) for step in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[54] == pytest.approx(0.55)  # half way down from 1 to 0.1
+    assert rates[104] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_only_matrices_decay(configure):
+    run = prepare(configure(weight_decay=0.1))
+    decayed, kept = make_optimizer(run.model, run.config).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in kept["params"]} == {1}
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(run.model.parameters()))
+
+
+def test_small_updates_are_not_lost(configure):
+    """Weights are float32: at a learning rate of 1e-6 a bfloat16 weight near 1 would not move at all."""
+    run = prepare(configure(dtype="bfloat16", learning_rate=1e-6, warmup_steps=0))
+    optimizer = make_optimizer(run.model, run.config)
+    norm = run.model.backbone.norm.weight
+    before = norm.detach().clone()
+    backward(run, [run.training.pack(run.training.indices[:20])])
+    optimizer.step()
+    assert norm.dtype == torch.float32
+    assert (norm != before).all()
+    assert torch.equal(norm.bfloat16(), before.bfloat16())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "nan", num_hidden_layers=2)))
+    from pqm_fast.model import Recipe
+
+    with torch.no_grad():
+        model.classifier.get_input_embeddings().weight[12] = float("nan")
+    model.save(tmp_path / "nan", tiny.tokenizer(90), Recipe(Template()), torch.float32)
+    base = configure(max_steps=50, save_every=1)
+    config = TrainConfig(**(vars(base) | {"model": str(tmp_path / "nan")}))
+    with pytest.raises(PQMError, match=r"step \d+: loss nan.*not finite in \d+ trajectories: r\d+"):
+        train(config)
+    assert not (tmp_path / "run" / "config.json").exists()
