@@ -208,7 +208,7 @@ def test_crm_where_the_outcome_underflows():
 
 
 def closed_form_rank_gradient(q, y, zeta):
-    """dL/dq of design and paper: sums over the terms, by hand."""
+    """dL/dq of `rank`, the sum over the terms differentiated by hand."""
     correct, wrong = split(y)
     negatives = sum(exp(q[w] + zeta) for w in wrong)
     denominators = [1 + negatives + sum(exp(q[k]) for k in correct[:i]) for i in range(len(correct) + 1)]
