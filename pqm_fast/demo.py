@@ -29,7 +29,7 @@ class DemoConfig:
     """Other losses to train beside it, on the same data."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; with several, figures are means over them."""
-    steps: int = 4000
+    steps: int = 2500
     """Optimizer steps of each run."""
     problems: int = 4000
     """Training problems; each is solved by six policies, twice."""
@@ -37,10 +37,10 @@ class DemoConfig:
     """Held-out problems, 16 candidates from each of seven policies."""
     world_seed: int = 0
     """Of the problems and of the policies' weak spots."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate."""
-    micro_batch_tokens: int = 768
-    """Tokens of one optimizer step: about 32 trajectories."""
+    micro_batch_tokens: int = 1536
+    """Tokens of one optimizer step: about 64 trajectories."""
     progress: bool = True
     """Show the progress bars."""
 
