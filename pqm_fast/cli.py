@@ -36,8 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         command(arguments[1:])
+    except SystemExit as exit:  # --help, and usage errors, both told by tyro
+        return int(exit.code or 0)
     except PQMError as error:
         print(f"pqm-fast: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"pqm-fast: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("pqm-fast: interrupted", file=sys.stderr)
@@ -86,16 +91,21 @@ def _parse(kind: type, command: str, arguments: list[str]) -> Any:
     """Options from the command line over those of --config over the defaults of the dataclass."""
     import tyro
 
-    return tyro.cli(
-        kind,
-        prog=f"pqm-fast {command}",
-        args=_expand_config(arguments),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    file, own = _split_config(arguments)
+    # the options of the file stand first: one parser checks both, and the last one wins
+    given = [*_file_options(file), *own] if file else own
+    try:
+        return tyro.cli(kind, prog=f"pqm-fast {command}", args=given, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as exit:
+        if file and exit.code:
+            print(
+                f"pqm-fast: error: the options stand in {file} or on the command line; mend them there", file=sys.stderr
+            )
+        raise
 
 
-def _expand_config(arguments: list[str]) -> list[str]:
-    """Puts the options of a --config file before the others, so that one parser checks both and the last one wins."""
+def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the --config file, the other arguments)."""
     own: list[str] = []
     files: list[str] = []
     remaining = iter(arguments)
@@ -106,7 +116,7 @@ def _expand_config(arguments: list[str]) -> list[str]:
             own.append(argument)
     if len(files) > 1 or "" in files:
         raise PQMError("--config: name one file")
-    return [*(_file_options(files[0]) if files else []), *own]
+    return files[0] if files else None, own
 
 
 def _file_options(file: str) -> list[str]:

@@ -13,21 +13,13 @@ from typing import Any
 import torch
 from pqm_kernels import StepLoss, step_loss
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_layers import GenericForTokenClassification
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pqm_fast import attention
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack
 from pqm_fast.errors import PQMError
+from pqm_fast.pretrained import load_classifier, load_config, quiet_transformers
 
 CONFIG_KEY = "pqm_fast"
 
@@ -48,7 +40,10 @@ class Recipe:
                 f"{path}: config.json has no {CONFIG_KEY!r} entry, so it is not a checkpoint of pqm-fast; "
                 "train one with `pqm-fast train`"
             )
-        return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
+        try:
+            return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
+        except (KeyError, TypeError) as error:
+            raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 
 class StepQModel(nn.Module):
@@ -126,37 +121,29 @@ class StepQModel(nn.Module):
         about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config.
         """
         notes = [] if notes is None else notes
+        classifier = load_classifier(path, load_config(path), dtype, notes)
         try:
-            config = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise PQMError(f"{path}: no model config could be loaded from this folder or hub id: {error}") from error
-        if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
-            raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
-        _ensure_token_classification(config, path)
-        config.num_labels, config.problem_type = 1, "regression"
-        config.classifier_dropout = 0.0  # the class's own default is 0.1
-        try:
-            if _has_weights(path):
-                classifier = _load_weights(path, config, dtype, notes)
-            else:
-                config.dtype = dtype
-                classifier = AutoModelForTokenClassification.from_config(config, dtype=dtype)
-                notes.append(f"{path} holds a config but no weights: starting from random ones")
             classifier.set_attn_implementation(attention.NAME)
             model = cls(classifier)
             check_packing(model)
-        except PQMError:
-            raise
-        except (ValueError, RuntimeError, OSError) as error:
-            raise PQMError(f"{path}: this model cannot be used: {error}") from error
+        except PQMError as error:
+            raise PQMError(f"{path}: {error}") from error
+        except Exception as error:  # whatever the code of an architecture raises that does not take our attention
+            raise PQMError(f"{path}: {classifier.config.model_type} cannot be used: {error}") from error
         return model
 
     def fit_vocabulary(self, tokenizer: PreTrainedTokenizerBase, step_token: str) -> str | None:
         """Makes the step token one id with an embedding. Returns what was done, None if nothing was.
 
         A new token's embedding starts at the mean of the others. The embedding only grows if the model has no spare
-        row for it (Qwen2 has 290).
+        row for it (Qwen2 has 290). Raises PQMError for a tokenizer that is not the model's.
         """
+        rows = self._embedding().shape[0]
+        if tokenizer.vocab_size > rows:
+            raise PQMError(
+                f"{self.config.name_or_path}: the tokenizer has {tokenizer.vocab_size} tokens but the embedding only "
+                f"{rows} rows: they do not belong together; copy the model's own tokenizer into its folder"
+            )
         if step_token == LAST:
             return None
         known = len(tokenizer)
@@ -164,7 +151,6 @@ class StepQModel(nn.Module):
             return None
         new_id = single_id(tokenizer, step_token)
         assert new_id is not None
-        rows = self._embedding().shape[0]
         if new_id >= rows:
             self.classifier.resize_token_embeddings(new_id + 1, pad_to_multiple_of=64, mean_resizing=False)
         with torch.no_grad():
@@ -191,23 +177,14 @@ class StepQModel(nn.Module):
             self.config.dtype = dtype
             setattr(self.config, CONFIG_KEY, asdict(recipe))
             try:
-                self.classifier.save_pretrained(temporary, state_dict=state)
+                with quiet_transformers():
+                    self.classifier.save_pretrained(temporary, state_dict=state)
             finally:
                 self.config.dtype = original
             tokenizer.save_pretrained(temporary)
             files = sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; PQMError if there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PQMError(
-            f"{path}: no tokenizer could be loaded; copy the tokenizer's files into the model folder ({error})"
-        ) from error
 
 
 @torch.no_grad()
@@ -234,6 +211,8 @@ def check_packing(model: StepQModel) -> None:
     finally:
         model.classifier.set_attn_implementation(attention.NAME)
         model.train(training)
+    if not expected.isfinite().all():
+        raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")
     error = float((packed - expected.float()).norm() / expected.float().norm())
     limit = 1e-3 if model.classifier.dtype == torch.float32 else 5e-2
     if not error <= limit:
@@ -241,58 +220,3 @@ def check_packing(model: StepQModel) -> None:
             f"{model.config.model_type}: packed trajectories do not give the hidden states that they give alone "
             f"(relative error {error:.2g}); this architecture is not supported"
         )
-
-
-def _has_weights(path: str) -> bool:
-    folder = Path(path)
-    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-
-
-def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # we say in one line below what it says in twenty
-    try:
-        classifier, info = AutoModelForTokenClassification.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    finally:
-        hf_logging.set_verbosity(level)
-    head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
-    missing = sorted(set(info["missing_keys"]) - head)
-    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]
-    if missing or mismatched:
-        wrong = missing or mismatched
-        raise PQMError(
-            f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
-            f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
-        )
-    if set(info["missing_keys"]) & head:
-        notes.append("the Q-value head is new")
-    return classifier
-
-
-def _is_decoder(config: Any) -> bool:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    # BERT and the like are listed as causal LMs too, for `is_decoder=True`
-    return causal and (
-        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
-    )
-
-
-def _ensure_token_classification(config: Any, path: str) -> None:
-    """Gives the architecture a `*ForTokenClassification` class where transformers has none, from its generic one."""
-    kind = type(config)
-    if kind in AutoModelForTokenClassification._model_mapping:
-        return
-    if kind not in AutoModel._model_mapping:
-        raise PQMError(f"{path}: transformers has no base model for {config.model_type}")
-    base: Any = AutoModel._model_mapping[kind]
-    parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
-    name = base.__name__.removesuffix("Model") + "ForTokenClassification"
-    generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})
-    AutoModelForTokenClassification.register(kind, generic, exist_ok=True)

@@ -1,9 +1,10 @@
 """Q-values for solutions: `Scorer` for Python, `score` for files."""
 
 import json
+import math
 import os
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +20,8 @@ from pqm_fast.data.pack import Trajectory, pack, plan_batches
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.model import Recipe, StepQModel, load_tokenizer
+from pqm_fast.model import Recipe, StepQModel
+from pqm_fast.pretrained import load_tokenizer, pick_device
 
 Scores = list[float | None]
 DType = Literal["auto", "float32", "bfloat16"]
@@ -44,16 +46,20 @@ class Scorer:
         """`dtype` of weights and computation: float32 on a CPU, bfloat16 on a GPU by default. `max_length`: longest
         solution in tokens (default: the model's context); `max_tokens`: of one forward pass.
 
-        Raises PQMError if `path` is not a checkpoint of pqm-fast.
+        Raises PQMError if `path` is not a checkpoint of pqm-fast, and for options that it cannot be used with.
         """
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        where = pick_device(device)
+        if max_tokens < 1:
+            raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
         kind = {"auto": torch.bfloat16 if where.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         notes: list[str] = []
         model = StepQModel.from_pretrained(os.fspath(path), dtype=kind, notes=notes)
         recipe = Recipe.from_config(model.config, os.fspath(path))
         if notes:  # a new head or random weights
             raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
-        length = min(max_length or model.context, model.context)
+        length = model.context if max_length is None else max_length
+        if not 1 <= length <= model.context:
+            raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
         encoder = Encoder(load_tokenizer(os.fspath(path)), recipe.template, length)
         return cls(model.to(where), encoder, max_tokens)
 
@@ -119,7 +125,8 @@ def score_records(
     All records are read once before the model is loaded: a bad one shows at once, and the bar knows the total.
     Raises PQMError for what cannot be read or scored; with `read.skip_bad` such records are counted in `skipped`.
     """
-    total = sum(record.id not in done for record in read_all(options.data, options.read, skipped))
+    names = ", ".join(options.data)
+    total = sum(1 for _ in read_all(options.data, options.read, skipped))
     assert options.model is not None
     scorer = Scorer.from_pretrained(
         options.model,
@@ -128,9 +135,9 @@ def score_records(
         max_length=options.max_length,
         max_tokens=options.max_tokens,
     )
-    left = (r for r in read_all(options.data, options.read, SkipSummary()) if r.id not in done)
+    usable = False
     with tqdm(total=total, unit="record", disable=not options.progress) as bar:
-        for records in chunks(left, CHUNK):
+        for records in chunks(read_all(options.data, options.read, SkipSummary()), CHUNK):
             kept: list[tuple[Record, Encoded]] = []
             for record, encoded in zip(records, scorer.encoder(records), strict=True):
                 if isinstance(encoded, Encoded):
@@ -138,10 +145,19 @@ def score_records(
                 elif options.read.skip_bad:
                     skipped.add(encoded.kind, str(encoded))
                 else:
-                    raise encoded
-            scores = scorer.score_encoded([encoded for _, encoded in kept])
-            yield from zip((record for record, _ in kept), scores, strict=True)
+                    raise PQMError(f"{names}: {encoded}") from encoded
+            usable = usable or bool(kept)
+            # a chunk that was interrupted is packed, and so rounded, as it would have been
+            if any(record.id not in done for record, _ in kept):
+                scores = scorer.score_encoded([encoded for _, encoded in kept])
+                found = [(record, own) for (record, _), own in zip(kept, scores, strict=True)]
+                for record, own in found:
+                    if any(q is not None and not math.isfinite(q) for q in own):
+                        raise PQMError(f"{names}: record {record.id}: Q-values are not finite; check {options.model}")
+                yield from (pair for pair in found if pair[0].id not in done)
             bar.update(len(records))
+    if not usable:
+        raise PQMError(f"{names}: no usable record. {skipped}")
 
 
 @dataclass(frozen=True)
@@ -201,8 +217,13 @@ def _row(record: Record, scores: Scores) -> dict[str, Any]:
 
 
 def _means(config: ScoreConfig) -> dict[str, Any]:
+    """What the scores depend on, beyond rounding."""
+    weights = sorted(Path(config.model).glob("*.safetensors"))
     return {
         "model": str(Path(config.model).resolve()),
+        "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+        "data": [str(Path(name).resolve()) if Path(name).exists() else name for name in config.data],
+        "read": asdict(config.read) | {"skip_bad": None},  # a run that stopped at a bad record may go on without it
         "max_length": config.max_length,
         "dtype": config.dtype,
     }
@@ -216,15 +237,20 @@ def _done(part: Path, config: ScoreConfig) -> set[str]:
     """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
     if not part.exists():
         return set()
-    before = json.loads(_begun_with(part).read_text(encoding="utf-8"))
-    if before != _means(config):
-        raise PQMError(f"{part}: was begun with {before}, not {_means(config)}; delete it to start over")
     done, end = set(), 0
-    with open(part, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            done.add(json.loads(line)["id"])
-            end += len(line)
+    try:
+        before = json.loads(_begun_with(part).read_text(encoding="utf-8"))
+        with open(part, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                done.add(json.loads(line)["id"])
+                end += len(line)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PQMError(f"{part}: damaged ({error}); delete it to start over") from error
+    now = _means(config)
+    if changed := [name for name in now if before.get(name) != now[name]]:
+        values = ", ".join(f"{name} ({before.get(name)!r} then, {now[name]!r} now)" for name in changed)
+        raise PQMError(f"{part}: was begun with other options: {values}; delete it to start over")
     os.truncate(part, end)
     return done

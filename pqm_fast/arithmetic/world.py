@@ -99,9 +99,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def _trajectories(
-    problems: list[Problem], policies: list[Policy], samples: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _trajectories(problems: list[Problem], policies: list[Policy], samples: int, seed: int) -> Iterator[dict[str, Any]]:
     for number, problem in enumerate(problems):
         for policy in policies:
             for sample in range(samples):
@@ -115,9 +113,7 @@ def _trajectories(
                 }
 
 
-def _pool(
-    problems: list[Problem], policies: list[Policy], candidates: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def _pool(problems: list[Problem], policies: list[Policy], candidates: int, seed: int) -> Iterator[dict[str, Any]]:
     for number, problem in enumerate(problems):
         responses = []
         for policy in policies:

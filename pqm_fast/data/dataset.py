@@ -17,6 +17,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import Trajectory
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
+from pqm_fast.data.sources import open_source
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_folder, write_json
 
@@ -105,8 +106,12 @@ def load_dataset(
     folder = _cache_root(cache_dir) / _cache_key(paths, options, encoder)
     if not (folder / "info.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as temporary:
-            _write(temporary, paths, options, encoder)
+        try:
+            with atomic_folder(folder) as temporary:
+                _write(temporary, paths, options, encoder)
+        except OSError:
+            if not (folder / "info.json").exists():  # else another run made the same one meanwhile
+                raise
     return TrajectoryDataset(folder)
 
 
@@ -121,7 +126,7 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
             for record, encoded in zip(records, encoder(records), strict=True):
                 problem = _problem(record, encoded)
                 if problem is not None and not options.skip_bad:
-                    raise problem
+                    raise PQMError(f"{', '.join(paths)}: {problem}") from problem
                 if problem is not None:
                     skipped.add(problem.kind, str(problem))
                     continue
@@ -219,6 +224,7 @@ def _source_key(path: str) -> list[Any]:
     """What tells one state of a source from another: size and time of local files, the revision of a hub data set."""
     local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
     if local is None:
+        open_source(path)  # says so if there is no such source
         from datasets import load_dataset_builder
 
         return [path, load_dataset_builder(path.partition(":")[0]).hash]

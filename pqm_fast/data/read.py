@@ -88,6 +88,8 @@ def read_all(
     """The records of several sources in turn, as `read_records`. Ids are unique over all of them."""
     summary = SkipSummary() if skipped is None else skipped
     taken: dict[str, Place] = {}
+    if not (paths := list(paths)):
+        raise PQMError("data: no source is named; give a file, a folder saved by `datasets` or a hub data set")
     for path in paths:
         yield from _read_source(os.fspath(path), options, summary, taken)
     if skipped is None and summary.total:

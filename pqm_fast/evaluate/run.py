@@ -1,11 +1,12 @@
 """`pqm-fast evaluate`: a checkpoint on records, or the scores that `pqm-fast score` wrote."""
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pqm_fast.data.checks import show
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
@@ -52,6 +53,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     scored = list(_scored(config, skipped))
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if "question_id" in pair[0].extra]
+    for record, _ in candidates:
+        correct = record.extra.get("correct")
+        if not (correct is None or (_is_finite(correct) and 0 <= correct <= 1)):
+            raise _bad(config, record, f"correct is {show(correct)}; give true, false or a number from 0 to 1")
     result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
     parts = []
     if labelled:
@@ -75,13 +80,22 @@ def _scored(config: EvaluateConfig, skipped: SkipSummary) -> Iterator[Scored]:
     if config.model is None:
         for record in read_all(config.data, config.read, skipped):
             scores = record.extra.get("scores")
+            if scores is None:
+                raise _bad(config, record, "no `scores`; run `pqm-fast score` first, or give --model")
             if not isinstance(scores, list) or len(scores) != len(record.steps):
-                found = (
-                    "no `scores`" if scores is None else f"`scores` that are not one per step: {json.dumps(scores):.80}"
-                )
-                raise PQMError(f"record {record.id}: {found}; run `pqm-fast score` first, or give --model")
+                raise _bad(config, record, f"scores {show(scores)} for {len(record.steps)} steps; give one per step")
+            if not all(score is None or _is_finite(score) for score in scores):
+                raise _bad(config, record, f"scores {show(scores)}; each must be a finite number, or null for none")
             yield record, scores
         return
     from pqm_fast.score import score_records
 
     yield from score_records(config, skipped)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _bad(config: EvaluateConfig, record: Record, found: str) -> PQMError:
+    return PQMError(f"{', '.join(config.data)}: record {record.id}: {found}")

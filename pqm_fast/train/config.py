@@ -1,5 +1,7 @@
 """Every option of `pqm-fast train`, with its default and its one line of help."""
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,26 +95,27 @@ class TrainConfig:
     """Show the progress bar."""
 
     def __post_init__(self):
-        positive = (
-            "micro_batch_tokens",
-            "accumulation",
-            "epochs",
-            "learning_rate",
-            "log_every",
-            "keep_checkpoints",
+        rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # NaN breaks every one
+            (
+                "above 0",
+                lambda value: 0 < value < math.inf,
+                "max_length eval_limit micro_batch_tokens accumulation epochs max_steps learning_rate keep_checkpoints "
+                "log_every",
+            ),
+            (
+                "0 or more",
+                lambda value: 0 <= value < math.inf,
+                "zeta eval_every warmup_steps final_lr weight_decay clip save_every",
+            ),
+            ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
+            ("in [0, 1)", lambda value: 0 <= value < 1, "eval_fraction beta1 beta2"),
+            ("in (0, 1]", lambda value: 0 < value <= 1, "label_threshold"),
         )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise PQMError(f"{name}: {getattr(self, name)} is not positive")
-        for name in ("zeta", "eval_every", "weight_decay", "clip", "save_every", "final_lr"):
-            if getattr(self, name) < 0:
-                raise PQMError(f"{name}: {getattr(self, name)} is negative")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise PQMError(f"max_steps: {self.max_steps} is not positive")
-        if not 0 <= self.eval_fraction < 1:
-            raise PQMError(f"eval_fraction: {self.eval_fraction} is not in [0, 1)")
-        if self.label_threshold is not None and not 0 < self.label_threshold <= 1:
-            raise PQMError(f"label_threshold: {self.label_threshold} is not in (0, 1]")
+        for allowed, holds, names in rules:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise PQMError(f"{name}: {value} was given; it must be a finite number {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"data": list(self.data), "eval_data": list(self.eval_data)}

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import Any
@@ -18,7 +19,8 @@ from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, plan_batches
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
-from pqm_fast.model import Recipe, StepQModel, load_tokenizer
+from pqm_fast.model import Recipe, StepQModel
+from pqm_fast.pretrained import load_tokenizer, pick_device
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
 
 
@@ -64,8 +66,9 @@ def prepare(config: TrainConfig) -> Run:
     _check_folder(config)
     torch.manual_seed(config.seed)
     notes: list[str] = []
-    tokenizer = load_tokenizer(config.model)
+    device = pick_device(config.device)
     model = StepQModel.from_pretrained(config.model, notes=notes)
+    tokenizer = load_tokenizer(config.model)
     template = config.template.resolve(tokenizer)
     if added := model.fit_vocabulary(tokenizer, template.step_token):
         notes.append(added)
@@ -96,9 +99,7 @@ def prepare(config: TrainConfig) -> Run:
 
     run = Run(
         config=config,
-        device=torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-        ),
+        device=device,
         model=model,
         tokenizer=tokenizer,
         recipe=Recipe(template, config.loss, config.zeta),
@@ -150,7 +151,11 @@ def _check_folder(config: TrainConfig) -> None:
         return
     if not stored.exists():
         raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
-    before: dict[str, Any] = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    before: Any = None
+    with suppress(ValueError, yaml.YAMLError):
+        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    if not isinstance(before, dict):
+        raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
     now = config.to_dict()
     changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
     if changed:
@@ -173,7 +178,8 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
     if not soft and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
         record = dataset.name(dataset.trajectory_of_step(int(wrong[0])))
         raise PQMError(
-            f"record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss {config.loss} needs "
-            f"({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels (bce, mse)"
+            f"{', '.join(paths)}: record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss "
+            f"{config.loss} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
+            "(bce, mse)"
         )
     return Split(dataset, indices, config.label_threshold)

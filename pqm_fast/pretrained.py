@@ -1,0 +1,152 @@
+"""What transformers loads for us, with one clear message for whatever it cannot load."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GenericForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
+
+from pqm_fast.errors import PQMError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: cuda if there is one, otherwise cpu. Raises PQMError for a device that cannot be used here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PQMError(f"device: {name} cannot be used here ({_reason(error)}); give auto, cpu or cuda") from error
+    return device
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; PQMError if there is none."""
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # what transformers raises has no common class
+        raise _no_tokenizer(path, _reason(error)) from error
+    # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise _no_tokenizer(path, "its vocabulary is empty")
+    return tokenizer
+
+
+def _no_tokenizer(path: str, reason: str) -> PQMError:
+    return PQMError(
+        f"{path}: no tokenizer could be loaded; copy the tokenizer's files into the model folder ({reason})"
+    )
+
+
+def load_config(path: str) -> Any:
+    """The config of a decoder, set up for one raw value per token. Raises PQMError for anything else."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path)
+    except Exception as error:
+        raise PQMError(
+            f"{path}: no model config could be loaded from this folder or hub id: {_reason(error)}"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
+        raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
+    _ensure_token_classification(config, path)
+    config.num_labels, config.problem_type = 1, "regression"
+    config.classifier_dropout = 0.0  # the class's own default is 0.1
+    return config
+
+
+def load_classifier(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
+    """The `*ForTokenClassification` of a folder or hub id; random weights where the folder holds none.
+
+    What a user should know of how the weights came about is appended to `notes`. Raises PQMError.
+    """
+    try:
+        if _has_weights(path):
+            return _load_weights(path, config, dtype, notes)
+        config.dtype = dtype
+        classifier = AutoModelForTokenClassification.from_config(config, dtype=dtype)
+    except PQMError:
+        raise
+    except Exception as error:
+        raise PQMError(f"{path}: this model cannot be loaded: {_reason(error)}") from error
+    notes.append(f"{path} holds a config but no weights: starting from random ones")
+    return classifier
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No warnings and progress bars from transformers: we say in one line what it says in twenty."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    return shorten(str(error), 300) or type(error).__name__
+
+
+def _has_weights(path: str) -> bool:
+    folder = Path(path)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
+    with quiet_transformers():
+        classifier, info = AutoModelForTokenClassification.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
+    missing = sorted(set(info["missing_keys"]) - head)
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    if missing or mismatched:
+        wrong = missing or mismatched
+        raise PQMError(
+            f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
+            f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
+        )
+    if set(info["missing_keys"]) & head:
+        notes.append("the Q-value head is new")
+    return classifier
+
+
+def _is_decoder(config: Any) -> bool:
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # BERT and the like are listed as causal LMs too, for `is_decoder=True`
+    return causal and (
+        config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_decoder", False)
+    )
+
+
+def _ensure_token_classification(config: Any, path: str) -> None:
+    """Gives the architecture a `*ForTokenClassification` class where transformers has none, from its generic one."""
+    kind = type(config)
+    if kind in AutoModelForTokenClassification._model_mapping:
+        return
+    if kind not in AutoModel._model_mapping:
+        raise PQMError(f"{path}: transformers has no base model for {config.model_type}")
+    base: Any = AutoModel._model_mapping[kind]
+    parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
+    name = base.__name__.removesuffix("Model") + "ForTokenClassification"
+    generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})
+    AutoModelForTokenClassification.register(kind, generic, exist_ok=True)

@@ -1,0 +1,482 @@
+"""The commands as a user types them: help, --config, and train, score, evaluate one after the other."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pqm_kernels import LOSSES
+
+from pqm_fast import score as score_module
+from pqm_fast.cli import COMMANDS, main
+from pqm_fast.data import dataset as dataset_module
+from pqm_fast.data.encode import Template
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.demo import DemoConfig
+from pqm_fast.evaluate import step_metrics
+from pqm_fast.evaluate.run import EvaluateConfig
+from pqm_fast.score import ScoreConfig
+from pqm_fast.train.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {"demo": DemoConfig, "train": TrainConfig, "score": ScoreConfig, "evaluate": EvaluateConfig}
+
+
+# ---- help -----------------------------------------------------------------------------------------------------------
+
+
+def documented_fields(kind: type) -> Iterator[tuple[str, str]]:
+    """(name, docstring) of each field of a dataclass and of the dataclasses in it, read from the source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    below = {
+        node.target.id: ast.literal_eval(following.value)
+        for node, following in pairwise(body)
+        if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr)
+    }
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from documented_fields(types[field.name])
+        else:
+            yield field.name, below[field.name]  # a KeyError here: a field without a docstring
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_option_with_its_docstring(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = re.sub(r"[\s│╭╮╰╯─]", "", capsys.readouterr().out)
+    assert text.startswith(f"usage:pqm-fast{command}")
+    documented = list(documented_fields(CONFIGS[command]))
+    assert len(documented) >= 10
+    for name, docstring in documented:
+        assert f"--{name.replace('_', '-')}" in text
+        assert re.sub(r"\s", "", docstring) in text, name
+
+
+def test_usage_names_every_command(capsys):
+    assert main(["--help"]) == main(["-h"]) == 0
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.split("\n\n")[1].splitlines()] == list(COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert f'\nversion = "{capsys.readouterr().out.strip()}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["train", "--help"], ["evaluate", "--help"], ["train"], ["nope"]]
+)
+def test_help_needs_no_heavy_package(arguments, tmp_path):
+    """Importing the command line, its help and its usage errors load neither torch nor transformers."""
+    code = (
+        "import sys; from pqm_fast.cli import main\n"
+        f"code = main({arguments})\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'triton'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "loaded" not in done.stderr
+    assert done.returncode == (0 if "--help" in arguments else 2)
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed(monkeypatch, tmp_path):
+    """Calls `pqm-fast train` with the given options of a file and of the command line; returns its TrainConfig."""
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr("pqm_fast.train.loop.train", seen.append)
+
+    def parse(options: str | dict[str, Any] | None, *arguments: str) -> TrainConfig:
+        file = tmp_path / "options.yaml"
+        if options is not None:
+            file.write_text(options if isinstance(options, str) else yaml.safe_dump(options), encoding="utf-8")
+            arguments = ("--config", str(file), *arguments)
+        assert main(["train", *arguments]) == 0
+        return seen.pop()
+
+    return parse
+
+
+FILE = """
+model: m            # a comment
+data: [a.jsonl, b c.jsonl]
+out: runs/{1}
+learning_rate: 1e-5 # YAML 1.1 takes this for text
+zeta: 2
+max_length: null
+max_steps: 40
+cache_dir: null
+progress: false
+gradient_checkpointing: yes
+eval_data: []
+loss: bce
+read: {skip_bad: true, format: trl}
+template:
+  prompt_format: "Q: {prompt}\\nA:"
+  step-token: last
+"""
+
+
+def test_config_file(parsed):
+    assert parsed(FILE) == TrainConfig(
+        model="m",
+        data=("a.jsonl", "b c.jsonl"),
+        out="runs/{1}",
+        learning_rate=1e-5,
+        zeta=2.0,
+        max_length=None,
+        max_steps=40,
+        cache_dir=None,
+        progress=False,
+        gradient_checkpointing=True,
+        eval_data=(),
+        loss="bce",
+        read=ReadOptions(skip_bad=True, format="trl"),
+        template=Template(prompt_format="Q: {prompt}\nA:", step_token="last"),
+    )
+
+
+def test_the_command_line_wins_over_the_config_file(parsed):
+    base = parsed(FILE)
+    changes = {
+        ("--data", "c.jsonl", "d.jsonl"): {"data": ("c.jsonl", "d.jsonl")},
+        ("--eval-data", "e.jsonl"): {"eval_data": ("e.jsonl",)},
+        ("--learning-rate", "3e-4"): {"learning_rate": 3e-4},
+        ("--max-length", "77"): {"max_length": 77},
+        ("--max-steps", "None"): {"max_steps": None},
+        ("--cache-dir", "x"): {"cache_dir": "x"},
+        ("--progress", "--no-gradient-checkpointing"): {"progress": True, "gradient_checkpointing": False},
+        ("--no-skip-bad",): {"read": ReadOptions(format="trl")},
+        ("--step-token=<s>",): {"template": dataclasses.replace(base.template, step_token="<s>")},
+        ("--loss", "rank", "--zeta", "1e1"): {"loss": "rank", "zeta": 10.0},
+    }
+    for arguments, expected in changes.items():
+        assert parsed(FILE, *arguments) == dataclasses.replace(base, **expected)
+
+
+def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
+    parsed(FILE)
+    file = str(tmp_path / "options.yaml")
+    first = parsed(None, "--config", file, "--data", "c.jsonl", "--zeta", "1")
+    assert parsed(None, "--data", "c.jsonl", "--zeta", "1", f"--config={file}") == first
+    assert (first.data, first.zeta, first.model) == (("c.jsonl",), 1.0, "m")
+
+
+def test_config_file_in_json(parsed):
+    values = yaml.safe_load(FILE)
+    assert parsed(json.dumps(values)) == parsed(FILE)
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
+NUMBER = st.floats(1e-12, 1e12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    config=st.builds(
+        TrainConfig,
+        model=TEXT,
+        data=st.lists(TEXT.filter(lambda text: not text.startswith("-")), min_size=1).map(tuple),
+        out=TEXT,
+        loss=st.sampled_from(list(LOSSES)),
+        zeta=NUMBER,
+        label_threshold=st.none() | st.floats(0.001, 1),
+        read=st.builds(ReadOptions, skip_bad=st.booleans(), step_marker=TEXT.map(lambda text: f"{text}x")),
+        template=st.builds(
+            Template,
+            prompt_format=st.just("chat") | TEXT.map("{}{{prompt}}\n".format),
+            step_format=TEXT.map("\n{{step}}{}".format),
+            step_token=TEXT.map("<{}>".format),
+        ),
+        max_length=st.none() | st.integers(1, 10**6),
+        cache_dir=st.none() | TEXT.filter(lambda text: text != "None"),
+        learning_rate=NUMBER,
+        weight_decay=st.floats(0, 1),
+        resume=st.booleans(),
+        progress=st.booleans(),
+    )
+)
+def test_config_yaml_of_a_run_gives_the_same_config(tmp_path_factory, config):
+    """What a run writes is what --config reads, whatever the values."""
+    from pqm_fast.train.setup import write_config
+
+    folder = tmp_path_factory.getbasetemp() / "written"
+    seen: list[TrainConfig] = []
+    write_config(dataclasses.replace(config, out=str(folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pqm_fast.train.loop.train", seen.append)
+        assert main(["train", "--config", str(folder / "config.yaml"), f"--out={config.out}"]) == 0
+    assert seen == [config]
+
+
+# ---- train, score, evaluate -----------------------------------------------------------------------------------------
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_records(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        steps = [tiny.text(rng, int(rng.integers(1, 5))) for _ in range(rng.integers(1, 6))]
+        labels = [bool(label) for label in rng.integers(0, 2, len(steps))]
+        rows.append({"id": f"r{i}", "prompt": f"w3 w{4 + i % 7}", "completions": steps, "labels": labels, "source": i})
+    return rows
+
+
+def train(out, *data, **options):
+    options = {"max_steps": 2, "micro_batch_tokens": 128, "max_length": 64, "eval_fraction": 0.3} | options
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return main(["train", *named, "--out", str(out), "--no-progress", "--device=cpu", "--data", *map(str, data)])
+
+
+def score(out, data, model, *more):
+    paths = ["--model", model, "--data", data, "--out", out]
+    return main(["score", *map(str, paths), "--device", "cpu", "--no-progress", *more])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """`model` (random), `data.jsonl`, `run` (trained on it) and `cache`."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.model_folder(folder / "model", num_hidden_layers=2)
+    write(folder / "data.jsonl", make_records(40))
+    assert train(folder / "run", folder / "data.jsonl", model=folder / "model", cache_dir=folder / "cache") == 0
+    return folder
+
+
+def test_config_yaml_of_a_run_repeats_it(world, tmp_path):
+    run = world / "run"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_score_then_evaluate(world, tmp_path, capsys):
+    data, scored = world / "data.jsonl", tmp_path / "scored.jsonl"
+    assert score(scored, data, world / "run") == 0
+    given, found = rows_of(data), rows_of(scored)
+    assert [{k: v for k, v in row.items() if k != "scores"} for row in found] == given
+    assert all(len(row["scores"]) == len(row["completions"]) for row in found)
+    assert not list(tmp_path.glob("*.part*"))
+    capsys.readouterr()
+
+    assert main(["evaluate", "--data", str(scored), "--out", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    expected = step_metrics([row["scores"] for row in found], [row["labels"] for row in given])
+    assert result["records"] == 40
+    assert result["steps"] == expected
+    out = capsys.readouterr().out
+    assert out.startswith("Steps\n")
+    assert re.search(rf"step accuracy +{expected['step_accuracy']:.3f}\n", out)
+
+    arguments = ["--data", str(data), "--model", str(world / "run"), "--device", "cpu", "--no-progress"]
+    assert main(["evaluate", *arguments, "--out", str(tmp_path / "at_once.json")]) == 0
+    at_once = json.loads((tmp_path / "at_once.json").read_text())
+    assert at_once == result
+
+
+def test_pool_of_candidates(world, tmp_path, capsys):
+    """Records without labels: scored as they are, and Best-of-N of them."""
+    rng = np.random.default_rng(3)
+    pool = [
+        {
+            "question": f"w3 w{4 + i}",
+            "question_id": f"q{i}",
+            "answer": "w7",
+            "responses": [
+                {"text": f"{tiny.text(rng, 3)}\nw5", "model_name": name, "correct": bool(rng.integers(0, 2))}
+                for name in ("weak", "strong")
+                for _ in range(4)
+            ],
+        }
+        for i in range(5)
+    ]
+    scored = tmp_path / "scored.jsonl"
+    assert score(scored, write(tmp_path / "pool.jsonl", pool), world / "run") == 0
+    found = rows_of(scored)
+    assert [row["id"] for row in found] == [f"q{i}/{k}" for i in range(5) for k in range(1, 9)]
+    assert all("labels" not in row and len(row["scores"]) == 2 for row in found)
+    assert {(row["policy"], row["question_id"]) for row in found} >= {("weak", "q0"), ("strong", "q4")}
+    capsys.readouterr()
+
+    how = ["--aggregate", "min", "last", "--n", "1", "4"]
+    assert main(["evaluate", "--data", str(scored), *how, "--out", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["overall"]["candidates"] == 40
+    assert set(result["policies"]) == {"weak", "strong"}
+    assert result["overall"]["best_of_n"].keys() == {"min", "last"}
+    mean = np.mean([response["correct"] for row in pool for response in row["responses"]])
+    assert result["overall"]["best_of_n"]["min"]["1"]["mean"] == pytest.approx(mean)  # one draw is a random one
+    out = capsys.readouterr().out
+    assert out.startswith("Best-of-N")
+    assert re.search(r"^ +strong +5 +20 ", out, re.MULTILINE)
+
+
+@pytest.fixture
+def whole(world, tmp_path, monkeypatch):
+    """The scores of 40 records in chunks of 8, from a run that nothing interrupted."""
+    monkeypatch.setattr(score_module, "CHUNK", 8)
+    assert score(tmp_path / "whole.jsonl", world / "data.jsonl", world / "run") == 0
+    return (tmp_path / "whole.jsonl").read_bytes()
+
+
+def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
+    """Runs `score` until it is interrupted in the chunk after `chunks`. Returns a list that grows by the size of each
+    chunk that is scored from then on."""
+    sizes: list[int] = []
+    original = score_module.Scorer.score_encoded
+
+    def counted(self, solutions):
+        if len(sizes) == chunks:
+            sizes.clear()
+            raise KeyboardInterrupt
+        sizes.append(len(solutions))
+        return original(self, solutions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_module.Scorer, "score_encoded", counted)
+        assert score(out, world / "data.jsonl", world / "run") == 130
+    monkeypatch.setattr(
+        score_module.Scorer,
+        "score_encoded",
+        lambda self, solutions: sizes.append(len(solutions)) or original(self, solutions),
+    )
+    return sizes
+
+
+@pytest.mark.parametrize("lost", [0, 1, 30, 500, 900, None])
+def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monkeypatch, capsys, lost):
+    """Cut off anywhere, also within a line, it ends byte for byte as if nothing had happened."""
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    scored = interrupted(world, out, monkeypatch, chunks=3)
+    assert not out.exists()
+    assert part.read_bytes() == b"".join(whole.splitlines(keepends=True)[:24])
+    assert capsys.readouterr().err == "pqm-fast: interrupted\n"
+    os.truncate(part, part.stat().st_size - lost if lost is not None else 0)  # what had not reached the disk
+    left = part.read_bytes().count(b"\n")
+    assert score(out, world / "data.jsonl", world / "run") == 0
+    assert out.read_bytes() == whole
+    assert len({row["id"] for row in rows_of(out)}) == 40
+    assert scored == [8] * (5 - left // 8)  # whole chunks are not scored again
+    assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
+
+
+def test_score_interrupted_after_its_last_record(world, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    scored = interrupted(world, out, monkeypatch, chunks=3)
+    (tmp_path / "out.jsonl.part").write_bytes(whole)
+    assert score(out, world / "data.jsonl", world / "run") == 0
+    assert out.read_bytes() == whole
+    assert scored == []
+
+
+def test_other_sources_train_alike(world, tmp_path):
+    """A Parquet file and a folder saved by `datasets` hold the same records as the JSON lines."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = make_records(40)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    halves = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(rows), "other": datasets.Dataset.from_list(rows[:3])}
+    )
+    halves.save_to_disk(tmp_path / "splits")
+    for number, data in enumerate(("data.parquet", "saved", "splits:train")):
+        out = tmp_path / f"out{number}"
+        assert train(out, tmp_path / data, model=world / "model", cache_dir=tmp_path / "cache") == 0
+        assert (out / "metrics.json").read_bytes() == (world / "run" / "metrics.json").read_bytes()
+    halves["other"].to_json(tmp_path / "a.jsonl")
+    write(tmp_path / "b.jsonl", rows[3:])
+    assert (
+        train(
+            tmp_path / "two",
+            tmp_path / "a.jsonl",
+            tmp_path / "b.jsonl",
+            model=world / "model",
+            cache_dir=tmp_path / "cache",
+        )
+        == 0
+    )
+    assert (tmp_path / "two" / "metrics.json").read_bytes() == (world / "run" / "metrics.json").read_bytes()
+
+
+def test_tokens_are_cached_until_something_they_depend_on_changes(world, tmp_path, monkeypatch):
+    made: list[tuple[str, ...]] = []
+    original = dataset_module._write
+    monkeypatch.setattr(
+        dataset_module, "_write", lambda folder, paths, *rest: made.append(paths) or original(folder, paths, *rest)
+    )
+    monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)  # slow, and no matter here
+    data = write(tmp_path / "data.jsonl", make_records(40))
+    runs = iter(range(100))
+
+    def again(*files, **options):
+        """How many data sets are tokenised anew."""
+        made.clear()
+        options = {"model": world / "model", "cache_dir": tmp_path / "cache"} | options
+        out = tmp_path / f"out{next(runs)}"
+        assert train(out, *(files or (data,)), **options) == 0
+        return len(made), (out / "metrics.json").read_bytes()
+
+    tokenised, metrics = again()
+    assert tokenised == 1
+    assert again() == (0, metrics)
+    assert again(loss="bce", seed=1)[0] == 0
+    assert again(step_token="last")[0] == 1
+    assert again(step_format="{step} ")[0] == 1
+    assert again(max_length=32)[0] == 1
+    assert again(after_error="wrong")[0] == 1
+    assert again(cache_dir=tmp_path / "elsewhere")[0] == 1
+    other = tiny.model_folder(tmp_path / "other", tokens=80, num_hidden_layers=2)
+    assert again(model=other)[0] == 1
+    held_out = write(tmp_path / "held_out.jsonl", [row | {"prompt": "w60"} for row in make_records(10, seed=1)])
+    assert again(eval_data=held_out)[0] == 1
+    with open(data, "a") as file:
+        file.write(json.dumps(make_records(41)[-1]) + "\n")
+    assert again()[0] == 1
+    rows = make_records(41)
+    rows[0]["completions"].reverse()
+    before = data.stat()
+    write(data, rows)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert data.stat().st_size == before.st_size
+    assert again()[0] == 1
+    assert again()[0] == 0
+
+
+def test_progress_bars_are_for_those_who_want_them(world, tmp_path, capfd):
+    """With --no-progress nothing but errors goes to stderr, not even from the libraries below."""
+    assert score(tmp_path / "quiet.jsonl", world / "data.jsonl", world / "run") == 0
+    assert train(tmp_path / "quiet", world / "data.jsonl", model=world / "run", cache_dir=tmp_path / "cache") == 0
+    assert capfd.readouterr().err == ""
+    assert score(tmp_path / "loud.jsonl", world / "data.jsonl", world / "run", "--progress") == 0
+    assert "40/40" in capfd.readouterr().err
