@@ -4,6 +4,7 @@ It wraps the architecture's own `*ForTokenClassification` class, so that a check
 folder with one label per token: the Q-value.
 """
 
+import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from pqm_fast import attention
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack
 from pqm_fast.errors import PQMError
+from pqm_fast.files import write_json
 from pqm_fast.pretrained import load_classifier, load_config, quiet_transformers
 
 CONFIG_KEY = "pqm_fast"
@@ -173,15 +175,14 @@ class StepQModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             state = {name: tensor.detach().to(dtype) for name, tensor in self.classifier.state_dict().items()}
-            original = self.config.dtype
-            self.config.dtype = dtype
             setattr(self.config, CONFIG_KEY, asdict(recipe))
-            try:
-                with quiet_transformers():
-                    self.classifier.save_pretrained(temporary, state_dict=state)
-            finally:
-                self.config.dtype = original
+            with quiet_transformers():
+                self.classifier.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
+            # transformers names the dtype of the model, which stays as it is, not that of the tensors it was given
+            config = json.loads((Path(temporary) / "config.json").read_text(encoding="utf-8"))
+            config["dtype"] = str(dtype).removeprefix("torch.")
+            write_json(Path(temporary) / "config.json", config)
             files = sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)

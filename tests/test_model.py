@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pqm_kernels import trajectory_losses
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from pqm_fast.data.encode import Encoder, Template
@@ -12,7 +13,6 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.model import Recipe, StepQModel, check_packing
 from pqm_fast.score import Scorer
-from pqm_kernels import trajectory_losses
 
 
 def make_model(tmp_path, architecture="llama", **changes):
@@ -135,6 +135,7 @@ def test_default_checkpoint_is_bfloat16_throughout(tmp_path):
     model = make_model(tmp_path)
     model.save(tmp_path / "out", tiny.tokenizer(), Recipe(Template()))
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert AutoModelForTokenClassification.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # the model itself is as it was
 
 

@@ -40,7 +40,9 @@ def trained(shared, tmp_path_factory):
     config.save_pretrained(model)
     arguments = f"train --model {model} --data {shared}/data/prmbench_train.jsonl --out {folder}/run --skip-bad"
     arguments += f" --cache-dir {folder}/cache --device cpu --no-progress --max-steps 6 --micro-batch-tokens 4096"
-    arguments += " --learning-rate 1e-3 --eval-every 0 --eval-limit 100 --eval-fraction 0.05 --log-every 1 --save-every 0"
+    arguments += (
+        " --learning-rate 1e-3 --eval-every 0 --eval-limit 100 --eval-fraction 0.05 --log-every 1 --save-every 0"
+    )
     assert main(arguments.split()) == 0
     return folder
 
@@ -108,7 +110,11 @@ def test_every_sample_of_real_formats_encodes(shared, tmp_path):
     tokenizer = load_tokenizer(str(shared / "tokenizers" / "qwen2"))
     ensure_step_token(tokenizer, Template().step_token)
     encoder = Encoder(tokenizer, Template(), 2048)
-    for name, count in (("math_shepherd_sample.jsonl", 7), ("prm800k_sample.jsonl", 36), ("processbench_gsm8k.json", 400)):
+    for name, count in (
+        ("math_shepherd_sample.jsonl", 7),
+        ("prm800k_sample.jsonl", 36),
+        ("processbench_gsm8k.json", 400),
+    ):
         dataset = load_dataset([str(shared / "data" / name)], ReadOptions(), encoder, str(tmp_path))
         assert len(dataset) == count
         assert dataset.labelled_steps.min() >= 1

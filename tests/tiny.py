@@ -14,9 +14,14 @@ ARCHITECTURES = {
     "mistral": {"num_key_value_heads": 2, "sliding_window": 6},
     "gemma": {"num_key_value_heads": 1, "head_dim": 16},
     # no *ForTokenClassification of its own in transformers; alternates sliding and full attention
-    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "gpt2": {},
-}  # fmt: skip
+}
 
 
 def config(architecture: str, **changes):

@@ -63,9 +63,7 @@ def test_facts_are_wrong_whatever_the_letter():
 def test_sign_carries_out_the_opposite_operation():
     for _, steps, index, faultless in mistakes("sign"):
         opposite = -faultless.operation
-        assert steps[index] == Step(
-            faultless.letter, faultless.left, opposite, apply(faultless.left, opposite)
-        )
+        assert steps[index] == Step(faultless.letter, faultless.left, opposite, apply(faultless.left, opposite))
 
 
 def test_copy_starts_from_the_value_before_last():

@@ -100,9 +100,7 @@ def test_the_model_folder_holds_a_config_a_tokenizer_and_no_weights(world):
 
 
 def test_the_same_bytes_in_processes_with_different_hash_seeds(world, tmp_path):
-    code = (
-        f"import sys; from pqm_fast.arithmetic.world import write_world;write_world(sys.argv[1], **{SMALL!r})"
-    )
+    code = f"import sys; from pqm_fast.arithmetic.world import write_world;write_world(sys.argv[1], **{SMALL!r})"
     for hash_seed in ("1", "2"):
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / hash_seed)],
@@ -165,8 +163,5 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 
 def test_problems_and_policies_do_without_torch():
-    code = (
-        "import sys, pqm_fast.arithmetic.policies;"
-        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys, pqm_fast.arithmetic.policies;sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -110,10 +110,11 @@ def test_chat_prompt_comes_from_the_tokenizer(qwen2):
 
 
 @pytest.mark.parametrize(
-    "options", [{"prompt_format": "Q:"}, {"step_format": "{prompt}"}, {"step_token": ""}, {"step_format": "{step}{step}"}]
+    "options",
+    [{"prompt_format": "Q:"}, {"step_format": "{prompt}"}, {"step_token": ""}, {"step_format": "{step}{step}"}],
 )
 def test_bad_templates_are_refused(options):
-    with pytest.raises(PQMError, match="exactly once|step token: empty"):
+    with pytest.raises(PQMError, match=r"exactly once|step token: empty"):
         Template(**options)
 
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from pqm_kernels import LOSSES
 
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
@@ -17,7 +19,6 @@ from pqm_fast.train.log import read_metrics
 from pqm_fast.train.loop import backward, evaluate, train
 from pqm_fast.train.optim import learning_rate, make_optimizer
 from pqm_fast.train.setup import optimizer_steps, prepare
-from pqm_kernels import LOSSES
 
 
 def write_data(path, count=120, questions=30, seed=0):
@@ -130,7 +131,9 @@ def test_every_loss_learns(configure, tmp_path, loss):
         for i in range(600):
             labels = [bool(b) for b in rng.random(4) < 0.8]
             steps = [tiny.text(rng, 3).replace("w7 ", "w8 ") + (" w6" if good else " w7") for good in labels]
-            file.write(json.dumps({"id": str(i), "prompt": f"w{9 + i % 60}", "completions": steps, "labels": labels}) + "\n")
+            file.write(
+                json.dumps({"id": str(i), "prompt": f"w{9 + i % 60}", "completions": steps, "labels": labels}) + "\n"
+            )
     base = configure(loss=loss, max_steps=80, micro_batch_tokens=512, eval_fraction=0.2, learning_rate=5e-3)
     metrics = train(TrainConfig(**(vars(base) | {"data": (str(tmp_path / "rule.jsonl"),)})))
     if loss == "orm":  # learns at the last step alone: half the entropy of the outcomes (0.8^4 are right: 0.677)
@@ -231,7 +234,7 @@ def test_learning_rate_schedule(configure):
     assert rates[4] == 1.0
     assert rates[54] == pytest.approx(0.55)  # half way down from 1 to 0.1
     assert rates[104] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[4:]))
 
 
 def test_only_matrices_decay(configure):
