@@ -4,12 +4,13 @@ The whole path, through the same functions as the other commands: files -> train
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pqm_fast.arithmetic.world import World, write_world
 from pqm_fast.data.encode import Template
+from pqm_fast.environment import describe
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.files import atomic_file, write_json
@@ -29,7 +30,7 @@ class DemoConfig:
     """Other losses to train beside it, on the same data."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; with several, figures are means over them."""
-    steps: int = 2500
+    steps: int = 2900
     """Optimizer steps of each run."""
     problems: int = 4000
     """Training problems; each is solved by six policies, twice."""
@@ -63,7 +64,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 for policy in runs[0]["policies"]
             },
         }
-    write_json(folder / "result.json", results)
+    write_json(folder / "result.json", {"config": asdict(config), **describe(), "losses": results})
     picture = _draw(folder, results, len(config.seeds))
     print("\n" + _table(results))
     print(f"\nBest-of-16 against majority vote: {picture}")

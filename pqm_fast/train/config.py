@@ -67,7 +67,7 @@ class TrainConfig:
     """AdamW's decay, on matrices only."""
     beta1: float = 0.9
     """AdamW."""
-    beta2: float = 0.95
+    beta2: float = 0.999
     """AdamW."""
     clip: float = 1.0
     """Largest norm of the gradient (0: not clipped)."""
