@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pqm_fast.model import StepQModel
-    from pqm_fast.score import Scorer
+    from pqm_fast.scorer import Scorer
 
 __all__ = ["Scorer", "StepQModel"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str):
 
         return StepQModel
     if name == "Scorer":
-        from pqm_fast.score import Scorer
+        from pqm_fast.scorer import Scorer
 
         return Scorer
     raise AttributeError(f"module 'pqm_fast' has no attribute {name!r}")

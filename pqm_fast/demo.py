@@ -6,16 +6,17 @@ The whole path, through the same functions as the other commands: files -> train
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pqm_fast.arithmetic.world import World, write_world
 from pqm_fast.data.encode import Template
-from pqm_fast.environment import describe
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.files import atomic_file, write_json
+from pqm_fast.score import ScoringOptions
 from pqm_fast.train.config import Loss, TrainConfig
-from pqm_fast.train.loop import train
+
+if TYPE_CHECKING:
+    from pqm_fast.arithmetic.world import World
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Returns {loss: {policy: {"majority_vote", "mean_accuracy", "best_of_16"}}}, each a mean over the seeds."""
+    """Returns {loss: {"policies": {policy: FIGURES}, "training_seconds", "runs"}}: means, and each seed's run."""
+    from pqm_fast.arithmetic.world import write_world
+    from pqm_fast.environment import describe
+
+    if not config.seeds:
+        raise PQMError("seeds: give at least one")
     folder = Path(config.out)
     if folder.exists() and any(folder.iterdir()):
         raise PQMError(f"{folder}: is not empty; delete it or choose another --out")
@@ -58,6 +64,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     for loss in dict.fromkeys((config.loss, *config.compare)):
         runs = [_train_and_evaluate(config, world, loss, seed) for seed in config.seeds]
         results[loss] = {
+            "runs": runs,
             "training_seconds": _mean([run["training_seconds"] for run in runs]),
             "policies": {
                 policy: {name: _mean([run["policies"][policy][name] for run in runs]) for name in FIGURES}
@@ -76,7 +83,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 FIGURES = ("mean_accuracy", "majority_vote", "best_of_16", "pass_at_16")
 
 
-def _train_and_evaluate(config: DemoConfig, world: World, loss: Loss, seed: int) -> dict[str, Any]:
+def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: int) -> dict[str, Any]:
     run = TrainConfig(
         model=str(world.model),
         data=(str(world.train),),
@@ -96,14 +103,21 @@ def _train_and_evaluate(config: DemoConfig, world: World, loss: Loss, seed: int)
         cache_dir=str(Path(config.out) / "world" / "tokens"),
         progress=config.progress,
     )
+    from pqm_fast.train.loop import train
+
     started = time.perf_counter()
     train(run)
     seconds = time.perf_counter() - started
     found = evaluate(
-        EvaluateConfig(data=(str(world.pool),), model=run.out, n=(16,), device="cpu", progress=config.progress)
+        EvaluateConfig(
+            data=(str(world.pool),),
+            model=run.out,
+            n=(16,),
+            scoring=ScoringOptions(device="cpu", progress=config.progress),
+        )
     )
-    pools = {**found["policies"], "all": found["overall"]}
     return {
+        "seed": seed,
         "training_seconds": seconds,
         "policies": {
             name: {
@@ -112,7 +126,7 @@ def _train_and_evaluate(config: DemoConfig, world: World, loss: Loss, seed: int)
                 "best_of_16": pool["best_of_n"]["min"]["16"]["mean"],
                 "pass_at_16": pool["pass_at_n"]["16"]["mean"],
             }
-            for name, pool in pools.items()
+            for name, pool in found["policies"].items()
         },
     }
 
@@ -143,6 +157,8 @@ def _table(results: dict[str, Any]) -> str:
                 f"{own['pass_at_16']:.3f}",
             ]
         )
+    average = [_mean([float(row[i]) for row in rows[1:]]) for i in range(1, len(head))]
+    rows.append(["average", *(f"{value:.3f}" for value in average)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     seconds = ", ".join(f"{loss} {results[loss]['training_seconds']:.0f} s" for loss in losses)
@@ -173,6 +189,7 @@ def _draw(folder: Path, results: dict[str, Any], seeds: int) -> Path:
     for x, own in enumerate(first.values()):
         axes.hlines(own["pass_at_16"], x + centre - 0.42, x + centre + 0.42, color="black", linewidth=1, linestyle=":")
     axes.plot([], [], color="black", linewidth=1, linestyle=":", label="any of 16 right")
+    axes.set_xlim(-0.4, len(first) - 0.2)
     axes.set_xticks([x + centre for x in range(len(first))], list(first))
     axes.set(ylim=(0, 1.02), ylabel="held-out problems solved", xlabel="policy that wrote the solutions")
     axes.set_title(f"Arithmetic world, mean over {seeds} training seed{'s' * (seeds > 1)} (mixed: not in training)")

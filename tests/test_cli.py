@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pqm_kernels import LOSSES
 
-from pqm_fast import score as score_module
+from pqm_fast import scorer as scorer_module
 from pqm_fast.cli import COMMANDS, main
 from pqm_fast.data import dataset as dataset_module
 from pqm_fast.data.encode import Template
@@ -81,7 +81,17 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["train", "--help"], ["evaluate", "--help"], ["train"], ["nope"]]
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["score", "--help"],
+        ["demo", "--help"],
+        ["train"],
+        ["nope"],
+    ],
 )
 def test_help_needs_no_heavy_package(arguments, tmp_path):
     """Importing the command line, its help and its usage errors load neither torch nor transformers."""
@@ -342,7 +352,7 @@ def test_pool_of_candidates(world, tmp_path, capsys):
 @pytest.fixture
 def whole(world, tmp_path, monkeypatch):
     """The scores of 40 records in chunks of 8, from a run that nothing interrupted."""
-    monkeypatch.setattr(score_module, "CHUNK", 8)
+    monkeypatch.setattr(scorer_module, "CHUNK", 8)
     assert score(tmp_path / "whole.jsonl", world / "data.jsonl", world / "run") == 0
     return (tmp_path / "whole.jsonl").read_bytes()
 
@@ -351,7 +361,7 @@ def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
     """Runs `score` until it is interrupted in the chunk after `chunks`. Returns a list that grows by the size of each
     chunk that is scored from then on."""
     sizes: list[int] = []
-    original = score_module.Scorer.score_encoded
+    original = scorer_module.Scorer.score_encoded
 
     def counted(self, solutions):
         if len(sizes) == chunks:
@@ -361,10 +371,10 @@ def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
         return original(self, solutions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(score_module.Scorer, "score_encoded", counted)
+        patch.setattr(scorer_module.Scorer, "score_encoded", counted)
         assert score(out, world / "data.jsonl", world / "run") == 130
     monkeypatch.setattr(
-        score_module.Scorer,
+        scorer_module.Scorer,
         "score_encoded",
         lambda self, solutions: sizes.append(len(solutions)) or original(self, solutions),
     )

@@ -12,7 +12,7 @@ from pqm_fast.data.pack import Trajectory, pack
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.model import Recipe, StepQModel, check_packing
-from pqm_fast.score import Scorer
+from pqm_fast.scorer import Scorer
 
 
 def make_model(tmp_path, architecture="llama", **changes):

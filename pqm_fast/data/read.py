@@ -88,16 +88,22 @@ def read_all(
     """The records of several sources in turn, as `read_records`. Ids are unique over all of them."""
     summary = SkipSummary() if skipped is None else skipped
     taken: dict[str, Place] = {}
+    stems: set[str] = set()
     if not (paths := list(paths)):
         raise PQMError("data: no source is named; give a file, a folder saved by `datasets` or a hub data set")
     for path in paths:
-        yield from _read_source(os.fspath(path), options, summary, taken)
+        yield from _read_source(os.fspath(path), options, summary, taken, stems)
     if skipped is None and summary.total:
         warnings.warn(str(summary), stacklevel=2)
 
 
-def _read_source(source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place]) -> Iterator[Record]:
+def _read_source(
+    source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place], stems: set[str]
+) -> Iterator[Record]:
     stem, raws = open_source(source)
+    if stem in stems:  # files of one name in two folders: the path tells their records apart
+        stem = source
+    stems.add(stem)
     format: str = options.format
     first_bad: BadRecord | None = None
     usable = False

@@ -13,6 +13,7 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.summary import evaluate_pools, evaluate_steps, table
 from pqm_fast.files import write_json
+from pqm_fast.score import ScoringOptions
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
 Scored = tuple[Record, Sequence[float | None]]
@@ -33,18 +34,9 @@ class EvaluateConfig:
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
-    """A step counts as predicted wrong below this Q-value (0: even odds)."""
+    """A step counts as predicted wrong below this Q-value."""
     read: ReadOptions = field(default_factory=ReadOptions)
-    max_length: int | None = None
-    """Longest solution in tokens. Default: the model's context."""
-    max_tokens: int = 16384
-    """Tokens of one forward pass."""
-    device: str = "auto"
-    """cuda if there is one, otherwise cpu."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 on a GPU, float32 on a CPU."""
-    progress: bool = True
-    """Show the progress bar."""
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -88,9 +80,9 @@ def _scored(config: EvaluateConfig, skipped: SkipSummary) -> Iterator[Scored]:
                 raise _bad(config, record, f"scores {show(scores)}; each must be a finite number, or null for none")
             yield record, scores
         return
-    from pqm_fast.score import score_records
+    from pqm_fast.scorer import score_records
 
-    yield from score_records(config, skipped)
+    yield from score_records(config.model, config.data, config.read, config.scoring, skipped)
 
 
 def _is_finite(value: Any) -> bool:

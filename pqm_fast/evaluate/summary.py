@@ -89,6 +89,7 @@ def evaluate_pools(
     if not questions:
         result["left_out"].append("Best-of-N: no candidate solutions whose correctness is known")
         return result
+    asked = ns or ()
     if ns is None:
         half = sorted(map(len, questions))[len(questions) // 2]
         ns = [2**k for k in range(half.bit_length())]
@@ -100,6 +101,9 @@ def evaluate_pools(
                 policies[name].append([candidate for candidate in pool if candidate.policy == name])
     result["policies"] = {name: _pool_figures(pools, how, ns, ties) for name, pools in sorted(policies.items())}
     for name, figures in [("all candidates", result["overall"]), *result["policies"].items()]:
+        for n in asked:
+            if str(n) not in figures["pass_at_n"]:
+                result["left_out"].append(f"n={n}, {name}: no question has that many candidates")
         for n, estimate in figures["pass_at_n"].items():
             if estimate["questions"] < figures["questions"]:
                 fewer = figures["questions"] - estimate["questions"]
@@ -169,7 +173,8 @@ def _candidates(pool: list[tuple[Record, Sequence[float | None]]], missing: Coun
             missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
         if all(score is None for score in scores):
             missing["candidates without a scored step: kept, and never preferred"] += 1
-        candidates.append(_Candidate(record.extra.get("policy"), scores, float(correct), group))
+        policy = record.extra.get("policy")
+        candidates.append(_Candidate(None if policy is None else str(policy), scores, float(correct), group))
     return candidates
 
 

@@ -114,7 +114,7 @@ def draw_curve(folder: Path) -> Path:
         axes.legend(fontsize=8)
     gradient.grid(alpha=0.3)
     handles = [h for axes in (gradient, rate) for h in axes.get_lines()]
-    gradient.legend(handles, [str(h.get_label()) for h in handles], fontsize=8)
+    gradient.legend(handles, [str(h.get_label()) for h in handles], fontsize=8, loc="lower left")
     path = folder / "training.png"
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -68,12 +68,16 @@ def _loop(run: Run, optimizer: torch.optim.Optimizer, log: RunLog, start: int) -
         clock.count(batches)
         if step % config.log_every == 0 or step == run.total_steps:
             figures = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-            log.write("train", step, figures | _step_figures(batches, outputs) | clock.rates(run.total_steps - step))
+            log.write(
+                "train",
+                step,
+                figures | _step_figures(config.loss, batches, outputs) | clock.rates(run.total_steps - step),
+            )
         with clock.paused():
             if config.eval_every and step % config.eval_every == 0 and step < run.total_steps and len(run.held_out):
                 log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
             if config.save_every and step % config.save_every == 0:
-                state = {"step": step, "total_steps": run.total_steps}
+                state = {"step": step, **_amount(run)}
                 save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
 
 
@@ -123,11 +127,14 @@ def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]
     return {"loss": total / max(1, count), **step_metrics(*_per_trajectory(batches, outputs))}
 
 
-def _step_figures(batches: list[PackedBatch], outputs: list[StepLoss]) -> dict[str, Any]:
+def _step_figures(loss: str, batches: list[PackedBatch], outputs: list[StepLoss]) -> dict[str, Any]:
     scores, labels = _per_trajectory(batches, outputs)
     metrics = step_metrics(scores, labels)
     chosen = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
-    return {name: metrics[name] for name in chosen} | {"flat_floor": flat_floor(labels)}
+    figures = {name: metrics[name] for name in chosen}
+    if loss in ("rank", "rank-first-error"):
+        figures["flat_floor"] = flat_floor(labels)
+    return figures
 
 
 def _per_trajectory(batches: list[PackedBatch], outputs: list[StepLoss]) -> tuple[list[Any], list[Any]]:
@@ -161,8 +168,17 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> int:
         run.notes.append("no complete checkpoint yet: starting from the first step")
         return 0
     state = load_checkpoint(found[-1], run.model, optimizer)
+    if changed := [name for name, now in _amount(run).items() if state[name] != now]:
+        values = ", ".join(f"{name} {state[name]:,} then, {_amount(run)[name]:,} now" for name in changed)
+        raise PQMError(f"{found[-1]}: the data is not what the run was started with: {values}; put it back to resume")
     run.notes.append(f"resuming from {found[-1]}")
     return state["step"]
+
+
+def _amount(run: Run) -> dict[str, int]:
+    """What a continued run must find as it was, for the same steps to follow."""
+    lengths = run.training.dataset.lengths[run.training.indices]
+    return {"total_steps": run.total_steps, "trajectories": len(lengths), "tokens": int(lengths.sum())}
 
 
 def _not_finite(
@@ -188,7 +204,7 @@ def _not_finite(
 
 def _describe(run: Run) -> str:
     parameters = sum(p.numel() for p in run.model.parameters())
-    tokens = int(run.training.dataset.lengths[run.training.indices].sum())
+    tokens = _amount(run)["tokens"]
     lines = [
         f"{run.model.config.model_type}, {parameters:,} parameters, {run.device}; loss {run.config.loss}",
         f"{len(run.training):,} trajectories to train on ({tokens:,} tokens), {len(run.held_out):,} held out; "

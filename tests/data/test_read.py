@@ -426,6 +426,13 @@ def test_ids_are_unique_over_files(write):
     assert str(caught.value) == expected
 
 
+def test_files_of_one_name_in_two_folders(write):
+    one, two = write(RAWS[1:], "x/f.jsonl"), write(RAWS[1:], "y/f.jsonl")
+    assert [r.id for r in read_all([one, two])] == ["f:1", f"{two}:1"]
+    with pytest.raises(BadRecord, match="is taken by"):  # the same file twice
+        list(read_all([one, two, two]))
+
+
 def test_every_file_needs_a_usable_record(write):
     with pytest.raises(PQMError, match=r"g\.jsonl: no usable record"):
         list(read_all([write(RAWS), write([{}], "g.jsonl")], SKIP))

@@ -114,6 +114,15 @@ def test_resume_is_exact_to_the_bit(configure, dropout, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_resuming_on_changed_data_is_refused(configure, tmp_path):
+    config = configure(save_every=5)
+    train(config)
+    with open(config.data[0], "a") as file:
+        file.write(json.dumps({"id": "new", "prompt": "w3 w50", "completions": ["w5"], "labels": [True]}) + "\n")
+    with pytest.raises(PQMError, match="the data is not what the run was started with: trajectories 1"):
+        train(configure(save_every=5, resume=True))
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):
     losses = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
