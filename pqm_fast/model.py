@@ -106,6 +106,11 @@ class StepQModel(nn.Module):
             normalizer=normalizer,
         )
 
+    def checkpoint_activations(self) -> None:
+        """Activations of a layer are computed again in the backward pass instead of being kept."""
+        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # the name in newer transformers
+        (enable or self.classifier.gradient_checkpointing_enable)({"use_reentrant": False})
+
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> torch.Tensor:
         """Q-values [S] float32 of the listed steps."""

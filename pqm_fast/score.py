@@ -41,8 +41,7 @@ class ScoreConfig:
     data: tuple[str, ...]
     """Records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
     out: str
-    """JSON lines to write: the records with `scores`. While unfinished it is called OUT.part, and the same command
-    goes on from there."""
+    """JSON lines to write. While unfinished it is called OUT.part, and the same command goes on from there."""
     read: ReadOptions = field(default_factory=ReadOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 

@@ -28,8 +28,7 @@ class Template:
     step_format: str = "{step}\n"
     """Text of one step; {step} stands for it."""
     step_token: str = "<|step|>"
-    """Token after each step at which its Q-value is read (added to the tokenizer where it is not one token yet);
-    `last`: no extra token, the Q-value is read at the last token of the step."""
+    """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
 
     def __post_init__(self):
         for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):

@@ -19,8 +19,7 @@ class TrainConfig:
     """Fine-tune a decoder into a process Q-value model."""
 
     model: str
-    """Folder or hub id of a decoder: base model, chat model or a checkpoint of pqm-fast. A folder with only a
-    config.json and a tokenizer starts from random weights."""
+    """Folder or hub id of a decoder. A folder with only a config.json and a tokenizer starts from random weights."""
     data: tuple[str, ...]
     """Step-labelled records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
     out: str
@@ -81,7 +80,7 @@ class TrainConfig:
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights in the final checkpoint."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
     save_every: int = 500
     """Optimizer steps between resumable checkpoints (0: none)."""

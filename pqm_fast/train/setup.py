@@ -112,7 +112,7 @@ def prepare(config: TrainConfig) -> Run:
     run.total_steps = config.max_steps or max(1, math.ceil(config.epochs * per_epoch))
     model.to(run.device)
     if config.gradient_checkpointing:
-        model.classifier.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.checkpoint_activations()
     return run
 
 
