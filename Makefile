@@ -6,8 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test check format clean
 
 demo: $(READY)
-	@rm -rf runs/demo
-	$(BIN)/pqm-fast demo --out runs/demo $(ARGS)
+	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
@@ -23,7 +22,7 @@ format: $(READY)
 
 $(READY): constraints.txt setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "pqm-fast needs Python 3.10 or later")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 

@@ -59,12 +59,13 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention signature: query [1, H, T, d], key and value [1, H_kv, T, d] -> ([1, T, H, d], None)."""
     if packing is None:
         raise ValueError("packed attention was called without `packing`: this architecture does not pass it on")
-    for name in ("softcap", "s_aux", "position_bias"):
+    for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"packed attention does not support {name}")
     # [T, H, d]: a trajectory is then a range of rows
@@ -74,23 +75,47 @@ def packed_attention(
         n, width = rows.shape
         flat = rows.view(-1)
         q_g, k_g, v_g = (x.index_select(0, flat).view(n, width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        mask = None
-        if sliding_window is not None and width > sliding_window:
-            distance = torch.arange(width, device=q.device)[:, None] - torch.arange(width, device=q.device)
-            mask = (distance >= 0) & (distance < sliding_window)
-        out = F.scaled_dot_product_attention(
-            q_g,
-            k_g,
-            v_g,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        windowed = sliding_window is not None and width > sliding_window
+        mask = _causal(width, sliding_window, q.device) if windowed or softcap else None
+        if softcap and mask is not None:
+            out = _softcapped(q_g, k_g, v_g, mask, softcap, scaling, dropout)
+        else:
+            out = F.scaled_dot_product_attention(
+                q_g,
+                k_g,
+                v_g,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         outputs.append(out.transpose(1, 2).reshape(n * width, q.shape[1], v.shape[2]))
     flat_out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat_out.index_select(0, packing.inverse).unsqueeze(0), None
+
+
+def _causal(width: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[L, L], True where a query sees a key: itself and what is before it, within the window."""
+    distance = torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)
+    return (distance >= 0) & (distance < (window or width))
+
+
+def _softcapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    softcap: float,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention with scores capped to +-softcap by a tanh (Gemma 2), which SDPA does not have. [n, H, L, d]."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
+    return F.dropout(scores.float().softmax(-1).to(value.dtype), dropout) @ value
 
 
 # no mask function is registered under this name, so transformers builds no mask

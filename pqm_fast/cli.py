@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"pqm-fast: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here, for --help needs no torch
+            raise
+        hint = "fewer tokens in one forward pass need less (--micro-batch-tokens, --max-tokens)"
+        print(f"pqm-fast: error: the device is out of memory; {hint}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("pqm-fast: interrupted", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ folder with one label per token: the Q-value.
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,11 @@ class StepQModel(nn.Module):
     @property
     def context(self) -> int:
         """The longest trajectory that the architecture takes, in tokens."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None) or 32768
+        config = self.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":  # beyond, the longest of a batch would change the others' positions
+            return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        return getattr(config, "max_position_embeddings", None) or 32768
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """The final hidden states [T, D], after the final norm."""
@@ -146,18 +151,21 @@ class StepQModel(nn.Module):
         row for it (Qwen2 has 290). Raises PQMError for a tokenizer that is not the model's.
         """
         rows = self._embedding().shape[0]
-        if tokenizer.vocab_size > rows:
+        own = set() if step_token == LAST else {step_token}
+        highest = max((id for token, id in tokenizer.get_vocab().items() if token not in own), default=0)
+        if highest >= rows:
             raise PQMError(
-                f"{self.config.name_or_path}: the tokenizer has {tokenizer.vocab_size} tokens but the embedding only "
-                f"{rows} rows: they do not belong together; copy the model's own tokenizer into its folder"
+                f"{self.config.name_or_path}: the tokenizer has ids up to {highest} but the embedding only {rows} "
+                "rows: they do not belong together; copy the model's own tokenizer into its folder"
             )
         if step_token == LAST:
             return None
         known = len(tokenizer)
-        if not ensure_step_token(tokenizer, step_token):
-            return None
+        added = ensure_step_token(tokenizer, step_token)
         new_id = single_id(tokenizer, step_token)
         assert new_id is not None
+        if not added and new_id < rows:
+            return None
         if new_id >= rows:
             self.classifier.resize_token_embeddings(new_id + 1, pad_to_multiple_of=64, mean_resizing=False)
         with torch.no_grad():
@@ -207,20 +215,29 @@ def check_packing(model: StepQModel) -> None:
         Trajectory(torch.randint(vocabulary, (n,), generator=generator).numpy(), none.int().numpy(), none.numpy())
         for n in (5, 9, 2)
     ]
+    ids = [torch.as_tensor(t.input_ids, device=model.device)[None].long() for t in alone]
+
+    def one_by_one(implementation: str) -> torch.Tensor:
+        model.classifier.set_attn_implementation(implementation)
+        return torch.cat([model.backbone(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids]).float()
+
     training = model.training
     model.eval()
     packed = model.hidden(pack(list(enumerate(alone))).to(model.device)).float()
-    model.classifier.set_attn_implementation("eager")
+    limit = 1e-3
     try:
-        ids = (torch.as_tensor(t.input_ids, device=model.device)[None].long() for t in alone)
-        expected = torch.cat([model.backbone(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids])
+        expected = one_by_one("eager")
+        if model.classifier.dtype != torch.float32:  # what rounding alone does in this model, between two of its own
+            with suppress(ValueError):  # Gemma 2 has no sdpa
+                rounding = (one_by_one("sdpa") - expected).norm() / expected.norm()
+                limit = 3 * float(rounding)
+            limit = max(5e-2, limit)
     finally:
         model.classifier.set_attn_implementation(attention.NAME)
         model.train(training)
     if not expected.isfinite().all():
         raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")
-    error = float((packed - expected.float()).norm() / expected.float().norm())
-    limit = 1e-3 if model.classifier.dtype == torch.float32 else 5e-2
+    error = float((packed - expected).norm() / expected.norm())
     if not error <= limit:
         raise PQMError(
             f"{model.config.model_type}: packed trajectories do not give the hidden states that they give alone "

@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,6 +22,8 @@ from transformers.utils import logging as hf_logging
 
 from pqm_fast.errors import PQMError
 
+PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`: cuda if there is one, otherwise cpu. Raises PQMError for a device that cannot be used here."""
@@ -34,8 +37,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; PQMError if there is none."""
+def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; PQMError if there is none.
+
+    For some architectures (qwen2 is one) transformers takes its own tokenizer class whatever tokenizer.json says;
+    `notes` is told where that gives other tokens.
+    """
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
@@ -44,6 +51,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")
+    file = Path(path) / "tokenizer.json"
+    if notes is not None and file.is_file():
+        stored = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+        if stored != tokenizer.encode(PROBE, add_special_tokens=False):
+            notes.append(
+                f"tokenizer: transformers replaces the one in {file} by its {type(tokenizer).__name__}, which gives "
+                "other tokens"
+            )
     return tokenizer
 
 
@@ -64,6 +79,8 @@ def load_config(path: str) -> Any:
         ) from error
     if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
+    if getattr(config.get_text_config(), "attention_chunk_size", None):
+        raise PQMError(f"{path}: {config.model_type} attends in chunks, which packed attention does not support")
     _ensure_token_classification(config, path)
     config.num_labels, config.problem_type = 1, "regression"
     config.classifier_dropout = 0.0  # the class's own default is 0.1

@@ -83,11 +83,13 @@ def _row(record: Record, scores: Sequence[float | None]) -> dict[str, Any]:
 
 def _means(config: ScoreConfig) -> dict[str, Any]:
     """What the scores depend on, beyond rounding."""
+    from pqm_fast.data.dataset import source_key
+
     weights = sorted(Path(config.model).glob("*.safetensors"))
     return {
         "model": str(Path(config.model).resolve()),
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
-        "data": [str(Path(name).resolve()) if Path(name).exists() else name for name in config.data],
+        "data": [source_key(name) for name in config.data],
         "read": asdict(config.read) | {"skip_bad": None},  # a run that stopped at a bad record may go on without it
         "max_length": config.scoring.max_length,
         "dtype": config.scoring.dtype,

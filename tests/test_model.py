@@ -12,6 +12,7 @@ from pqm_fast.data.pack import Trajectory, pack
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.model import Recipe, StepQModel, check_packing
+from pqm_fast.pretrained import load_tokenizer
 from pqm_fast.scorer import Scorer
 
 
@@ -95,16 +96,14 @@ def test_trajectories_do_not_see_each_other(tmp_path):
 
 def test_checkpoint_is_a_token_classification_folder(tmp_path):
     """AutoModelForTokenClassification gives what Scorer gives, and saving it back loses nothing."""
-    model = make_model(tmp_path, "qwen2").eval()
+    model = make_model(tmp_path).eval()
     tokenizer = tiny.tokenizer(90)
     assert "was added as id 90" in model.fit_vocabulary(tokenizer, "<|step|>")
     model.save(tmp_path / "out", tokenizer, Recipe(Template(), "rank", 4.0), torch.float32)
 
     rng = np.random.default_rng(0)
     solutions = [(tiny.text(rng, 5), [tiny.text(rng, int(n)) for n in rng.integers(1, 7, 4)]) for _ in range(7)]
-    # one that transformers reads as any other tokenizer folder (a qwen2 folder gets Qwen2Tokenizer whatever it holds)
     scorer = Scorer.from_pretrained(tmp_path / "out", max_tokens=64)
-    scorer.encoder.tokenizer = tokenizer
     got = scorer.score(solutions)
 
     for folder in ("out", "again"):
@@ -182,6 +181,40 @@ def test_new_step_token_uses_a_spare_row_or_grows(tmp_path):
     assert full.config.vocab_size == 128
     assert full.fit_vocabulary(tiny.tokenizer(97), "w5") is None
     assert full.fit_vocabulary(tiny.tokenizer(97), "last") is None
+
+
+def test_every_id_of_the_tokenizer_has_an_embedding(tmp_path):
+    """Also ids that were added to the tokenizer, and a step token that it knows already."""
+    tokenizer = tiny.tokenizer(97)
+    tokenizer.add_tokens(["<|step|>"])  # id 97, one beyond the embedding
+    model = make_model(tmp_path)
+    assert "grew from 97 to 128 rows" in model.fit_vocabulary(tokenizer, "<|step|>")
+    assert torch.isfinite(model._embedding()).all()
+    tokenizer.add_tokens(["word"] + [f"word{i}" for i in range(40)])
+    with pytest.raises(PQMError, match="ids up to 138 but the embedding only 128 rows"):
+        model.fit_vocabulary(tokenizer, "<|step|>")
+
+
+def test_a_tokenizer_that_transformers_replaces_is_told(tmp_path):
+    for architecture, count in (("llama", 0), ("qwen2", 1)):
+        notes = []
+        load_tokenizer(str(tiny.model_folder(tmp_path / architecture, architecture)), notes)
+        assert len(notes) == count
+    assert "replaces the one in" in notes[0]
+
+
+def test_attention_in_chunks_is_refused(tmp_path):
+    config = tiny.config("llama")
+    config.attention_chunk_size = 16
+    config.save_pretrained(tmp_path / "chunked")
+    with pytest.raises(PQMError, match="llama attends in chunks"):
+        StepQModel.from_pretrained(str(tmp_path / "chunked"))
+
+
+def test_half_precision_passes_the_check(tmp_path):
+    for architecture in tiny.ARCHITECTURES:
+        folder = tiny.model_folder(tmp_path / architecture, architecture)
+        assert StepQModel.from_pretrained(str(folder), dtype=torch.bfloat16).classifier.dtype == torch.bfloat16
 
 
 def test_what_is_no_usable_model_is_refused_by_name(tmp_path):

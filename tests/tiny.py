@@ -20,6 +20,8 @@ ARCHITECTURES = {
         "sliding_window": 5,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    # scores capped by a tanh
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5, "attn_logit_softcapping": 2.0},
     "gpt2": {},
 }
 

@@ -24,6 +24,8 @@ COLUMNS_PER_TILE = 256
 STEPS_PER_SWEEP = 128
 # Programs that share the rows in the backward: a constant, so that sums have the same order on every GPU.
 ROW_GROUPS = 256
+# Multiply-adds in one instruction: stated, as the default differs between versions of triton.
+FUSE = {"enable_fp_fusion": True}
 
 NOTHING = tl.constexpr(-1e38)  # the maximum of no scores; finite, so that NOTHING - NOTHING is 0
 
@@ -248,7 +250,7 @@ def forward(
                 hidden, *hidden.stride(), step_index, labels.float(), cu_steps,
                 weight, bias, norm_weight, q, rstd, x, dq, losses, zeta, norm_eps,
                 D=hidden.shape[1], HAS_BIAS=bias is not None, HAS_NORM=norm_weight is not None,
-                BLOCK_S=ROWS_PER_TILE, BLOCK_D=_column_block(hidden), BLOCK_SWEEP=STEPS_PER_SWEEP,
+                BLOCK_S=ROWS_PER_TILE, BLOCK_D=_column_block(hidden), BLOCK_SWEEP=STEPS_PER_SWEEP, **FUSE,
             )  # fmt: skip
     return losses, q, dq, rstd
 
@@ -274,7 +276,7 @@ def backward(
                 hidden, *hidden.stride(), order, first_step, dq[order], q, rstd,
                 weight, bias, norm_weight, dhidden, partial, num_rows,
                 D=width, HAS_BIAS=bias is not None, HAS_NORM=norm_weight is not None,
-                NEEDS_HIDDEN=needs_hidden, BLOCK_R=ROWS_PER_TILE, BLOCK_D=block,
+                NEEDS_HIDDEN=needs_hidden, BLOCK_R=ROWS_PER_TILE, BLOCK_D=block, **FUSE,
             )  # fmt: skip
     return dhidden, partial.sum(0)
 

@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 ABSENT = -1e30
 # How many pairs of scores `pairwise` holds in memory at a time.
 PAIRS_AT_ONCE = 2**22
+# A batch that takes up to this many scores when padded is padded as one, however uneven.
+SMALL_BATCH = 2**12
 
 
 def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
@@ -35,9 +37,10 @@ def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over w in W but its last."""
     correct, wrong = _split(y, valid)
-    later = torch.where(wrong, q, ABSENT).flip(-1).logcumsumexp(-1).flip(-1)
-    # The last wrong step would add q_w - q_w = 0, so it may stay; there are as many terms as steps.
-    total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, later - q, 0.0).sum(-1)
+    # Below the last wrong step nothing is left: its term is softplus(ABSENT - q_w) = 0. So it may stay, and there
+    # are as many terms as steps.
+    later = F.pad(torch.where(wrong, q, ABSENT), (0, 1), value=ABSENT).flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
+    total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, -F.logsigmoid(q - later), 0.0).sum(-1)
     return total / valid.sum(-1).clamp(min=1)
 
 
@@ -162,7 +165,7 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
 
     Raises:
         ValueError: an unknown loss; shapes that do not fit; on the CPU, values of labels or cu_steps that do
-            not. On other devices these are not looked at, though the longest length is read back.
+            not. On other devices these are not looked at, though lengths are read back.
     """
     if q.dim() != 1 or not q.is_floating_point():
         raise ValueError(f"q must be floating point [S], found {q.dtype} {list(q.shape)}")
@@ -170,8 +173,24 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
     if q.dtype in (torch.float16, torch.bfloat16):
         q = q.float()
     lengths = cu_steps.diff()
-    longest = max(1, int(lengths.max())) if len(lengths) else 1
-    valid = torch.arange(longest, device=q.device) < lengths[:, None]
+    longest = int(lengths.max()) if len(lengths) else 0
+    if len(lengths) * longest <= max(4 * len(q), SMALL_BATCH):
+        return _padded_losses(q, labels, lengths, longest, loss, zeta)
+    # One long trajectory among many short ones: pad those of 2^(n-1) < steps <= 2^n together.
+    size = lengths.clamp(min=1).log2().ceil()
+    size_of_step = size.repeat_interleave(lengths)
+    losses = q.new_zeros(len(lengths))
+    for n in size.unique():
+        members, steps = size == n, size_of_step == n
+        among = lengths[members]
+        part = _padded_losses(q[steps], labels[steps], among, int(among.max()), loss, zeta)
+        losses = losses.masked_scatter(members, part)
+    return losses
+
+
+def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, loss: str, zeta: float) -> Tensor:
+    """The losses of consecutive trajectories, all padded to the longest."""
+    valid = torch.arange(max(longest, 1), device=q.device) < lengths[:, None]
     padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
     # Some losses do not see an infinite score; 0 * inf shows it.
@@ -208,14 +227,19 @@ def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank_terms(q: Tensor, correct: Tensor, wrong: Tensor, zeta: float) -> Tensor:
-    """Sum of the terms of `rank`: S_0 = log(1 + N) and S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck)."""
-    s_0 = F.pad(torch.where(wrong, q + zeta, ABSENT), (1, 0)).logsumexp(-1, keepdim=True)  # 0 without any W
-    s = torch.cat([s_0, torch.where(correct, q, ABSENT)], -1).logcumsumexp(-1)[..., 1:]
-    return s_0.squeeze(-1) + torch.where(correct, s - q, 0.0).sum(-1)
+    """Sum of the terms of `rank`: S_0 = log(1 + N) and S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck).
+
+    S_i - q_ci is small where q_ci is large, so it is not subtracted but taken as softplus(S_{i-1} - q_ci).
+    """
+    s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1, keepdim=True))  # 0 without any W
+    s_before = torch.cat([s_0, torch.where(correct, q, ABSENT)[..., :-1]], -1).logcumsumexp(-1)
+    return s_0.squeeze(-1) + torch.where(correct, -F.logsigmoid(q - s_before), 0.0).sum(-1)
 
 
 def _log1mexp(log_x: Tensor) -> Tensor:
-    """log(1 - e^-x), x > 0 of any size, from log x; it is log x - x / 2 + x^2 / 24 - ... where x is small."""
+    """log(1 - exp(-x)) for x > 0 of any size, from log(x): where x is small, log(x) - x/2 + x^2/24 - ..."""
     x = log_x.exp()
-    series = log_x - x / 2 + x.square() / 24
-    return torch.where(x < 1e-3, series, torch.log(-torch.expm1(-x.clamp(min=1e-3))))
+    rest = x.clamp(min=1e-3)
+    # below log 2 the difference 1 - e^-x is what is small, above it e^-x
+    usual = torch.where(rest < 0.6931, torch.log(-torch.expm1(-rest)), torch.log1p(-torch.exp(-rest)))
+    return torch.where(x < 1e-3, log_x - x / 2 + x.square() / 24, usual)

@@ -1,5 +1,6 @@
 """The public op: from hidden states to the loss of every trajectory in them, through the value head."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -44,36 +45,47 @@ def step_loss(
     read. The gradient goes to hidden, weight, bias and norm_weight, whichever require it.
 
     Args:
-        hidden: [T, D], any strides; float32, float16, bfloat16 or, in the eager backend, float64.
+        hidden: [T, D], D >= 1, any strides; float32, float16, bfloat16 or, in the eager backend, float64.
         step_index: [S] int32 or int64, the row of `hidden` of each step; duplicates are allowed.
         labels: [S], 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
         cu_steps: [B + 1] int32 or int64: trajectory b has the steps cu_steps[b]:cu_steps[b + 1], or none.
-        weight: [D], any float dtype.
+        weight: [D], any float dtype; float64, here and in bias or norm_weight, needs the eager backend.
         bias: [1], or None.
         loss: a key of `LOSSES`.
-        zeta: margin between correct and wrong steps, for the losses that have one.
+        zeta: margin between correct and wrong steps, for the losses that have one; a finite Python number.
         norm_weight: [D]; if given, rows go through RMSNorm with this scale and `norm_eps` first.
-        normalizer: positive number or scalar tensor, where the mean spans more than this call (micro-batches,
+        norm_eps: finite Python number.
+        normalizer: finite positive number or 0-dim tensor, where the mean spans more than this call (micro-batches,
             ranks); default B, or S for a step-normalised loss, or 1 where that is 0.
-        backend: "eager" (plain PyTorch, every loss), "triton" (the loss `rank`; nothing synchronises the
-            device, and loss and gradients repeat bit for bit), or "auto": triton on CUDA where it has the
-            loss, else eager.
+        backend: "eager" (plain PyTorch, every loss, derivatives of any order; on CUDA it reads the lengths
+            of the trajectories back, which synchronises the device), "triton" (the loss `rank`; nothing
+            synchronises the device, loss and gradients repeat bit for bit, and a backward with create_graph
+            raises RuntimeError, as there is no second derivative), or "auto": triton on CUDA where it has the
+            loss and the dtypes, else eager.
 
     Raises:
-        ValueError: an unknown name; shapes, dtypes or devices that do not fit; a loss or dtype that the
+        ValueError: an unknown name; shapes, dtypes, devices or numbers that do not fit; a loss or dtype that the
             backend does not have; on the CPU, values of step_index, labels or cu_steps that do not fit. On
-            CUDA values are not looked at, for that would synchronise the device: the caller vouches for them.
+            CUDA the values in tensors are not looked at, for that would synchronise the device: the caller
+            vouches for them.
     """
     _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight)
+    zeta, norm_eps = _finite("zeta", zeta), _finite("norm_eps", norm_eps)
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(f"normalizer must be a number or a 0-dim tensor, found {list(normalizer.shape)}")
+    elif normalizer is not None and _finite("normalizer", normalizer) <= 0:
+        raise ValueError(f"normalizer must be positive, found {normalizer}")
+    dtypes = [tensor.dtype for tensor in (hidden, weight, bias, norm_weight) if tensor is not None]
     if backend == "auto":
-        possible = hidden.is_cuda and loss in TRITON_LOSSES and hidden.dtype in TRITON_DTYPES
-        backend = "triton" if possible else "eager"
+        backend = _best_backend(hidden.device, dtypes, loss)
     if backend == "triton":
         check_steps(len(step_index), labels, cu_steps, loss)
         if loss not in TRITON_LOSSES:
             raise ValueError(f"the triton backend has the losses {TRITON_LOSSES}, not {loss!r}; use 'eager'")
-        if hidden.dtype not in TRITON_DTYPES:
-            raise ValueError(f"the triton backend does not take {hidden.dtype}; use 'eager'")
+        for dtype in dtypes:
+            if dtype not in TRITON_DTYPES:
+                raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
         total, q = _TritonRank.apply(
             hidden,
             step_index.contiguous(),
@@ -95,6 +107,12 @@ def step_loss(
     elif isinstance(normalizer, Tensor):
         normalizer = normalizer.to(total.dtype)  # two scalar tensors would promote the loss
     return StepLoss(total / normalizer, q.detach())
+
+
+def _best_backend(device: torch.device, dtypes: list[torch.dtype], loss: str) -> str:
+    """What "auto" stands for."""
+    possible = device.type == "cuda" and loss in TRITON_LOSSES and set(dtypes) <= set(TRITON_DTYPES)
+    return "triton" if possible else "eager"
 
 
 def _scores(
@@ -133,8 +151,9 @@ class _TritonRank(torch.autograd.Function):
         return losses.sum(), q
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # under create_graph: the kernel's gradients would pass for constants
+            raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
         from pqm_kernels import ranking
 
         hidden, step_index, weight, bias, norm_weight, q, dq, rstd = ctx.saved_tensors
@@ -152,6 +171,12 @@ class _TritonRank(torch.autograd.Function):
         return dhidden, None, None, None, dweight, dbias, dnorm, None, None
 
 
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite Python number, found {value!r}")
+    return float(value)  # triton would compile kernels anew for an int
+
+
 def _check(
     hidden: Tensor,
     step_index: Tensor,
@@ -167,6 +192,8 @@ def _check(
         found = f"{step_index.dtype} {list(step_index.shape)}"
         raise ValueError(f"step_index must be int32 or int64 [S], found {found}")
     num_rows, width = hidden.shape
+    if width == 0:
+        raise ValueError(f"hidden must have at least one column, found {list(hidden.shape)}")
     for name, tensor, size in (
         ("weight", weight, width),
         ("bias", bias, 1),

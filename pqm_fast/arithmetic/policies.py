@@ -1,8 +1,8 @@
-"""Who writes the solutions: policies with different kinds of error, each with weak spots of its own.
+"""Who writes the solutions: policies with different kinds of error, each but `careless` with weak spots of its own.
 
 A spot is a value and the operation it meets, under a letter. A stable hash fixes which spots of a policy are
 weak: there it is likely to make its mistake, so its errors correlate between samples and a majority vote can
-be wrong.
+be wrong. `careless` slips anywhere, a new way each time.
 """
 
 import hashlib

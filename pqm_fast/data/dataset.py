@@ -21,7 +21,7 @@ from pqm_fast.data.sources import open_source
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_folder, write_json
 
-LAYOUT = 1  # raise it when what is stored changes: older caches are then ignored
+LAYOUT = 2  # raise it when what is stored changes: older caches are then ignored
 CHUNK = 2000  # records tokenised at a time: enough for every core, little memory
 
 # name -> dtype. `ids`, `rows`, `labels` and `names` are flat; each `*_end` holds where every trajectory's part ends.
@@ -48,7 +48,10 @@ class TrajectoryDataset:
             else np.zeros(0, dtype)
             for name, dtype in COLUMNS.items()
         }
-        self.notes: list[str] = json.loads((folder / "info.json").read_text(encoding="utf-8"))["notes"]
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        self.notes: list[str] = info["notes"]
+        self.digest: str = info["digest"]
+        """Of everything that training sees: tokens, step rows, labels and questions."""
 
     def __len__(self) -> int:
         return len(self.columns["question"])
@@ -118,7 +121,8 @@ def load_dataset(
 def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
     skipped = SkipSummary()
     ends = {"ids_end": 0, "steps_end": 0, "names_end": 0}
-    count = cut_records = cut_steps = 0
+    count = cut_records = cut_steps = without_label = 0
+    digest = hashlib.blake2b(digest_size=16)
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in COLUMNS}
         for records in chunks(read_all(paths, options, skipped), CHUNK):
@@ -133,6 +137,9 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
                 assert isinstance(encoded, Encoded)
                 assert record.labels is not None
                 kept = len(encoded.step_index)
+                if all(label is None for label in record.labels[:kept]):
+                    without_label += 1
+                    continue
                 name = np.frombuffer(record.id.encode(), dtype=np.uint8)
                 ends["ids_end"] += len(encoded.input_ids)
                 ends["steps_end"] += kept
@@ -150,7 +157,9 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
                 cut_steps += encoded.steps_cut
             for column, dtype in COLUMNS.items():
                 if parts[column]:
-                    np.concatenate(parts[column]).astype(dtype).tofile(files[column])
+                    flat = np.concatenate(parts[column]).astype(dtype)
+                    digest.update(flat.tobytes())
+                    flat.tofile(files[column])
     if not count:
         raise PQMError(f"{', '.join(paths)}: no usable record. {skipped}")
     notes = []
@@ -161,7 +170,9 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
             f"{cut_records:,} of {count:,} records are longer than {encoder.max_length} tokens: "
             f"their last {cut_steps:,} steps were cut off"
         )
-    write_json(folder / "info.json", {"notes": notes, "trajectories": count})
+    if without_label:
+        notes.append(f"{without_label:,} more were left out: all their labelled steps were cut off")
+    write_json(folder / "info.json", {"notes": notes, "digest": digest.hexdigest()})
 
 
 def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
@@ -216,11 +227,11 @@ def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> 
         encoder.bos,
         tokenizer,
     ]
-    parts += [_source_key(path) for path in paths]
+    parts += [source_key(path) for path in paths]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _source_key(path: str) -> list[Any]:
+def source_key(path: str) -> list[Any]:
     """What tells one state of a source from another: size and time of local files, the revision of a hub data set."""
     local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
     if local is None:

@@ -19,8 +19,8 @@ AGGREGATORS: dict[str, Callable[[np.ndarray], float]] = {
 def aggregate(scores: Sequence[float | None], how: str = "min") -> float:
     """The score of one solution from its step Q-values (logits).
 
-    Steps without a score (None: they were cut off) are left out; a solution without any scored step gets
-    -inf, so that it is never preferred.
+    Steps without a score (None: they were cut off) are left out. A solution without any scored step gets
+    -inf, so that it is never preferred; with `last`, so does one whose last step has no score.
 
     Args:
         scores: one Q-value or None per step, in order.
@@ -34,4 +34,6 @@ def aggregate(scores: Sequence[float | None], how: str = "min") -> float:
     q = np.array([score for score in scores if score is not None], dtype=np.float64)
     if not np.isfinite(q).all():
         raise PQMError(f"step scores must be finite, found {q[~np.isfinite(q)][0]}: check the model's output")
-    return float(AGGREGATORS[how](q)) if q.size else float("-inf")
+    if not q.size or (how == "last" and scores[-1] is None):
+        return float("-inf")
+    return float(AGGREGATORS[how](q))

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 TIME_LIMIT = 2  # seconds for each parse and each symbolic comparison
 MAX_LENGTH = 300  # characters; anything longer is no answer, and is only equal to the same string
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _NUMBER = rf"(?:{_INT}(?:\.\d+)?|\.\d+)"
+_POWER = r"\^\s?(?:\{\s?[-−+]?[\d./]+\s?\}|[-−+]?\d+)"
 _FRACTION = r"\\[dtc]?frac\s*\{\s*-?\d+\s*\}\s*\{\s*\d+\s*\}"
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -29,7 +31,12 @@ _MARKED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|,?\s(?:because|since|which|as|so)\s")
-_LAST_NUMBER = re.compile(rf"(?P<sign>[-−]?)\\?\$?(?P<value>{_FRACTION}|{_NUMBER}(?:/\d+)?)", re.ASCII)
+_LAST_NUMBER = re.compile(
+    rf"""(?P<sign>[-−]?)\\?\$?(?P<value>{_FRACTION}
+      |(?:{_NUMBER}[ ]?(?:[x×*]|\\times|\\cdot)[ ]?(?=10\^))?  # 2 x 10^3
+       {_NUMBER}(?:e[-+]?\d+|{_POWER})?(?:/\d+)?)""",
+    re.ASCII | re.IGNORECASE | re.VERBOSE,
+)
 
 
 def final_answer(text: str) -> str | None:
@@ -69,20 +76,28 @@ def same_answer(a: str, b: str) -> bool:
     r"""Whether two answers are the same; symmetric, and never raises on odd text.
 
     Equal after normalisation, or two numbers that agree to six digits (integers: exactly), or symbolically
-    equal by math-verify in either direction. Text that is not mathematics (it holds a word) is only equal to
-    the same text. math-verify limits its time with a signal, which only the main thread may do: called from
-    another thread, this comparison runs in a child process, with the same limit and verdict, but slower.
+    equal by math-verify in either direction. The variable of `x = 5` and the unit of `5 feet` may be absent on
+    one side, but not differ. Text that is not mathematics (it holds a word, a number base as in `10_2`, or
+    numbers side by side) is only equal to the same text, and a single letter to the same letter.
+
+    math-verify limits its time with a signal, which only the main thread may do: called from another thread,
+    this comparison runs in a child process, with the same limit and verdict, but slower.
     """
-    x, y = _normalise(a), _normalise(b)
-    if _compact(x) == _compact(y):
-        return x != "" or a == b
-    p, q = _number(x), _number(y)
+    x, y = _read(a), _read(b)
+    if (x.name and y.name and x.name != y.name) or (x.unit and y.unit and x.unit != y.unit):
+        return False
+    if _compact(x.text) == _compact(y.text):
+        return x.text != "" or a == b
+    p, q = x.value, y.value
     if p is not None and q is not None:
         whole = p.denominator == q.denominator == 1
         return p == q or (not whole and abs(p - q) * 10**6 <= min(max(abs(p), abs(q)), Fraction(1)))
-    if not (_is_mathematics(x) and _is_mathematics(y)):
+    if not (_is_mathematics(x.text) and _is_mathematics(y.text)):
         return False
-    return _symbolically_equal(min(x, y), max(x, y))
+    letters = x.text.strip("() "), y.text.strip("() ")  # a choice, (B); math-verify ignores case
+    if letters[0].isalpha() and letters[1].isalpha():
+        return letters[0] == letters[1]
+    return _symbolically_equal(min(x.text, y.text), max(x.text, y.text))
 
 
 def group_answers(answers: Sequence[str | None]) -> list[int]:
@@ -141,23 +156,30 @@ _REWRITE = [
         (r"\\(?:left|right)(?![a-zA-Z])", ""),
         (r"\^\s*\{?\s*\\(?:circ|degree)s?\s*\}?|°", ""),
         (r"\{,\}", ","),
-        (r"(?<!\\)\\[!,;: ()\[\]]", ""),  # spaces and delimiters of mathematics, but not a line break \\
+        (r"(?<!\\)\\[!()\[\]]", ""),  # delimiters of mathematics
+        (r"(?<!\\)\\[,;: ]", " "),  # spaces of mathematics, but not a line break \\
         (r"\\?[$%€£]|\*\*", ""),
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
-        (
-            rf"(?<=[\d}}])\s*\\(?:text|mbox|mathrm)\s*\{{(?!\s*(?:{_SCALE})\b)[^{{}}]*\}}(?:\^\{{?\d\}}?)?\s*\Z",
-            "",
-        ),  # unit
         (r"\A\s*\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}\s*\Z", r"\1"),
-        (r"\A\s*(?:[a-zA-Z]|[-\d\s+*/().]*\d[-\d\s+*/().]*)\s*=(?=[^=]*\Z)", ""),  # `x = 5`, `2 + 3 = 5`
+        (r"\A\s*[-\d\s+*/().]*\d[-\d\s+*/().]*\s*=(?=[^=]*\Z)", ""),  # `2 + 3 = 5`
         (r"[\s.,;:]+\Z", ""),
         (r"\s+", " "),
+        (r"\\frac ?(\d) (?=\d)", r"\\frac\1"),
+        (r"(?<=\d)_\{(\w+)\}", r"_\1"),
+        (r"(?<=\d) ?[xX*] ?(?=10\^)", r"\\times "),
     ]
 ]
+_THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?: \d{3})+(?!,?\d| ?\d|\s*/)")  # 1 000 000
+_NAME = re.compile(r"\s*([a-zA-Z])\s*=(?=[^=]*\Z)")  # `x = 5`
+_TEXT_UNIT = re.compile(  # `5\text{ cm}^2`
+    rf"(?<=[\d}}])\s*\\(?:text|mbox|mathrm)\s*\{{(?!\s*(?:{_SCALE})\b)([^{{}}]*\}}(?:\^\{{?\d\}}?)?)\s*\Z"
+)
+_UNITS = {"feet": "foot", "ft": "foot", "inches": "inch", "lb": "pound", "lbs": "pound", "oz": "ounce", "per": "/"}
+_UNITS |= {"mm": "millimeter", "cm": "centimeter", "km": "kilometer", "kg": "kilogram"}
 _VALUE = re.compile(
     rf"""(?P<sign>[-+]?)\s*
     (?:(?P<whole>{_INT})(?=\s*\\frac|\s+\d+\s*/)\s*)?
-    (?:(?P<top>{_NUMBER})(?P<exponent>e[-+]?\d{{1,2}})?(?:\s*/\s*(?P<bottom>{_NUMBER}))?
+    (?:(?P<top>{_NUMBER})(?P<exponent>[eE][-+]?\d{{1,2}})?(?:\s*/\s*(?P<bottom>{_NUMBER}))?
       |\\frac\s*(?:\{{\s*(?P<up>-?{_INT})\s*\}}\s*\{{\s*(?P<down>{_INT})\s*\}}|(?P<u>\d)(?P<d>\d)))
     (?P<unit>(?:\s*[a-zA-Z]{{3,}}|\s+(?:cm|mm|km|kg|ft|lb|oz))(?:[\s/]+[a-zA-Z]+){{0,2}})?""",
     re.ASCII | re.VERBOSE,
@@ -183,42 +205,59 @@ _NOT_UNITS = _FUNCTIONS | {
 }
 
 
+class _Answer(NamedTuple):
+    name: str  # the variable of `x = 5`, or empty
+    text: str  # normalised, without the name and a unit in \\text
+    value: Fraction | None  # of a decimal, ratio or mixed number, with or without a unit
+    unit: str  # in one spelling, or empty
+
+
 @lru_cache(maxsize=65536)
-def _normalise(answer: str) -> str:
+def _read(answer: str) -> _Answer:
     if len(answer) > MAX_LENGTH:
-        return answer.strip()
+        return _Answer("", answer.strip(), None, "")
     text = answer.translate(_UNICODE)
     for pattern, new in _REWRITE:
         text = pattern.sub(new, text)
-    return text.strip()
+    text = _THOUSANDS.sub(lambda group: group[0].replace(" ", ""), text)
+    name, unit = _NAME.match(text), _TEXT_UNIT.search(text)
+    text = text[name.end() if name else 0 : unit.start() if unit else None].strip()
+    value, word = _number(text)
+    return _Answer(name[1] if name else "", text, value, _unit(unit[1] if unit else word))
+
+
+def _unit(text: str) -> str:
+    words = re.findall(r"[a-z]+|\d|/", text.casefold())
+    return " ".join(_UNITS.get(word, word.removesuffix("s") if len(word) > 3 else word) for word in words)
 
 
 def _compact(text: str) -> str:
-    text = "".join(text.split())
+    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # 3 4 is not 34
     return text.casefold() if len(text) > 1 and text.isalpha() else text
 
 
-@lru_cache(maxsize=65536)
-def _number(text: str) -> Fraction | None:
-    """The exact value of a normalised decimal, ratio or mixed number, with or without a unit; else None."""
-    match = _VALUE.fullmatch(text) if len(text) <= MAX_LENGTH else None
+def _number(text: str) -> tuple[Fraction | None, str]:
+    """The exact value of a normalised decimal, ratio or mixed number (else None), and its unit."""
+    match = _VALUE.fullmatch(text)
     if match is None or not _NOT_UNITS.isdisjoint(re.findall("[a-z]+", (match["unit"] or "").lower())):
-        return None
+        return None, ""
 
     def part(*names: str, default: int) -> Fraction:
         return next((Fraction(match[k].replace(",", "")) for k in names if match[k]), Fraction(default))
 
     below = part("bottom", "down", "d", default=1)
     if not below:
-        return None
+        return None, ""
     above = part("top", "up", "u", default=0) * Fraction("1" + (match["exponent"] or "e0"))
     value = part("whole", default=0) + above / below
-    return -value if match["sign"] == "-" else value
+    return -value if match["sign"] == "-" else value, match["unit"] or ""
 
 
 def _is_mathematics(text: str) -> bool:
     """False for prose: sympy would read it as a product of letters, in which `no` equals `on`."""
     if not text or len(text) > MAX_LENGTH or (text.isalpha() and len(text) > 1):
+        return False
+    if re.search(r"\d(?: \d| ?_)", text):  # numbers side by side, or in a base
         return False
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-z]*matrix\})?", " ", text))
     return text.isprintable() and all(word in _FUNCTIONS for word in words)

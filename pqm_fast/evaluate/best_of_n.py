@@ -15,7 +15,11 @@ Values = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `questions` and its 95% interval (mean +- 1.96 standard errors; None for one question)."""
+    """A mean of values in [0, 1] over `questions`, and its 95% interval: mean +- 1.96 standard errors.
+
+    The interval is clipped to [0, 1], and None for one question. It is degenerate (low = mean = high) when all
+    values are equal: then it says nothing of the uncertainty, which is largest for few questions.
+    """
 
     mean: float
     low: float | None
@@ -24,7 +28,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Values) -> "Estimate":
-        """From one value per question; PQMError if there is none."""
+        """From one value in [0, 1] per question; PQMError if there is none."""
         x = np.asarray(values, dtype=np.float64)
         if not x.size:
             raise PQMError("no questions to average over")
@@ -32,7 +36,7 @@ class Estimate:
         if x.size == 1:
             return cls(mean, None, None, 1)
         half = 1.96 * float(x.std(ddof=1)) / x.size**0.5
-        return cls(mean, mean - half, mean + half, x.size)
+        return cls(mean, max(mean - half, 0.0), min(mean + half, 1.0), x.size)
 
 
 def best_of_n(scores: Sequence[Values], correct: Sequence[Values], n: int) -> Estimate:
@@ -67,14 +71,15 @@ def mean_accuracy(correct: Sequence[Values]) -> Estimate:
     return Estimate.of([float(np.mean(c)) for c in correct])
 
 
-def majority_vote(groups: Sequence[Sequence[int]], correct: Sequence[Values], ties: str = "first") -> Estimate:
+def majority_vote(groups: Sequence[Sequence[int]], correct: Sequence[Values], ties: str = "share") -> Estimate:
     """Correctness of the most frequent answer in the whole pool.
 
     Args:
         groups: per question, each candidate's answer class (`group_answers`); -1 for no answer, which does
             not vote. A question without any vote counts as wrong.
         correct: per question, the candidates' correctness in [0, 1].
-        ties: `first`: the answer given first wins; `share`: the tied answers count evenly.
+        ties: `share`: the tied answers count evenly, as candidates with equal scores do in `best_of_n`; `first`:
+            the answer given first wins, which depends on the order of the candidates.
 
     Raises:
         PQMError: an unknown `ties`, different lengths, or no questions.

@@ -30,7 +30,7 @@ class EvaluateConfig:
     out: str | None = None
     """JSON file for the results. Default: they are only printed."""
     aggregate: tuple[Aggregator, ...] = ("min",)
-    """How a solution's score comes from its steps' Q-values (prod: product of the sigmoids)."""
+    """How a solution's score comes from its steps' Q-values (prod: logarithm of the product of the sigmoids)."""
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     candidates = [pair for pair in scored if "question_id" in pair[0].extra]
     for record, _ in candidates:
         correct = record.extra.get("correct")
-        if not (correct is None or (_is_finite(correct) and 0 <= correct <= 1)):
+        if not (correct is None or isinstance(correct, bool) or (_is_finite(correct) and 0 <= correct <= 1)):
             raise _bad(config, record, f"correct is {show(correct)}; give true, false or a number from 0 to 1")
     result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
     parts = []
@@ -86,7 +86,7 @@ def _scored(config: EvaluateConfig, skipped: SkipSummary) -> Iterator[Scored]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _bad(config: EvaluateConfig, record: Record, found: str) -> PQMError:

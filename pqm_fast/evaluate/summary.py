@@ -13,6 +13,10 @@ from pqm_fast.evaluate.best_of_n import Estimate, best_of_n, majority_vote, mean
 from pqm_fast.evaluate.processbench import processbench
 from pqm_fast.evaluate.step_metrics import step_metrics
 
+CUT_OFF = (
+    "candidates have steps without a score (they were cut off): scored by the steps that have one; "
+    "`last` never prefers one whose last step has none"
+)
 Scored = Iterable[tuple[Record, Sequence[float | None]]]
 
 
@@ -59,7 +63,7 @@ def evaluate_steps(scored: Scored, threshold: float = 0.0) -> dict[str, Any]:
 
 
 def evaluate_pools(
-    scored: Scored, how: Sequence[str] = ("min",), ns: Sequence[int] | None = None, ties: str = "first"
+    scored: Scored, how: Sequence[str] = ("min",), ns: Sequence[int] | None = None, ties: str = "share"
 ) -> dict[str, Any]:
     """Best-of-N over candidate solutions: records with `question_id` in `extra`.
 
@@ -70,12 +74,14 @@ def evaluate_pools(
         scored: pairs of (record, step scores).
         how: the aggregators to compare (`aggregate`).
         ns: subset sizes; default 1, 2, 4, ... up to the largest that half of the questions allow.
-        ties: who wins a tied majority vote, `first` or `share` (`majority_vote`).
+        ties: who wins a tied majority vote, `share` or `first` (`majority_vote`).
 
     Returns:
         `overall` (all candidates of a question as one pool) and `policies` (one entry per policy): each holds
         `questions`, `candidates`, `mean_accuracy`, `majority_vote`, `best_of_n[how][n]` and `pass_at_n[n]`; a
-        figure is {mean, low, high, questions}, n a string. `left_out`: what is missing, and why. JSON-ready.
+        figure is {mean, low, high, questions}, n a string; `majority_vote`, over the whole pool whatever n is,
+        adds the rule `ties` and `votes`, their mean number per question. `left_out`: what is missing, and why.
+        JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, an unknown aggregator, or n < 1.
@@ -121,15 +127,19 @@ def table(summary: dict[str, Any]) -> str:
     if "overall" in summary:
         entries = [*summary["policies"].items(), ("all candidates", summary["overall"])]
         ns = sorted({n for _, entry in entries for n in entry["pass_at_n"]}, key=int)
-        rows = [["policy", "questions", "candidates", "mean", "majority", "pick", *(f"n={n}" for n in ns)]]
+        majority = f"majority ({summary['overall']['majority_vote']['ties']})"
+        head = ["policy", "questions", "candidates", "mean", majority, "votes", "pick"]
+        rows = [[*head, *(f"n={n}" for n in ns)]]
         for name, entry in entries:
             counts = [str(entry["questions"]), str(entry["candidates"])]
-            head = [name, *counts, _figure(entry["mean_accuracy"]), _figure(entry["majority_vote"])]
+            vote = entry["majority_vote"]
+            head = [name, *counts, _figure(entry["mean_accuracy"]), _figure(vote), f"{vote['votes']:.3g}"]
             for how, best in [*entry["best_of_n"].items(), ("pass@n", entry["pass_at_n"])]:
                 rows.append([*head, how, *(_figure(best.get(n)) for n in ns)])
                 head = [""] * len(head)
         title = "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
-        parts.append(f"{title}\n" + _aligned(rows))
+        note = "  majority (how ties are decided): the vote of a question's whole pool; votes: mean number per question"
+        parts.append(f"{title}\n{_aligned(rows)}\n{note}")
     if summary.get("left_out"):
         parts.append("Left out\n" + "\n".join(f"  {reason}" for reason in summary["left_out"]))
     return "\n\n".join(parts)
@@ -173,6 +183,8 @@ def _candidates(pool: list[tuple[Record, Sequence[float | None]]], missing: Coun
             missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
         if all(score is None for score in scores):
             missing["candidates without a scored step: kept, and never preferred"] += 1
+        elif None in scores:
+            missing[CUT_OFF] += 1
         policy = record.extra.get("policy")
         candidates.append(_Candidate(None if policy is None else str(policy), scores, float(correct), group))
     return candidates
@@ -181,6 +193,7 @@ def _candidates(pool: list[tuple[Record, Sequence[float | None]]], missing: Coun
 def _pool_figures(pools: list[list[_Candidate]], how: Sequence[str], ns: Sequence[int], ties: str) -> dict[str, Any]:
     correct = [[candidate.correct for candidate in pool] for pool in pools]
     groups = [[candidate.group for candidate in pool] for pool in pools]
+    votes = sum(group >= 0 for pool in groups for group in pool)
 
     def by_n(estimate: Callable[[list[int], int], Estimate]) -> dict[str, Any]:
         """{n: figure} over the questions that have n candidates; n is absent where none has."""
@@ -195,7 +208,7 @@ def _pool_figures(pools: list[list[_Candidate]], how: Sequence[str], ns: Sequenc
         "questions": len(pools),
         "candidates": sum(map(len, pools)),
         "mean_accuracy": asdict(mean_accuracy(correct)),
-        "majority_vote": asdict(majority_vote(groups, correct, ties)),
+        "majority_vote": {**asdict(majority_vote(groups, correct, ties)), "ties": ties, "votes": votes / len(pools)},
         "best_of_n": {name: best(name) for name in how},
         "pass_at_n": by_n(lambda chosen, n: pass_at_n([correct[i] for i in chosen], n)),
     }
@@ -208,8 +221,9 @@ def _number(value: float | None) -> str:
 def _figure(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "-"
-    margin = "" if estimate["high"] is None else f" +-{estimate['high'] - estimate['mean']:.3f}"
-    return f"{estimate['mean']:.3f}{margin}"
+    mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
+    # The wider side: the other may have been clipped at 0 or 1.
+    return f"{mean:.3f}" if high is None else f"{mean:.3f} +-{max(high - mean, mean - low):.3f}"
 
 
 def _aligned(rows: list[list[str]]) -> str:

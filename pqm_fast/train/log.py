@@ -17,13 +17,14 @@ class RunLog:
 
     def __init__(self, folder: Path, total: int, start: int = 0, progress: bool = True):
         self.path = folder / "metrics.jsonl"
-        self._keep_up_to(start)
+        self._keep_up_to(start, total)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self.bar = tqdm(total=total, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
 
-    def _keep_up_to(self, step: int) -> None:
+    def _keep_up_to(self, step: int, total: int) -> None:
         """Lines of steps that a continued run is going to do again would stand there twice."""
-        lines = [row for row in read_metrics(self.path) if row["step"] <= step]
+        again = {"train": step, "eval": min(step, total - 1)}  # the last evaluation is after the last checkpoint
+        lines = [row for row in read_metrics(self.path) if row["step"] <= again[row["kind"]]]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
 

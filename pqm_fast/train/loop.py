@@ -1,6 +1,7 @@
 """The training loop. Data comes in as packed batches, the loss is normalised over the whole optimizer step."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,14 +40,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     try:
         log.say(_describe(run))
         _loop(run, optimizer, log, start)
+        # first what the time went into
+        run.model.save(config.folder, run.tokenizer, run.recipe, getattr(torch, config.save_dtype))
         metrics = evaluate(run, run.held_out)
-        log.write("eval", run.total_steps, metrics)
+        if metrics:
+            log.write("eval", run.total_steps, metrics)
+            write_json(config.folder / "metrics.json", metrics)
     finally:
         log.close()
-    write_json(config.folder / "metrics.json", metrics)
     draw_curve(config.folder)
-    save_dtype = getattr(torch, config.save_dtype)
-    run.model.save(config.folder, run.tokenizer, run.recipe, save_dtype)
     return metrics
 
 
@@ -67,17 +69,18 @@ def _loop(run: Run, optimizer: torch.optim.Optimizer, log: RunLog, start: int) -
         log.advance()
         clock.count(batches)
         if step % config.log_every == 0 or step == run.total_steps:
-            figures = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-            log.write(
-                "train",
-                step,
-                figures | _step_figures(config.loss, batches, outputs) | clock.rates(run.total_steps - step),
-            )
+            figures: dict[str, Any] = {
+                "loss": loss,
+                "grad_norm": norm,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            figures |= _step_figures(config.loss, batches, outputs)
+            log.write("train", step, figures | clock.rates(run.total_steps - step, run.device))
         with clock.paused():
             if config.eval_every and step % config.eval_every == 0 and step < run.total_steps and len(run.held_out):
                 log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
             if config.save_every and step % config.save_every == 0:
-                state = {"step": step, **_amount(run)}
+                state = {"step": step, **_identity(run)}
                 save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
 
 
@@ -106,7 +109,7 @@ def backward(run: Run, batches: list[PackedBatch]) -> list[StepLoss]:
 
 @torch.no_grad()
 def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]:
-    """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training."""
+    """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training; {} if empty."""
     indices = split.indices
     if limit is not None and len(indices) > limit:
         indices = np.sort(np.random.default_rng([run.config.seed, 2]).permutation(indices)[:limit])
@@ -162,23 +165,28 @@ def _pad_to(run: Run) -> int | None:
 def _resume(run: Run, optimizer: torch.optim.Optimizer) -> int:
     folder = run.config.folder / "checkpoints"
     for path in interrupted_checkpoints(folder):
-        run.notes.append(f"{path.name} was interrupted while being written and is not used")
+        run.notes.append(f"{path.name} was interrupted while being written: removed")
+        shutil.rmtree(path)
     found = complete_checkpoints(folder)
     if not found:
         run.notes.append("no complete checkpoint yet: starting from the first step")
         return 0
     state = load_checkpoint(found[-1], run.model, optimizer)
-    if changed := [name for name, now in _amount(run).items() if state[name] != now]:
-        values = ", ".join(f"{name} {state[name]:,} then, {_amount(run)[name]:,} now" for name in changed)
-        raise PQMError(f"{found[-1]}: the data is not what the run was started with: {values}; put it back to resume")
+    if changed := [name for name, now in _identity(run).items() if state.get(name) != now]:
+        values = ", ".join(f"{name} ({state.get(name)!r} then, {_identity(run)[name]!r} now)" for name in changed)
+        raise PQMError(f"{found[-1]}: the run was started with other data: {values}; put it back to resume")
     run.notes.append(f"resuming from {found[-1]}")
     return state["step"]
 
 
-def _amount(run: Run) -> dict[str, int]:
+def _identity(run: Run) -> dict[str, Any]:
     """What a continued run must find as it was, for the same steps to follow."""
-    lengths = run.training.dataset.lengths[run.training.indices]
-    return {"total_steps": run.total_steps, "trajectories": len(lengths), "tokens": int(lengths.sum())}
+    return {
+        "data": run.training.dataset.digest,
+        "trajectories": len(run.training),
+        "total_steps": run.total_steps,
+        "template": run.recipe.template.to_dict(),
+    }
 
 
 def _not_finite(
@@ -194,17 +202,15 @@ def _not_finite(
         if names
         else ("all Q-values are finite, the gradient is not")
     )
-    saved = complete_checkpoints(run.config.folder / "checkpoints")
-    back = f"continue from {saved[-1]} with --resume" if saved else "no checkpoint was saved yet"
     return PQMError(
-        f"{run.config.out}: step {step}: loss {loss}, gradient norm {norm}; {where}. The weights before this step were "
-        f"fine: lower --learning-rate or check these records ({back})"
+        f"{run.config.out}: step {step}: loss {loss}, gradient norm {norm}; {where}. Check these "
+        "records, or start again with a lower --learning-rate"
     )
 
 
 def _describe(run: Run) -> str:
     parameters = sum(p.numel() for p in run.model.parameters())
-    tokens = _amount(run)["tokens"]
+    tokens = int(run.training.dataset.lengths[run.training.indices].sum())
     lines = [
         f"{run.model.config.model_type}, {parameters:,} parameters, {run.device}; loss {run.config.loss}",
         f"{len(run.training):,} trajectories to train on ({tokens:,} tokens), {len(run.held_out):,} held out; "
@@ -235,14 +241,14 @@ class _Clock:
         yield
         self.away += time.perf_counter() - since
 
-    def rates(self, steps_left: int) -> dict[str, float]:
+    def rates(self, steps_left: int, device: torch.device) -> dict[str, float]:
         seconds = max(1e-9, time.perf_counter() - self.started - self.away)
         figures = {
             "tokens_per_second": self.tokens / seconds,
             "trajectories_per_second": self.trajectories / seconds,
             "eta_seconds": steps_left * seconds / max(1, self.steps),
         }
-        if torch.cuda.is_available():
-            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        if device.type == "cuda":
+            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
         self._reset()
         return figures

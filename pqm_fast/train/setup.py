@@ -68,7 +68,12 @@ def prepare(config: TrainConfig) -> Run:
     notes: list[str] = []
     device = pick_device(config.device)
     model = StepQModel.from_pretrained(config.model, notes=notes)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, notes)
+    if not type(model.classifier).__module__.startswith("transformers."):
+        notes.append(
+            f"transformers has no {type(model.classifier).__name__}: the checkpoint loads where pqm_fast.model is "
+            "imported, not in other programs"
+        )
     template = config.template.resolve(tokenizer)
     if added := model.fit_vocabulary(tokenizer, template.step_token):
         notes.append(added)
@@ -108,8 +113,7 @@ def prepare(config: TrainConfig) -> Run:
         total_steps=0,
         notes=notes,
     )
-    per_epoch = len(_plan(run, epoch=0)) / config.accumulation
-    run.total_steps = config.max_steps or max(1, math.ceil(config.epochs * per_epoch))
+    run.total_steps = config.max_steps or _steps_of(run, config.epochs)
     model.to(run.device)
     if config.gradient_checkpointing:
         model.checkpoint_activations()
@@ -120,23 +124,31 @@ def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
     """The micro-batches of each optimizer step from step `start` on, as trajectory numbers; deterministic from the
     seed, so that a continued run sees what it would have seen."""
     epochs = chain.from_iterable(_plan(run, epoch) for epoch in count())
-    size = run.config.accumulation
-    batches = islice(epochs, start * size, run.total_steps * size)
-    while step := list(islice(batches, size)):
-        yield step
+    return islice(epochs, start, run.total_steps)
 
 
-def _plan(run: Run, epoch: int) -> list[np.ndarray]:
-    indices = run.training.indices
+def _plan(run: Run, epoch: int) -> list[list[np.ndarray]]:
+    """The optimizer steps of one pass over the data; the last one may have fewer micro-batches than the others."""
+    indices, size = run.training.indices, run.config.accumulation
     lengths = run.training.dataset.lengths[indices]
     plan = plan_batches(lengths, run.config.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
-    return [indices[members] for members in plan]
+    batches = [indices[members] for members in plan]
+    return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+
+def _steps_of(run: Run, epochs: float) -> int:
+    """Optimizer steps of so many passes; the number of batches varies a little from pass to pass."""
+    whole, part = int(epochs), epochs - int(epochs)
+    steps = sum(len(_plan(run, epoch)) for epoch in range(whole))
+    return max(1, steps + (math.ceil(part * len(_plan(run, whole))) if part else 0))
 
 
 def write_config(config: TrainConfig) -> None:
     """config.yaml in the run folder: every option as it was in force, readable with `--config`."""
     with atomic_file(config.folder / "config.yaml") as temporary:
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(
+            {k: v for k, v in config.to_dict().items() if k != "resume"}, sort_keys=False, allow_unicode=True
+        )
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -164,6 +176,8 @@ def _check_folder(config: TrainConfig) -> None:
             f"{config.out}: --resume needs the options of the run itself; different: {values}. "
             f"Give --config {stored} to take them from there"
         )
+    if (config.folder / "config.json").exists():
+        raise PQMError(f"{config.out}: the run is complete, there is nothing to resume; choose another --out")
 
 
 def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:

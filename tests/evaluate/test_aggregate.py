@@ -15,7 +15,7 @@ def test_definitions_leave_out_missing_steps(how, expected):
     if how == "prod":
         expected = math.log(math.prod(1 / (1 + math.exp(-x)) for x in q))
     assert aggregate(q, how) == pytest.approx(expected, abs=1e-12)
-    assert aggregate([None, 3.0, None, -2.0, 0.5, None], how) == pytest.approx(expected, abs=1e-12)
+    assert aggregate([None, 3.0, None, -2.0, 0.5], how) == pytest.approx(expected, abs=1e-12)
 
 
 def test_min_is_the_default():
@@ -43,6 +43,12 @@ def test_without_a_scored_step_never_preferred(how):
 def test_not_finite_raises_wherever_it_stands(how, bad):
     with pytest.raises(PQMError, match="finite"):
         aggregate([bad, 1.0], how)
+
+
+@pytest.mark.parametrize("how", ["min", "mean", "prod", "max"])
+def test_cut_off_is_scored_by_its_prefix_but_not_by_last(how):
+    assert aggregate([3.0, -1.0, None], how) == aggregate([3.0, -1.0], how)
+    assert aggregate([3.0, -1.0, None], "last") == float("-inf")
 
 
 def test_unknown_aggregator():

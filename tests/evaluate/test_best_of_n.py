@@ -76,6 +76,10 @@ def test_interval_is_over_questions():
     assert estimate.mean == 0.5
     assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half))
     assert estimate.questions == 4
+    assert (lambda e: (e.low > 0, e.high))(mean_accuracy([[1]] * 9 + [[0]])) == (True, 1.0)
+    assert (lambda e: (e.low, e.high < 1))(mean_accuracy([[0]] * 9 + [[1]])) == (0.0, True)
+    equal = mean_accuracy([[1], [1]])
+    assert equal.low == equal.mean == equal.high == 1
     one = mean_accuracy([[1, 0]])
     assert (one.mean, one.low, one.high) == (0.5, None, None)
 
@@ -92,8 +96,8 @@ def test_interval_is_over_questions():
     ],
 )
 def test_majority_vote(groups, correct, first, share):
-    assert majority_vote([groups], [correct]).mean == first
-    assert majority_vote([groups], [correct], ties="share").mean == share
+    assert majority_vote([groups], [correct], ties="first").mean == first
+    assert majority_vote([groups], [correct]).mean == share
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,28 @@ def test_pools_against_enumeration():
             for n in sizes:
                 assert entry["best_of_n"][how][str(n)]["mean"] == pytest.approx(expected(pools[name], how, n))
     assert found["overall"]["mean_accuracy"]["mean"] == pytest.approx(2 / 3)
-    assert found["overall"]["majority_vote"]["mean"] == pytest.approx((1 + 1) / 2)
+    assert found["overall"]["majority_vote"]["mean"] == 1
+    assert found["overall"]["majority_vote"]["ties"] == "share"
+    assert found["overall"]["majority_vote"]["votes"] == 5 / 2  # one candidate gives no answer
     assert found["overall"]["pass_at_n"]["2"]["mean"] == pytest.approx(1.0)
     assert found["policies"]["weak"]["candidates"] == 4
     assert any("without a final answer" in reason for reason in found["left_out"])
+
+
+def test_cut_off_candidates_are_said():
+    cut = candidate("q1", "p", ["a", "b", "it is 1"], [3.0, None, None], answer="2")
+    whole = candidate("q1", "p", ["it is 2"], [2.0], answer="2")
+    found = evaluate_pools([cut, whole], how=("min", "last"))
+    assert found["left_out"][0].startswith("1 candidates have steps without a score (they were cut off): scored by")
+    best = found["overall"]["best_of_n"]
+    assert (best["min"]["2"]["mean"], best["last"]["2"]["mean"]) == (0, 1)
+
+
+def test_order_of_candidates_does_not_matter_unless_asked():
+    tied = [candidate("q1", "p", [f"it is {n}"], [0.0], answer="2") for n in (1, 2)]
+    assert evaluate_pools(tied)["overall"] == evaluate_pools(tied[::-1])["overall"]
+    first = [evaluate_pools(pool, ties="first")["overall"]["majority_vote"] for pool in (tied, tied[::-1])]
+    assert [(vote["mean"], vote["ties"]) for vote in first] == [(0, "first"), (1, "first")]
 
 
 def test_order_of_questions_in_the_file_does_not_matter():
@@ -126,7 +144,7 @@ def test_table_is_aligned_and_survives_json():
     text = table(found)
     lines = text.splitlines()
     header = lines[1]
-    assert [word in header for word in ("policy", "majority", "n=1", "n=2")] == [True] * 4
+    assert [word in header for word in ("policy", "majority (share)", "votes", "n=1")] == [True] * 4
     row = next(line for line in lines if "all candidates" in line)
     assert row.index("0.667") == header.index("mean")
     assert {line[: len("  all candidates")].strip() for line in lines[2:11]} == {

@@ -137,11 +137,28 @@ def test_definitions_cover_the_table():
 def test_matches_the_definition(loss, scale, zeta):
     q, labels, cu_steps = make_batch(0, scale)
     expected = define(loss, q, labels, cu_steps, zeta)
-    torch.testing.assert_close(trajectory_losses(q, labels, cu_steps, loss, zeta), expected, rtol=1e-12, atol=1e-12)
+    # The ranking losses keep small terms; the others round them to the 1 or the score that they are added to.
+    tiny = 1e-30 if loss.startswith("rank") or loss == "pairwise" else 0.0
+    found = trajectory_losses(q, labels, cu_steps, loss, zeta)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=tiny or 1e-12)
     single = trajectory_losses(q.float(), labels, cu_steps, loss, zeta)
     assert single.dtype == torch.float32
     expected = define(loss, q.float(), labels, cu_steps, zeta)
-    assert (single - expected).abs().max() <= 1e-6 * (1 + q.abs().max() + zeta) * len(labels) ** 0.5
+    torch.testing.assert_close(single.double(), expected, rtol=2e-6, atol=tiny or 1e-6)
+
+
+@pytest.mark.parametrize("loss", ["rank", "rank-theory", "rank-first-error"])
+def test_small_terms_are_exact(loss):
+    """Scores far apart in the right order: terms and gradients near 1e-8 keep all their digits in float32."""
+    labels, cu_steps = torch.tensor([1, 0, 0, 1, 0]), torch.tensor([0, 2, 5])
+    q = torch.tensor([17.5, -22.0, -20.0, 18.0, -41.0], requires_grad=True)
+    losses = trajectory_losses(q, labels, cu_steps, loss)
+    expected = define(loss, q.detach(), labels, cu_steps, 4.0)
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-6, atol=0.0)
+    (gradient,) = torch.autograd.grad(losses.sum(), q)
+    exact = q.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(trajectory_losses(exact, labels, cu_steps, loss).sum(), exact)
+    torch.testing.assert_close(gradient.double(), expected, rtol=2e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -195,6 +212,19 @@ def test_crm_is_smooth_where_its_series_begin():
     labels, cu_steps = torch.zeros(601), torch.arange(602)
     expected = define("crm", q, labels, cu_steps, 0.0)
     torch.testing.assert_close(trajectory_losses(q, labels, cu_steps, "crm"), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", [[14.0], [18.0], [25.0], [40.0, 300.0], [700.0]])
+def test_gradient_of_crm(scores):
+    """Through log H on either side of its series, and where H is tiny."""
+    q = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    labels = [0] * len(scores)
+    trajectory_losses(q, torch.tensor(labels), torch.tensor([0, len(q)]), "crm").sum().backward()
+    for t, score in enumerate(scores):
+        others = [mpmath.mpf(other) for other in scores]
+        with mpmath.workdps(400):  # 1 - e^-H cancels 300 digits
+            value = mpmath.diff(lambda x, t=t, o=others: define_crm([*o[:t], x, *o[t + 1 :]], labels, 0), score)
+        assert q.grad[t].item() == pytest.approx(float(value), rel=1e-9, abs=1e-100)
 
 
 def test_crm_where_the_outcome_underflows():
@@ -281,6 +311,44 @@ def test_trajectories_do_not_touch_each_other(loss):
         torch.cat([a for a, _ in shuffled]), torch.cat([y for _, y in shuffled]), lengths.cumsum(0), loss
     )
     torch.testing.assert_close(permuted, together[order], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_uneven_trajectories(loss, monkeypatch):
+    """Padded in groups of like length or all together: the same losses and gradients, in the same order."""
+    generator = torch.Generator().manual_seed(11)
+    lengths = [*torch.randint(0, 18, (40,), generator=generator).tolist(), 130, 0, 1, 2, 3, 4, 5, 8, 9, 16]
+    trajectories = [torch.randint(0, 2, (length,), generator=generator).tolist() for length in lengths]
+    q, labels, cu_steps = make_batch(12, 2, trajectories)
+    results, widths = [], []
+    padded_losses = reference._padded_losses
+
+    def recorded(q, labels, lengths, longest, *rest):
+        widths.append(longest)
+        return padded_losses(q, labels, lengths, longest, *rest)
+
+    monkeypatch.setattr(reference, "_padded_losses", recorded)
+    for limit in (2**20, 0):
+        monkeypatch.setattr(reference, "SMALL_BATCH", limit)
+        leaf = q.clone().requires_grad_()
+        losses = trajectory_losses(leaf, labels, cu_steps, loss)
+        losses.mul(torch.arange(1.0, len(losses) + 1)).sum().backward()
+        results.append((losses.detach(), leaf.grad))
+    assert widths[:2] == [130, 1]
+    assert widths[-1] == 130
+    torch.testing.assert_close(results[0], results[1], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", ["rank", "bce"])
+def test_one_long_trajectory_among_many(loss):
+    """Padded together these would be 1e9 scores."""
+    lengths = torch.tensor([3] * 5000 + [20_000] + [3] * 5000)
+    cu_steps = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    q = torch.zeros(int(lengths.sum()))
+    losses = trajectory_losses(q, torch.ones(len(q)), cu_steps, loss)
+    few = trajectory_losses(q[:20_003], torch.ones(20_003), torch.tensor([0, 3, 20_003]), loss)
+    torch.testing.assert_close(losses[[0, 5000]], few)
+    assert losses[5001:].eq(losses[0]).all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -1,5 +1,6 @@
 """The fused op in both backends against plain float64 loops: values, every gradient, and the odd cases."""
 
+import importlib
 import itertools
 import math
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 from pqm_kernels import LOSSES, StepLoss, step_loss, trajectory_losses
 
+step_loss_module = importlib.import_module("pqm_kernels.step_loss")  # the package has the function by this name
 INPUTS = ("hidden", "weight", "bias", "norm_weight")
 BACKENDS = ["eager", "triton"]
 LENGTHS = [3, 0, 1, 17, 2, 5]
@@ -160,11 +162,17 @@ def test_twenty_thousand_steps(device):
 def test_rows_past_int32(device):
     """Offsets of rows beyond 2^31 elements."""
     case = make_case(device, rows=64, width=4096, dtype=torch.bfloat16, lengths=[5, 3])
-    small = run(case, backend="triton", needs=("weight",))
+    small = run(case, backend="triton", needs=("weight", "hidden"))
     hidden = torch.zeros(2**19 + 128, 4096, dtype=torch.bfloat16, device=device)
     hidden[-64:] = case["hidden"]
     case |= {"hidden": hidden, "step_index": case["step_index"] + len(hidden) - 64}
-    assert_close(run(case, backend="triton", needs=("weight",)), small, 1e-5)
+    large = run(case, backend="triton", needs=("weight",))
+    assert_close(large, {name: small[name] for name in large}, 1e-5)
+    # Its own gradient on the device: in float64 on the CPU it would be 17 GB.
+    case["hidden"].requires_grad_()
+    (gradient,) = torch.autograd.grad(step_loss(**case, backend="triton").loss, case["hidden"])
+    assert not gradient[:-64].any()
+    torch.testing.assert_close(gradient[-64:].double().cpu(), small["hidden"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -413,13 +421,45 @@ def test_autocast_does_not_round(device):
         assert_close(found[backend], run_naive(case))
 
 
-def test_auto_backend(device):
-    case = make_case(device)
-    best = "triton" if device == "cuda" else "eager"
-    assert step_loss(**case).loss.equal(step_loss(**case, backend=best).loss)
-    assert step_loss(**case, loss="crm").loss.equal(step_loss(**case, loss="crm", backend="eager").loss)
-    double = case | {"hidden": case["hidden"].double()}
-    assert step_loss(**double).loss.dtype == torch.float64
+@pytest.mark.parametrize(
+    ("device_type", "dtypes", "loss", "best"),
+    [
+        ("cpu", [torch.float32], "rank", "eager"),
+        ("cuda", [torch.float32], "rank", "triton"),
+        ("cuda", [torch.bfloat16, torch.float32], "rank", "triton"),
+        ("cuda", [torch.float32], "crm", "eager"),
+        ("cuda", [torch.float64], "rank", "eager"),
+        ("cuda", [torch.float16, torch.float64], "rank", "eager"),
+    ],
+)
+def test_best_backend(device_type, dtypes, loss, best):
+    assert step_loss_module._best_backend(torch.device(device_type), dtypes, loss) == best
+
+
+@pytest.mark.parametrize("best", BACKENDS)
+def test_auto_takes_the_best_backend(device, best, monkeypatch):
+    ran = []
+
+    def recorded(name, function):
+        return lambda *arguments: (ran.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(step_loss_module._TritonRank, "apply", recorded("triton", step_loss_module._TritonRank.apply))
+    monkeypatch.setattr(step_loss_module, "_scores", recorded("eager", step_loss_module._scores))
+    monkeypatch.setattr(step_loss_module, "_best_backend", lambda *arguments: best)
+    step_loss(**make_case(device))
+    assert ran == [best]
+
+
+def test_second_derivatives(device):
+    """The eager backend has them; the triton backend says that it does not, instead of losing them."""
+    case = make_case(device, lengths=[4, 2]) | {"norm_weight": None}
+    case["weight"].requires_grad_()
+    loss = step_loss(**case, backend="eager").loss
+    (gradient,) = torch.autograd.grad(loss, case["weight"], create_graph=True)
+    assert gradient.requires_grad
+    loss = step_loss(**case, backend="triton").loss
+    with pytest.raises(RuntimeError, match="triton backend has no second derivative"):
+        torch.autograd.grad(loss, case["weight"], create_graph=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -440,6 +480,16 @@ def test_auto_backend(device):
         ({"norm_weight": torch.zeros(1)}, r"norm_weight must be floating point \[2\]"),
         ({"weight": torch.zeros(2, device="meta")}, "must be on one device, found cpu and meta"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"hidden": torch.zeros(4, 0), "weight": torch.zeros(0)}, r"at least one column, found \[4, 0\]"),
+        ({"zeta": torch.tensor(4.0)}, r"zeta must be a finite Python number, found tensor\(4.\)"),
+        ({"zeta": math.inf}, "zeta must be a finite Python number, found inf"),
+        ({"zeta": "4"}, "zeta must be a finite Python number"),
+        ({"norm_eps": math.nan}, "norm_eps must be a finite Python number"),
+        ({"norm_eps": None}, "norm_eps must be a finite Python number"),
+        ({"normalizer": 0}, "normalizer must be positive, found 0"),
+        ({"normalizer": -1.0}, "normalizer must be positive"),
+        ({"normalizer": math.inf}, "normalizer must be a finite Python number"),
+        ({"normalizer": torch.ones(1)}, r"normalizer must be a number or a 0-dim tensor, found \[1\]"),
     ],
 )
 def test_bad_input(backend, change, message):
@@ -462,6 +512,9 @@ def test_backends_say_what_they_lack(device):
         step_loss(**case, loss="crm", backend="triton")
     with pytest.raises(ValueError, match="triton backend does not take"):
         step_loss(**(case | {"hidden": case["hidden"].double()}), backend="triton")
+    for name in ("weight", "bias", "norm_weight"):
+        with pytest.raises(ValueError, match=r"triton backend does not take torch.float64; use 'eager'"):
+            step_loss(**(case | {name: case[name].double()}), backend="triton")
 
 
 def test_import_does_not_need_triton():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,13 +115,40 @@ def test_resume_is_exact_to_the_bit(configure, dropout, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_resuming_on_changed_data_is_refused(configure, tmp_path):
+def cut_off(folder):
+    """Makes a finished run one that was stopped after its newest checkpoint."""
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("change", ["label", "record"])
+def test_resuming_on_changed_data_is_refused(configure, tmp_path, change):
     config = configure(save_every=5)
     train(config)
-    with open(config.data[0], "a") as file:
-        file.write(json.dumps({"id": "new", "prompt": "w3 w50", "completions": ["w5"], "labels": [True]}) + "\n")
-    with pytest.raises(PQMError, match="the data is not what the run was started with: trajectories 1"):
+    cut_off(tmp_path / "run")
+    text = Path(config.data[0]).read_text()
+    row = json.dumps({"id": "new", "prompt": "w3 w50", "completions": ["w5"], "labels": [True]}) + "\n"
+    Path(config.data[0]).write_text(text + row if change == "record" else text.replace("true", "false", 1))
+    with pytest.raises(PQMError, match="the run was started with other data: data "):
         train(configure(save_every=5, resume=True))
+
+
+def test_a_complete_run_is_not_resumed(configure):
+    train(configure(save_every=5, max_steps=6))
+    with pytest.raises(PQMError, match="the run is complete"):
+        train(configure(save_every=5, max_steps=6, resume=True))
+
+
+def test_weights_are_saved_before_anything_that_may_fail(configure, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no metrics today")
+
+    monkeypatch.setattr("pqm_fast.train.loop.evaluate", fail)
+    with pytest.raises(RuntimeError, match="no metrics today"):
+        train(configure(max_steps=2, eval_fraction=0.2))
+    notes = []
+    StepQModel.from_pretrained(str(tmp_path / "run"), notes=notes)
+    assert notes == []
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):
@@ -226,14 +254,37 @@ def test_optimizer_steps_continue_where_they_stopped(configure):
     run = prepare(configure(accumulation=2, max_steps=30))
     whole = [[m.tolist() for m in step] for step in optimizer_steps(run)]
     assert len(whole) == 30
-    assert all(len(step) == 2 for step in whole)
     assert [[m.tolist() for m in step] for step in optimizer_steps(run, 17)] == whole[17:]
 
 
-def test_steps_of_an_epoch_see_each_trajectory_once(configure):
-    run = prepare(configure(max_steps=None, epochs=1.0))
-    seen = np.concatenate([m for step in optimizer_steps(run) for m in step])
-    assert sorted(seen) == sorted(run.training.indices)
+@pytest.mark.parametrize("accumulation", [1, 3, 1000])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_each_pass_sees_each_trajectory_once(configure, accumulation, epochs):
+    """No optimizer step mixes two passes; the last one of a pass is short instead."""
+    run = prepare(configure(max_steps=None, epochs=epochs, accumulation=accumulation))
+    steps = list(optimizer_steps(run))
+    assert all(len(step) <= accumulation for step in steps)
+    seen = np.concatenate([m for step in steps for m in step]).reshape(epochs, -1)
+    for one in seen:
+        assert sorted(one) == sorted(run.training.indices)
+
+
+def test_half_a_pass(configure):
+    whole, half = (prepare(configure(max_steps=None, epochs=epochs)).total_steps for epochs in (1, 1.5))
+    assert 0 <= half - 1.5 * whole < 1.5
+
+
+def test_trajectories_that_lost_every_label_are_left_out_and_counted(configure, tmp_path):
+    steps = ["w5 w6 w7", "w8 w9 w10"]
+    rows = [
+        {"id": "lost", "prompt": "w3", "completions": steps, "labels": [None, True]},
+        {"id": "kept", "prompt": "w4", "completions": steps, "labels": [False, True]},
+    ]
+    (tmp_path / "cut.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(**(vars(configure(max_length=5, eval_fraction=0)) | {"data": (str(tmp_path / "cut.jsonl"),)}))
+    run = prepare(config)
+    assert [run.training.dataset.name(i) for i in range(len(run.training))] == ["kept"]
+    assert "1 more were left out: all their labelled steps were cut off" in run.notes
 
 
 def test_learning_rate_schedule(configure):
@@ -280,3 +331,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
     with pytest.raises(PQMError, match=r"step \d+: loss nan.*not finite in \d+ trajectories: r\d+"):
         train(config)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_without_held_out_data(configure, tmp_path):
+    assert train(configure(eval_fraction=0, max_steps=2)) == {}
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert all(row["kind"] == "train" for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
