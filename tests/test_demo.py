@@ -1,10 +1,12 @@
 """The demo, shortened: the whole path from the world to the table and the picture."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pqm_fast.cli import main
+from pqm_fast.demo import _table
 
 SHORT = "--steps 4 --problems 60 --test-problems 5 --micro-batch-tokens 256 --no-progress"
 
@@ -52,3 +54,9 @@ def test_demo_beats_majority_vote_and_mean_accuracy_on_every_policy(tmp_path):
     stored = json.loads((tmp_path / "demo" / "result.json").read_text())
     for name, own in stored["losses"]["rank"]["policies"].items():
         assert own["best_of_16"] > max(own["majority_vote"], own["mean_accuracy"]) + 0.05, name
+
+
+def test_readme_shows_the_stored_result():
+    root = Path(__file__).resolve().parents[1]
+    stored = json.loads((root / "benchmarks" / "results" / "arithmetic-demo-cpu.json").read_text())
+    assert _table(stored["losses"]) in (root / "README.md").read_text()
