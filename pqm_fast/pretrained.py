@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -81,7 +82,6 @@ def load_config(path: str) -> Any:
         raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
     if getattr(config.get_text_config(), "attention_chunk_size", None):
         raise PQMError(f"{path}: {config.model_type} attends in chunks, which packed attention does not support")
-    _ensure_token_classification(config, path)
     config.num_labels, config.problem_type = 1, "regression"
     config.classifier_dropout = 0.0  # the class's own default is 0.1
     return config
@@ -96,7 +96,7 @@ def load_classifier(path: str, config: Any, dtype: torch.dtype, notes: list[str]
         if _has_weights(path):
             return _load_weights(path, config, dtype, notes)
         config.dtype = dtype
-        classifier = AutoModelForTokenClassification.from_config(config, dtype=dtype)
+        classifier = _classification_class(type(config))._from_config(config, dtype=dtype)
     except PQMError:
         raise
     except Exception as error:
@@ -130,7 +130,7 @@ def _has_weights(path: str) -> bool:
 
 def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
     with quiet_transformers():
-        classifier, info = AutoModelForTokenClassification.from_pretrained(
+        classifier, info = _classification_class(type(config)).from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
@@ -155,15 +155,14 @@ def _is_decoder(config: Any) -> bool:
     )
 
 
-def _ensure_token_classification(config: Any, path: str) -> None:
-    """Gives the architecture a `*ForTokenClassification` class where transformers has none, from its generic one."""
-    kind = type(config)
+@cache
+def _classification_class(kind: type) -> Any:
+    """The `*ForTokenClassification` class of a config class; from transformers' generic one where it has none."""
     if kind in AutoModelForTokenClassification._model_mapping:
-        return
+        return AutoModelForTokenClassification._model_mapping[kind]
     if kind not in AutoModel._model_mapping:
-        raise PQMError(f"{path}: transformers has no base model for {config.model_type}")
+        raise PQMError(f"transformers has no base model for {kind.__name__}")
     base: Any = AutoModel._model_mapping[kind]
     parent = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
     name = base.__name__.removesuffix("Model") + "ForTokenClassification"
-    generic = type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})
-    AutoModelForTokenClassification.register(kind, generic, exist_ok=True)
+    return type(name, (GenericForTokenClassification, parent), {"config_class": kind, "__module__": __name__})

@@ -71,8 +71,8 @@ def prepare(config: TrainConfig) -> Run:
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(
-            f"transformers has no {type(model.classifier).__name__}: the checkpoint loads where pqm_fast.model is "
-            "imported, not in other programs"
+            f"transformers has no {type(model.classifier).__name__}: the checkpoint loads through pqm_fast, "
+            "not in other programs"
         )
     template = config.template.resolve(tokenizer)
     if added := model.fit_vocabulary(tokenizer, template.step_token):
