@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -155,7 +154,6 @@ def _is_decoder(config: Any) -> bool:
     )
 
 
-@cache
 def _classification_class(kind: type) -> Any:
     """The `*ForTokenClassification` class of a config class; from transformers' generic one where it has none."""
     if kind in AutoModelForTokenClassification._model_mapping:
