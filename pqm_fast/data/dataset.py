@@ -77,13 +77,6 @@ class TrajectoryDataset:
         return np.diff(self.columns["ids_end"], prepend=0)
 
     @property
-    def labelled_steps(self) -> np.ndarray:
-        """Steps with a label of each trajectory [N]."""
-        labelled = np.cumsum(~np.isnan(self.columns["labels"]), dtype=np.int64)
-        ends = self.columns["steps_end"]
-        return np.diff(np.concatenate([[0], labelled])[ends], prepend=0) if len(ends) else np.zeros(0, np.int64)
-
-    @property
     def question(self) -> np.ndarray:
         """Which question each trajectory answers [N]: equal numbers, equal questions."""
         return self.columns["question"]

@@ -154,8 +154,3 @@ def _longest_into_emptiest(
         members[b].append(item)
         heapq.heapreplace(emptiest, (used + int(lengths[item]), b))
     return [np.array(m) for m in members if m], np.array(left, dtype=items.dtype)
-
-
-def fill(batches: list[np.ndarray], lengths: np.ndarray, budget: int) -> float:
-    """Share of the token slots of all batches that hold real tokens."""
-    return float(sum(int(lengths[b].sum()) for b in batches) / (len(batches) * budget)) if batches else 1.0
