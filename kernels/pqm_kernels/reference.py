@@ -4,7 +4,8 @@ Each loss is one short function `(q, y, valid, zeta) -> [...]` that reduces the 
 [..., L], labels `y` [..., L] (1 correct, 0 wrong) and `valid` [..., L], False where a row is padded. One
 trajectory is [L], a batch [B, L]. Q_0 = 0 is the value of the question; C and W are the correct and the wrong
 steps in order; N is the sum of e^(q_w + zeta) over W. Scores may be as large as 1e4, and time is linear in L
-except for `pairwise`, which looks at every pair.
+except for `pairwise`, which looks at every pair. A loss near 0 and its gradient keep their digits: small terms are
+not what is left of large ones.
 
 Sources: PQM, "Process Reward Model with Q-Value Rankings" (ICLR 2025, arXiv 2410.11287), and CRM, "Linking
 Process to Outcome: Conditional Reward Modeling for LLM Reasoning" (ICLR 2026, arXiv 2509.26578).
@@ -98,12 +99,14 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 def bce(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Sum over the steps of binary cross entropy with logits, hard or soft labels; zeta is not used."""
-    return torch.where(valid, F.binary_cross_entropy_with_logits(q, y, reduction="none"), 0.0).sum(-1)
+    return torch.where(valid, -y * F.logsigmoid(q) - (1 - y) * F.logsigmoid(-q), 0.0).sum(-1)
 
 
 def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels; zeta is not used."""
-    return torch.where(valid, (q.sigmoid() - y).square(), 0.0).sum(-1)
+    # sigmoid(q) - y; the derivative p (1 - p) of sigmoid itself would lose what is left of 1 - p
+    error = (1 - y) * F.logsigmoid(q).exp() - y * F.logsigmoid(-q).exp()
+    return torch.where(valid, error.square(), 0.0).sum(-1)
 
 
 def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
@@ -111,8 +114,7 @@ def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     _, wrong = _split(y, valid)
     steps = valid.sum(-1, keepdim=True)
     last = q.gather(-1, (steps - 1).clamp(min=0))
-    solved = (~wrong.any(-1, keepdim=True)).to(q.dtype)
-    loss = F.binary_cross_entropy_with_logits(last, solved, reduction="none")
+    loss = -F.logsigmoid(torch.where(wrong.any(-1, keepdim=True), -last, last))
     return torch.where(steps > 0, loss, 0.0).squeeze(-1)
 
 
@@ -152,7 +154,8 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
     """The loss of each trajectory: `LOSSES[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
 
     Args:
-        q: [S] step scores, any float dtype; half precision is computed in float32.
+        q: [S] step scores, any float dtype. Arithmetic is float64 (float32 on "mps", which has no other): a
+            log-sum-exp near 1e4 is known to 1e-3 in float32.
         labels: [S] of any dtype: 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
         cu_steps: [B + 1] int32 or int64, rising from 0 to S; a trajectory may have no steps.
         loss: a key of `LOSSES`.
@@ -165,17 +168,17 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
 
     Raises:
         ValueError: an unknown loss; shapes that do not fit; on the CPU, values of labels or cu_steps that do
-            not. On other devices these are not looked at, though lengths are read back.
+            not. On other devices and under torch.compile these are not looked at, though lengths are read back.
     """
     if q.dim() != 1 or not q.is_floating_point():
         raise ValueError(f"q must be floating point [S], found {q.dtype} {list(q.shape)}")
     check_steps(len(q), labels, cu_steps, loss)
-    if q.dtype in (torch.float16, torch.bfloat16):
-        q = q.float()
+    out_dtype = torch.promote_types(q.dtype, torch.float32)
+    q = q.to(torch.float32 if q.device.type == "mps" else torch.float64)
     lengths = cu_steps.diff()
     longest = int(lengths.max()) if len(lengths) else 0
     if len(lengths) * longest <= max(4 * len(q), SMALL_BATCH):
-        return _padded_losses(q, labels, lengths, longest, loss, zeta)
+        return _padded_losses(q, labels, lengths, longest, loss, zeta).to(out_dtype)
     # One long trajectory among many short ones: pad those of 2^(n-1) < steps <= 2^n together.
     size = lengths.clamp(min=1).log2().ceil()
     size_of_step = size.repeat_interleave(lengths)
@@ -185,11 +188,11 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
         among = lengths[members]
         part = _padded_losses(q[steps], labels[steps], among, int(among.max()), loss, zeta)
         losses = losses.masked_scatter(members, part)
-    return losses
+    return losses.to(out_dtype)
 
 
 def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, loss: str, zeta: float) -> Tensor:
-    """The losses of consecutive trajectories, all padded to the longest."""
+    """The losses of consecutive trajectories, all padded to the longest, in the dtype of q."""
     valid = torch.arange(max(longest, 1), device=q.device) < lengths[:, None]
     padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
@@ -200,7 +203,8 @@ def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, los
 def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> None:
     """ValueError if the loss is unknown, or if labels and cu_steps do not describe `num_steps` steps.
 
-    Values are looked at on the CPU only: elsewhere that would synchronise the device.
+    Values are looked at on the CPU only, for elsewhere that would synchronise the device, and not under
+    torch.compile, where it would break the graph.
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
@@ -208,10 +212,15 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
         raise ValueError(f"labels must be [{num_steps}], one per step, found {list(labels.shape)}")
     if cu_steps.dim() != 1 or len(cu_steps) == 0 or cu_steps.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}")
+    if torch.compiler.is_compiling():
+        return
     if cu_steps.device.type == "cpu":
-        bounds = cu_steps.tolist()
-        if bounds[0] != 0 or bounds[-1] != num_steps or bounds != sorted(bounds):
-            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {bounds}")
+        wrong = torch.cat([cu_steps[:1] != 0, cu_steps[1:] < cu_steps[:-1]]) | (cu_steps > num_steps)
+        wrong[-1] |= cu_steps[-1] != num_steps
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            found = f"cu_steps[{at}] = {int(cu_steps[at])}" + (f" after {int(cu_steps[at - 1])}" if at else "")
+            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {found}")
     if labels.device.type == "cpu":
         if LOSSES[loss].soft_labels:
             if not ((labels >= 0) & (labels <= 1)).all():

@@ -1,14 +1,15 @@
 """The public op: from hidden states to the loss of every trajectory in them, through the value head."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pqm_kernels import by_row, ops
+from pqm_kernels.by_row import StepsByRow
 from pqm_kernels.reference import LOSSES, check_steps, trajectory_losses
 
-TRITON_LOSSES = ("rank",)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -37,12 +38,13 @@ def step_loss(
     norm_weight: Tensor | None = None,
     norm_eps: float = 1e-6,
     normalizer: Tensor | float | None = None,
+    steps_by_row: StepsByRow | None = None,
     backend: str = "auto",
 ) -> StepLoss:
     """Scores q = hidden[step_index] . weight + bias and their loss, sum_b LOSSES[loss](b) / normalizer.
 
-    Arithmetic is float32 for any half precision (float64 for float64). Of `hidden` only the step rows are
-    read. The gradient goes to hidden, weight, bias and norm_weight, whichever require it.
+    Arithmetic is float32 for any half precision, also under autocast (float64 for float64). Of `hidden` only the
+    step rows are read. The gradient goes to hidden, weight, bias and norm_weight, whichever require it.
 
     Args:
         hidden: [T, D], D >= 1, any strides; float32, float16, bfloat16 or, in the eager backend, float64.
@@ -56,63 +58,70 @@ def step_loss(
         norm_weight: [D]; if given, rows go through RMSNorm with this scale and `norm_eps` first.
         norm_eps: finite Python number.
         normalizer: finite positive number or 0-dim tensor, where the mean spans more than this call (micro-batches,
-            ranks); default B, or S for a step-normalised loss, or 1 where that is 0.
-        backend: "eager" (plain PyTorch, every loss, derivatives of any order; on CUDA it reads the lengths
-            of the trajectories back, which synchronises the device), "triton" (the loss `rank`; nothing
-            synchronises the device, loss and gradients repeat bit for bit, and a backward with create_graph
-            raises RuntimeError, as there is no second derivative), or "auto": triton on CUDA where it has the
-            loss and the dtypes, else eager.
+            ranks); default B, or S for a step-normalised loss, or 1 where that is 0. It has no gradient.
+        steps_by_row: `pqm_kernels.steps_by_row(step_index, T)`, if made ahead: it spares the triton backend a sort.
+        backend: "eager" (plain PyTorch, any device, derivatives of any order; on CUDA it reads the lengths
+            of the trajectories back, which synchronises the device), "triton" (one launch forward, two backward;
+            nothing synchronises the device, loss and gradients repeat bit for bit, torch.compile takes it whole,
+            and a backward with create_graph raises RuntimeError, as there is no second derivative), or "auto":
+            triton on CUDA where it has the dtypes, else eager.
 
     Raises:
-        ValueError: an unknown name; shapes, dtypes, devices or numbers that do not fit; a loss or dtype that the
-            backend does not have; on the CPU, values of step_index, labels or cu_steps that do not fit. On
-            CUDA the values in tensors are not looked at, for that would synchronise the device: the caller
-            vouches for them.
+        ValueError: an unknown name; shapes, dtypes, devices or numbers that do not fit; a dtype that the backend
+            does not have; a DTensor; on the CPU, values of step_index, labels or cu_steps that do not fit. On CUDA
+            and under torch.compile the values in tensors are not looked at, for that would synchronise the
+            device or break the graph: the caller vouches for them.
     """
-    _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight)
+    _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight, steps_by_row)
+    check_steps(len(step_index), labels, cu_steps, loss)
     zeta, norm_eps = _finite("zeta", zeta), _finite("norm_eps", norm_eps)
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"normalizer must be a number or a 0-dim tensor, found {list(normalizer.shape)}")
+        normalizer = normalizer.detach()
     elif normalizer is not None and _finite("normalizer", normalizer) <= 0:
         raise ValueError(f"normalizer must be positive, found {normalizer}")
+    else:
+        whole = len(step_index) if LOSSES[loss].normalised_by == "steps" else len(cu_steps) - 1
+        normalizer = float(normalizer or max(whole, 1))
     dtypes = [tensor.dtype for tensor in (hidden, weight, bias, norm_weight) if tensor is not None]
     if backend == "auto":
-        backend = _best_backend(hidden.device, dtypes, loss)
-    if backend == "triton":
-        check_steps(len(step_index), labels, cu_steps, loss)
-        if loss not in TRITON_LOSSES:
-            raise ValueError(f"the triton backend has the losses {TRITON_LOSSES}, not {loss!r}; use 'eager'")
-        for dtype in dtypes:
-            if dtype not in TRITON_DTYPES:
-                raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
-        total, q = _TritonRank.apply(
-            hidden,
-            step_index.contiguous(),
-            labels.contiguous(),
-            cu_steps.contiguous(),
-            weight.contiguous(),
-            bias,
-            None if norm_weight is None else norm_weight.contiguous(),
-            zeta,
-            norm_eps,
-        )
-    elif backend == "eager":
+        backend = _best_backend(hidden.device, dtypes)
+    if backend == "eager":
         q = _scores(hidden, step_index, weight, bias, norm_weight, norm_eps)
         total = trajectory_losses(q, labels, cu_steps, loss, zeta).sum()
-    else:
+        # two scalar tensors would promote the loss
+        divisor = normalizer.to(total.dtype) if isinstance(normalizer, Tensor) else normalizer
+        return StepLoss(total / divisor, q.detach())
+    if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
-    if normalizer is None:
-        normalizer = max(len(step_index) if LOSSES[loss].normalised_by == "steps" else len(cu_steps) - 1, 1)
-    elif isinstance(normalizer, Tensor):
-        normalizer = normalizer.to(total.dtype)  # two scalar tensors would promote the loss
-    return StepLoss(total / normalizer, q.detach())
+    for dtype in dtypes:
+        if dtype not in TRITON_DTYPES:
+            raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
+    order, first_step = steps_by_row or (None, None)
+    is_tensor = isinstance(normalizer, Tensor)
+    total, _, q, _, _ = ops.step_loss(
+        hidden,
+        step_index.contiguous(),
+        labels.contiguous(),
+        cu_steps.contiguous(),
+        weight.contiguous(),
+        bias,
+        None if norm_weight is None else norm_weight.contiguous(),
+        normalizer if is_tensor else None,
+        order,
+        first_step,
+        loss,
+        zeta,
+        norm_eps,
+        1.0 if is_tensor else 1.0 / normalizer,
+    )
+    return StepLoss(total, q.detach())
 
 
-def _best_backend(device: torch.device, dtypes: list[torch.dtype], loss: str) -> str:
+def _best_backend(device: torch.device, dtypes: list[torch.dtype]) -> str:
     """What "auto" stands for."""
-    possible = device.type == "cuda" and loss in TRITON_LOSSES and set(dtypes) <= set(TRITON_DTYPES)
-    return "triton" if possible else "eager"
+    return "triton" if device.type == "cuda" and set(dtypes) <= set(TRITON_DTYPES) else "eager"
 
 
 def _scores(
@@ -133,46 +142,8 @@ def _scores(
     return q if bias is None else q + bias.to(x.dtype)
 
 
-class _TritonRank(torch.autograd.Function):
-    """Sum of the `rank` losses and the scores. The gradient by the scores comes with the forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor,
-        bias: Tensor | None, norm_weight: Tensor | None, zeta: float, norm_eps: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        from pqm_kernels import ranking  # needs triton, which not every platform has
-
-        losses, q, dq, rstd = ranking.forward(
-            hidden, step_index, labels, cu_steps, weight, bias, norm_weight, zeta, norm_eps
-        )
-        ctx.save_for_backward(hidden, step_index, weight, bias, norm_weight, q, dq, rstd)
-        ctx.mark_non_differentiable(q)
-        return losses.sum(), q
-
-    @staticmethod
-    def backward(ctx: Any, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # under create_graph: the kernel's gradients would pass for constants
-            raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
-        from pqm_kernels import ranking
-
-        hidden, step_index, weight, bias, norm_weight, q, dq, rstd = ctx.saved_tensors
-        needs_hidden, _, _, _, needs_weight, needs_bias, needs_norm, _, _ = ctx.needs_input_grad
-        dq = dq * dtotal
-        dhidden = dweight = dnorm = None
-        if needs_hidden or needs_weight or needs_norm:
-            dhidden, dhead = ranking.backward(dq, hidden, step_index, q, rstd, weight, bias, norm_weight, needs_hidden)
-            # q = sum_d (hidden_d / rms) norm_weight_d weight_d + bias: one sum serves both factors.
-            if needs_weight:
-                dweight = (dhead if norm_weight is None else dhead * norm_weight).to(weight.dtype)
-            if needs_norm:
-                dnorm = (dhead * weight).to(norm_weight.dtype)
-        dbias = dq.sum(0, keepdim=True).to(bias.dtype) if needs_bias else None
-        return dhidden, None, None, None, dweight, dbias, dnorm, None, None
-
-
 def _finite(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{name} must be a finite Python number, found {value!r}")
     return float(value)  # triton would compile kernels anew for an int
 
@@ -185,7 +156,15 @@ def _check(
     weight: Tensor,
     bias: Tensor | None,
     norm_weight: Tensor | None,
+    steps_by_row: StepsByRow | None,
 ) -> None:
+    tensors = {
+        "hidden": hidden, "step_index": step_index, "labels": labels, "cu_steps": cu_steps, "weight": weight,
+        "bias": bias, "norm_weight": norm_weight,
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        if type(tensor).__name__ == "DTensor":
+            raise ValueError(f"{name} is a DTensor; pass plain tensors: {name}.to_local(), or .full_tensor() if sharded")
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be floating point [T, D], found {hidden.dtype} {list(hidden.shape)}")
     if step_index.dim() != 1 or step_index.dtype not in (torch.int32, torch.int64):
@@ -194,18 +173,25 @@ def _check(
     num_rows, width = hidden.shape
     if width == 0:
         raise ValueError(f"hidden must have at least one column, found {list(hidden.shape)}")
-    for name, tensor, size in (
-        ("weight", weight, width),
-        ("bias", bias, 1),
-        ("norm_weight", norm_weight, width),
-    ):
+    for name, size in (("weight", width), ("bias", 1), ("norm_weight", width)):
+        tensor = tensors[name]
         if tensor is not None and (tensor.shape != (size,) or not tensor.is_floating_point()):
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"{name} must be floating point [{size}], found {found}")
-    for tensor in (step_index, labels, cu_steps, weight, bias, norm_weight):
+    if steps_by_row is not None:
+        shapes = [list(tensor.shape) for tensor in steps_by_row]
+        if shapes != [[len(step_index)], [num_rows + 1]]:
+            raise ValueError(f"steps_by_row must hold [{len(step_index)}] and [{num_rows + 1}], found {shapes}")
+    for tensor in [*tensors.values(), *(steps_by_row or ())]:
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"all tensors must be on one device, found {hidden.device} and {tensor.device}")
-    if step_index.device.type == "cpu" and len(step_index):
+    if step_index.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if len(step_index):
         low, high = (int(bound) for bound in step_index.aminmax())
         if low < 0 or high >= num_rows:
             raise ValueError(f"step_index must lie in 0..{num_rows - 1}, found {low}..{high}")
+    if steps_by_row is not None:
+        expected = by_row.steps_by_row(step_index, num_rows)
+        if not all(torch.equal(part, right) for part, right in zip(steps_by_row, expected, strict=True)):
+            raise ValueError("steps_by_row is not steps_by_row(step_index, len(hidden))")

@@ -1,0 +1,106 @@
+"""The Triton backend as PyTorch operators `pqm::step_loss` and `pqm::step_loss_backward`: what torch.compile, CUDA
+graphs and autograd see of it. Their arguments are those of `pqm_kernels.step_loss`, checked there.
+
+Registered through `torch.library.Library`: the decorator `custom_op` costs three times the time of a call.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pqm_kernels.by_row import steps_by_row
+
+_library = torch.library.Library("pqm", "DEF")
+_library.define(
+    "step_loss(Tensor hidden, Tensor step_index, Tensor labels, Tensor cu_steps, Tensor weight, Tensor? bias, "
+    "Tensor? norm_weight, Tensor? normalizer, Tensor? order, Tensor? first_step, str loss, float zeta, "
+    "float norm_eps, float scale) -> (Tensor loss, Tensor dq, Tensor q, Tensor dot, Tensor rstd)"
+)
+_library.define(
+    "step_loss_backward(Tensor upstream, Tensor dq, Tensor hidden, Tensor step_index, Tensor? order, "
+    "Tensor? first_step, Tensor dot, Tensor rstd, Tensor weight, Tensor? bias, Tensor? norm_weight, "
+    "bool needs_hidden, bool needs_head) -> (Tensor hidden, Tensor weight, Tensor bias, Tensor norm_weight)"
+)
+step_loss = torch.ops.pqm.step_loss.default
+step_loss_backward = torch.ops.pqm.step_loss_backward.default
+
+
+def _step_loss(
+    hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor, bias: Tensor | None,
+    norm_weight: Tensor | None, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
+    loss: str, zeta: float, norm_eps: float, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The batch loss, and per step the gradient of it, the score and, with a norm, score - bias and 1 / rms."""
+    from pqm_kernels.forward import forward  # needs triton, which not every platform has
+
+    return forward(
+        hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, loss, zeta, norm_eps, scale
+    )
+
+
+def _step_loss_backward(
+    upstream: Tensor, dq: Tensor, hidden: Tensor, step_index: Tensor, order: Tensor | None, first_step: Tensor | None,
+    dot: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
+    needs_hidden: bool, needs_head: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of hidden, weight, bias and norm_weight; empty where not needed."""
+    from pqm_kernels.backward import backward
+
+    if order is None or first_step is None:
+        order, first_step = steps_by_row(step_index, len(hidden))
+    return backward(
+        upstream, dq, hidden, order, first_step, dot, rstd, weight, bias, norm_weight, needs_hidden, needs_head
+    )
+
+
+def _fake_step_loss(hidden: Tensor, step_index: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    norm_weight = others[4]
+
+    def per_step(needed: bool = True) -> Tensor:
+        return hidden.new_empty(len(step_index) if needed else 0, dtype=torch.float32)
+
+    has_norm = norm_weight is not None
+    return hidden.new_empty((), dtype=torch.float32), per_step(), per_step(), per_step(has_norm), per_step(has_norm)
+
+
+def _fake_step_loss_backward(upstream: Tensor, dq: Tensor, hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    weight, bias, norm_weight, needs_hidden, needs_head = others[-5:]
+    head = (weight, weight[:1] if bias is None else bias, weight[:0] if norm_weight is None else norm_weight)
+    dhidden = hidden.new_empty(hidden.shape if needs_hidden else 0)
+    return dhidden, *(part.new_empty(part.shape if needs_head else 0) for part in head)
+
+
+class _StepLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = step_loss(*inputs)
+        hidden, step_index, _, _, weight, bias, norm_weight, _, order, first_step = inputs[:10]
+        total, dq, q, dot, rstd = outputs
+        ctx.mark_non_differentiable(dq, q, dot, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dq, hidden, step_index, order, first_step, dot, rstd, weight, bias, norm_weight)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 14
+        if torch.is_grad_enabled():  # under create_graph: these gradients would pass for constants
+            raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
+        needs_hidden, *_, needs_weight, needs_bias, needs_norm = ctx.needs_input_grad[:7]
+        dhidden, dweight, dbias, dnorm_weight = step_loss_backward(
+            upstream, *ctx.saved_tensors, needs_hidden, needs_weight or needs_bias or needs_norm
+        )
+        return (
+            dhidden if needs_hidden else None, None, None, None, dweight if needs_weight else None,
+            dbias if needs_bias else None, dnorm_weight if needs_norm else None, *[None] * 7,
+        )  # fmt: skip
+
+
+_library.impl("step_loss", _step_loss, "CompositeExplicitAutograd")
+_library.impl("step_loss_backward", _step_loss_backward, "CompositeExplicitAutograd")
+_library.impl("step_loss", _StepLoss.apply, "Autograd")
+torch.library.register_fake("pqm::step_loss", _fake_step_loss, lib=_library)
+torch.library.register_fake("pqm::step_loss_backward", _fake_step_loss_backward, lib=_library)
