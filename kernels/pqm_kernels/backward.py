@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.forward import FUSE
+from pqm_kernels.forward import FUSE, columns_per_tile
 
 ROWS_PER_TILE = 16
-COLUMNS_PER_TILE = 256
+TILE_WIDTH = 512  # bytes
 # Groups of rows: constants, not the size of the GPU at hand, so that sums have the same order on every one.
 MOST_GROUPS = 256
 MOST_PARTIALS = 2**18  # a MiB of float32
@@ -24,7 +24,7 @@ GROUPS_PER_TILE = 32
 def rows_kernel(
     hidden_ptr, stride_row, stride_column, order_ptr, first_step_ptr, dq_ptr, upstream_ptr, dot_ptr, rstd_ptr,
     weight_ptr, norm_weight_ptr, dhidden_ptr, partial_ptr, num_rows,
-    D: tl.constexpr, HAS_NORM: tl.constexpr, NEEDS_HIDDEN: tl.constexpr, NEEDS_HEAD: tl.constexpr,
+    D, HAS_NORM: tl.constexpr, NEEDS_HIDDEN: tl.constexpr, NEEDS_HEAD: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """With q = RMSNorm(row) . weight + bias: dq/drow, summed over the steps of each row, and the group's sums of
@@ -63,7 +63,7 @@ def rows_kernel(
         if NEEDS_HIDDEN:
             target = dhidden_ptr + row[:, None] * D + column[None, :]
             kept = (row < num_rows)[:, None] & (column < D)[None, :]
-            tl.store(target, gradient.to(dhidden_ptr.dtype.element_ty), mask=kept)
+            tl.store(target, gradient, mask=kept)
         if NEEDS_HEAD:
             of_weight += tl.sum(dq[:, None] * x, 0)
             of_bias += tl.sum(dq, 0)
@@ -76,7 +76,7 @@ def rows_kernel(
 @triton.jit
 def head_kernel(
     partial_ptr, weight_ptr, norm_weight_ptr, dweight_ptr, dnorm_weight_ptr, dbias_ptr, groups,
-    D: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
+    D, HAS_NORM: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds the groups. As q = sum_d (row_d / rms) norm_weight_d weight_d + bias, one sum serves both factors."""
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -90,19 +90,19 @@ def head_kernel(
     if HAS_NORM:
         weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
         norm_weight = tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
-        tl.store(dnorm_weight_ptr + column, (of_weight * weight).to(dnorm_weight_ptr.dtype.element_ty), mask=column < D)
+        tl.store(dnorm_weight_ptr + column, of_weight * weight, mask=column < D)
         of_weight *= norm_weight
-    tl.store(dweight_ptr + column, of_weight.to(dweight_ptr.dtype.element_ty), mask=column < D)
+    tl.store(dweight_ptr + column, of_weight, mask=column < D)
     if tl.program_id(0) == 0:
-        tl.store(dbias_ptr, of_bias.to(dbias_ptr.dtype.element_ty))
+        tl.store(dbias_ptr, of_bias)
 
 
 def backward(
     upstream: Tensor, dq: Tensor, hidden: Tensor, order: Tensor, first_step: Tensor, dot: Tensor, rstd: Tensor,
     weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, needs_hidden: bool, needs_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launches the kernels: gradients of hidden [T, D], weight [D], bias [1] and norm_weight [D], in their dtypes; those
-    not needed, or of what is None, are empty. `upstream` is the gradient of the loss, `dq` [S] that by the scores."""
+    """Launches the kernels: gradients of hidden [T, D], weight [D], bias [1] and norm_weight [D], each in its dtype;
+    those not needed, or of what is None, are empty. `upstream` is the gradient of the loss, `dq` [S] by the scores."""
     num_rows, width = hidden.shape
 
     def empty_like(tensor: Tensor, needed: bool) -> Tensor:
@@ -112,20 +112,19 @@ def backward(
     dweight = empty_like(weight, needs_head)
     dbias = empty_like(weight[:1] if bias is None else bias, needs_head)
     dnorm_weight = empty_like(weight[:0] if norm_weight is None else norm_weight, needs_head)
-    block = min(COLUMNS_PER_TILE, triton.next_power_of_2(width))
+    block = columns_per_tile(hidden, TILE_WIDTH)
     groups = max(1, min(MOST_GROUPS, triton.cdiv(num_rows, ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
     partial = torch.empty(groups * (width + 1) if needs_head else 0, dtype=torch.float32, device=hidden.device)
     with torch.cuda.device_of(hidden):  # triton launches on the current device
         rows_kernel[(groups, triton.cdiv(width, block))](
             hidden, *hidden.stride(), order, first_step, dq, upstream, dot, rstd,
             weight, norm_weight, dhidden, partial, num_rows,
-            D=width, HAS_NORM=norm_weight is not None, NEEDS_HIDDEN=needs_hidden, NEEDS_HEAD=needs_head,
+            width, HAS_NORM=norm_weight is not None, NEEDS_HIDDEN=needs_hidden, NEEDS_HEAD=needs_head,
             BLOCK_R=ROWS_PER_TILE, BLOCK_D=block, **FUSE,
         )  # fmt: skip
         if needs_head:
             head_kernel[(triton.cdiv(width, block),)](
                 partial, weight, norm_weight, dweight, dnorm_weight, dbias, groups,
-                D=width, HAS_NORM=norm_weight is not None, BLOCK_G=GROUPS_PER_TILE, BLOCK_D=block, **FUSE,
+                width, HAS_NORM=norm_weight is not None, BLOCK_G=GROUPS_PER_TILE, BLOCK_D=block, **FUSE,
             )  # fmt: skip
     return dhidden, dweight, dbias, dnorm_weight
-

@@ -16,11 +16,14 @@ from torch import Tensor
 from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
-STEPS_PER_TILE = 8  # rows of hidden gathered together
-COLUMNS_PER_TILE = 512
-LONG_SWEEP = 1024  # steps in a sweep over a trajectory of more than PART
+STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
+TILE_WIDTH = 1024  # bytes
+STEPS_PER_SWEEP = 128  # of the losses: one a thread
+EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
 FUSE = {"enable_fp_fusion": True}
+# Left alone, the compiler spills a few registers for an occupancy that the gather does not need.
+OPTIONS = {**FUSE, "maxnreg": 96}
 
 
 @triton.jit
@@ -42,7 +45,7 @@ def _count_up_to(values_ptr, num_values, bound, BLOCK: tl.constexpr):
 def _score_steps(
     hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
     q_ptr, dot_ptr, rstd_ptr, start, end, norm_eps,
-    D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    D, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Stores q = RMSNorm(hidden[step_index]) . weight + bias of the steps start..end and, with a norm, q - bias and
     1 / rms, which the backward needs."""
@@ -50,8 +53,9 @@ def _score_steps(
     for first in range(start, end, BLOCK_S):
         step = first + tl.arange(0, BLOCK_S)
         row = tl.load(step_index_ptr + step, mask=step < end, other=0).to(tl.int64)
-        dot = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
-        square = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
+        # One sum for EIGHT neighbouring columns, which one thread holds: a sum a column would fill the registers.
+        dot = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
+        square = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
         for left in range(0, D, BLOCK_D):
             column = left + tl.arange(0, BLOCK_D)
             weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
@@ -60,8 +64,8 @@ def _score_steps(
             x = tl.load(pointers, mask=read, other=0.0).to(tl.float32)
             if HAS_NORM:
                 weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
-                square += x * x
-            dot += x * weight[None, :]
+                square += tl.sum(tl.reshape(x * x, [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
+            dot += tl.sum(tl.reshape(x * weight[None, :], [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
         q = tl.sum(dot, 1)
         if HAS_NORM:
             rstd = tl.rsqrt(tl.sum(square, 1) / D + norm_eps)
@@ -76,18 +80,15 @@ def forward_kernel(
     hidden_ptr, stride_row, stride_column, step_index_ptr, labels_ptr, cu_steps_ptr,
     weight_ptr, bias_ptr, norm_weight_ptr, normalizer_ptr, q_ptr, dot_ptr, rstd_ptr, x_ptr, dq_ptr, losses_ptr,
     parts_done_ptr, num_trajectories, num_windows, zeta, norm_eps, scale,
-    LOSS: tl.constexpr, D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_NORMALIZER: tl.constexpr,
-    PART: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_LONG: tl.constexpr,
+    D, LOSS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_NORMALIZER: tl.constexpr,
+    PART: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SWEEP: tl.constexpr,
 ):  # fmt: skip
     """Programs 0..num_windows are windows, those of long trajectories first; the others are trajectories."""
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
-    # The first window cannot hold the 65th step of anything.
+    # The first PART steps are no window: none of them can be further down in its trajectory.
     window = (program + 1) * PART
-    if is_window:
-        trajectory = _count_up_to(cu_steps_ptr + 1, num_trajectories, window, PART)
-    else:
-        trajectory = program - num_windows
+    trajectory = _count_up_to(cu_steps_ptr + 1, num_trajectories, window, PART) if is_window else program - num_windows
     start = tl.load(cu_steps_ptr + trajectory).to(tl.int64)
     end = tl.load(cu_steps_ptr + trajectory + 1).to(tl.int64)
     own_first = start
@@ -102,16 +103,19 @@ def forward_kernel(
     if HAS_NORMALIZER:
         scale /= tl.load(normalizer_ptr)
     tl.debug_barrier()  # other threads read q than wrote it
-    if end - start <= PART:
-        if not is_window:
-            loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, PART)
-            tl.store(losses_ptr + trajectory, loss)
-    elif own_first < own_end:
+    is_last = (end - start <= PART) & (program >= num_windows)
+    if (end - start > PART) & (own_first < own_end):
         # The barrier and the atomic together publish this program's scores and receive those of the others.
-        others = tl.atomic_add(parts_done_ptr + trajectory, 1, sem="acq_rel", scope="gpu")
-        if others == (end - 1) // PART - (start + PART) // PART + 1:
-            loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_LONG)
-            tl.store(losses_ptr + trajectory, loss)
+        done_before = tl.atomic_add(parts_done_ptr + trajectory, 1, sem="acq_rel", scope="gpu")
+        is_last = done_before == (end - 1) // PART - (start + PART) // PART + 1
+    if is_last:
+        loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_SWEEP)
+        tl.store(losses_ptr + trajectory, loss)
+
+
+def columns_per_tile(hidden: Tensor, tile_width: int) -> int:
+    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there."""
+    return min(tile_width // hidden.element_size(), max(16, triton.next_power_of_2(hidden.shape[1])))
 
 
 def forward(
@@ -137,9 +141,8 @@ def forward(
                 q, dot, rstd, per_step() if loss in CHAINED else None, dq, losses,
                 torch.zeros(num_trajectories, dtype=torch.int32, device=hidden.device) if num_windows else None,
                 num_trajectories, num_windows, zeta, norm_eps, scale,
-                LOSS=loss, D=hidden.shape[1], HAS_BIAS=bias is not None, HAS_NORM=has_norm,
-                HAS_NORMALIZER=normalizer is not None,
-                PART=PART, BLOCK_S=STEPS_PER_TILE, BLOCK_D=min(COLUMNS_PER_TILE, triton.next_power_of_2(hidden.shape[1])),
-                BLOCK_LONG=LONG_SWEEP, **FUSE,
+                hidden.shape[1], LOSS=loss, HAS_BIAS=bias is not None, HAS_NORM=has_norm,
+                HAS_NORMALIZER=normalizer is not None, PART=PART, BLOCK_S=STEPS_PER_TILE,
+                BLOCK_D=columns_per_tile(hidden, TILE_WIDTH), BLOCK_SWEEP=STEPS_PER_SWEEP, **OPTIONS,
             )  # fmt: skip
     return losses.sum(), dq, q, dot, rstd

@@ -20,7 +20,9 @@ import triton.language as tl
 # The losses that keep a scratch value a step, `x_ptr`.
 CHAINED = ("rank", "rank-theory", "rank-first-error")
 NOTHING = tl.constexpr(-1e38)  # the maximum of no scores; finite, so that NOTHING - NOTHING is 0
-PAIRED: tl.constexpr = tl.constexpr(16)  # steps that `pairwise` compares with BLOCK others at a time
+# The tile of pairs of `pairwise`: larger ones would spill registers.
+HIGH = tl.constexpr(32)
+LOW = tl.constexpr(8)
 
 
 @triton.jit
@@ -179,9 +181,9 @@ def rank_theory(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, BLOCK
     scale /= tl.maximum(end - start, 1).to(tl.float32)
     total = _rank_terms(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, end, zeta, scale, BLOCK)
     # The wrong steps from the last to the first: below the last one is nothing, so that its term is 0.
-    ordered, _ = _chain(
-        q_ptr, labels_ptr, x_ptr, dq_ptr, end - 1, end - start, NOTHING + 0.0, 0.0, scale, -1, False, True, BLOCK
-    )
+    m = tl.full([], NOTHING, tl.float32)
+    s = tl.full([], 0.0, tl.float32)
+    ordered, _ = _chain(q_ptr, labels_ptr, x_ptr, dq_ptr, end - 1, end - start, m, s, scale, -1, False, True, BLOCK)
     return (total + ordered) * scale
 
 
@@ -194,23 +196,23 @@ def rank_first_error(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, scale, BLOCK:
 
 
 @triton.jit
-def pairwise(q_ptr, labels_ptr, dq_ptr, start, end, zeta, scale, BLOCK: tl.constexpr):
+def pairwise(q_ptr, labels_ptr, dq_ptr, start, end, zeta, scale):
     length = (end - start).to(tl.float32)
     scale /= tl.maximum(length * (length + 1.0) / 2.0, 1.0)
     total = 0.0
-    for first in range(start, end, BLOCK):
-        step = first + tl.arange(0, BLOCK)
+    for first in range(start, end, HIGH):
+        step = first + tl.arange(0, HIGH)
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
         wrong = _is(False, labels_ptr, step, inside)
         place = tl.where(wrong, step - start + 1, start - step - 1)  # in the chain: Q_0 is 0, lower scores are > 0
         # The pair with Q_0.
         sign = tl.where(wrong, 1.0, -1.0)
-        above = sign * q + tl.where(wrong, zeta, 0.0)
-        loss = _softplus(above)
-        gradient = sign * _sigmoid(above)
-        for first_other in range(start, end, PAIRED):
-            other = first_other + tl.arange(0, PAIRED)
+        excess = sign * q + tl.where(wrong, zeta, 0.0)
+        loss = _softplus(excess)
+        gradient = sign * _sigmoid(excess)
+        for first_other in range(start, end, LOW):
+            other = first_other + tl.arange(0, LOW)
             q_other = tl.load(q_ptr + other, mask=other < end, other=0.0)
             wrong_other = _is(False, labels_ptr, other, other < end)
             place_other = tl.where(wrong_other, other - start + 1, start - other - 1)
@@ -322,7 +324,7 @@ def trajectory_loss(
     elif LOSS == "rank-first-error":
         loss = rank_first_error(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, scale, BLOCK)
     elif LOSS == "pairwise":
-        loss = pairwise(q_ptr, labels_ptr, dq_ptr, start, end, zeta, scale, BLOCK)
+        loss = pairwise(q_ptr, labels_ptr, dq_ptr, start, end, zeta, scale)
     elif LOSS == "crm":
         loss = crm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK)
     elif LOSS == "bce":

@@ -77,7 +77,7 @@ class _StepLoss(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             outputs = step_loss(*inputs)
         hidden, step_index, _, _, weight, bias, norm_weight, _, order, first_step = inputs[:10]
-        total, dq, q, dot, rstd = outputs
+        _, dq, q, dot, rstd = outputs
         ctx.mark_non_differentiable(dq, q, dot, rstd)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dq, hidden, step_index, order, first_step, dot, rstd, weight, bias, norm_weight)

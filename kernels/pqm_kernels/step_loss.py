@@ -164,7 +164,9 @@ def _check(
     }  # fmt: skip
     for name, tensor in tensors.items():
         if type(tensor).__name__ == "DTensor":
-            raise ValueError(f"{name} is a DTensor; pass plain tensors: {name}.to_local(), or .full_tensor() if sharded")
+            raise ValueError(
+                f"{name} is a DTensor; pass a plain tensor: {name}.to_local(), or .full_tensor() if sharded"
+            )
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be floating point [T, D], found {hidden.dtype} {list(hidden.shape)}")
     if step_index.dim() != 1 or step_index.dtype not in (torch.int32, torch.int64):
