@@ -14,9 +14,17 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   train     fine-tune a decoder into a process Q-value model
   score     write the Q-value of every step of a file of solutions
   evaluate  step metrics and Best-of-N of scored solutions
+  bench     measure speed and memory
 
 `pqm-fast COMMAND --help` explains every option. --config takes a YAML or JSON file of options;
 what is given on the command line wins."""
+
+BENCH_USAGE = """\
+usage: pqm-fast bench WHAT [--config FILE] [options]
+
+  kernels   the fused op against the published computation, eager PyTorch and torch.compile
+
+`pqm-fast bench WHAT --help` explains every option."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,12 +93,32 @@ def _evaluate(arguments: list[str]) -> None:
     evaluate(_parse(EvaluateConfig, "evaluate", arguments))
 
 
+def _bench(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(BENCH_USAGE)
+        raise SystemExit(0 if arguments else 2)
+    benchmark = BENCHMARKS.get(arguments[0])
+    if benchmark is None:
+        print(f"pqm-fast bench: no benchmark {arguments[0]!r}\n\n{BENCH_USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    benchmark(arguments[1:])
+
+
+def _bench_kernels(arguments: list[str]) -> None:
+    from pqm_benchmarks.kernels import KernelBench, run
+
+    run(_parse(KernelBench, "bench kernels", arguments))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
     "score": _score,
     "evaluate": _evaluate,
+    "bench": _bench,
 }
+
+BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"kernels": _bench_kernels}
 
 
 def _parse(kind: type, command: str, arguments: list[str]) -> Any:

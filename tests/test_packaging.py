@@ -1,4 +1,4 @@
-"""The wheel holds both packages and nothing else, works where it is installed, and hides nobody's package."""
+"""The wheel holds its three packages and nothing else, works where it is installed, and hides nobody's package."""
 
 import json
 import os
@@ -55,13 +55,20 @@ def environment(wheel, tmp_path_factory):
     return folder, site_packages
 
 
-def test_wheel_holds_both_packages_and_nothing_else(wheel):
+def test_wheel_holds_its_packages_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pqm_fast").rglob("*.py")}
     modules |= {path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels").rglob("*.py")}
+    modules |= {path.relative_to(ROOT / "benchmarks").as_posix() for path in (ROOT / "benchmarks").rglob("*.py")}
     assert {"pqm_fast/data/read.py", "pqm_fast/arithmetic/__init__.py", "pqm_kernels/step_loss.py"} <= modules
+    assert "pqm_benchmarks/kernels.py" in modules
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {name.partition("/")[0] for name in names} == {"pqm_fast", "pqm_kernels", "pqm_fast-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "pqm_fast",
+        "pqm_kernels",
+        "pqm_benchmarks",
+        "pqm_fast-0.1.0.dist-info",
+    }
     assert "pqm_fast-0.1.0.dist-info/licenses/LICENSE" in names
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of pqm-fast: what `pqm-fast bench` runs."""

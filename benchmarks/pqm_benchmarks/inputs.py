@@ -1,0 +1,125 @@
+"""Made-up packed batches for the kernel benchmark, and as many as it takes that no call finds its input in the L2."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pqm_fast.errors import PQMError
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows of `hidden` (T), steps (S) and trajectories (B) of one batch."""
+
+    rows: int
+    steps: int
+    trajectories: int
+
+
+SIZES = {
+    "tiny": Size(256, 32, 4),  # runs anywhere, and says nothing about speed
+    "training": Size(32768, 1024, 128),  # one micro-batch: a step every 32 tokens, where launches cost more than bytes
+    "bandwidth": Size(131072, 65536, 8192),  # every other row is a step: the bytes are what costs
+}
+# Batches take turns: so many that their step rows alone are this many times the L2,
+COLD = 3
+# but not more of them than this (which no size but tiny needs).
+MOST_BATCHES = 256
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch. Every step reads a row of its own; a trajectory's rows rise, and so do trajectories.
+
+    Attributes:
+        hidden: [T, D], standard normal.
+        step_index: [S] int64.
+        labels: [S] float32, three of four are 1.
+        cu_steps: [B + 1] int32.
+        weight, bias, norm_weight: [D], [1] and [D] float32, of values that bfloat16 holds too.
+        slots: [S] int64, the place of each step in a flat [B * L], L the steps of the longest trajectory.
+        padded_index: [B, L] int64, the row of each step, 0 in padding.
+        padded_labels: [B, L] float32, -100 in padding.
+    """
+
+    hidden: Tensor
+    step_index: Tensor
+    labels: Tensor
+    cu_steps: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    slots: Tensor
+    padded_index: Tensor
+    padded_labels: Tensor
+
+
+def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device, seed: int, number: int) -> Inputs:
+    """Batch `number` of those that take turns: other values, rows and order of lengths, but the same shapes."""
+    # lengths are those of every batch with this seed; their mean is S / B and the shortest is 1
+    common = torch.Generator().manual_seed(seed)
+    own = torch.Generator().manual_seed(1_000_003 * seed + number + 1)
+    extra = torch.randint(size.trajectories, (size.steps - size.trajectories,), generator=common)
+    lengths = 1 + torch.bincount(extra, minlength=size.trajectories)
+    longest = int(lengths.max())
+    lengths = lengths[torch.randperm(size.trajectories, generator=own)]
+    cu_steps = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    step_index = torch.randperm(size.rows, generator=own)[: size.steps].sort().values
+    labels = (torch.rand(size.steps, generator=own) < 0.75).float()
+    trajectory = torch.arange(size.trajectories).repeat_interleave(lengths)
+    slots = trajectory * longest + torch.arange(size.steps) - cu_steps[trajectory]
+
+    def padded(values: Tensor, padding: int) -> Tensor:
+        flat = torch.full((size.trajectories * longest,), padding, dtype=values.dtype)
+        return flat.index_copy(0, slots, values).view(size.trajectories, longest)
+
+    weight = torch.randn(width, generator=own) / math.sqrt(width)
+    on_device = torch.Generator(device).manual_seed(1_000_003 * seed + number + 1)
+    tensors = {
+        "step_index": step_index,
+        "labels": labels,
+        "cu_steps": cu_steps.int(),
+        "weight": weight.bfloat16().float(),
+        "bias": torch.full((1,), 0.25),
+        "norm_weight": (torch.rand(width, generator=own) + 0.5).bfloat16().float(),
+        "slots": slots,
+        "padded_index": padded(step_index, 0),
+        "padded_labels": padded(labels, -100),
+    }
+    inputs = Inputs(
+        hidden=torch.randn(size.rows, width, generator=on_device, dtype=dtype, device=device),
+        **{name: tensor.to(device) for name, tensor in tensors.items()},
+    )
+    for leaf in (inputs.hidden, inputs.weight, inputs.bias, inputs.norm_weight):
+        leaf.requires_grad_()
+    return inputs
+
+
+def count_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many batches take turns; on a GPU, so that no call finds its step rows in the L2.
+
+    Raises:
+        PQMError: the batches and their gradients do not fit the device's memory.
+    """
+    if device.type != "cuda":
+        return 2
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    count = math.ceil(COLD * cache / (size.steps * width * dtype.itemsize))
+    count = min(max(count, 2), MOST_BATCHES)
+    torch.cuda.empty_cache()  # what the last width took is free again
+    needed, (free, _) = 2 * count * size.rows * width * dtype.itemsize, torch.cuda.mem_get_info(device)
+    if needed > 0.7 * free:
+        raise PQMError(
+            f"width {width}: inputs that are cold in the L2 take {needed / 2**30:.1f} GiB of the {free / 2**30:.1f} "
+            "GiB that are free; leave out this width or choose a GPU with more memory"
+        )
+    return count
+
+
+def floor_bytes(inputs: Inputs, backward: bool) -> int:
+    """The least that must move: each step row is read once forward and once backward; the gradient is written once."""
+    rows, width = inputs.hidden.shape
+    read = inputs.step_index.unique().numel() * (2 if backward else 1)
+    return (read + (rows if backward else 0)) * width * inputs.hidden.element_size()

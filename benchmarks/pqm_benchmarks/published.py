@@ -1,0 +1,46 @@
+"""The published computation of PQM, written afresh: what the speed-ups are measured against.
+
+The variant is the `rank` loss of the paper's main results (Eq. 10: every wrong step, with the margin zeta) in the
+form in which its authors published it: a linear value head in the dtype of the model on every token, upcast, values
+gathered at the step tokens of padded trajectories, plain exponentials and sums of them, 1e-5 in the denominator.
+In its favour, tokens are packed: the published code computes the values of padding too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def published(
+    hidden: Tensor, padded_index: Tensor, padded_labels: Tensor, weight: Tensor, bias: Tensor,
+    norm_weight: Tensor | None, zeta: float, norm_eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Batch loss and rewards [B, L] from `hidden` [T, D] and a head of its dtype.
+
+    `padded_index` [B, L] has the row of each step and 0 in padding, `padded_labels` [B, L] 1, 0 and -100.
+    """
+    if norm_weight is not None:
+        hidden = _rms_norm(hidden, norm_weight, norm_eps)
+    values = F.linear(hidden, weight[None], bias).squeeze(-1).float()
+    rewards = values.gather(0, padded_index.flatten()).view(padded_index.shape)
+    return published_rank(rewards, padded_labels, zeta), rewards
+
+
+def published_rank(rewards: Tensor, labels: Tensor, zeta: float) -> Tensor:
+    """Mean over trajectories, all of which have a step; scores above 88 overflow in float32, as published."""
+    correct, wrong = labels == 1, labels == 0
+    positives = torch.where(correct, rewards.exp(), 0.0)
+    negatives = torch.where(wrong, (rewards + zeta).exp(), 0.0).sum(-1, keepdim=True)
+    one = rewards.new_ones(len(rewards), 1)
+    current = torch.cat([one, torch.where(correct, positives, 1.0)], -1)
+    earlier = torch.cat([torch.zeros_like(one), torch.cat([one, positives], -1).cumsum(-1)[:, :-1]], -1)
+    terms = -torch.log(current / (current + earlier + negatives + 1e-5))
+    counted = torch.cat([wrong.any(-1, keepdim=True), correct], -1)
+    return (torch.where(counted, terms, 0.0).sum(-1) / counted.sum(-1)).mean()
+
+
+def _rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The final norm as decoders of transformers compute it: float32 inside, and all tokens."""
+    x = hidden.float()
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return weight * x.to(hidden.dtype)
