@@ -13,22 +13,25 @@ import torch
 class PackedBatch:
     """What crosses the border between data and model.
 
-    Shapes: T tokens, S listed steps, B trajectories. Trajectory b owns tokens cu_seqlens[b]:cu_seqlens[b+1] and
-    steps cu_steps[b]:cu_steps[b+1]; tokens from cu_seqlens[B] on are padding, which no trajectory sees.
+    Shapes: T tokens, S listed steps, B trajectories, G sequences. A sequence is a trajectory or, in a batch of prefix
+    trees, a tree; sequence g owns tokens cu_seqlens[g]:cu_seqlens[g+1]. Tokens from cu_seqlens[G] on are padding,
+    which no sequence sees. Trajectory b owns steps cu_steps[b]:cu_steps[b+1].
     """
 
     input_ids: torch.Tensor  # [T] int64
     position_ids: torch.Tensor  # [T] int64, from 0 within each trajectory
-    cu_seqlens: torch.Tensor  # [B+1] int32
+    cu_seqlens: torch.Tensor  # [G+1] int32
     lengths: tuple[int, ...]  # the same on the host: no synchronisation to plan attention
     step_index: torch.Tensor  # [S] int64, the row of each step's Q-value
     labels: torch.Tensor  # [S] float32, NaN where a step has no label (scoring only)
     cu_steps: torch.Tensor  # [B+1] int32
     members: tuple[int, ...]  # [B] which trajectory of the data set each one is
+    # [T] int32 in a batch of prefix trees, else None: token j is seen by the tokens j..subtree_end[j]-1
+    subtree_end: torch.Tensor | None = None
 
     @property
     def num_trajectories(self) -> int:
-        return len(self.lengths)
+        return self.cu_steps.shape[0] - 1
 
     @property
     def num_steps(self) -> int:
