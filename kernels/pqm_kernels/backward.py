@@ -12,15 +12,18 @@ from torch import Tensor
 
 from pqm_kernels.forward import FUSE, columns_per_tile
 
-ROWS_PER_TILE = 16
-TILE_WIDTH = 512  # bytes
+ROWS_PER_TILE = 8
+TILE_WIDTH = 1024  # bytes
 # Groups of rows: constants, not the size of the GPU at hand, so that sums have the same order on every one.
 MOST_GROUPS = 256
 MOST_PARTIALS = 2**18  # a MiB of float32
 GROUPS_PER_TILE = 32
+COLUMNS_TO_ADD = 64  # of a program that adds the groups
+FOUR = tl.constexpr(4)  # sums of rows that are added once, at the end: other threads hold other rows
+OPTIONS = {**FUSE, "maxnreg": 128}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # each batch has another number
 def rows_kernel(
     hidden_ptr, stride_row, stride_column, order_ptr, first_step_ptr, dq_ptr, upstream_ptr, dot_ptr, rstd_ptr,
     weight_ptr, norm_weight_ptr, dhidden_ptr, partial_ptr, num_rows,
@@ -29,16 +32,16 @@ def rows_kernel(
 ):  # fmt: skip
     """With q = RMSNorm(row) . weight + bias: dq/drow, summed over the steps of each row, and the group's sums of
     dq * row / rms (D of them, group by group) and of dq (one a group, behind them)."""
-    group = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)  # neighbours in time are neighbours in memory
+    group = tl.program_id(1).to(tl.int64)
     weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
     if HAS_NORM:
         weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
     upstream = tl.load(upstream_ptr)
-    of_weight = tl.zeros([BLOCK_D], tl.float32)
+    of_weight = tl.zeros([FOUR, BLOCK_D], tl.float32)
     of_bias = 0.0
-    for first in range(group * BLOCK_R, num_rows, tl.num_programs(0) * BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
+    for first in range(group * BLOCK_R, num_rows, tl.num_programs(1) * BLOCK_R):
+        row = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
         begin = tl.load(first_step_ptr + row, mask=row < num_rows, other=0)
         end = tl.load(first_step_ptr + row + 1, mask=row < num_rows, other=0)
         # The steps of a row have one score: their gradients are summed before the row is touched.
@@ -65,15 +68,15 @@ def rows_kernel(
             kept = (row < num_rows)[:, None] & (column < D)[None, :]
             tl.store(target, gradient, mask=kept)
         if NEEDS_HEAD:
-            of_weight += tl.sum(dq[:, None] * x, 0)
+            of_weight += tl.sum(tl.reshape(dq[:, None] * x, [BLOCK_R // FOUR, FOUR, BLOCK_D]), 0)
             of_bias += tl.sum(dq, 0)
     if NEEDS_HEAD:
-        tl.store(partial_ptr + group * D + column, of_weight, mask=column < D)
-        if tl.program_id(1) == 0:
-            tl.store(partial_ptr + tl.num_programs(0).to(tl.int64) * D + group, of_bias)
+        tl.store(partial_ptr + group * D + column, tl.sum(of_weight, 0), mask=column < D)
+        if tl.program_id(0) == 0:
+            tl.store(partial_ptr + tl.num_programs(1).to(tl.int64) * D + group, of_bias)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def head_kernel(
     partial_ptr, weight_ptr, norm_weight_ptr, dweight_ptr, dnorm_weight_ptr, dbias_ptr, groups,
     D, HAS_NORM: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -116,15 +119,15 @@ def backward(
     groups = max(1, min(MOST_GROUPS, triton.cdiv(num_rows, ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
     partial = torch.empty(groups * (width + 1) if needs_head else 0, dtype=torch.float32, device=hidden.device)
     with torch.cuda.device_of(hidden):  # triton launches on the current device
-        rows_kernel[(groups, triton.cdiv(width, block))](
+        rows_kernel[(triton.cdiv(width, block), groups)](
             hidden, *hidden.stride(), order, first_step, dq, upstream, dot, rstd,
             weight, norm_weight, dhidden, partial, num_rows,
             width, HAS_NORM=norm_weight is not None, NEEDS_HIDDEN=needs_hidden, NEEDS_HEAD=needs_head,
-            BLOCK_R=ROWS_PER_TILE, BLOCK_D=block, **FUSE,
+            BLOCK_R=ROWS_PER_TILE, BLOCK_D=block, **OPTIONS,
         )  # fmt: skip
         if needs_head:
-            head_kernel[(triton.cdiv(width, block),)](
+            head_kernel[(triton.cdiv(width, COLUMNS_TO_ADD),)](
                 partial, weight, norm_weight, dweight, dnorm_weight, dbias, groups,
-                width, HAS_NORM=norm_weight is not None, BLOCK_G=GROUPS_PER_TILE, BLOCK_D=block, **FUSE,
+                width, HAS_NORM=norm_weight is not None, BLOCK_G=GROUPS_PER_TILE, BLOCK_D=COLUMNS_TO_ADD, **OPTIONS,
             )  # fmt: skip
     return dhidden, dweight, dbias, dnorm_weight

@@ -17,13 +17,14 @@ from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
-TILE_WIDTH = 1024  # bytes
-STEPS_PER_SWEEP = 128  # of the losses: one a thread
+TILE_WIDTH = 512  # bytes
+STEPS_PER_SWEEP = 64  # of the losses
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
+STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
 FUSE = {"enable_fp_fusion": True}
 # Left alone, the compiler spills a few registers for an occupancy that the gather does not need.
-OPTIONS = {**FUSE, "maxnreg": 96}
+OPTIONS = {**FUSE, "num_warps": 1, "maxnreg": 128}
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def _score_steps(
         # One sum for EIGHT neighbouring columns, which one thread holds: a sum a column would fill the registers.
         dot = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
         square = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
-        for left in range(0, D, BLOCK_D):
+        for left in tl.range(0, D, BLOCK_D, num_stages=STAGES):
             column = left + tl.arange(0, BLOCK_D)
             weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
             pointers = hidden_ptr + row[:, None] * stride_row + column[None, :].to(tl.int64) * stride_column
@@ -75,7 +76,7 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_trajectories", "num_windows"])  # each batch has others
 def forward_kernel(
     hidden_ptr, stride_row, stride_column, step_index_ptr, labels_ptr, cu_steps_ptr,
     weight_ptr, bias_ptr, norm_weight_ptr, normalizer_ptr, q_ptr, dot_ptr, rstd_ptr, x_ptr, dq_ptr, losses_ptr,
@@ -104,10 +105,11 @@ def forward_kernel(
         scale /= tl.load(normalizer_ptr)
     tl.debug_barrier()  # other threads read q than wrote it
     is_last = (end - start <= PART) & (program >= num_windows)
-    if (end - start > PART) & (own_first < own_end):
-        # The barrier and the atomic together publish this program's scores and receive those of the others.
-        done_before = tl.atomic_add(parts_done_ptr + trajectory, 1, sem="acq_rel", scope="gpu")
-        is_last = done_before == (end - 1) // PART - (start + PART) // PART + 1
+    if parts_done_ptr is not None:  # noqa: SIM102 (known when compiled; else no trajectory can be long)
+        if (end - start > PART) & (own_first < own_end):
+            # The barrier and the atomic together publish this program's scores and receive those of the others.
+            done_before = tl.atomic_add(parts_done_ptr + trajectory, 1, sem="acq_rel", scope="gpu")
+            is_last = done_before == (end - 1) // PART - (start + PART) // PART + 1
     if is_last:
         loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_SWEEP)
         tl.store(losses_ptr + trajectory, loss)
@@ -115,6 +117,8 @@ def forward_kernel(
 
 def columns_per_tile(hidden: Tensor, tile_width: int) -> int:
     """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there."""
+    if hidden.stride(1) != 1 or hidden.stride(0) % 16 or hidden.shape[1] % 16:
+        tile_width //= 4  # element by element, a tile takes many more registers
     return min(tile_width // hidden.element_size(), max(16, triton.next_power_of_2(hidden.shape[1])))
 
 

@@ -21,7 +21,7 @@ import triton.language as tl
 CHAINED = ("rank", "rank-theory", "rank-first-error")
 NOTHING = tl.constexpr(-1e38)  # the maximum of no scores; finite, so that NOTHING - NOTHING is 0
 # The tile of pairs of `pairwise`: larger ones would spill registers.
-HIGH = tl.constexpr(32)
+HIGH = tl.constexpr(16)
 LOW = tl.constexpr(8)
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from pqm_kernels.by_row import steps_by_row
+from pqm_kernels.reference import default_normalizer
 
 _library = torch.library.Library("pqm", "DEF")
 _library.define(
     "step_loss(Tensor hidden, Tensor step_index, Tensor labels, Tensor cu_steps, Tensor weight, Tensor? bias, "
     "Tensor? norm_weight, Tensor? normalizer, Tensor? order, Tensor? first_step, str loss, float zeta, "
-    "float norm_eps, float scale) -> (Tensor loss, Tensor dq, Tensor q, Tensor dot, Tensor rstd)"
+    "float norm_eps, float? divisor) -> (Tensor loss, Tensor dq, Tensor q, Tensor dot, Tensor rstd)"
 )
 _library.define(
     "step_loss_backward(Tensor upstream, Tensor dq, Tensor hidden, Tensor step_index, Tensor? order, "
@@ -29,11 +30,18 @@ step_loss_backward = torch.ops.pqm.step_loss_backward.default
 def _step_loss(
     hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor, bias: Tensor | None,
     norm_weight: Tensor | None, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
-    loss: str, zeta: float, norm_eps: float, scale: float,
+    loss: str, zeta: float, norm_eps: float, divisor: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The batch loss, and per step the gradient of it, the score and, with a norm, score - bias and 1 / rms."""
+    """The batch loss, and per step the gradient of it, the score and, with a norm, score - bias and 1 / rms.
+
+    The loss is divided by `normalizer` or by `divisor`, whichever is given, else by the default: that is done here,
+    where torch.compile does not look, so that it need not compile anew for other numbers of steps and trajectories.
+    """
     from pqm_kernels.forward import forward  # needs triton, which not every platform has
 
+    if normalizer is None and divisor is None:
+        divisor = default_normalizer(loss, len(step_index), len(cu_steps) - 1)
+    scale = 1.0 if divisor is None else 1.0 / divisor
     return forward(
         hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, loss, zeta, norm_eps, scale
     )
@@ -58,7 +66,7 @@ def _fake_step_loss(hidden: Tensor, step_index: Tensor, *others: Any) -> tuple[T
     norm_weight = others[4]
 
     def per_step(needed: bool = True) -> Tensor:
-        return hidden.new_empty(len(step_index) if needed else 0, dtype=torch.float32)
+        return hidden.new_empty(step_index.shape[0] if needed else 0, dtype=torch.float32)
 
     has_norm = norm_weight is not None
     return hidden.new_empty((), dtype=torch.float32), per_step(), per_step(), per_step(has_norm), per_step(has_norm)

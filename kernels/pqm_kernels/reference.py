@@ -200,6 +200,11 @@ def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, los
     return LOSSES[loss].function(padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
 
 
+def default_normalizer(loss: str, num_steps: int, num_trajectories: int) -> int:
+    """What a batch divides the sum of its trajectory losses by: trajectories or steps, but at least 1."""
+    return max(num_steps if LOSSES[loss].normalised_by == "steps" else num_trajectories, 1)
+
+
 def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> None:
     """ValueError if the loss is unknown, or if labels and cu_steps do not describe `num_steps` steps.
 

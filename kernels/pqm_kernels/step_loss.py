@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pqm_kernels import by_row, ops
 from pqm_kernels.by_row import StepsByRow
-from pqm_kernels.reference import LOSSES, check_steps, trajectory_losses
+from pqm_kernels.reference import check_steps, default_normalizer, trajectory_losses
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,34 +72,31 @@ def step_loss(
             and under torch.compile the values in tensors are not looked at, for that would synchronise the
             device or break the graph: the caller vouches for them.
     """
-    _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight, steps_by_row)
+    _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, steps_by_row)
     check_steps(len(step_index), labels, cu_steps, loss)
     zeta, norm_eps = _finite("zeta", zeta), _finite("norm_eps", norm_eps)
+    divisor = None  # the normalizer, if it is a number
     if isinstance(normalizer, Tensor):
-        if normalizer.dim() != 0:
-            raise ValueError(f"normalizer must be a number or a 0-dim tensor, found {list(normalizer.shape)}")
         normalizer = normalizer.detach()
-    elif normalizer is not None and _finite("normalizer", normalizer) <= 0:
-        raise ValueError(f"normalizer must be positive, found {normalizer}")
-    else:
-        whole = len(step_index) if LOSSES[loss].normalised_by == "steps" else len(cu_steps) - 1
-        normalizer = float(normalizer or max(whole, 1))
+    elif normalizer is not None:
+        divisor, normalizer = _finite("normalizer", normalizer), None
+        if divisor <= 0:
+            raise ValueError(f"normalizer must be positive, found {divisor}")
     dtypes = [tensor.dtype for tensor in (hidden, weight, bias, norm_weight) if tensor is not None]
     if backend == "auto":
         backend = _best_backend(hidden.device, dtypes)
     if backend == "eager":
         q = _scores(hidden, step_index, weight, bias, norm_weight, norm_eps)
         total = trajectory_losses(q, labels, cu_steps, loss, zeta).sum()
-        # two scalar tensors would promote the loss
-        divisor = normalizer.to(total.dtype) if isinstance(normalizer, Tensor) else normalizer
-        return StepLoss(total / divisor, q.detach())
+        if normalizer is not None:
+            return StepLoss(total / normalizer.to(total.dtype), q.detach())  # two scalar tensors would promote the loss
+        return StepLoss(total / (divisor or default_normalizer(loss, len(step_index), len(cu_steps) - 1)), q.detach())
     if backend != "triton":
         raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
     for dtype in dtypes:
         if dtype not in TRITON_DTYPES:
             raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
-    order, first_step = steps_by_row or (None, None)
-    is_tensor = isinstance(normalizer, Tensor)
+    order, first_step = (part.contiguous() for part in steps_by_row) if steps_by_row else (None, None)
     total, _, q, _, _ = ops.step_loss(
         hidden,
         step_index.contiguous(),
@@ -108,13 +105,13 @@ def step_loss(
         weight.contiguous(),
         bias,
         None if norm_weight is None else norm_weight.contiguous(),
-        normalizer if is_tensor else None,
+        normalizer,
         order,
         first_step,
         loss,
         zeta,
         norm_eps,
-        1.0 if is_tensor else 1.0 / normalizer,
+        divisor,
     )
     return StepLoss(total, q.detach())
 
@@ -156,11 +153,14 @@ def _check(
     weight: Tensor,
     bias: Tensor | None,
     norm_weight: Tensor | None,
+    normalizer: Tensor | float | None,
     steps_by_row: StepsByRow | None,
 ) -> None:
+    order, first = steps_by_row or (None, None)
     tensors = {
         "hidden": hidden, "step_index": step_index, "labels": labels, "cu_steps": cu_steps, "weight": weight,
-        "bias": bias, "norm_weight": norm_weight,
+        "bias": bias, "norm_weight": norm_weight, "steps_by_row.order": order, "steps_by_row.first": first,
+        "normalizer": normalizer if isinstance(normalizer, Tensor) else None,
     }  # fmt: skip
     for name, tensor in tensors.items():
         if type(tensor).__name__ == "DTensor":
@@ -180,13 +180,16 @@ def _check(
         if tensor is not None and (tensor.shape != (size,) or not tensor.is_floating_point()):
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"{name} must be floating point [{size}], found {found}")
-    if steps_by_row is not None:
-        shapes = [list(tensor.shape) for tensor in steps_by_row]
-        if shapes != [[len(step_index)], [num_rows + 1]]:
-            raise ValueError(f"steps_by_row must hold [{len(step_index)}] and [{num_rows + 1}], found {shapes}")
-    for tensor in [*tensors.values(), *(steps_by_row or ())]:
+    for name, size in (("steps_by_row.order", len(step_index)), ("steps_by_row.first", num_rows + 1)):
+        tensor = tensors[name]
+        if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.int32):
+            raise ValueError(f"{name} must be int32 [{size}], found {tensor.dtype} {list(tensor.shape)}")
+    if isinstance(normalizer, Tensor) and normalizer.dim() != 0:
+        raise ValueError(f"normalizer must be a number or a 0-dim tensor, found {list(normalizer.shape)}")
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.device != hidden.device:
-            raise ValueError(f"all tensors must be on one device, found {hidden.device} and {tensor.device}")
+            found = f"hidden on {hidden.device} and {name} on {tensor.device}"
+            raise ValueError(f"all tensors must be on one device, found {found}")
     if step_index.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if len(step_index):

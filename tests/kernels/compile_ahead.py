@@ -1,6 +1,7 @@
-"""Compiles every kernel variant for one GPU architecture and prints what the compiler did, one JSON record a variant.
+"""Runs the op for a GPU that is not there: the host code and triton's own launcher, each launch a compilation only.
 
-`python compile_ahead.py 90`, in a process without triton's interpreter. No GPU is needed.
+`python compile_ahead.py 90`, in a process without triton's interpreter, prints a JSON record for each kernel that is
+compiled: what the compiler did, and the first call that needed it.
 """
 
 import itertools
@@ -9,85 +10,125 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
-from pqm_kernels import LOSSES, backward, forward
+import torch
+import triton
+from pqm_kernels import LOSSES
+from pqm_kernels.backward import backward
+from pqm_kernels.by_row import steps_by_row
+from pqm_kernels.forward import forward
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource, compile
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-HIDDEN = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes
-INDICES = {"order_ptr": "*i32", "first_step_ptr": "*i32", "cu_steps_ptr": "*i32", "parts_done_ptr": "*i32"}
-FLOATS = ("zeta", "norm_eps", "scale")
-HEAD = ("weight_ptr", "norm_weight_ptr", "bias_ptr", "dweight_ptr", "dnorm_weight_ptr", "dbias_ptr")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def variants():
-    """(kernel, dtype of hidden, dtype of the head, whether D and the row stride are multiples of 16, constants)."""
-    for (dtype, size), norm in itertools.product(HIDDEN.items(), (True, False)):
-        head = "fp32" if norm else dtype
-        absent = {} if norm else {"norm_weight_ptr": None, "bias_ptr": None, "normalizer_ptr": None}
+class AbsentGPU:
+    """What triton asks its driver before it launches."""
+
+    def __init__(self, architecture: int):
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def call(
+    *, rows=4096, steps=1000, trajectories=128, width=1536, dtype=torch.bfloat16, head=torch.float32, loss="rank",
+    norm=True, bias=True, normalizer=True, needs=((True, True),), hidden=None, index=torch.int64, cu=torch.int32,
+) -> None:  # fmt: skip
+    """Forward, and backward for each (needs_hidden, needs_head)."""
+    hidden = torch.zeros(rows, width, dtype=dtype) if hidden is None else hidden
+    rows, width = hidden.shape
+    step_index, labels = torch.zeros(steps, dtype=index), torch.ones(steps)
+    cu_steps = torch.linspace(0, steps, trajectories + 1).to(cu)
+    weight, norm_weight = torch.zeros(width, dtype=head), torch.ones(width, dtype=head) if norm else None
+    given = {"bias": torch.zeros(1, dtype=head) if bias else None, "norm_weight": norm_weight}
+    divisor = torch.tensor(3.0) if normalizer else None
+    numbers = (loss, 4.0, 1e-6, 1.0)
+    _, dq, _, dot, rstd = forward(hidden, step_index, labels, cu_steps, weight, *given.values(), divisor, *numbers)
+    order, first = steps_by_row(step_index, rows)
+    for needs_hidden, needs_head in needs:
+        upstream = torch.tensor(1.0)
+        backward(upstream, dq, hidden, order, first, dot, rstd, weight, *given.values(), needs_hidden, needs_head)
+
+
+def calls() -> Iterator[tuple[str, dict]]:
+    """(name, arguments of `call`). Names with "odd" promise no 16-byte accesses."""
+    subsets = ((True, True), (True, False), (False, True))
+    for dtype, norm in itertools.product(DTYPES, (True, False)):
+        head = torch.float32 if norm else dtype
         for loss in LOSSES:
-            scratch = {} if loss in forward.CHAINED else {"x_ptr": None}
-            tile = {"BLOCK_S": forward.STEPS_PER_TILE, "BLOCK_D": forward.TILE_WIDTH // size}
-            given = {"HAS_BIAS": norm, "HAS_NORM": norm, "HAS_NORMALIZER": norm}
-            sweeps = {"LOSS": loss, "PART": forward.PART, "BLOCK_SWEEP": forward.STEPS_PER_SWEEP}
-            yield forward.forward_kernel, dtype, head, True, tile | given | sweeps | scratch | absent
-        for needs_hidden, needs_head in ((True, True), (True, False), (False, True)):
-            tile = {"BLOCK_R": backward.ROWS_PER_TILE, "BLOCK_D": backward.TILE_WIDTH // size}
-            needs = {"HAS_NORM": norm, "NEEDS_HIDDEN": needs_hidden, "NEEDS_HEAD": needs_head}
-            yield backward.rows_kernel, dtype, head, True, tile | needs | absent
-        tile = {"BLOCK_G": backward.GROUPS_PER_TILE, "BLOCK_D": backward.TILE_WIDTH // size}
-        yield backward.head_kernel, dtype, head, True, tile | {"HAS_NORM": norm} | absent
-    # An odd width: nothing can be read 16 bytes at a time.
-    norm = {"HAS_NORM": True, "NEEDS_HIDDEN": True, "NEEDS_HEAD": True, "BLOCK_R": backward.ROWS_PER_TILE, "BLOCK_D": 256}
-    yield backward.rows_kernel, "bf16", "fp32", False, norm
+            options = {"dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": head, "loss": loss}
+            yield f"{loss}, {dtype}, {'with' if norm else 'without'} norm", options | {"needs": subsets}
+    yield "no long trajectory", {"steps": 40, "trajectories": 4}
+    yield "one trajectory", {"trajectories": 1}
+    yield "nothing", {"steps": 0, "trajectories": 3, "rows": 0}
+    yield "narrow", {"width": 64}
+    yield "other index types", {"index": torch.int32, "cu": torch.int64}
+    yield "other counts", {"rows": 4097, "steps": 1100, "trajectories": 127}  # must need no other kernel
+    yield "odd width", {"width": 1537}
+    yield "odd, one column", {"width": 1}
+    yield "odd, strided", {"hidden": torch.zeros(64, 3072, dtype=torch.bfloat16)[:, ::2]}
+    yield "odd, transposed", {"hidden": torch.zeros(1536, 64, dtype=torch.bfloat16).t()}
+    yield "expanded", {"hidden": torch.zeros(1, 1536, dtype=torch.bfloat16).expand(64, 1536)}
 
 
-def compiled(kernel, dtype, head, aligned, constants, architecture):
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    if "stride_column" in kernel.arg_names:
-        constants["stride_column"] = 1
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("hidden_ptr", "dhidden_ptr"):
-            signature[name] = "*" + dtype
-        elif name in HEAD:
-            signature[name] = "*" + head
-        elif name.endswith("_ptr"):
-            signature[name] = INDICES.get(name, "*i64" if name == "step_index_ptr" else "*fp32")
-        else:
-            signature[name] = "fp32" if name in FLOATS else "i32"
-    divisible = ("D", "stride_row") if aligned else ()
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in divisible
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = forward.OPTIONS if kernel is forward.forward_kernel else forward.FUSE
-    ptx = compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["ptx"]
+def record(name: str, kernel: str, options: dict, compiled) -> dict:
+    ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         target = re.search(r"\.target (\w+)", ptx).group(1)
-        command = [get_ptxas(architecture).path, "-v", "--gpu-name", target, file.name, "-o", "/dev/null"]
+        command = [get_ptxas(int(sys.argv[1])).path, "-v", "--gpu-name", target, file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
-        "kernel": kernel.__name__,
-        "dtype": dtype,
-        "aligned": aligned,
-        "constants": constants,
+        "call": name,
+        "kernel": kernel,
+        "tile": options.get("BLOCK_S", options.get("BLOCK_R", 0)) * options["BLOCK_D"],
+        "threads": 32 * options.get("num_warps", 4),
         "spilled": [int(n) for n in re.findall(r"(\d+) bytes spill", report)],
         "registers": [int(n) for n in re.findall(r"Used (\d+) registers", report)],
+        "shared": compiled.metadata.shared,
         "fp64": ".f64" in ptx,
-        "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
+        "wide_loads": len(re.findall(r"(?:ld\.global\S*\.v4\.b32|cp\.async\.c[ga]\.shared\.global.* 0x10)", ptx)),
         "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32", ptx)),
+        "barriers": len(re.findall(r"bar\.sync", ptx)),
         "publishes": "atom.global.gpu.acq_rel" in ptx,
     }
 
 
+def main() -> None:
+    driver.set_active(AbsentGPU(int(sys.argv[1])))
+    launch = JITFunction.run
+    seen: set[tuple[str, str]] = set()
+    current = [""]
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        compiled = launch(self, *arguments, grid=grid, warmup=True, **options)
+        name = current[0]
+        if (self.__name__, compiled.hash) not in seen:
+            seen.add((self.__name__, compiled.hash))
+            print(json.dumps(record(name, self.__name__, options, compiled)), flush=True)
+        return compiled
+
+    JITFunction.run = compile_only
+    for current[0], options in calls():
+        call(**options)
+
+
 if __name__ == "__main__":
-    for variant in variants():
-        print(json.dumps(compiled(*variant, int(sys.argv[1]))), flush=True)
+    assert not triton.knobs.runtime.interpret
+    main()

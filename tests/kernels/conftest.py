@@ -1,0 +1,31 @@
+"""For every test of the op: the device it runs on, and fresh memory that shows what a kernel fails to write."""
+
+import math
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def device():
+    """CUDA where there is one; else the CPU, with Triton in its interpreter (see tests/conftest.py)."""
+    pytest.importorskip("triton")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Fresh memory holds NaN."""
+
+    def poisoned(make):
+        def empty(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point():
+                with torch.no_grad():
+                    tensor.fill_(math.nan)
+            return tensor
+
+        return empty
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
