@@ -21,6 +21,7 @@ class Size:
 SIZES = {
     "tiny": Size(256, 32, 4),  # runs anywhere, and says nothing about speed
     "training": Size(32768, 1024, 128),  # one micro-batch: a step every 32 tokens, where launches cost more than bytes
+    "long": Size(32768, 1024, 2),  # the same rows in two long chains of thought
     "bandwidth": Size(131072, 65536, 8192),  # every other row is a step: the bytes are what costs
 }
 # Batches take turns: so many that their step rows alone are this many times the L2,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pqm_benchmarks.inputs import Inputs
 
-SizeName = Literal["tiny", "training", "bandwidth"]
+SizeName = Literal["tiny", "training", "long", "bandwidth"]
 ImplementationName = Literal["published", "eager", "compiled", "fused", "fused-sorting"]
 Norm = Literal["both", "with", "without"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -39,7 +39,7 @@ class KernelBench:
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     sizes: tuple[SizeName, ...] = ()
-    """Sizes of a batch. Default: training and bandwidth on a GPU, tiny on a CPU."""
+    """Sizes of a batch. Default: training, long and bandwidth on a GPU, tiny on a CPU."""
     widths: tuple[int, ...] = ()
     """Hidden widths D. Default: 896 1536 3584 4096 on a GPU, 64 on a CPU."""
     dtype: DType = "auto"
@@ -200,7 +200,7 @@ def _chosen(
             raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     if not config.losses or not config.implementations:
         raise PQMError("losses and implementations: give at least one of each")
-    sizes = config.sizes or (("training", "bandwidth") if on_gpu else ("tiny",))
+    sizes = config.sizes or (("training", "long", "bandwidth") if on_gpu else ("tiny",))
     widths = config.widths or ((896, 1536, 3584, 4096) if on_gpu else (64,))
     if config.repeats < 1 or min(widths) < 1:
         raise PQMError(f"repeats and widths must be positive, found {config.repeats} and {min(widths)}")
