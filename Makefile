@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ BENCH_USAGE = """\
 usage: pqm-fast bench WHAT [--config FILE] [options]
 
   kernels   the fused op against the published computation, eager PyTorch and torch.compile
+  work      operations of a training step, counted, for the published computation and for ours
 
 `pqm-fast bench WHAT --help` explains every option."""
 
@@ -110,6 +111,12 @@ def _bench_kernels(arguments: list[str]) -> None:
     run(_parse(KernelBench, "bench kernels", arguments))
 
 
+def _bench_work(arguments: list[str]) -> None:
+    from pqm_benchmarks.work import WorkBench, run
+
+    run(_parse(WorkBench, "bench work", arguments))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
@@ -118,7 +125,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": _bench,
 }
 
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"kernels": _bench_kernels}
+BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"kernels": _bench_kernels, "work": _bench_work}
 
 
 def _parse(kind: type, command: str, arguments: list[str]) -> Any:

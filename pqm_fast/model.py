@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pqm_kernels import StepLoss, step_loss
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pqm_fast import attention
+from pqm_fast import attention, last_layer
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
-from pqm_fast.data.pack import PackedBatch, Trajectory, pack
+from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
 from pqm_fast.pretrained import load_classifier, load_config, quiet_transformers
@@ -50,12 +51,17 @@ class Recipe:
 
 
 class StepQModel(nn.Module):
-    """`classifier` is a `*ForTokenClassification` with one label; its head is kept in float32."""
+    """`classifier` is a `*ForTokenClassification` with one label; its head is kept in float32.
 
-    def __init__(self, classifier: PreTrainedModel):
+    `step_rows_only`: the last layer computes only the rows that steps read, the same values in less time. After
+    construction the attribute says whether it does: architectures that are not supported compute all rows.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, *, step_rows_only: bool = True):
         super().__init__()
         self.classifier = classifier
         self.head.float()
+        self.step_rows_only = step_rows_only and last_layer.narrow(self.backbone)
 
     @property
     def config(self) -> Any:
@@ -84,9 +90,21 @@ class StepQModel(nn.Module):
             return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
         return getattr(config, "max_position_embeddings", None) or 32768
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """The final hidden states [T, D], after the final norm."""
-        packing = attention.Packing.from_lengths(batch.lengths, batch.input_ids.shape[0], self.device)
+    def packing(self, batch: PackedBatch, *, step_rows: bool = True) -> attention.Packing:
+        """How the batch attends in this model. Made on the host, before the batch is moved to a device if possible."""
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        return attention.Packing.of(
+            batch,
+            step_rows=step_rows and self.step_rows_only,
+            windows=(None,) if window is None else (None, window),
+            flex=self.device.type == "cuda" and batch.subtree_end is not None,  # plain packing needs no such kernel
+        )
+
+    def hidden(self, batch: PackedBatch, packing: attention.Packing | None = None) -> torch.Tensor:
+        """The final hidden states, after the final norm: [T, D], or with `packing` (on the device) the rows that it
+        asks for, [R, D]."""
+        if packing is None:
+            packing = self.packing(batch, step_rows=False).to(self.device)
         output = self.backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -96,12 +114,18 @@ class StepQModel(nn.Module):
         return output.last_hidden_state[0]
 
     def forward(
-        self, batch: PackedBatch, *, loss: str, zeta: float, normalizer: torch.Tensor | float | None = None
+        self,
+        batch: PackedBatch,
+        *,
+        loss: str,
+        zeta: float,
+        normalizer: torch.Tensor | float | None = None,
     ) -> StepLoss:
-        """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps."""
+        """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps of a batch on the host."""
+        packing, batch = self.packing(batch).to(self.device), batch.to(self.device)
         return step_loss(
-            self.hidden(batch),
-            batch.step_index,
+            self.hidden(batch, packing),
+            packing.step_index,
             batch.labels,
             batch.cu_steps,
             self.head.weight.view(-1),
@@ -118,15 +142,23 @@ class StepQModel(nn.Module):
 
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> torch.Tensor:
-        """Q-values [S] float32 of the listed steps."""
-        rows = self.hidden(batch).index_select(0, batch.step_index).float()
+        """Q-values [S] float32 of the listed steps of a batch on the host."""
+        packing, batch = self.packing(batch).to(self.device), batch.to(self.device)
+        rows = self.hidden(batch, packing).index_select(0, packing.step_index).float()
         with torch.autocast(rows.device.type, enabled=False):
             return self.head(rows).squeeze(-1)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path: str, *, dtype: torch.dtype = torch.float32, notes: list[str] | None = None):
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        step_rows_only: bool = True,
+        notes: list[str] | None = None,
+    ):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
         A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
@@ -136,7 +168,7 @@ class StepQModel(nn.Module):
         classifier = load_classifier(path, load_config(path), dtype, notes)
         try:
             classifier.set_attn_implementation(attention.NAME)
-            model = cls(classifier)
+            model = cls(classifier, step_rows_only=step_rows_only)
             check_packing(model)
         except PQMError as error:
             raise PQMError(f"{path}: {error}") from error
@@ -203,43 +235,56 @@ class StepQModel(nn.Module):
 
 @torch.no_grad()
 def check_packing(model: StepQModel) -> None:
-    """Holds packed hidden states against each sequence run alone through transformers' own attention.
+    """Holds packed hidden states against each sequence run alone through transformers' own attention: trajectories
+    end to end and in a prefix tree, every token and (where the model does that) step rows only.
 
     An architecture that carries state across tokens in another way than attention (Mamba, for one), or that our
     attention does not serve, would otherwise train on mixed-up trajectories without a sign.
     """
     vocabulary = model._embedding().shape[0]
-    generator = torch.Generator().manual_seed(0)
-    none = torch.zeros(0)
-    alone = [
-        Trajectory(torch.randint(vocabulary, (n,), generator=generator).numpy(), none.int().numpy(), none.numpy())
-        for n in (5, 9, 2)
-    ]
-    ids = [torch.as_tensor(t.input_ids, device=model.device)[None].long() for t in alone]
+    random = torch.randint(vocabulary, (13,), generator=torch.Generator().manual_seed(0)).numpy()
+    alone: list[tuple[int, Trajectory]] = []
+    for tokens in (random[:5], random[[0, 1, 2, 5, 6, 7, 8, 9, 10]], random[11:]):  # the first two begin alike
+        steps = np.delete(np.arange(len(tokens), dtype=np.int32), 1)
+        alone.append((len(alone), Trajectory(tokens, steps, np.full(len(steps), np.nan, dtype=np.float32))))
+    batches = {"packed trajectories": pack(alone, labelled_only=False)}
+    batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], labelled_only=False)
 
-    def one_by_one(implementation: str) -> torch.Tensor:
+    def one_by_one(implementation: str) -> list[torch.Tensor]:
         model.classifier.set_attn_implementation(implementation)
-        return torch.cat([model.backbone(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids]).float()
+        ids = [torch.as_tensor(t.input_ids, device=model.device)[None].long() for _, t in alone]
+        return [model.backbone(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
+
+    def at_steps(batch: PackedBatch, step_rows: bool) -> torch.Tensor:
+        packing = model.packing(batch, step_rows=step_rows).to(model.device)
+        return model.hidden(batch.to(model.device), packing)[packing.step_index].float()
 
     training = model.training
     model.eval()
-    packed = model.hidden(pack(list(enumerate(alone))).to(model.device)).float()
+    ways = (False, True) if model.step_rows_only else (False,)
+    packed = {(name, way): at_steps(batch, way) for name, batch in batches.items() for way in ways}
     limit = 1e-3
     try:
         expected = one_by_one("eager")
         if model.classifier.dtype != torch.float32:  # what rounding alone does in this model, between two of its own
             with suppress(ValueError):  # Gemma 2 has no sdpa
-                rounding = (one_by_one("sdpa") - expected).norm() / expected.norm()
-                limit = 3 * float(rounding)
+                limit = 3 * _relative_error(torch.cat(one_by_one("sdpa")), torch.cat(expected))
             limit = max(5e-2, limit)
     finally:
         model.classifier.set_attn_implementation(attention.NAME)
         model.train(training)
-    if not expected.isfinite().all():
+    if not all(hidden.isfinite().all() for hidden in expected):
         raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")
-    error = float((packed - expected).norm() / expected.norm())
-    if not error <= limit:
-        raise PQMError(
-            f"{model.config.model_type}: packed trajectories do not give the hidden states that they give alone "
-            f"(relative error {error:.2g}); this architecture is not supported"
-        )
+    for (name, way), got in packed.items():
+        members = batches[name].members
+        error = _relative_error(got, torch.cat([expected[m][torch.as_tensor(alone[m][1].step_index)] for m in members]))
+        if not error <= limit:
+            raise PQMError(
+                f"{model.config.model_type}: {name} do not give the hidden states that trajectories give alone "
+                f"(relative error {error:.2g}{', last layer at step rows only' if way else ''}); "
+                "this architecture is not supported"
+            )
+
+
+def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())

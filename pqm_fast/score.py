@@ -24,6 +24,9 @@ class ScoringOptions:
     """Longest solution in tokens; steps beyond it get null. Default: the model's context."""
     max_tokens: int = 16384
     """Tokens of one forward pass."""
+    prefix_tree: bool = False
+    """Compute what solutions of one question share once: the same scores up to rounding, from fewer tokens. For GPUs:
+    on a CPU the mask costs more than the tokens that it saves."""
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pqm_fast.data.dataset import CHUNK, chunks
+from pqm_fast.data.dataset import CHUNK, chunks, question_number
 from pqm_fast.data.encode import Encoded, Encoder
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.data.pack import Trajectory, pack, plan_batches
+from pqm_fast.data.pack import Trajectory, Units, pack
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
@@ -23,10 +23,13 @@ Scores = list[float | None]
 
 
 class Scorer:
-    """Scores steps with a trained checkpoint, under the template that the checkpoint was trained with."""
+    """Scores steps with a trained checkpoint, under the template that the checkpoint was trained with.
 
-    def __init__(self, model: StepQModel, encoder: Encoder, max_tokens: int = 16384):
-        self.model, self.encoder, self.max_tokens = model.eval(), encoder, max_tokens
+    `prefix_tree`: what solutions of one question share is computed once; the scores are the same up to rounding.
+    """
+
+    def __init__(self, model: StepQModel, encoder: Encoder, max_tokens: int = 16384, prefix_tree: bool = False):
+        self.model, self.encoder, self.max_tokens, self.prefix_tree = model.eval(), encoder, max_tokens, prefix_tree
 
     @classmethod
     def from_pretrained(
@@ -37,6 +40,7 @@ class Scorer:
         dtype: DType = "auto",
         max_length: int | None = None,
         max_tokens: int = 16384,
+        prefix_tree: bool = False,
     ) -> "Scorer":
         """`dtype` of weights and computation: float32 on a CPU, bfloat16 on a GPU by default. `max_length`: longest
         solution in tokens (default: the model's context); `max_tokens`: of one forward pass.
@@ -56,7 +60,7 @@ class Scorer:
         if not 1 <= length <= model.context:
             raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
         encoder = Encoder(load_tokenizer(os.fspath(path)), recipe.template, length)
-        return cls(model.to(where), encoder, max_tokens)
+        return cls(model.to(where), encoder, max_tokens, prefix_tree)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
@@ -69,18 +73,27 @@ class Scorer:
         for found in encoded:
             if isinstance(found, RecordError):
                 raise found
-        return self.score_encoded([e for e in encoded if isinstance(e, Encoded)])
+        return self.score_encoded(
+            [(r.prompt, e) for r, e in zip(records, encoded, strict=True) if isinstance(e, Encoded)]
+        )
 
     @torch.no_grad()
-    def score_encoded(self, solutions: Sequence[Encoded]) -> list[Scores]:
-        """The same for what the encoder gave."""
+    def score_encoded(self, encoded: Sequence[tuple[str, Encoded]]) -> list[Scores]:
+        """The same for (question, what the encoder gave) pairs."""
+        solutions = [solution for _, solution in encoded]
         scores: list[Scores] = [[] for _ in solutions]
         lengths = np.array([len(s.input_ids) for s in solutions], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        for members in plan_batches(lengths, budget, shuffle=False):
-            batch = pack(((i, _unlabelled(solutions[i])) for i in members), labelled_only=False)
-            q = self.model.scores(batch.to(self.model.device)).cpu().numpy()
-            for i, own in zip(members, np.split(q, batch.cu_steps[1:-1].tolist()), strict=True):
+        everything, question = np.arange(len(solutions)), None
+        units = Units.alone(everything, lengths)
+        if self.prefix_tree:
+            question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
+            units = Units.trees(everything, question, lambda i: solutions[i].input_ids, budget)
+        for members in units.batches(budget, shuffle=False):
+            pairs = [(int(i), _unlabelled(solutions[i])) for i in members]
+            batch = pack(pairs, question=None if question is None else question[members], labelled_only=False)
+            q = self.model.scores(batch).cpu().numpy()
+            for i, own in zip(batch.members, np.split(q, batch.cu_steps[1:-1].tolist()), strict=True):
                 scores[i] = [*own.tolist(), *[None] * solutions[i].steps_cut]
         return scores
 
@@ -112,6 +125,7 @@ def score_records(
         dtype=options.dtype,
         max_length=options.max_length,
         max_tokens=options.max_tokens,
+        prefix_tree=options.prefix_tree,
     )
     usable = False
     with tqdm(total=total, unit="record", disable=not options.progress) as bar:
@@ -127,7 +141,7 @@ def score_records(
             usable = usable or bool(kept)
             # a chunk that was interrupted is packed, and so rounded, as it would have been
             if any(record.id not in done for record, _ in kept):
-                scores = scorer.score_encoded([encoded for _, encoded in kept])
+                scores = scorer.score_encoded([(record.prompt, encoded) for record, encoded in kept])
                 found = [(record, own) for (record, _), own in zip(kept, scores, strict=True)]
                 for record, own in found:
                     if any(q is not None and not math.isfinite(q) for q in own):

@@ -11,8 +11,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+from shared import SHARED
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,8 @@
 """The model on packed batches: equal to one trajectory at a time, for every architecture, and a plain HF checkpoint."""
 
+from dataclasses import replace
+from itertools import chain
+
 import numpy as np
 import pytest
 import tiny
@@ -7,44 +10,55 @@ import torch
 from pqm_kernels import trajectory_losses
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from pqm_fast import attention, last_layer
 from pqm_fast.data.encode import Encoder, Template
-from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.model import Recipe, StepQModel, check_packing
 from pqm_fast.pretrained import load_tokenizer
 from pqm_fast.scorer import Scorer
 
+STEP_ROWS = ("llama", "mistral", "qwen2", "qwen3")
 
-def make_model(tmp_path, architecture="llama", **changes):
+
+def make_model(tmp_path, architecture="llama", step_rows_only=True, **changes):
     torch.manual_seed(0)
-    return StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / architecture, architecture, **changes)))
+    folder = tiny.model_folder(tmp_path / architecture, architecture, **changes)
+    return StepQModel.from_pretrained(str(folder), step_rows_only=step_rows_only)
 
 
 def trajectories(seed=0, lengths=(9, 17, 3, 30, 12, 5)):
     rng = np.random.default_rng(seed)
-    made = []
-    for length in lengths:
-        steps = int(rng.integers(1, min(6, length)))
-        rows = np.sort(rng.choice(length, steps, replace=False)).astype(np.int32)
-        made.append(Trajectory(rng.integers(0, 97, length), rows, rng.integers(0, 2, steps).astype(np.float32)))
-    return made
+    return [Trajectory(rng.integers(0, 97, length), *steps(rng, length)) for length in lengths]
 
 
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("pad_to", [None, 128])
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_packed_equals_one_by_one(tmp_path, architecture, pad_to):
-    """Values and every parameter's gradient, against transformers' own attention on one trajectory at a time."""
-    model = make_model(tmp_path, architecture)
-    made = trajectories()
-    packed = model(pack(list(enumerate(made)), pad_to=pad_to), loss="rank", zeta=2.0)
-    packed.loss.backward()
-    got = gradients(model)
+def solutions(seed=0):
+    """Solutions of three questions, by question: some begin alike, one is the beginning of another, two are equal."""
+    rng = np.random.default_rng(seed)
+    groups = []
+    for sizes in ((9, 17, 3, 30, 12), (8, 8), (6,)):
+        question = rng.integers(3, 97, 2)
+        group = [np.concatenate([question, rng.integers(0, 97, n)]) for n in sizes]
+        if len(sizes) > 2:
+            group[1][:7] = group[0][:7]  # more than the question in common
+            group += [group[3][:20], group[0]]
+        groups.append([Trajectory(tokens, *steps(rng, len(tokens))) for tokens in group])
+    numbers = iter(range(99))
+    return [[(next(numbers), t) for t in group] for group in groups]
 
+
+def steps(rng, length):
+    rows = np.sort(rng.choice(length, int(rng.integers(1, min(6, length))), replace=False)).astype(np.int32)
+    return rows, rng.integers(0, 2, len(rows)).astype(np.float32)
+
+
+def one_by_one(model, made):
+    """Scores, loss and gradients of trajectories alone, through transformers' own attention and all layers whole."""
     model.zero_grad()
     model.classifier.set_attn_implementation("eager")
     scores, losses = [], []
@@ -52,20 +66,51 @@ def test_packed_equals_one_by_one(tmp_path, architecture, pad_to):
         out = model.classifier(input_ids=torch.as_tensor(t.input_ids)[None].long(), use_cache=False)
         q = out.logits[0, torch.as_tensor(t.step_index).long(), 0]
         scores.append(q.detach())
-        steps = torch.tensor([0, len(q)], dtype=torch.int32)
-        losses.append(trajectory_losses(q, torch.as_tensor(t.labels), steps, "rank", 2.0))
-    expected = torch.cat(losses).mean()
-    expected.backward()
+        cu_steps = torch.tensor([0, len(q)], dtype=torch.int32)
+        losses.append(trajectory_losses(q, torch.as_tensor(t.labels), cu_steps, "rank", 2.0))
+    loss = torch.cat(losses).mean()
+    loss.backward()
+    model.classifier.set_attn_implementation(attention.NAME)
+    return scores, loss.detach(), gradients(model)
 
-    assert (packed.q - torch.cat(scores)).abs().max() <= 1e-5
-    assert abs(packed.loss - expected) <= 1e-5 * abs(expected)
-    reference = gradients(model)
+
+def assert_same(model, batches, expected, way=""):
+    """Micro-batches, accumulated, against what `one_by_one` gave."""
+    scores, loss, reference = expected
+    model.zero_grad()
+    got_loss = 0.0
+    for batch in batches:
+        out = model(batch, loss="rank", zeta=2.0, normalizer=float(len(scores)))
+        out.loss.backward()
+        got_loss += out.loss.detach()
+        alone = [scores[m] for m in batch.members]
+        assert (out.q - torch.cat(alone)).abs().max() <= 1e-5, way
+    assert abs(got_loss - loss) <= 1e-5 * abs(loss), way
+    got = gradients(model)
     assert got.keys() == reference.keys()
     assert len(got) >= 3 * 7  # every layer has one
     for name in got:
-        # no gradient at all beside rounding: the bias of gpt2's keys, to which softmax is blind
+        # no gradient at all beside rounding: the bias of keys, to which softmax is blind
         if reference[name].norm() > 1e-6:
-            assert tiny.relative_error(got[name], reference[name]) <= 1e-5, name
+            assert tiny.relative_error(got[name], reference[name]) <= 1e-5, (name, way)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_packed_equals_one_by_one(tmp_path, architecture):
+    """Values and every parameter's gradient, against transformers' own attention on one trajectory at a time."""
+    model = make_model(tmp_path, architecture)
+    assert model.step_rows_only == (architecture in STEP_ROWS)
+    groups = solutions()
+    expected = one_by_one(model, [t for group in groups for _, t in group])
+    for step_rows_only in {False, model.step_rows_only}:
+        model.step_rows_only = step_rows_only
+        for parts, pad_to in (([groups], None), ([groups[:1], groups[1:]], 128)):
+            plain = [pack(chain(*part), pad_to=pad_to) for part in parts]
+            trees = [pack_trees(part, pad_to=pad_to) for part in parts]
+            assert_same(model, plain, expected, f"plain, {step_rows_only=}, {pad_to=}")
+            assert_same(model, trees, expected, f"trees, {step_rows_only=}, {pad_to=}")
+    assert sum(b.num_tokens for b in trees) < 0.8 * sum(b.num_tokens for b in plain)
+    assert any(len(b.step_index.unique()) < b.num_steps for b in trees)  # rows that several steps read
 
 
 def test_gradient_checkpointing_leaves_the_gradient(tmp_path):
@@ -139,7 +184,10 @@ def test_save_and_load_give_the_same_scores(tmp_path, architecture):
     notes = []
     again = StepQModel.from_pretrained(str(tmp_path / "out"), notes=notes).eval()
     assert notes == []
-    assert torch.equal(model.scores(batch), again.scores(batch))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    # to the bit only where the weights lie in memory alike
+    assert (model.scores(batch) - again.scores(batch)).abs().max() <= 1e-6
     assert Recipe.from_config(again.config, "out") == Recipe(Template(step_token="last"))
 
 
@@ -242,17 +290,33 @@ def test_an_architecture_with_state_across_tokens_is_refused(tmp_path):
         StepQModel.from_pretrained(str(tmp_path / "mamba"))
 
 
-def test_check_packing_bites(tmp_path, monkeypatch):
-    """With an attention that lets trajectories see each other, the check must fail."""
-    from pqm_fast import attention
+def one_sequence(batch):
+    return replace(batch, lengths=(sum(batch.lengths),))
 
+
+def subtrees_end_late(batch):
+    late = batch.subtree_end is not None
+    return replace(batch, subtree_end=(batch.subtree_end + 1).clamp(max=13)) if late else batch
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"), [(one_sequence, "packed trajectories"), (subtrees_end_late, "prefix trees")]
+)
+def test_check_packing_bites(tmp_path, monkeypatch, damage, found):
+    """With an attention that lets trajectories see each other, the check must fail."""
     model = make_model(tmp_path)
     check_packing(model)
-    whole = attention.Packing.from_lengths
-    monkeypatch.setattr(
-        attention.Packing, "from_lengths", classmethod(lambda cls, lengths, *rest: whole((sum(lengths),), *rest))
-    )
-    with pytest.raises(PQMError, match="packed trajectories do not give the hidden states"):
+    right = attention.Packing.of
+    monkeypatch.setattr(attention.Packing, "of", lambda batch, **how: right(damage(batch), **how))
+    with pytest.raises(PQMError, match=rf"{found} do not give the hidden states .*not supported"):
+        check_packing(model)
+
+
+def test_check_packing_bites_in_the_last_layer(tmp_path, monkeypatch):
+    model = make_model(tmp_path)
+    check_packing(model)
+    monkeypatch.setattr(last_layer, "_rotate", lambda x, cos, sin: x)
+    with pytest.raises(PQMError, match=r"last layer at step rows only.*not supported"):
         check_packing(model)
 
 

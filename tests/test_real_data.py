@@ -20,7 +20,7 @@ from pqm_fast.pretrained import load_tokenizer
 
 @pytest.fixture(scope="module")
 def shared(request):
-    from conftest import SHARED
+    from shared import SHARED
 
     if not (SHARED / "data" / "prmbench_train.jsonl").exists():
         pytest.skip("real data not present: prmbench_train.jsonl (expected beside the repository, in shared/)")

@@ -37,8 +37,8 @@ def gpu_seconds(calls: Sequence[Call], repeats: int) -> tuple[float, str | None]
     # what is timed must be what was checked
     for output, call in zip(outputs, calls, strict=True):
         for found, expected in zip(output, call(), strict=True):
-            error = torch.linalg.vector_norm(found.float() - expected.float())
-            if not error <= 1e-2 * torch.linalg.vector_norm(expected.float()):  # some sum with atomics
+            difference = torch.linalg.vector_norm(found.float() - expected.float())
+            if not difference <= 1e-2 * torch.linalg.vector_norm(expected.float()):  # some sum with atomics
                 raise PQMError(
                     "a CUDA graph gave other results than the calls in it; nothing is timed until that is mended"
                 )

@@ -1,12 +1,14 @@
 """Micro-batches without padding: trajectories laid end to end within a fixed token budget."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+
+from pqm_fast.data.tree import by_question, cut_runs, lay_out, prefix_order
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class PackedBatch:
     """
 
     input_ids: torch.Tensor  # [T] int64
-    position_ids: torch.Tensor  # [T] int64, from 0 within each trajectory
+    position_ids: torch.Tensor  # [T] int64, from 0 within each trajectory (its depth in a tree)
     cu_seqlens: torch.Tensor  # [G+1] int32
     lengths: tuple[int, ...]  # the same on the host: no synchronisation to plan attention
     step_index: torch.Tensor  # [S] int64, the row of each step's Q-value
@@ -59,30 +61,55 @@ class Trajectory:
 
 
 def pack(
-    trajectories: Iterable[tuple[int, Trajectory]], *, pad_to: int | None = None, labelled_only: bool = True
+    trajectories: Iterable[tuple[int, Trajectory]],
+    *,
+    question: np.ndarray | None = None,
+    pad_to: int | None = None,
+    labelled_only: bool = True,
 ) -> PackedBatch:
-    """Lays `(number, trajectory)` pairs end to end.
+    """Lays `(number, trajectory)` pairs end to end, or with `question` [B] in prefix trees over those of equal number.
 
     `pad_to` fills the token axis up to a fixed size, so that every batch has the same shape. `labelled_only` leaves
     out steps without a label (training); otherwise every step is listed (scoring).
     """
-    ids, positions, rows, labels, lengths, counts, members = [], [], [], [], [], [], []
+    pairs = list(trajectories)
+    if question is None:
+        alone = pack_trees(([pair] for pair in pairs), pad_to=pad_to, labelled_only=labelled_only)
+        return replace(alone, subtree_end=None)
+    groups = ([pairs[i] for i in group] for group in by_question(question))
+    return pack_trees(groups, pad_to=pad_to, labelled_only=labelled_only)
+
+
+def pack_trees(
+    groups: Iterable[Sequence[tuple[int, Trajectory]]], *, pad_to: int | None = None, labelled_only: bool = True
+) -> PackedBatch:
+    """Lays `(number, trajectory)` pairs out in prefix trees: what those of a group share stands there once.
+
+    The trajectories of a group follow each other in the order of their tokens. One row may serve steps of several:
+    `step_index` then has duplicates. `pad_to` and `labelled_only` as in `pack`.
+    """
+    ids, positions, ends, rows, labels, sizes, counts, members = [], [], [], [], [], [], [], []
     offset = 0
-    for number, t in trajectories:
-        keep = ~np.isnan(t.labels) if labelled_only else np.ones(len(t.labels), dtype=bool)
-        ids.append(t.input_ids)
-        positions.append(np.arange(len(t.input_ids)))
-        rows.append(t.step_index[keep].astype(np.int64) + offset)
-        labels.append(t.labels[keep])
-        lengths.append(len(t.input_ids))
-        counts.append(int(keep.sum()))
-        members.append(int(number))
-        offset += len(t.input_ids)
+    for group in groups:
+        layout = lay_out([t.input_ids for _, t in group])
+        ids.append(layout.input_ids)
+        positions.append(layout.position_ids)
+        ends.append(layout.subtree_end + offset)
+        sizes += layout.tree_sizes
+        for i, path in zip(layout.order, layout.paths, strict=True):
+            number, t = group[i]
+            keep = ~np.isnan(t.labels) if labelled_only else np.ones(len(t.labels), dtype=bool)
+            rows.append(path[t.step_index[keep]] + offset)
+            labels.append(t.labels[keep])
+            counts.append(int(keep.sum()))
+            members.append(int(number))
+        offset += len(layout.input_ids)
     if pad_to is not None:
         if offset > pad_to:
             raise ValueError(f"{offset} tokens do not fit a batch of {pad_to}")
         ids.append(np.zeros(pad_to - offset, dtype=np.int64))
         positions.append(np.zeros(pad_to - offset, dtype=np.int64))
+        ends.append(np.arange(offset, pad_to) + 1)
 
     def flat(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False))
@@ -93,13 +120,58 @@ def pack(
     return PackedBatch(
         input_ids=flat(ids, np.int64),
         position_ids=flat(positions, np.int64),
-        cu_seqlens=cumulative(lengths),
-        lengths=tuple(lengths),
+        cu_seqlens=cumulative(sizes),
+        lengths=tuple(sizes),
         step_index=flat(rows, np.int64),
         labels=flat(labels, np.float32),
         cu_steps=cumulative(counts),
         members=tuple(members),
+        subtree_end=flat(ends, np.int32),
     )
+
+
+@dataclass(frozen=True)
+class Units:
+    """Trajectories in units that go into one batch as a whole: one trajectory, or those of a prefix tree."""
+
+    members: np.ndarray  # [N] numbers of trajectories, unit after unit
+    ends: np.ndarray  # [U] where each unit ends among them
+    sizes: np.ndarray  # [U] tokens to compute
+
+    @classmethod
+    def alone(cls, members: np.ndarray, lengths: np.ndarray) -> "Units":
+        """Each trajectory by itself; `lengths` [N] in tokens."""
+        return cls(members, np.arange(1, len(members) + 1), lengths)
+
+    @classmethod
+    def trees(
+        cls, members: np.ndarray, question: np.ndarray, tokens: Callable[[int], np.ndarray], budget: int
+    ) -> "Units":
+        """The trajectories of one question together (`question` [N] has equal numbers for them), or as few runs of
+        their prefix tree as fit the budget. `tokens` gives the tokens of a trajectory by its number."""
+        ordered, starts, sizes, offset = [members[:0]], [], [], 0
+        for positions in by_question(question):
+            group = members[positions]
+            sequences = [tokens(i) for i in group.tolist()]
+            order, shared = prefix_order(sequences)
+            lengths = np.array([len(s) for s in sequences], dtype=np.int64)[order]
+            cuts, own = cut_runs(lengths, shared, budget)
+            ordered.append(group[order])
+            starts += [offset + cut for cut in cuts]
+            sizes += own
+            offset += len(group)
+        ends = np.array([*starts[1:], offset][: len(starts)], dtype=np.int64)
+        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64))
+
+    def batches(self, budget: int, **how: Any) -> list[np.ndarray]:
+        """Numbers of the trajectories of each batch; `how` as in `plan_batches`."""
+        counts = np.diff(self.ends, prepend=0)
+
+        def of(units: np.ndarray) -> np.ndarray:
+            own = counts[units]
+            return self.members[np.repeat(self.ends[units] - np.cumsum(own), own) + np.arange(own.sum())]
+
+        return [of(units) for units in plan_batches(self.sizes, budget, **how)]
 
 
 def plan_batches(

@@ -50,6 +50,10 @@ class TrainConfig:
 
     micro_batch_tokens: int = 16384
     """Tokens of one forward pass; trajectories are packed into it without padding."""
+    prefix_tree: bool = False
+    """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
+    fewer tokens. Costs a mask in attention, and batches hold whole questions, so they are less of a mixture: let
+    micro_batch_tokens hold several questions with all their solutions."""
     accumulation: int = 1
     """Micro-batches of one optimizer step. The loss is normalised over all of them together."""
     epochs: float = 1.0

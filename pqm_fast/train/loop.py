@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pqm_kernels import LOSSES, StepLoss
 
-from pqm_fast.data.pack import PackedBatch, plan_batches
+from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.files import write_json
@@ -97,7 +97,7 @@ def backward(run: Run, batches: list[PackedBatch]) -> list[StepLoss]:
     for batch in batches:
         with _precision(run):
             out = run.model(
-                batch.to(run.device),
+                batch,
                 loss=run.config.loss,
                 zeta=run.config.zeta,
                 normalizer=float(max(1, total)),
@@ -116,12 +116,12 @@ def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]
     if not len(indices):
         return {}
     run.model.eval()
-    plan = plan_batches(split.dataset.lengths[indices], run.config.micro_batch_tokens, shuffle=False)
+    budget = run.config.micro_batch_tokens
     batches, outputs, total = [], [], 0.0
-    for members in plan:
-        batch = split.pack(indices[members], _pad_to(run))
+    for members in split.units(indices, budget).batches(budget, shuffle=False):
+        batch = split.pack(members, _pad_to(run))
         with _precision(run):
-            out = run.model(batch.to(run.device), loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
+            out = run.model(batch, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
         total += float(out.loss)
         batches.append(batch)
         outputs.append(out)
@@ -221,7 +221,10 @@ def _describe(run: Run) -> str:
 
 
 class _Clock:
-    """Rates since they were last asked for, evaluations and checkpoints not counted."""
+    """Rates since they were last asked for, evaluations and checkpoints not counted.
+
+    Tokens are those computed: one that trajectories share in a prefix tree counts once, padding not at all.
+    """
 
     def __init__(self) -> None:
         self._reset()

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
 from pqm_fast.data.encode import Encoder
-from pqm_fast.data.pack import PackedBatch, Trajectory, pack, plan_batches
+from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
 from pqm_fast.model import Recipe, StepQModel
@@ -31,6 +31,7 @@ class Split:
     dataset: TrajectoryDataset
     indices: np.ndarray
     label_threshold: float | None
+    prefix_tree: bool
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,8 +43,15 @@ class Split:
         hard = np.where(np.isnan(found.labels), np.nan, found.labels >= self.label_threshold)
         return replace(found, labels=hard.astype(np.float32))
 
+    def units(self, indices: np.ndarray, budget: int) -> Units:
+        """`indices` in units for batches of `budget` tokens."""
+        if not self.prefix_tree:
+            return Units.alone(indices, self.dataset.lengths[indices])
+        return Units.trees(indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget)
+
     def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
-        return pack(((int(i), self.trajectory(i)) for i in members), pad_to=pad_to)
+        pairs = [(int(i), self.trajectory(i)) for i in members]
+        return pack(pairs, question=self.dataset.question[members] if self.prefix_tree else None, pad_to=pad_to)
 
 
 @dataclass
@@ -57,6 +65,8 @@ class Run:
     recipe: Recipe
     training: Split
     held_out: Split
+    units: Units
+    """Of the training trajectories."""
     total_steps: int
     notes: list[str]
 
@@ -75,6 +85,8 @@ def prepare(config: TrainConfig) -> Run:
             "not in other programs"
         )
     template = config.template.resolve(tokenizer)
+    if not model.step_rows_only:
+        notes.append(f"{model.config.model_type}: the last layer computes every token, not only those that steps read")
     if added := model.fit_vocabulary(tokenizer, template.step_token):
         notes.append(added)
 
@@ -110,9 +122,15 @@ def prepare(config: TrainConfig) -> Run:
         recipe=Recipe(template, config.loss, config.zeta),
         training=training,
         held_out=held_out,
+        units=training.units(training.indices, config.micro_batch_tokens),
         total_steps=0,
         notes=notes,
     )
+    if config.prefix_tree:
+        total, unique = training.dataset.lengths[training.indices].sum(), run.units.sizes.sum()
+        notes.append(
+            f"prefix trees: {unique:,} tokens to compute instead of {total:,}, {total / unique:.2f} times fewer"
+        )
     run.total_steps = config.max_steps or _steps_of(run, config.epochs)
     model.to(run.device)
     if config.gradient_checkpointing:
@@ -129,10 +147,8 @@ def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
 
 def _plan(run: Run, epoch: int) -> list[list[np.ndarray]]:
     """The optimizer steps of one pass over the data; the last one may have fewer micro-batches than the others."""
-    indices, size = run.training.indices, run.config.accumulation
-    lengths = run.training.dataset.lengths[indices]
-    plan = plan_batches(lengths, run.config.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
-    batches = [indices[members] for members in plan]
+    size = run.config.accumulation
+    batches = run.units.batches(run.config.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
 
@@ -196,4 +212,4 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
             f"{config.loss} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
             "(bce, mse)"
         )
-    return Split(dataset, indices, config.label_threshold)
+    return Split(dataset, indices, config.label_threshold, config.prefix_tree)

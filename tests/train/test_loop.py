@@ -160,6 +160,65 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):
     assert losses["a"] != losses["c"]
 
 
+@pytest.fixture
+def branching(tmp_path):
+    """Changes of a configuration: data whose solutions share first steps, in prefix trees."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "branching.jsonl", "w") as file:
+        for question in range(12):
+            stem = [tiny.text(rng, 4) for _ in range(6)]
+            for i in range(10):
+                shared = int(rng.integers(6))
+                steps = stem[:shared] + [tiny.text(rng, 3) for _ in range(2)]
+                labels = [True] * shared + [bool(b) for b in rng.integers(0, 2, 2)]
+                row = {"id": f"{question}/{i}", "prompt": f"w{20 + question}", "completions": steps, "labels": labels}
+                file.write(json.dumps(row) + "\n")
+    return {"data": (str(tmp_path / "branching.jsonl"),), "prefix_tree": True}
+
+
+def test_prefix_trees_train_from_fewer_tokens_and_say_so(configure, branching, tmp_path, capsys):
+    options = vars(configure(epochs=2, max_steps=None, accumulation=2, micro_batch_tokens=256)) | branching
+    config = TrainConfig(**options)
+    run = prepare(config)
+    lengths = run.training.dataset.lengths[run.training.indices]
+    steps = list(optimizer_steps(run))
+    seen = np.concatenate([m for step in steps for m in step])
+    assert sorted(seen) == sorted([*run.training.indices] * 2)
+    batches = [run.training.pack(m, 256) for step in steps for m in step]
+    assert sum(b.num_tokens for b in batches) <= 2 * run.units.sizes.sum() < 0.7 * 2 * lengths.sum()
+    [note] = [note for note in run.notes if note.startswith("prefix trees: ")]
+    ratio = lengths.sum() / run.units.sizes.sum()
+    assert note.endswith(f"instead of {lengths.sum():,}, {ratio:.2f} times fewer")
+
+    train(config)
+    assert note in capsys.readouterr().out
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(rows) == len(steps)
+    assert all(row["loss"] > 0 for row in rows)
+
+
+def test_evaluation_in_trees_is_that_of_plain_packing(configure, branching):
+    options = vars(configure(eval_fraction=0.5, micro_batch_tokens=128)) | branching
+    trees, plain = (prepare(TrainConfig(**(options | {"prefix_tree": on}))) for on in (True, False))
+    plain.model.load_state_dict(trees.model.state_dict())
+    for limit in (None, 30):
+        got, expected = evaluate(trees, trees.held_out, limit), evaluate(plain, plain.held_out, limit)
+        assert got == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def test_resuming_in_trees_is_exact(configure, branching, tmp_path):
+    def make(out, **more):
+        return TrainConfig(**(vars(configure(out=out, save_every=5, epochs=3, **more)) | branching))
+
+    train(make("whole"))
+    train(make("cut"))
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-0000010")
+    cut_off(tmp_path / "cut")
+    train(make("cut", resume=True))
+    whole, resumed = (StepQModel.from_pretrained(str(tmp_path / name)).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns(configure, tmp_path, loss):
     """A rule that the model can see (a step that holds w7 is wrong) is learned."""

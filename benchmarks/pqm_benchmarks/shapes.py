@@ -1,0 +1,42 @@
+"""The models that figures are given for: the sizes in their public config.json, and no weights."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ShapeName = Literal["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "deepseek-math-7b"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of transformers by its sizes; what is not named here is the default of its config class."""
+
+    source: str
+    """The Hugging Face model whose config.json says so."""
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def config(self) -> Any:
+        """As transformers makes a model from it; with random weights that is what `bench` runs."""
+        from transformers import AutoConfig
+
+        sizes = asdict(self)
+        del sizes["source"]
+        return AutoConfig.for_model(**sizes)
+
+
+SHAPES: dict[str, Shape] = {
+    "Qwen2.5-0.5B": Shape("Qwen/Qwen2.5-0.5B", "qwen2", 896, 24, 14, 2, 4864, 151936, True),
+    "Qwen2.5-1.5B": Shape("Qwen/Qwen2.5-1.5B", "qwen2", 1536, 28, 12, 2, 8960, 151936, True),
+    "Qwen2.5-7B": Shape("Qwen/Qwen2.5-7B", "qwen2", 3584, 28, 28, 4, 18944, 152064, False),
+    "deepseek-math-7b": Shape("deepseek-ai/deepseek-math-7b-base", "llama", 4096, 30, 32, 32, 11008, 102400, False),
+}

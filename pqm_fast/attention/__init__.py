@@ -1,0 +1,92 @@
+"""How packed tokens attend: each to the tokens before it in its own trajectory, whatever else is in the batch.
+
+Registered with transformers as the attention implementation `pqm_packed`. How the batch is laid out travels with the
+forward call as the keyword `packing`. Plain packing and prefix trees follow one rule: token i sees token j if and only
+if j <= i < end[j], where end[j] is the end of j's trajectory or, in a tree, of the subtree that grows from j.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from pqm_fast.attention.flex import BLOCK, Flex
+from pqm_fast.attention.rule import Rule
+from pqm_fast.attention.sdpa import Grouped
+from pqm_fast.data.pack import PackedBatch
+
+NAME = "pqm_packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the tokens of one packed batch attend. Made on the host, of plain tensors; used once `to` a device."""
+
+    tokens: Grouped | Flex  # every token attends
+    step_index: torch.Tensor  # [S] int64, where each step's row is among the final hidden states
+    rows: torch.Tensor | None = None  # [R] int64, in order: the tokens that a step reads, if only they matter
+    steps: Grouped | Flex | None = None  # only `rows` attend
+
+    @classmethod
+    def of(
+        cls, batch: PackedBatch, *, step_rows: bool = False, windows: tuple[int | None, ...] = (None,), flex: bool
+    ) -> "Packing":
+        """`step_rows`: the last layer computes only the rows that steps read. `windows`: the sliding windows of the
+        model's layers, None for full attention. `flex`: FlexAttention where the rule is not plain causality.
+
+        Waits for the device if the batch is on one: make it before the batch is moved.
+        """
+        rule = Rule.of(batch)
+
+        def plan(rule: Rule) -> Grouped | Flex:
+            plain = batch.subtree_end is None and len(rule.rows) == len(rule.end)
+            return Flex.of(rule, windows) if flex and not plain else Grouped.of(rule, batch.lengths, causal=plain)
+
+        tokens = plan(rule)
+        if not step_rows:
+            return cls(tokens, batch.step_index)
+        read, index = np.unique(batch.step_index.cpu().numpy(), return_inverse=True)
+        # without any step row 0 stands in, so that every parameter has its (zero) gradient
+        rows = read if len(read) else np.zeros(1, dtype=np.int64)
+        if flex:  # whole blocks: few shapes to compile for
+            rows = np.pad(rows, (0, -len(rows) % BLOCK), mode="edge")
+        return cls(tokens, torch.from_numpy(index), torch.from_numpy(rows), plan(replace(rule, rows=rows)))
+
+    def to(self, device: torch.device | str) -> "Packing":
+        return Packing(
+            self.tokens.to(device),
+            self.step_index.to(device, non_blocking=True),
+            None if self.rows is None else self.rows.to(device, non_blocking=True),
+            None if self.steps is None else self.steps.to(device),
+        )
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packing | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention signature: query [1, H, T, d], key and value [1, H_kv, T, d] -> ([1, T, H, d], None)."""
+    if packing is None:
+        raise ValueError("packed attention was called without `packing`: this architecture does not pass it on")
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"packed attention does not support {name}")
+    out = packing.tokens.attend(
+        query, key, value, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap
+    )
+    return out, None
+
+
+# no mask function is registered under this name, so transformers builds no mask
+AttentionInterface.register(NAME, packed_attention)

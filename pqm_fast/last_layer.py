@@ -1,0 +1,82 @@
+"""The last decoder layer at the rows that steps read: nobody reads the others.
+
+Keys and values are computed for every token; queries, the output projection, the MLP and the final norm only for the
+rows that `packing.rows` lists. For decoder layers that are known to be what is written here.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from pqm_fast.attention import Packing
+
+SUPPORTED = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+
+
+def narrow(backbone: nn.Module) -> bool:
+    """Gives the last layer of `backbone` the forward below, in place. Returns False for one that is not supported.
+
+    The layer's class is replaced, not wrapped: names of parameters stay, and so does what transformers' class does
+    around `forward` (activation checkpointing).
+    """
+    layers = getattr(backbone, "layers", None)
+    if not layers or type(layers[-1]) not in _NARROWED:
+        return False
+    layers[-1].__class__ = _NARROWED[type(layers[-1])]
+    return True
+
+
+class _AtSteps:
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `packing` lists none."""
+        if packing is None or packing.rows is None or packing.steps is None:
+            kwargs |= {"position_embeddings": position_embeddings, "packing": packing}
+            return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+        attention, rows = self.self_attn, packing.rows
+        at_rows = hidden_states.index_select(1, rows)
+        normed = self.input_layernorm(hidden_states)
+        query = _heads(attention, "q", normed.index_select(1, rows))
+        key, value = _heads(attention, "k", normed), _heads(attention, "v", normed)
+        mixed = packing.steps.attend(
+            _rotate(query, *(x.index_select(1, rows) for x in position_embeddings)),
+            _rotate(key, *position_embeddings),
+            value,
+            scaling=attention.scaling,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            window=_window(self),
+        )
+        hidden = at_rows + attention.o_proj(mixed.flatten(2))
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def _heads(attention: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    """[1, rows, D] -> [1, heads, rows, d], normed where the architecture does (Qwen3)."""
+    heads = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    # transformers' own function takes queries and keys of the same rows only
+    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
+
+
+def _window(layer: Any) -> int | None:
+    if isinstance(layer, MistralDecoderLayer):  # the only one to read it from its config in every layer
+        return layer.self_attn.config.sliding_window
+    return getattr(layer.self_attn, "sliding_window", None)
+
+
+_NARROWED: dict[type, type] = {layer: type(f"{layer.__name__}AtSteps", (_AtSteps, layer), {}) for layer in SUPPORTED}

@@ -1,0 +1,69 @@
+"""Prefix trees leave the loss and the gradient of every parameter as they are, in one batch and in several."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pqm_fast.data.pack import Trajectory, Units, pack
+from pqm_fast.model import StepQModel
+
+
+def solutions(questions=4, each=6, seed=0):
+    """(trajectories, question of each): solutions that branch off each other at a step, some equal, some cut short."""
+    rng = np.random.default_rng(seed)
+    made, question = [], []
+    for number in range(questions):
+        asked = rng.integers(3, 90, 5).tolist()
+        earlier = [[]]
+        for _ in range(each):
+            stem = earlier[rng.integers(len(earlier))]
+            new = [rng.integers(3, 90, rng.integers(1, 5)).tolist() for _ in range(rng.integers(0, 4))]
+            steps = [*stem[: rng.integers(len(stem) + 1)], *new] or [[7]]
+            earlier.append(steps)
+            rows = np.cumsum([len(s) for s in steps]) + len(asked) - 1
+            ids = np.array(asked + [token for s in steps for token in s], dtype=np.int32)
+            made.append(Trajectory(ids, rows.astype(np.int32), rng.integers(0, 2, len(rows)).astype(np.float32)))
+            question.append(number)
+    return made, np.array(question)
+
+
+def learn(model, batches, loss):
+    """(loss, {member: scores}, gradients) of one optimizer step in these batches."""
+    model.zero_grad()
+    total = sum(b.num_steps if loss == "bce" else b.num_trajectories for b in batches)
+    value, scores = 0.0, {}
+    for batch in batches:
+        out = model(batch, loss=loss, zeta=2.0, normalizer=float(total))
+        out.loss.backward()
+        value += float(out.loss.detach())
+        scores |= dict(zip(batch.members, out.q.split(batch.cu_steps.diff().tolist()), strict=True))
+    return value, scores, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("loss", ["rank", "bce"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+def test_trees_give_the_gradient_of_plain_packing(tmp_path, architecture, loss):
+    torch.manual_seed(0)
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / architecture, architecture)))
+    made, question = solutions()
+    lengths = np.array([len(t.input_ids) for t in made])
+    expected_loss, expected_scores, expected = learn(model, [pack(list(enumerate(made)))], loss)
+    assert len(expected) >= 3 * 7  # every layer has one
+    for budget, padded in ((4096, None), (4096, 256), (int(lengths.max()) + 10, None)):
+        units = Units.trees(np.arange(len(made)), question, lambda i: made[i].input_ids, budget)
+        batches = [
+            pack([(i, made[i]) for i in members], question=question[members], pad_to=padded)
+            for members in units.batches(budget)
+        ]
+        assert sum(b.num_tokens for b in batches) < 0.9 * lengths.sum()
+        assert any(len(b.step_index.unique()) < b.num_steps for b in batches)  # rows with steps of several
+        assert (len(batches) == 1) == (budget == 4096)
+        value, scores, gradients = learn(model, batches, loss)
+        assert value == pytest.approx(expected_loss, rel=1e-5)
+        assert scores.keys() == expected_scores.keys()
+        for member, q in expected_scores.items():
+            assert (scores[member] - q).abs().max() <= 1e-5
+        assert gradients.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert tiny.relative_error(gradients[name], gradient) <= 1e-5, (name, budget)
