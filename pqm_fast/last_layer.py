@@ -15,8 +15,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from pqm_fast.attention import Packing
 
-SUPPORTED = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
-
 
 def narrow(backbone: nn.Module) -> bool:
     """Gives the last layer of `backbone` the forward below, in place. Returns False for one that is not supported.
@@ -25,10 +23,11 @@ def narrow(backbone: nn.Module) -> bool:
     around `forward` (activation checkpointing).
     """
     layers = getattr(backbone, "layers", None)
-    if not layers or type(layers[-1]) not in _NARROWED:
+    if not layers or not isinstance(layers[-1], (_AtSteps, *_NARROWED)):
         return False
-    layers[-1].__class__ = _NARROWED[type(layers[-1])]
-    return True
+    if type(layers[-1]) in _NARROWED:  # else it is narrow already, or somebody's own subclass
+        layers[-1].__class__ = _NARROWED[type(layers[-1])]
+    return isinstance(layers[-1], _AtSteps)
 
 
 class _AtSteps:
@@ -79,4 +78,26 @@ def _window(layer: Any) -> int | None:
     return getattr(layer.self_attn, "sliding_window", None)
 
 
-_NARROWED: dict[type, type] = {layer: type(f"{layer.__name__}AtSteps", (_AtSteps, layer), {}) for layer in SUPPORTED}
+# Classes with names of their own: a model that holds them can be pickled.
+class LlamaDecoderLayerAtSteps(_AtSteps, LlamaDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class MistralDecoderLayerAtSteps(_AtSteps, MistralDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen2DecoderLayerAtSteps(_AtSteps, Qwen2DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen3DecoderLayerAtSteps(_AtSteps, Qwen3DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+_NARROWED: dict[type, type] = {
+    LlamaDecoderLayer: LlamaDecoderLayerAtSteps,
+    MistralDecoderLayer: MistralDecoderLayerAtSteps,
+    Qwen2DecoderLayer: Qwen2DecoderLayerAtSteps,
+    Qwen3DecoderLayer: Qwen3DecoderLayerAtSteps,
+}

@@ -1,6 +1,7 @@
 """The last layer at step rows only: the same scores and gradients from less work."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from pqm_fast.attention import Packing
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.last_layer import narrow
+from pqm_fast.model import StepQModel
 
 
 def rows_of_last_layer(model, batch, part="mlp"):
@@ -222,3 +224,29 @@ def test_a_copy_stands_alone(tmp_path):
     nn.init.zeros_(other.backbone.layers[-1].mlp.down_proj.weight)
     assert torch.equal(model.scores(batch), before)
     assert not torch.equal(other.scores(batch), before)
+
+
+def test_a_narrowed_model_can_be_pickled_and_narrowed_again(tmp_path):
+    model = make_model(tmp_path, "qwen2").eval()
+    batch = pack(list(enumerate(trajectories())))
+    again = pickle.loads(pickle.dumps(model))
+    assert again.scores(batch).equal(model.scores(batch))
+    assert StepQModel(model.classifier).step_rows_only
+
+
+def test_the_mask_of_a_tree_is_kept_once_for_all_layers(tmp_path):
+    model = make_model(tmp_path, "qwen2")
+    model.step_rows_only = False
+    assert len(model.backbone.layers) > 1
+    batch = pack_trees([list(enumerate(trajectories()))])
+    kept = set()
+
+    def note(tensor):
+        if tensor.isneginf().any():
+            kept.add((tensor.data_ptr(), tensor.shape[-2:]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(batch, loss="rank", zeta=2.0)
+    assert kept
+    assert len(kept) == len({shape for _, shape in kept})

@@ -30,7 +30,7 @@ class Grouped:
     rows: torch.Tensor  # as in Rule, likewise the next two
     end: torch.Tensor
     position: torch.Tensor
-    masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rule: Rule, lengths: tuple[int, ...], *, causal: bool) -> "Grouped":
@@ -74,12 +74,14 @@ class Grouped:
         """query [1, H, Q, d], key and value [1, H_kv, T, d] -> [1, Q, H, d]."""
         # [rows, H, d]: a sequence is then a range of rows
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+        kind = q.device.type  # what SDPA computes in: a mask of another dtype it would copy, and keep, in every layer
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
         outputs = []
         for number, group in enumerate(self.groups):
             q_g, k_g, v_g = _take(q, group.queries), _take(k, group.keys), _take(v, group.keys)
             windowed = window is not None and window < group.keys.shape[1]
             masked = windowed or softcap or not self.causal
-            mask = self._mask(number, window if windowed else None) if masked else None
+            mask = self._mask(number, window if windowed else None, dtype) if masked else None
             if softcap and mask is not None:
                 out = _softcapped(q_g, k_g, v_g, mask, softcap, scaling, dropout)
             else:
@@ -97,17 +99,18 @@ class Grouped:
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return flat.index_select(0, self.inverse).unsqueeze(0)
 
-    def _mask(self, number: int, window: int | None) -> torch.Tensor:
-        """[n, 1, Q, K], True where a query of this group sees a key."""
-        if (number, window) not in self.masks:
+    def _mask(self, number: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """[n, 1, Q, K], to be added to the scores: 0 where a query of this group sees a key, else -inf."""
+        if (number, window, dtype) not in self.masks:
             group = self.groups[number]
             i, j = self.rows[group.queries][:, :, None], group.keys[:, None, :]
             column = torch.arange(j.shape[2], device=j.device)
             seen = (j <= i) & (i < self.end[j]) & (column < group.lengths[:, None, None])
             if window is not None:
                 seen &= self.position[i] - self.position[j] < window
-            self.masks[number, window] = seen[:, None]
-        return self.masks[number, window]
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self.masks[number, window, dtype] = mask[:, None]
+        return self.masks[number, window, dtype]
 
 
 def _padded(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,5 +137,5 @@ def _softcapped(
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
+    scores = softcap * torch.tanh(scores / softcap) + mask
     return F.dropout(scores.float().softmax(-1).to(value.dtype), dropout) @ value

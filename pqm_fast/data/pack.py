@@ -207,10 +207,10 @@ def plan_batches(
             whole, taken = -(-int(total[-1]) // budget), len(pool)
         bins, left = _longest_into_emptiest(pool[:taken], lengths, budget, whole)
         held = np.concatenate([left, pool[taken:]])
+        while len(held) and start + window >= len(order):  # rounding can leave a few over at the very end
+            more, held = _longest_into_emptiest(held, lengths, budget, -(-int(lengths[held].sum()) // budget))
+            bins += more
         batches += [bins[i] for i in rng.permutation(len(bins))] if shuffle else bins
-    while len(held):  # rounding can leave a few over at the very end
-        bins, held = _longest_into_emptiest(held, lengths, budget, -(-int(lengths[held].sum()) // budget))
-        batches += bins
     return batches
 
 

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, count, islice
 from typing import Any
 
@@ -185,6 +185,8 @@ def _check_folder(config: TrainConfig) -> None:
     if not isinstance(before, dict):
         raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
     now = config.to_dict()
+    # an option that is newer than the run had its default then
+    before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
     changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
     if changed:
         values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)

@@ -133,6 +133,17 @@ def test_resuming_on_changed_data_is_refused(configure, tmp_path, change):
         train(configure(save_every=5, resume=True))
 
 
+def test_a_run_from_before_an_option_existed_is_resumed(configure, tmp_path):
+    train(configure(save_every=5, max_steps=8))
+    cut_off(tmp_path / "run")
+    stored = tmp_path / "run" / "config.yaml"
+    lines = [line for line in stored.read_text().splitlines() if not line.startswith("prefix_tree")]
+    stored.write_text("\n".join(lines))
+    with pytest.raises(PQMError, match=r"different: prefix_tree \(False then, True now\)"):
+        train(configure(save_every=5, max_steps=8, resume=True, prefix_tree=True))
+    train(configure(save_every=5, max_steps=8, resume=True))
+
+
 def test_a_complete_run_is_not_resumed(configure):
     train(configure(save_every=5, max_steps=6))
     with pytest.raises(PQMError, match="the run is complete"):
