@@ -52,6 +52,14 @@ def _join(max_a, sum_a, max_b, sum_b):
 
 
 @triton.jit
+def _take_in(m, s, exponent, lost, mask):
+    """The (m, s) of a set and of the exponents in the mask, each of which is `exponent + lost`."""
+    exponent = tl.where(mask, exponent, NOTHING)
+    new_m = tl.maximum(m, tl.max(exponent, 0))
+    return new_m, s * tl.exp(m - new_m) + tl.sum(tl.where(mask, tl.exp((exponent - new_m) + lost), 0.0), 0)
+
+
+@triton.jit
 def _then(gain_a, offset_a, gain_b, offset_b):
     """Linear maps u -> gain * u + offset: first a, then b."""
     return gain_a * gain_b, offset_a * gain_b + offset_b
@@ -144,10 +152,7 @@ def _rank_terms(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, stop, zeta, scale,
         q = tl.load(q_ptr + step, mask=step < end, other=0.0)
         negative, lost = _shift(q, zeta)
         in_n = _is(False, labels_ptr, step, step < end) & (step < stop)
-        negative = tl.where(in_n, negative, NOTHING)
-        new_m = tl.maximum(m, tl.max(negative, 0))
-        s = s * tl.exp(m - new_m) + tl.sum(tl.where(in_n, tl.exp((negative - new_m) + lost), 0.0), 0)
-        m = new_m
+        m, s = _take_in(m, s, negative, lost, in_n)
     n_m = tl.maximum(m, 0.0)
     n_s = tl.exp(-n_m) + s * tl.exp(m - n_m)  # with Q_0 = 0: 1 + N
     total, u = _chain(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end - start, n_m, n_s, scale, 1, True, False, BLOCK)
@@ -244,10 +249,7 @@ def crm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
         # h underflows where a score is large; its logarithm does not.
         large = tl.maximum(q, 16.0)
         log_h = tl.where(q > 16.0, -large - 0.5 * tl.exp(-large), tl.log(tl.where(q > 16.0, 1.0, h)))
-        log_h = tl.where(inside, log_h, NOTHING)
-        new_m = tl.maximum(m, tl.max(log_h, 0))
-        s = s * tl.exp(m - new_m) + tl.sum(tl.where(inside, tl.exp(log_h - new_m), 0.0), 0)
-        m = new_m
+        m, s = _take_in(m, s, log_h, 0.0, inside)
         h_sum += tl.sum(tl.where(inside, h, 0.0), 0)
         total += tl.sum(tl.where(step < first_wrong, tl.where(inside, h, 0.0), 0.0), 0)
         total += tl.sum(tl.where(inside & (step == first_wrong), _softplus(q), 0.0), 0)
@@ -272,6 +274,12 @@ def crm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _excess(q, y):
+    """sigmoid(q) - y, without cancellation where y is 0 or 1."""
+    return (1.0 - y) * _sigmoid(q) - y * _sigmoid(-q)
+
+
+@triton.jit
 def bce(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
     total = 0.0
     for first in range(start, end, BLOCK):
@@ -280,7 +288,7 @@ def bce(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
         y = tl.load(labels_ptr + step, mask=inside, other=0.0)
         total += tl.sum(tl.where(inside, y * _softplus(-q) + (1.0 - y) * _softplus(q), 0.0), 0)
-        tl.store(dq_ptr + step, ((1.0 - y) * _sigmoid(q) - y * _sigmoid(-q)) * scale, mask=inside)
+        tl.store(dq_ptr + step, _excess(q, y) * scale, mask=inside)
     return total * scale
 
 
@@ -292,7 +300,7 @@ def mse(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
         y = tl.load(labels_ptr + step, mask=inside, other=0.0)
-        difference = (1.0 - y) * _sigmoid(q) - y * _sigmoid(-q)
+        difference = _excess(q, y)
         total += tl.sum(tl.where(inside, difference * difference, 0.0), 0)
         tl.store(dq_ptr + step, 2.0 * difference * _sigmoid(q) * _sigmoid(-q) * scale, mask=inside)
     return total * scale
