@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+EXTRAS := .venv/.extras
 
 .PHONY: demo test check format clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-test: $(READY)
+test: $(EXTRAS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(READY)
@@ -25,6 +26,12 @@ $(READY): constraints.txt setup.py pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
+
+# What some options need, for their tests alone: transformers loads torchao wherever it is, which takes a second and is
+# not silent.
+$(EXTRAS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
+	@touch $(EXTRAS)
 
 clean:
 	rm -rf .venv runs build *.egg-info

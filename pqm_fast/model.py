@@ -18,11 +18,13 @@ from pqm_kernels import StepLoss, step_loss
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pqm_fast import attention, last_layer
+from pqm_fast import last_layer
+from pqm_fast.attention import NAME, Packing, Planner, choose_backend
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
+from pqm_fast.options import Attention
 from pqm_fast.pretrained import load_classifier, load_config, quiet_transformers
 
 CONFIG_KEY = "pqm_fast"
@@ -55,13 +57,15 @@ class StepQModel(nn.Module):
 
     `step_rows_only`: the last layer computes only the rows that steps read, the same values in less time. After
     construction the attribute says whether it does: architectures that are not supported compute all rows.
+    `attention`: the backend, as `choose_backend` takes it.
     """
 
-    def __init__(self, classifier: PreTrainedModel, *, step_rows_only: bool = True):
+    def __init__(self, classifier: PreTrainedModel, *, step_rows_only: bool = True, attention: Attention = "auto"):
         super().__init__()
         self.classifier = classifier
         self.head.float()
         self.step_rows_only = step_rows_only and last_layer.narrow(self.backbone)
+        self.attention = attention
 
     @property
     def config(self) -> Any:
@@ -90,21 +94,22 @@ class StepQModel(nn.Module):
             return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
         return getattr(config, "max_position_embeddings", None) or 32768
 
-    def packing(self, batch: PackedBatch, *, step_rows: bool = True) -> attention.Packing:
-        """How the batch attends in this model. Made on the host, before the batch is moved to a device if possible."""
-        window = getattr(self.config.get_text_config(), "sliding_window", None)
-        return attention.Packing.of(
-            batch,
-            step_rows=step_rows and self.step_rows_only,
-            windows=(None,) if window is None else (None, window),
-            flex=self.device.type == "cuda" and batch.subtree_end is not None,  # plain packing needs no such kernel
-        )
+    def planner(self, *, step_rows: bool = True, prefix_tree: bool = False) -> Planner:
+        """What says how a batch attends in this model; for the host, and for the workers of a loader.
 
-    def hidden(self, batch: PackedBatch, packing: attention.Packing | None = None) -> torch.Tensor:
+        `prefix_tree`: batches of trees are to come. Raises PQMError for an attention that cannot serve them.
+        """
+        dtype = self.classifier.dtype
+        backend = choose_backend(self.attention, self.device, dtype, self.config, prefix_tree=prefix_tree)
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        windows = (None,) if window is None else (None, window)
+        return Planner(backend=backend, step_rows=step_rows and self.step_rows_only, windows=windows)
+
+    def hidden(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
         """The final hidden states, after the final norm: [T, D], or with `packing` (on the device) the rows that it
         asks for, [R, D]."""
         if packing is None:
-            packing = self.packing(batch, step_rows=False).to(self.device)
+            packing = self._plan(batch, step_rows=False).to(self.device)
         output = self.backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -116,13 +121,17 @@ class StepQModel(nn.Module):
     def forward(
         self,
         batch: PackedBatch,
+        packing: Packing | None = None,
         *,
         loss: str,
         zeta: float,
         normalizer: torch.Tensor | float | None = None,
     ) -> StepLoss:
-        """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps of a batch on the host."""
-        packing, batch = self.packing(batch).to(self.device), batch.to(self.device)
+        """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps of a batch on the host.
+
+        `packing` is what `planner()` makes of the batch, if it was made ahead.
+        """
+        batch, packing = self._on_device(batch, packing)
         return step_loss(
             self.hidden(batch, packing),
             packing.step_index,
@@ -135,18 +144,21 @@ class StepQModel(nn.Module):
             normalizer=normalizer,
         )
 
-    def checkpoint_activations(self) -> None:
-        """Activations of a layer are computed again in the backward pass instead of being kept."""
-        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # the name in newer transformers
-        (enable or self.classifier.gradient_checkpointing_enable)({"use_reentrant": False})
-
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> torch.Tensor:
         """Q-values [S] float32 of the listed steps of a batch on the host."""
-        packing, batch = self.packing(batch).to(self.device), batch.to(self.device)
+        batch, packing = self._on_device(batch, None)
         rows = self.hidden(batch, packing).index_select(0, packing.step_index).float()
         with torch.autocast(rows.device.type, enabled=False):
             return self.head(rows).squeeze(-1)
+
+    def _on_device(self, batch: PackedBatch, packing: Packing | None) -> tuple[PackedBatch, Packing]:
+        # planned before the batch is moved: a plan reads it on the host
+        packing = self._plan(batch) if packing is None else packing
+        return batch.to(self.device), packing.to(self.device)
+
+    def _plan(self, batch: PackedBatch, *, step_rows: bool = True) -> Packing:
+        return self.planner(step_rows=step_rows, prefix_tree=batch.subtree_end is not None)(batch)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -156,19 +168,22 @@ class StepQModel(nn.Module):
         path: str,
         *,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
         step_rows_only: bool = True,
+        attention: Attention = "auto",
         notes: list[str] | None = None,
     ):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
         A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
-        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config.
+        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, and for an
+        attention backend that does not give the model's own hidden states on this device.
         """
         notes = [] if notes is None else notes
         classifier = load_classifier(path, load_config(path), dtype, notes)
         try:
-            classifier.set_attn_implementation(attention.NAME)
-            model = cls(classifier, step_rows_only=step_rows_only)
+            classifier.set_attn_implementation(NAME)
+            model = cls(classifier, step_rows_only=step_rows_only, attention=attention).to(device)
             check_packing(model)
         except PQMError as error:
             raise PQMError(f"{path}: {error}") from error
@@ -215,11 +230,16 @@ class StepQModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         recipe: Recipe,
         dtype: torch.dtype = torch.bfloat16,
+        state: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last."""
+        """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last.
+
+        `state` has the weights if they are not the classifier's own state dict (adapters merged in, masters).
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            state = {name: tensor.detach().to(dtype) for name, tensor in self.classifier.state_dict().items()}
+            state = self.classifier.state_dict() if state is None else state
+            state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
             setattr(self.config, CONFIG_KEY, asdict(recipe))
             with quiet_transformers():
                 self.classifier.save_pretrained(temporary, state_dict=state)
@@ -247,8 +267,9 @@ def check_packing(model: StepQModel) -> None:
     for tokens in (random[:5], random[[0, 1, 2, 5, 6, 7, 8, 9, 10]], random[11:]):  # the first two begin alike
         steps = np.delete(np.arange(len(tokens), dtype=np.int32), 1)
         alone.append((len(alone), Trajectory(tokens, steps, np.full(len(steps), np.nan, dtype=np.float32))))
-    batches = {"packed trajectories": pack(alone, labelled_only=False)}
-    batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], labelled_only=False)
+    pad_to = None if model.device.type == "cpu" else 256  # as in training: padding, and more than one block
+    batches = {"packed trajectories": pack(alone, pad_to=pad_to, labelled_only=False)}
+    batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], pad_to=pad_to, labelled_only=False)
 
     def one_by_one(implementation: str) -> list[torch.Tensor]:
         model.classifier.set_attn_implementation(implementation)
@@ -256,7 +277,7 @@ def check_packing(model: StepQModel) -> None:
         return [model.backbone(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
 
     def at_steps(batch: PackedBatch, step_rows: bool) -> torch.Tensor:
-        packing = model.packing(batch, step_rows=step_rows).to(model.device)
+        packing = model._plan(batch, step_rows=step_rows).to(model.device)
         return model.hidden(batch.to(model.device), packing)[packing.step_index].float()
 
     training = model.training
@@ -271,7 +292,7 @@ def check_packing(model: StepQModel) -> None:
                 limit = 3 * _relative_error(torch.cat(one_by_one("sdpa")), torch.cat(expected))
             limit = max(5e-2, limit)
     finally:
-        model.classifier.set_attn_implementation(attention.NAME)
+        model.classifier.set_attn_implementation(NAME)
         model.train(training)
     if not all(hidden.isfinite().all() for hidden in expected):
         raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")

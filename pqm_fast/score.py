@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-
-DType = Literal["auto", "float32", "bfloat16"]
+from pqm_fast.options import Attention, DType
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,9 @@ class ScoringOptions:
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"
     """bfloat16 on a GPU, float32 on a CPU."""
+    attention: Attention = "auto"
+    """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels; prefix trees
+    take FlexAttention. sdpa is what a CPU has."""
     progress: bool = True
     """Show the progress bar."""
 

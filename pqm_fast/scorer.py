@@ -16,8 +16,9 @@ from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model import Recipe, StepQModel
+from pqm_fast.options import Attention, DType
 from pqm_fast.pretrained import load_tokenizer, pick_device
-from pqm_fast.score import DType, ScoringOptions
+from pqm_fast.score import ScoringOptions
 
 Scores = list[float | None]
 
@@ -41,6 +42,7 @@ class Scorer:
         max_length: int | None = None,
         max_tokens: int = 16384,
         prefix_tree: bool = False,
+        attention: Attention = "auto",
     ) -> "Scorer":
         """`dtype` of weights and computation: float32 on a CPU, bfloat16 on a GPU by default. `max_length`: longest
         solution in tokens (default: the model's context); `max_tokens`: of one forward pass.
@@ -52,7 +54,7 @@ class Scorer:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
         kind = {"auto": torch.bfloat16 if where.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         notes: list[str] = []
-        model = StepQModel.from_pretrained(os.fspath(path), dtype=kind, notes=notes)
+        model = StepQModel.from_pretrained(os.fspath(path), dtype=kind, device=where, attention=attention, notes=notes)
         recipe = Recipe.from_config(model.config, os.fspath(path))
         if notes:  # a new head or random weights
             raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
@@ -60,7 +62,7 @@ class Scorer:
         if not 1 <= length <= model.context:
             raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
         encoder = Encoder(load_tokenizer(os.fspath(path)), recipe.template, length)
-        return cls(model.to(where), encoder, max_tokens, prefix_tree)
+        return cls(model, encoder, max_tokens, prefix_tree)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
@@ -89,11 +91,13 @@ class Scorer:
         if self.prefix_tree:
             question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
             units = Units.trees(everything, question, lambda i: solutions[i].input_ids, budget)
+        launched = []  # a GPU works on a batch while the next ones are packed
         for members in units.batches(budget, shuffle=False):
             pairs = [(int(i), _unlabelled(solutions[i])) for i in members]
             batch = pack(pairs, question=None if question is None else question[members], labelled_only=False)
-            q = self.model.scores(batch).cpu().numpy()
-            for i, own in zip(batch.members, np.split(q, batch.cu_steps[1:-1].tolist()), strict=True):
+            launched.append((batch, self.model.scores(batch)))
+        for batch, q in launched:
+            for i, own in zip(batch.members, np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist()), strict=True):
                 scores[i] = [*own.tolist(), *[None] * solutions[i].steps_cut]
         return scores
 
@@ -126,6 +130,7 @@ def score_records(
         max_length=options.max_length,
         max_tokens=options.max_tokens,
         prefix_tree=options.prefix_tree,
+        attention=options.attention,
     )
     usable = False
     with tqdm(total=total, unit="record", disable=not options.progress) as bar:

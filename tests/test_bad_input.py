@@ -461,17 +461,17 @@ def test_nan_in_the_loss(command, poisoned, capfd, tmp_path):
 
 def test_nan_after_a_checkpoint(command, capfd, tmp_path, monkeypatch):
     """What is not finite never reaches a checkpoint."""
-    from pqm_fast.train import loop
+    from pqm_fast.train import step
 
     calls = iter((False, False, True))
 
-    def backward(run, batches, whole=loop.backward):
-        outputs = whole(run, batches)
+    def backward(*arguments, whole=step.backward):
+        outputs = whole(*arguments)
         if next(calls):
             outputs[0].loss.fill_(float("inf"))
         return outputs
 
-    monkeypatch.setattr(loop, "backward", backward)
+    monkeypatch.setattr(step, "backward", backward)
     assert main(command("train", max_steps=4, save_every=1)) == 1
     error = capfd.readouterr().err
     assert "step 3: loss inf, gradient norm" in error

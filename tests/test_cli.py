@@ -145,7 +145,9 @@ max_length: null
 max_steps: 40
 cache_dir: null
 progress: false
-gradient_checkpointing: yes
+float8: yes
+recompute_layers: all
+micro_batch_tokens: 4096
 eval_data: []
 loss: bce
 read: {skip_bad: true, format: trl}
@@ -166,7 +168,9 @@ def test_config_file(parsed):
         max_steps=40,
         cache_dir=None,
         progress=False,
-        gradient_checkpointing=True,
+        float8=True,
+        recompute_layers="all",
+        micro_batch_tokens=4096,
         eval_data=(),
         loss="bce",
         read=ReadOptions(skip_bad=True, format="trl"),
@@ -183,7 +187,8 @@ def test_the_command_line_wins_over_the_config_file(parsed):
         ("--max-length", "77"): {"max_length": 77},
         ("--max-steps", "None"): {"max_steps": None},
         ("--cache-dir", "x"): {"cache_dir": "x"},
-        ("--progress", "--no-gradient-checkpointing"): {"progress": True, "gradient_checkpointing": False},
+        ("--progress", "--no-float8"): {"progress": True, "float8": False},
+        ("--recompute-layers", "7", "--micro-batch-tokens=auto"): {"recompute_layers": 7, "micro_batch_tokens": "auto"},
         ("--no-skip-bad",): {"read": ReadOptions(format="trl")},
         ("--step-token=<s>",): {"template": dataclasses.replace(base.template, step_token="<s>")},
         ("--loss", "rank", "--zeta", "1e1"): {"loss": "rank", "zeta": 10.0},

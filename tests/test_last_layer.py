@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 from test_model import STEP_ROWS, assert_same, gradients, make_model, one_by_one, solutions, trajectories
 from torch import nn
 
-from pqm_fast.attention import Packing
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.last_layer import narrow
 from pqm_fast.model import StepQModel
+from pqm_fast.train.layers import recompute
 
 
 def rows_of_last_layer(model, batch, part="mlp"):
@@ -145,10 +146,9 @@ def test_scores_are_those_of_the_whole_layer(tmp_path, architecture, monkeypatch
     model = make_model(tmp_path, architecture).eval()
     batch = pack_trees(solutions(), pad_to=256)
     narrow_scores = model.scores(batch)
-    windows = (None, getattr(model.config, "sliding_window", None))
-    with_flex = Packing.of(batch, step_rows=True, windows=windows, flex=True)
+    with_flex = replace(model.planner(), backend="flex")
     with monkeypatch.context() as patch:
-        patch.setattr(model, "packing", lambda batch: with_flex)
+        patch.setattr(model, "planner", lambda **how: with_flex)
         assert (model.scores(batch) - narrow_scores).abs().max() <= 1e-5
     model.step_rows_only = False
     assert (model.scores(batch) - narrow_scores).abs().max() <= 1e-5
@@ -161,7 +161,7 @@ def test_activation_checkpointing_recomputes_the_narrow_layer(tmp_path, trees):
     model(batch, loss="rank", zeta=2.0).loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    model.checkpoint_activations()
+    recompute(model, 3)
     rows = []
     model.backbone.layers[-1].mlp.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[1]))
     model.train()(batch, loss="rank", zeta=2.0).loss.backward()

@@ -1,7 +1,9 @@
 """Tiny models and tokenizers of real architectures, made on the spot."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
@@ -59,3 +61,19 @@ def text(rng, words: int) -> str:
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def write_data(path: Path, count=120, questions=30, seed=0) -> str:
+    """Labelled records of a few steps each, as JSON lines."""
+    rng = np.random.default_rng(seed)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            steps = int(rng.integers(1, 7))
+            row = {
+                "id": f"r{i}",
+                "prompt": f"w3 w{4 + i % questions}",
+                "completions": [text(rng, int(rng.integers(1, 6))) for _ in range(steps)],
+                "labels": [bool(b) for b in rng.integers(0, 2, steps)],
+            }
+            file.write(json.dumps(row) + "\n")
+    return str(path)

@@ -1,8 +1,9 @@
 """How packed tokens attend: each to the tokens before it in its own trajectory, whatever else is in the batch.
 
 Registered with transformers as the attention implementation `pqm_packed`. How the batch is laid out travels with the
-forward call as the keyword `packing`. Plain packing and prefix trees follow one rule: token i sees token j if and only
-if j <= i < end[j], where end[j] is the end of j's trajectory or, in a tree, of the subtree that grows from j.
+forward call as the keyword `packing`, which a `Planner` makes of the batch. Plain packing and prefix trees follow one
+rule: token i sees token j if and only if j <= i < end[j], where end[j] is the end of j's trajectory or, in a tree, of
+the subtree that grows from j.
 """
 
 from dataclasses import dataclass, replace
@@ -11,55 +12,76 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from pqm_fast.attention.flex import BLOCK, Flex
+from pqm_fast.attention.backend import BACKENDS, Backend, choose_backend
+from pqm_fast.attention.flex import BLOCK, ROWS, Flex
 from pqm_fast.attention.rule import Rule
 from pqm_fast.attention.sdpa import Grouped
+from pqm_fast.attention.varlen import Varlen
 from pqm_fast.data.pack import PackedBatch
 
+__all__ = ["BACKENDS", "NAME", "Backend", "Packing", "Planner", "choose_backend", "packed_attention"]
+
 NAME = "pqm_packed"
+Plan = Grouped | Flex | Varlen
 
 
 @dataclass(frozen=True)
 class Packing:
     """How the tokens of one packed batch attend. Made on the host, of plain tensors; used once `to` a device."""
 
-    tokens: Grouped | Flex  # every token attends
+    tokens: Plan  # every token attends
     step_index: torch.Tensor  # [S] int64, where each step's row is among the final hidden states
     rows: torch.Tensor | None = None  # [R] int64, in order: the tokens that a step reads, if only they matter
-    steps: Grouped | Flex | None = None  # only `rows` attend
-
-    @classmethod
-    def of(
-        cls, batch: PackedBatch, *, step_rows: bool = False, windows: tuple[int | None, ...] = (None,), flex: bool
-    ) -> "Packing":
-        """`step_rows`: the last layer computes only the rows that steps read. `windows`: the sliding windows of the
-        model's layers, None for full attention. `flex`: FlexAttention where the rule is not plain causality.
-
-        Waits for the device if the batch is on one: make it before the batch is moved.
-        """
-        rule = Rule.of(batch)
-
-        def plan(rule: Rule) -> Grouped | Flex:
-            plain = batch.subtree_end is None and len(rule.rows) == len(rule.end)
-            return Flex.of(rule, windows) if flex and not plain else Grouped.of(rule, batch.lengths, causal=plain)
-
-        tokens = plan(rule)
-        if not step_rows:
-            return cls(tokens, batch.step_index)
-        read, index = np.unique(batch.step_index.cpu().numpy(), return_inverse=True)
-        # without any step row 0 stands in, so that every parameter has its (zero) gradient
-        rows = read if len(read) else np.zeros(1, dtype=np.int64)
-        if flex:  # whole blocks: few shapes to compile for
-            rows = np.pad(rows, (0, -len(rows) % BLOCK), mode="edge")
-        return cls(tokens, torch.from_numpy(index), torch.from_numpy(rows), plan(replace(rule, rows=rows)))
+    steps: Plan | None = None  # only `rows` attend
 
     def to(self, device: torch.device | str) -> "Packing":
+        """Without waiting for the copies."""
         return Packing(
             self.tokens.to(device),
             self.step_index.to(device, non_blocking=True),
             None if self.rows is None else self.rows.to(device, non_blocking=True),
             None if self.steps is None else self.steps.to(device),
         )
+
+    def pin_memory(self) -> "Packing":
+        """In page-locked memory, from which a copy to a GPU waits for nothing. A DataLoader calls this."""
+        return Packing(
+            self.tokens.pin_memory(),
+            self.step_index.pin_memory(),
+            None if self.rows is None else self.rows.pin_memory(),
+            None if self.steps is None else self.steps.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the `Packing` of a batch, on the host and of plain tensors: it may run in the workers of a DataLoader."""
+
+    backend: Backend  # for plain packing; prefix trees go through FlexAttention, or with "sdpa" through masks
+    step_rows: bool = False  # the last layer computes only the rows that steps read
+    windows: tuple[int | None, ...] = (None,)  # the sliding windows of the model's layers, None for full attention
+
+    def __call__(self, batch: PackedBatch) -> Packing:
+        """Waits for the device if the batch is on one: call it before the batch is moved."""
+        rule = Rule.of(batch)
+        tokens = self._plan(batch, rule)
+        if not self.step_rows:
+            return Packing(tokens, batch.step_index)
+        read, index = np.unique(batch.step_index.cpu().numpy(), return_inverse=True)
+        # without any step row 0 stands in, so that every parameter has its (zero) gradient
+        rows = read if len(read) else np.zeros(1, dtype=np.int64)
+        if self.backend != "sdpa":  # whole blocks: few shapes to compile for
+            rows = np.pad(rows, (0, max(-len(rows) % BLOCK, ROWS - len(rows))), mode="edge")
+        steps = self._plan(batch, replace(rule, rows=rows), rows)
+        return Packing(tokens, torch.from_numpy(index), torch.from_numpy(rows), steps)
+
+    def _plan(self, batch: PackedBatch, rule: Rule, rows: np.ndarray | None = None) -> Plan:
+        plain = batch.subtree_end is None
+        if self.backend == "sdpa":
+            return Grouped.of(rule, batch.lengths, causal=plain and rows is None)
+        if self.backend == "flex" or not plain:
+            return Flex.of(rule, self.windows)
+        return Varlen.of(batch.lengths, len(rule.end), self.backend, rows)
 
 
 def packed_attention(

@@ -1,18 +1,28 @@
 """Attention through FlexAttention: one kernel for any packing, with blocks that nobody sees left out. For CUDA; the
-CPU runs it uncompiled and forward only, for tests."""
+CPU runs it uncompiled and forward only, for tests.
+
+It is compiled once for all batches, layers and windows: what differs between them is in tensors, and no size is 1 or
+assumed to equal another, for which torch.compile would make a kernel of its own.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.fx.experimental import _config as shape_config
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from pqm_fast.attention.precision import compute_dtype
 from pqm_fast.attention.rule import Rule
 
 BLOCK = 128
-_compiled = torch.compile(flex_attention)
+ROWS = 2 * BLOCK  # where only some rows attend they are padded to a multiple of BLOCK, and to this at least
+NO_WINDOW = 2**31 - 1
+# with and without gradients, sizes of whole blocks or not, dtypes: a few. More would be a mistake here, and then
+# torch.compile by itself would go on without a kernel, computing every score.
+RECOMPILE_LIMIT = 16
 
 
 class Blocks(NamedTuple):
@@ -26,7 +36,9 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, partial: np.ndarray, full: np.ndarray) -> "Blocks":
-        """[query blocks, key blocks] bool."""
+        """[query blocks, key blocks] bool, to which empty blocks are added if there is only one."""
+        missing = [(0, max(0, 2 - n)) for n in partial.shape]
+        partial, full = np.pad(partial, missing), np.pad(full, missing)
         lists = [(x.sum(1), np.argsort(~x, axis=1, kind="stable")) for x in (partial, full)]
         return cls(*(_int32(x)[None, None] for pair in lists for x in pair))
 
@@ -50,25 +62,32 @@ class Flex:
         return cls(_int32(first), _int32(after), _int32(queries), _int32(keys), blocks)
 
     def to(self, device: torch.device | str) -> "Flex":
-        def move(x: torch.Tensor) -> torch.Tensor:
-            return x.to(device, non_blocking=True)
+        moved = self._each(lambda x: x.to(device, non_blocking=True))
+        return replace(moved, masks={window: moved._mask(window) for window in moved.blocks})
 
-        first, after, queries, keys = map(move, (self.first, self.after, self.query_position, self.key_position))
-        blocks = {window: Blocks(*map(move, listed)) for window, listed in self.blocks.items()}
-        masks = {
-            window: BlockMask.from_kv_blocks(
-                listed.partial_count,
-                listed.partial,
-                listed.full_count,
-                listed.full,
-                BLOCK_SIZE=BLOCK,
-                mask_mod=_seen(first, after, queries, keys, window),
-                seq_lengths=(len(queries), len(keys)),
-            )
-            for window, listed in blocks.items()
-        }
-        return Flex(first, after, queries, keys, blocks, masks)
+    def pin_memory(self) -> "Flex":
+        return self._each(lambda x: x.pin_memory())
 
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Flex":
+        blocks = {window: Blocks(*map(change, listed)) for window, listed in self.blocks.items()}
+        first, after, queries, keys = map(change, (self.first, self.after, self.query_position, self.key_position))
+        return Flex(first, after, queries, keys, blocks)
+
+    def _mask(self, window: int | None) -> BlockMask:
+        return BlockMask.from_kv_blocks(
+            *self.blocks[window],
+            BLOCK_SIZE=BLOCK,
+            mask_mod=_seen(
+                self.first,
+                self.after,
+                self.query_position,
+                self.key_position,
+                _scalar(NO_WINDOW if window is None else window, torch.int32, self.first.device),
+            ),
+            seq_lengths=(len(self.query_position), len(self.key_position)),
+        )
+
+    @torch.compiler.disable
     def attend(
         self,
         query: torch.Tensor,
@@ -85,40 +104,66 @@ class Flex:
             raise ValueError("FlexAttention has no dropout: set attention_dropout to 0 in the model's config.json")
         if self.masks is None or window not in self.masks:
             raise ValueError(f"no block mask for a window of {window}; there are masks for {list(self.masks or ())}")
-        # under autocast, rotary embeddings leave queries and keys in float32
-        out = (_compiled if query.is_cuda else flex_attention)(
-            query.to(value.dtype),
-            key.to(value.dtype),
-            value,
-            score_mod=_capped(softcap) if softcap else None,
-            block_mask=self.masks[window],
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        dtype = compute_dtype(value)
+        score_mod = _capped(_scalar(softcap, torch.float32, value.device)) if softcap else None
+        attention = run_compiled if query.is_cuda else _attention
+        out = attention(query.to(dtype), key.to(dtype), value.to(dtype), self.masks[window], score_mod, scaling)
         return out.transpose(1, 2)
 
 
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    score_mod: Callable | None,
+    scale: float | None,
+) -> torch.Tensor:
+    # what the compiler is to know of sizes that it takes as variables: whole blocks need no bounds checks
+    lengths = query.shape[2], key.shape[2]
+    torch._check(mask.BLOCK_SIZE == (BLOCK, BLOCK))
+    torch._check(mask.seq_lengths == lengths)
+    for length in lengths:
+        if length % BLOCK == 0:
+            torch._check(length % BLOCK == 0)
+    grouped = query.shape[1] != key.shape[1]
+    return flex_attention(query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+_compiled = torch.compile(_attention, dynamic=True)
+
+
+def run_compiled(*inputs) -> torch.Tensor:
+    """`_attention` compiled. Raises torch._dynamo.exc.FailOnRecompileLimitHit rather than go on without a kernel."""
+    with (
+        torch._dynamo.config.patch(
+            recompile_limit=RECOMPILE_LIMIT,
+            fail_on_recompile_limit_hit=True,
+            specialize_float=True,  # the scale is a constant of the kernel
+        ),
+        shape_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+    ):
+        return _compiled(*inputs)
+
+
 def _seen(
-    first: torch.Tensor, after: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, window: int | None
+    first: torch.Tensor, after: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, window: torch.Tensor
 ) -> Callable:
-    def on_path(b, h, q, kv):
-        return (first[kv] <= q) & (q < after[kv])
+    def seen(b, h, q, kv):
+        return (first[kv] <= q) & (q < after[kv]) & (queries[q] - keys[kv] < window)
 
-    if window is None:
-        return on_path
-    limit = window
-
-    def within_window(b, h, q, kv):
-        return (first[kv] <= q) & (q < after[kv]) & (queries[q] - keys[kv] < limit)
-
-    return within_window
+    return seen
 
 
-def _capped(softcap: float) -> Callable:
+def _capped(softcap: torch.Tensor) -> Callable:
     def cap(score, b, h, q, kv):
         return softcap * torch.tanh(score / softcap)
 
     return cap
+
+
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((), value, dtype=dtype, device=device)  # filled on the device: nothing waits for a copy
 
 
 def _blocks(

@@ -1,12 +1,14 @@
 """Attention through PyTorch's SDPA: sequences of about the same length run as one padded batch, so that no [T, T]
 mask is needed. For any device, with gradients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pqm_fast.attention.precision import compute_dtype
 from pqm_fast.attention.rule import Rule
 
 
@@ -54,12 +56,17 @@ class Grouped:
         return cls(tuple(groups), torch.from_numpy(inverse), causal, rows, end, position)
 
     def to(self, device: torch.device | str) -> "Grouped":
-        def move(x: torch.Tensor) -> torch.Tensor:
-            return x.to(device, non_blocking=True)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        groups = tuple(Group(move(g.queries), move(g.keys), move(g.lengths)) for g in self.groups)
-        return Grouped(groups, move(self.inverse), self.causal, move(self.rows), move(self.end), move(self.position))
+    def pin_memory(self) -> "Grouped":
+        return self._each(lambda x: x.pin_memory())
 
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Grouped":
+        groups = tuple(Group(change(g.queries), change(g.keys), change(g.lengths)) for g in self.groups)
+        rows, end, position = map(change, (self.rows, self.end, self.position))
+        return Grouped(groups, change(self.inverse), self.causal, rows, end, position)
+
+    @torch.compiler.disable
     def attend(
         self,
         query: torch.Tensor,
@@ -74,8 +81,7 @@ class Grouped:
         """query [1, H, Q, d], key and value [1, H_kv, T, d] -> [1, Q, H, d]."""
         # [rows, H, d]: a sequence is then a range of rows
         q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        kind = q.device.type  # what SDPA computes in: a mask of another dtype it would copy, and keep, in every layer
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+        dtype = compute_dtype(v)  # a mask of another dtype SDPA would copy, and keep, in every layer
         outputs = []
         for number, group in enumerate(self.groups):
             q_g, k_g, v_g = _take(q, group.queries), _take(k, group.keys), _take(v, group.keys)

@@ -39,11 +39,16 @@ COLUMNS = {
 
 
 class TrajectoryDataset:
-    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` says what a user should know of how it was made."""
+    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` says what a user should know of how it was made.
+
+    A pickle of it is the name of its folder: another process maps the same files.
+    """
 
     def __init__(self, folder: Path):
+        self.folder = folder
+        # as plain arrays: np.memmap takes several times as long over each slice
         self.columns = {
-            name: np.memmap(folder / name, dtype=dtype, mode="r")
+            name: np.asarray(np.memmap(folder / name, dtype=dtype, mode="r"))
             if (folder / name).stat().st_size
             else np.zeros(0, dtype)
             for name, dtype in COLUMNS.items()
@@ -52,6 +57,9 @@ class TrajectoryDataset:
         self.notes: list[str] = info["notes"]
         self.digest: str = info["digest"]
         """Of everything that training sees: tokens, step rows, labels and questions."""
+
+    def __reduce__(self) -> tuple[type["TrajectoryDataset"], tuple[Path]]:
+        return TrajectoryDataset, (self.folder.absolute(),)
 
     def __len__(self) -> int:
         return len(self.columns["question"])

@@ -48,11 +48,10 @@ def lay_out(sequences: Sequence[np.ndarray]) -> Layout:
 def prefix_order(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """`order` [n] sorts token sequences by their tokens, equal ones as they come; `shared` [n] is how many tokens each
     of the sorted has in common with the one before it, from the start."""
-    plain = [np.asarray(s) for s in sequences]  # slices of a memory map are slow to work with
-    keys = [s.astype(">u4").tobytes() for s in plain]  # these bytes compare as the tokens do
-    order = sorted(range(len(plain)), key=keys.__getitem__)
-    ordered = [plain[i] for i in order]
-    shared = [0, *map(_common, ordered, ordered[1:])][: len(plain)]
+    keys = [s.astype(">u4").tobytes() for s in sequences]  # these bytes compare as the tokens do
+    order = sorted(range(len(sequences)), key=keys.__getitem__)
+    ordered = [sequences[i] for i in order]
+    shared = [0, *map(_common, ordered, ordered[1:])][: len(sequences)]
     return np.array(order, dtype=np.int64), np.array(shared, dtype=np.int64)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pqm_kernels import AdamW
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_folder, write_json
 from pqm_fast.model import StepQModel
+from pqm_fast.train.lora import adapted, merged_state
 
 
 def save_checkpoint(
@@ -45,16 +47,31 @@ def interrupted_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-\d+", p.name))
 
 
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` was given with the newest complete checkpoint. Raises PQMError if it is damaged."""
+    found = complete_checkpoints(folder)
+    return _read_state(found[-1]) if found else None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> PQMError:
+    return PQMError(f"{path}: damaged checkpoint ({error}); delete the folder to go on from the one before")
+
+
 def load_checkpoint(path: Path, model: StepQModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Puts everything back in place and returns the state. PQMError if it is of another architecture or damaged."""
     try:
         weights = load_file(path / "weights.safetensors")
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise PQMError(
-            f"{path}: damaged checkpoint ({error}); delete the folder to go on from the one before"
-        ) from error
+        raise _damaged(path, error) from error
+    state = _read_state(path)
     own = dict(model.named_parameters()) | dict(_persistent_buffers(model))
     different = sorted(own.keys() ^ weights.keys()) or sorted(n for n in own if own[n].shape != weights[n].shape)
     if different:
@@ -67,6 +84,15 @@ def load_checkpoint(path: Path, model: StepQModel, optimizer: torch.optim.Optimi
             tensor.copy_(weights[name])
     optimizer.load_state_dict(training["optimizer"])
     _set_random_state(training["random"])
+    return state
+
+
+def final_weights(model: StepQModel, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state dict of the classifier as it is to be used: adapters merged in; for float32, the master weights."""
+    state = merged_state(model.classifier) if adapted(model.classifier) else model.classifier.state_dict()
+    if dtype == torch.float32 and isinstance(optimizer, AdamW):
+        learned = {name: p for name, p in model.classifier.named_parameters() if p.requires_grad and name in state}
+        state |= {name: optimizer.master(p).cpu() for name, p in learned.items()}
     return state
 
 

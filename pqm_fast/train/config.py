@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.options import Attention, DType
 
 Loss = Literal["rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm"]
-DType = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class TrainConfig:
     eval_limit: int = 4000
     """Trajectories in an evaluation during training; the one at the end takes all."""
 
-    micro_batch_tokens: int = 16384
-    """Tokens of one forward pass; trajectories are packed into it without padding."""
+    micro_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one forward pass; trajectories are packed into it without padding. auto: 16384, or where the memory
+    of the GPU is estimated not to suffice half of that, and so on, with accumulation doubled in turn."""
     prefix_tree: bool = False
     """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
     fewer tokens. Costs a mask in attention, and batches hold whole questions, so they are less of a mixture: let
@@ -80,11 +81,32 @@ class TrainConfig:
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"
-    """Of the computation (weights and optimizer are float32): bfloat16 on a GPU, float32 on a CPU."""
+    """Of the weights and the computation: bfloat16 on a GPU, float32 on a CPU. The optimizer (adamw)
+    keeps float32 master weights for either."""
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights in the final checkpoint."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw keeps float32 master weights and moments; adamw-8bit (torchao) moments of 8 bits, and bfloat16 weights
+    that are rounded stochastically: 6 bytes a parameter instead of 14."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank (peft) and the Q-value head, the rest of the weights stays. The checkpoint
+    has them merged in. 0: train every weight."""
+    lora_alpha: int = 32
+    """Scale of the adapters: they are multiplied by lora_alpha / lora_rank."""
+
+    attention: Attention = "auto"
+    """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels;
+    prefix trees take FlexAttention. sdpa is what a CPU has."""
+    layers: Literal["auto", "eager", "compile", "liger"] = "auto"
+    """How decoder layers are computed: as transformers has them, compiled one by one, or with liger-kernel's kernels.
+    auto: compiled on a GPU, eager on a CPU."""
+    recompute_layers: int | Literal["auto", "all"] = "auto"
+    """Decoder layers whose activations are computed again in the backward pass instead of being kept: less memory,
+    more time. auto: as few as the memory of the GPU is estimated to need, none on a CPU."""
+    float8: bool = False
+    """Products of matrices in 8-bit floats (torchao; GPUs from Hopper on). Not exact: compare before you rely on it."""
+    loader_workers: int | Literal["auto"] = "auto"
+    """Processes that build batches ahead. auto: up to 4 for a GPU, 0 (none but this one) for a CPU."""
 
     save_every: int = 500
     """Optimizer steps between resumable checkpoints (0: none)."""
@@ -103,12 +125,13 @@ class TrainConfig:
                 "above 0",
                 lambda value: 0 < value < math.inf,
                 "max_length eval_limit micro_batch_tokens accumulation epochs max_steps learning_rate keep_checkpoints "
-                "log_every",
+                "log_every lora_alpha",
             ),
             (
                 "0 or more",
                 lambda value: 0 <= value < math.inf,
-                "zeta eval_every warmup_steps final_lr weight_decay clip save_every",
+                "zeta eval_every warmup_steps final_lr weight_decay clip save_every lora_rank recompute_layers "
+                "loader_workers",
             ),
             ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             ("in [0, 1)", lambda value: 0 <= value < 1, "eval_fraction beta1 beta2"),
@@ -117,7 +140,7 @@ class TrainConfig:
         for allowed, holds, names in rules:
             for name in names.split():
                 value = getattr(self, name)
-                if value is not None and not holds(value):
+                if value is not None and not isinstance(value, str) and not holds(value):
                     raise PQMError(f"{name}: {value} was given; it must be a finite number {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,5 +154,5 @@ class TrainConfig:
 # options that may differ between a run and its continuation: they leave every loss as it was
 FREE_ON_RESUME = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
-    "save_dtype",
+    "save_dtype", "loader_workers",
 }  # fmt: skip

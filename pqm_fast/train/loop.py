@@ -1,30 +1,34 @@
 """The training loop. Data comes in as packed batches, the loss is normalised over the whole optimizer step."""
 
-import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from pqm_kernels import LOSSES, StepLoss
+from pqm_kernels import LOSSES
 
+from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.files import write_json
 from pqm_fast.train.checkpoint import (
     complete_checkpoints,
+    final_weights,
     interrupted_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import RunLog, draw_curve
-from pqm_fast.train.optim import learning_rate, make_optimizer
+from pqm_fast.train.optim import learning_rate, make_optimizer, set_learning_rate
 from pqm_fast.train.setup import Run, Split, optimizer_steps, prepare, write_config
+from pqm_fast.train.step import Objective, Pending, Planned, train_step
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -41,7 +45,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.say(_describe(run))
         _loop(run, optimizer, log, start)
         # first what the time went into
-        run.model.save(config.folder, run.tokenizer, run.recipe, getattr(torch, config.save_dtype))
+        dtype = getattr(torch, config.save_dtype)
+        run.model.save(config.folder, run.tokenizer, run.recipe, dtype, final_weights(run.model, optimizer, dtype))
         metrics = evaluate(run, run.held_out)
         if metrics:
             log.write("eval", run.total_steps, metrics)
@@ -54,57 +59,54 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _loop(run: Run, optimizer: torch.optim.Optimizer, log: RunLog, start: int) -> None:
     config, clock = run.config, _Clock()
-    for step, plan in enumerate(optimizer_steps(run, start), start + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, run.total_steps, config)
-        batches = [run.training.pack(members, _pad_to(run)) for members in plan]
-        outputs = backward(run, batches)
-        loss = float(sum(out.loss for out in outputs))
-        norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(run, step, loss, norm, batches, outputs)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        log.advance()
-        clock.count(batches)
-        if step % config.log_every == 0 or step == run.total_steps:
-            figures: dict[str, Any] = {
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
-            figures |= _step_figures(config.loss, batches, outputs)
-            log.write("train", step, figures | clock.rates(run.total_steps - step, run.device))
+    objective = Objective(config.loss, config.zeta, config.clip)
+    launched: _Launched | None = None  # the step that the device is at while the next one is prepared
+    for step, batches in enumerate(_loaded(run, run.training, optimizer_steps(run, start)), start + 1):
+        rate = learning_rate(step - 1, run.total_steps, config)
+        set_learning_rate(optimizer, rate)
+        pending = train_step(run.model, optimizer, batches, objective)
+        if launched is not None:
+            _finish(run, log, clock, launched)
+        launched = _Launched(step, rate, [batch for batch, _ in batches], pending)
+        evaluates = config.eval_every and step % config.eval_every == 0 and step < run.total_steps
+        saves = config.save_every and step % config.save_every == 0
+        if evaluates or saves or step == run.total_steps:
+            _finish(run, log, clock, launched)  # nothing is saved or scored with weights that are not finite
+            launched = None
         with clock.paused():
-            if config.eval_every and step % config.eval_every == 0 and step < run.total_steps and len(run.held_out):
+            if evaluates and len(run.held_out):
                 log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
-            if config.save_every and step % config.save_every == 0:
+            if saves:
                 state = {"step": step, **_identity(run)}
                 save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
 
 
-def backward(run: Run, batches: list[PackedBatch]) -> list[StepLoss]:
-    """Adds the gradient of one optimizer step, in as many micro-batches as given.
+@dataclass(frozen=True)
+class _Launched:
+    """An optimizer step that was handed to the device."""
 
-    Each is divided by the trajectories (or steps) of them all, so that packing and accumulation leave the gradient
-    as it is.
-    """
-    run.model.train()
-    by_steps = LOSSES[run.config.loss].normalised_by == "steps"
-    total = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
-    outputs = []
-    for batch in batches:
-        with _precision(run):
-            out = run.model(
-                batch,
-                loss=run.config.loss,
-                zeta=run.config.zeta,
-                normalizer=float(max(1, total)),
-            )
-        out.loss.backward()
-        outputs.append(StepLoss(out.loss.detach(), out.q))
-    return outputs
+    step: int
+    learning_rate: float
+    batches: list[PackedBatch]
+    pending: Pending
+
+
+def _finish(run: Run, log: RunLog, clock: "_Clock", launched: _Launched) -> None:
+    """Waits for a step and tells what it found. Raises PQMError if that is not finite."""
+    config, step = run.config, launched.step
+    found = launched.pending.wait()
+    if not found.finite:
+        raise _not_finite(run, launched)
+    log.advance()
+    clock.count(launched.batches)
+    if step % config.log_every == 0 or step == run.total_steps:
+        figures: dict[str, Any] = {
+            "loss": found.loss,
+            "grad_norm": found.grad_norm,
+            "learning_rate": launched.learning_rate,
+        }
+        figures |= _step_figures(config.loss, launched.batches, found.scores)
+        log.write("train", step, figures | clock.rates(run.total_steps - step, run.device))
 
 
 @torch.no_grad()
@@ -116,23 +118,35 @@ def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]
     if not len(indices):
         return {}
     run.model.eval()
-    budget = run.config.micro_batch_tokens
-    batches, outputs, total = [], [], 0.0
-    for members in split.units(indices, budget).batches(budget, shuffle=False):
-        batch = split.pack(members, _pad_to(run))
-        with _precision(run):
-            out = run.model(batch, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
-        total += float(out.loss)
+    budget = run.sizes.micro_batch_tokens
+    plan = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
+    batches, losses, scores = [], [], []
+    for [(batch, packing)] in _loaded(run, split, plan):
+        out = run.model(batch, packing, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
         batches.append(batch)
-        outputs.append(out)
+        losses.append(out.loss)
+        scores.append(out.q)
+    total = sum(float(loss) for loss in losses)
     by_steps = LOSSES[run.config.loss].normalised_by == "steps"
     count = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
-    return {"loss": total / max(1, count), **step_metrics(*_per_trajectory(batches, outputs))}
+    return {"loss": total / max(1, count), **step_metrics(*_per_trajectory(batches, scores))}
 
 
-def _step_figures(loss: str, batches: list[PackedBatch], outputs: list[StepLoss]) -> dict[str, Any]:
-    scores, labels = _per_trajectory(batches, outputs)
-    metrics = step_metrics(scores, labels)
+def _loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Iterator[list[Planned]]:
+    """The micro-batches of each optimizer step, packed and planned ahead."""
+    workers = run.config.loader_workers
+    return load_steps(
+        steps,
+        partial(split.pack, pad_to=run.pad_to),
+        run.model.planner(prefix_tree=split.prefix_tree),
+        workers=default_workers(run.device) if workers == "auto" else workers,
+        pin=run.device.type == "cuda",
+    )
+
+
+def _step_figures(loss: str, batches: list[PackedBatch], scores: list[torch.Tensor]) -> dict[str, Any]:
+    per_trajectory, labels = _per_trajectory(batches, scores)
+    metrics = step_metrics(per_trajectory, labels)
     chosen = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
     figures = {name: metrics[name] for name in chosen}
     if loss in ("rank", "rank-first-error"):
@@ -140,26 +154,14 @@ def _step_figures(loss: str, batches: list[PackedBatch], outputs: list[StepLoss]
     return figures
 
 
-def _per_trajectory(batches: list[PackedBatch], outputs: list[StepLoss]) -> tuple[list[Any], list[Any]]:
-    scores, labels = [], []
-    for batch, out in zip(batches, outputs, strict=True):
+def _per_trajectory(batches: list[PackedBatch], scores: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:
+    """Scores and labels of each trajectory; `scores` has those of each batch."""
+    own, labels = [], []
+    for batch, q in zip(batches, scores, strict=True):
         inner = batch.cu_steps[1:-1].tolist()
-        scores += np.split(out.q.float().cpu().numpy(), inner)
+        own += np.split(q.cpu().numpy(), inner)
         labels += np.split(batch.labels.numpy(), inner)
-    return scores, labels
-
-
-def _precision(run: Run) -> AbstractContextManager[Any]:
-    """float32 weights; on a GPU the backbone computes in bfloat16 (the head and the loss are float32 always)."""
-    name = run.config.dtype
-    if name == "bfloat16" or (name == "auto" and run.device.type == "cuda"):
-        return torch.autocast(run.device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def _pad_to(run: Run) -> int | None:
-    # fixed shapes keep a GPU's allocator and kernels steady; a CPU gains nothing from them
-    return run.config.micro_batch_tokens if run.device.type == "cuda" else None
+    return own, labels
 
 
 def _resume(run: Run, optimizer: torch.optim.Optimizer) -> int:
@@ -185,26 +187,26 @@ def _identity(run: Run) -> dict[str, Any]:
         "data": run.training.dataset.digest,
         "trajectories": len(run.training),
         "total_steps": run.total_steps,
+        "micro_batch_tokens": run.sizes.micro_batch_tokens,
+        "accumulation": run.sizes.accumulation,
         "template": run.recipe.template.to_dict(),
     }
 
 
-def _not_finite(
-    run: Run, step: int, loss: float, norm: float, batches: list[PackedBatch], outputs: list[StepLoss]
-) -> PQMError:
-    names = []
-    for batch, out in zip(batches, outputs, strict=True):
+def _not_finite(run: Run, launched: _Launched) -> PQMError:
+    names, found = [], launched.pending
+    for batch, q in zip(launched.batches, found.scores, strict=True):
         owner = torch.repeat_interleave(torch.arange(batch.num_trajectories), batch.cu_steps.diff())
-        bad = owner[~torch.isfinite(out.q).cpu()].unique().tolist()
+        bad = owner[~torch.isfinite(q)].unique().tolist()
         names += [run.training.dataset.name(batch.members[b]) for b in bad]
     where = (
         f"Q-values are not finite in {len(names)} trajectories: {', '.join(names[:5])}"
         if names
-        else ("all Q-values are finite, the gradient is not")
+        else "all Q-values are finite, the gradient is not"
     )
     return PQMError(
-        f"{run.config.out}: step {step}: loss {loss}, gradient norm {norm}; {where}. Check these "
-        "records, or start again with a lower --learning-rate"
+        f"{run.config.out}: step {launched.step}: loss {found.loss}, gradient norm {found.grad_norm}; {where}. Check "
+        "these records, or start again with a lower --learning-rate"
     )
 
 

@@ -21,7 +21,12 @@ from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
 from pqm_fast.model import Recipe, StepQModel
 from pqm_fast.pretrained import load_tokenizer, pick_device
+from pqm_fast.train.checkpoint import newest_state
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
+from pqm_fast.train.layers import compile_layers, recompute, use_float8, use_liger
+from pqm_fast.train.lora import add_adapters
+from pqm_fast.train.memory import Sizes, fit_memory
+from pqm_fast.train.optim import sum_gradients_in_float32
 
 
 @dataclass
@@ -65,10 +70,18 @@ class Run:
     recipe: Recipe
     training: Split
     held_out: Split
+    sizes: Sizes
+    """How an optimizer step is cut up."""
     units: Units
     """Of the training trajectories."""
     total_steps: int
     notes: list[str]
+
+    @property
+    def pad_to(self) -> int | None:
+        """Fixed shapes keep a GPU's allocator steady, and compiled layers from being compiled again."""
+        fixed = self.device.type == "cuda" or self.config.layers == "compile"
+        return self.sizes.micro_batch_tokens if fixed else None
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -77,7 +90,14 @@ def prepare(config: TrainConfig) -> Run:
     torch.manual_seed(config.seed)
     notes: list[str] = []
     device = pick_device(config.device)
-    model = StepQModel.from_pretrained(config.model, notes=notes)
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    model = StepQModel.from_pretrained(
+        config.model,
+        dtype=torch.bfloat16 if half else torch.float32,
+        device=device,
+        attention=config.attention,
+        notes=notes,
+    )
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(
@@ -90,13 +110,13 @@ def prepare(config: TrainConfig) -> Run:
     if added := model.fit_vocabulary(tokenizer, template.step_token):
         notes.append(added)
 
-    length = config.max_length or min(model.context, 4096, config.micro_batch_tokens)
+    most = model.context if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
+    length = config.max_length or min(model.context, 4096, most)
     if length > model.context:
         raise PQMError(f"max_length: {length} is more than the model's context of {model.context} tokens")
-    if length > config.micro_batch_tokens:
-        raise PQMError(
-            f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={config.micro_batch_tokens}"
-        )
+    if length > most:
+        raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most}")
+    sizes = prepare_layers(model, config, length, notes)
     encoder = Encoder(tokenizer, template, length)
     training = _load(config.data, config, encoder, notes)
     if config.eval_data:
@@ -122,7 +142,8 @@ def prepare(config: TrainConfig) -> Run:
         recipe=Recipe(template, config.loss, config.zeta),
         training=training,
         held_out=held_out,
-        units=training.units(training.indices, config.micro_batch_tokens),
+        sizes=sizes,
+        units=training.units(training.indices, sizes.micro_batch_tokens),
         total_steps=0,
         notes=notes,
     )
@@ -132,10 +153,32 @@ def prepare(config: TrainConfig) -> Run:
             f"prefix trees: {unique:,} tokens to compute instead of {total:,}, {total / unique:.2f} times fewer"
         )
     run.total_steps = config.max_steps or _steps_of(run, config.epochs)
-    model.to(run.device)
-    if config.gradient_checkpointing:
-        model.checkpoint_activations()
     return run
+
+
+def prepare_layers(model: StepQModel, config: TrainConfig, longest: int, notes: list[str]) -> Sizes:
+    """Sets up how the layers are computed, and settles what the options leave to the memory that there is."""
+    if config.lora_rank:
+        add_adapters(model, config.lora_rank, config.lora_alpha)
+    if config.float8:
+        notes.append(f"{use_float8(model):,} products of matrices in 8-bit floats")
+    if config.layers == "liger":
+        use_liger(model)
+    elif config.layers == "compile" or (config.layers == "auto" and model.device.type == "cuda"):
+        compile_layers(model)
+
+    tokens, accumulation = config.micro_batch_tokens, config.accumulation
+    if config.resume and (state := newest_state(config.folder / "checkpoints")):
+        tokens, accumulation = state["micro_batch_tokens"], state["accumulation"]
+    sizes, note = fit_memory(
+        model, tokens, accumulation, config.recompute_layers, longest=longest, optimizer=config.optimizer
+    )
+    if note is not None:
+        notes.append(note)
+    recompute(model, sizes.recompute_layers)
+    if sizes.accumulation > 1:
+        sum_gradients_in_float32(model)
+    return sizes
 
 
 def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
@@ -147,8 +190,8 @@ def optimizer_steps(run: Run, start: int = 0) -> Iterator[list[np.ndarray]]:
 
 def _plan(run: Run, epoch: int) -> list[list[np.ndarray]]:
     """The optimizer steps of one pass over the data; the last one may have fewer micro-batches than the others."""
-    size = run.config.accumulation
-    batches = run.units.batches(run.config.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
+    size = run.sizes.accumulation
+    batches = run.units.batches(run.sizes.micro_batch_tokens, seed=run.config.seed, epoch=epoch)
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 import triton
-from pqm_kernels import LOSSES
+from pqm_kernels import LOSSES, adamw_kernel
 from pqm_kernels.backward import backward
 from pqm_kernels.by_row import steps_by_row
 from pqm_kernels.forward import forward
@@ -86,6 +86,25 @@ def calls() -> Iterator[tuple[str, dict]]:
     yield "expanded", {"hidden": torch.zeros(1, 1536, dtype=torch.bfloat16).expand(64, 1536)}
 
 
+def call_adamw(*, size=2**20, weight=torch.bfloat16, gradient=torch.bfloat16, number=0.1) -> None:
+    """One step, of tensors that have only their first element in memory."""
+    dtypes = (weight, torch.int16, gradient, torch.float32, torch.float32)
+    tensors = [torch.zeros(1, dtype=dtype).expand(size) for dtype in dtypes]
+    if weight == torch.float32:
+        tensors[1] = None
+    adamw_kernel.update(*tensors, *[number] * 6)
+
+
+def adamw_calls() -> Iterator[tuple[str, dict]]:
+    """(name, arguments of `call_adamw`)."""
+    for weight, gradient in itertools.product((torch.bfloat16, torch.float32), repeat=2):
+        yield f"adamw, {weight}, {gradient}", {"weight": weight, "gradient": gradient}
+    yield "adamw, other numbers", {"size": 3584, "number": 1.0}  # must need no other kernel
+    yield "adamw, torch.bfloat16, torch.bfloat16, past int32", {"size": 2**31 + 16}
+    yield "odd adamw", {"size": 1537}
+    yield "odd adamw, one weight", {"size": 1}
+
+
 def record(name: str, kernel: str, options: dict, compiled) -> dict:
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -97,7 +116,7 @@ def record(name: str, kernel: str, options: dict, compiled) -> dict:
     return {
         "call": name,
         "kernel": kernel,
-        "tile": options.get("BLOCK_S", options.get("BLOCK_R", 0)) * options["BLOCK_D"],
+        "tile": options.get("BLOCK") or options.get("BLOCK_S", options.get("BLOCK_R", 0)) * options["BLOCK_D"],
         "threads": 32 * options.get("num_warps", 4),
         "spilled": [int(n) for n in re.findall(r"(\d+) bytes spill", report)],
         "registers": [int(n) for n in re.findall(r"Used (\d+) registers", report)],
@@ -105,6 +124,8 @@ def record(name: str, kernel: str, options: dict, compiled) -> dict:
         "fp64": ".f64" in ptx,
         "wide_loads": len(re.findall(r"(?:ld\.global\S*\.v4\.b32|cp\.async\.c[ga]\.shared\.global.* 0x10)", ptx)),
         "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32", ptx)),
+        "accesses": len(re.findall(r"(?:ld|st)\.global", ptx)),
+        "approximate": sorted(set(re.findall(r"\w+\.(?:approx|full|\w+\.ftz|ftz)\S*|fma\.\S+", ptx))),
         "barriers": len(re.findall(r"bar\.sync", ptx)),
         "publishes": "atom.global.gpu.acq_rel" in ptx,
     }
@@ -127,6 +148,8 @@ def main() -> None:
     JITFunction.run = compile_only
     for current[0], options in calls():
         call(**options)
+    for current[0], options in adamw_calls():
+        call_adamw(**options)
 
 
 if __name__ == "__main__":

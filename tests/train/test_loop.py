@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,48 +18,10 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics
-from pqm_fast.train.loop import backward, evaluate, train
+from pqm_fast.train.loop import evaluate, train
 from pqm_fast.train.optim import learning_rate, make_optimizer
 from pqm_fast.train.setup import optimizer_steps, prepare
-
-
-def write_data(path, count=120, questions=30, seed=0):
-    rng = np.random.default_rng(seed)
-    with open(path, "w", encoding="utf-8") as file:
-        for i in range(count):
-            steps = int(rng.integers(1, 7))
-            row = {
-                "id": f"r{i}",
-                "prompt": f"w3 w{4 + i % questions}",
-                "completions": [tiny.text(rng, int(rng.integers(1, 6))) for _ in range(steps)],
-                "labels": [bool(b) for b in rng.integers(0, 2, steps)],
-            }
-            file.write(json.dumps(row) + "\n")
-    return str(path)
-
-
-@pytest.fixture
-def configure(tmp_path):
-    model = str(tiny.model_folder(tmp_path / "model", num_hidden_layers=2))
-    data = write_data(tmp_path / "data.jsonl")
-
-    def make(out="run", **options):
-        base = {
-            "micro_batch_tokens": 128,
-            "max_length": 64,
-            "max_steps": 12,
-            "learning_rate": 1e-2,
-            "eval_every": 0,
-            "save_every": 0,
-            "log_every": 1,
-            "progress": False,
-            "cache_dir": str(tmp_path / "cache"),
-            "device": "cpu",
-            "template": Template(step_token="last"),
-        }
-        return TrainConfig(model=model, data=(data,), out=str(tmp_path / out), **(base | options))
-
-    return make
+from pqm_fast.train.step import Objective, backward
 
 
 def gradients(run):
@@ -74,7 +37,8 @@ def test_accumulation_and_packing_leave_the_gradient(configure, loss):
     members = run.training.indices[:40]
     loss_of, gradient_of = {}, {}
     for parts in (1, 8, 40):
-        outputs = backward(run, [run.training.pack(m) for m in np.array_split(members, parts)])
+        batches = [(run.training.pack(m), None) for m in np.array_split(members, parts)]
+        outputs = backward(run.model, batches, Objective(loss))
         loss_of[parts] = float(sum(out.loss for out in outputs))
         gradient_of[parts] = gradients(run)
     for parts in (8, 40):
@@ -230,9 +194,9 @@ def test_resuming_in_trees_is_exact(configure, branching, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_learns(configure, tmp_path, loss):
-    """A rule that the model can see (a step that holds w7 is wrong) is learned."""
+@pytest.fixture
+def rule(tmp_path):
+    """Data with a rule that the model can see: a step that holds w7 is wrong."""
     rng = np.random.default_rng(0)
     with open(tmp_path / "rule.jsonl", "w") as file:
         for i in range(600):
@@ -241,12 +205,32 @@ def test_every_loss_learns(configure, tmp_path, loss):
             file.write(
                 json.dumps({"id": str(i), "prompt": f"w{9 + i % 60}", "completions": steps, "labels": labels}) + "\n"
             )
-    base = configure(loss=loss, max_steps=80, micro_batch_tokens=512, eval_fraction=0.2, learning_rate=5e-3)
-    metrics = train(TrainConfig(**(vars(base) | {"data": (str(tmp_path / "rule.jsonl"),)})))
+    options = {"max_steps": 80, "micro_batch_tokens": 512, "eval_fraction": 0.2, "learning_rate": 5e-3}
+    return options | {"data": (str(tmp_path / "rule.jsonl"),)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns(configure, rule, loss):
+    metrics = train(configure(loss=loss, **rule))
     if loss == "orm":  # learns at the last step alone: half the entropy of the outcomes (0.8^4 are right: 0.677)
         assert metrics["loss"] < 0.34
     else:
         assert metrics["pair_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "package"),
+    [
+        pytest.param({"dtype": "bfloat16", "accumulation": 2}, None, id="bfloat16"),
+        pytest.param({"dtype": "bfloat16", "optimizer": "adamw-8bit"}, "torchao", id="8 bits"),
+        pytest.param({"lora_rank": 16, "learning_rate": 2e-2}, "peft", id="adapters"),
+        pytest.param({"recompute_layers": "all", "loader_workers": 1}, None, id="recomputed"),
+    ],
+)
+def test_every_way_of_training_learns(configure, rule, options, package):
+    if package:
+        pytest.importorskip(package)
+    assert train(configure(**(rule | options)))["pair_accuracy"] > 0.9
 
 
 def test_run_folder(configure, tmp_path):
@@ -276,7 +260,7 @@ def test_held_out_questions_are_on_one_side(configure):
 
 
 def test_held_out_file_takes_its_questions_from_training(configure, tmp_path):
-    other = write_data(tmp_path / "held.jsonl", count=20, questions=10, seed=1)
+    other = tiny.write_data(tmp_path / "held.jsonl", count=20, questions=10, seed=1)
     run = prepare(configure(eval_data=(other,)))
     assert len(run.held_out) == 20
     assert len(run.training) == 80  # 10 of the 30 questions gone
@@ -377,16 +361,55 @@ def test_only_matrices_decay(configure):
 
 
 def test_small_updates_are_not_lost(configure):
-    """Weights are float32: at a learning rate of 1e-6 a bfloat16 weight near 1 would not move at all."""
+    """Master weights are float32: at a learning rate of 1e-6 a bfloat16 weight near 1 would not move at all."""
     run = prepare(configure(dtype="bfloat16", learning_rate=1e-6, warmup_steps=0))
     optimizer = make_optimizer(run.model, run.config)
     norm = run.model.backbone.norm.weight
     before = norm.detach().clone()
-    backward(run, [run.training.pack(run.training.indices[:20])])
+    backward(run.model, [(run.training.pack(run.training.indices[:20]), None)], Objective())
+    assert {p.dtype for p in run.model.backbone.parameters()} == {torch.bfloat16}
     optimizer.step()
-    assert norm.dtype == torch.float32
-    assert (norm != before).all()
-    assert torch.equal(norm.bfloat16(), before.bfloat16())
+    assert torch.equal(norm, before)
+    assert optimizer.master(norm).dtype == torch.float32
+    assert (optimizer.master(norm) != before).all()
+
+
+def test_micro_batches_add_up_in_float32(configure):
+    """Eight bfloat16 micro-batches: a gradient no further from float32 than that of one batch."""
+    members = np.arange(64)
+
+    def gradient(dtype, accumulation):
+        run = prepare(configure(dtype=dtype, accumulation=accumulation, micro_batch_tokens=4096))
+        batches = [(run.training.pack(m), None) for m in np.array_split(members, accumulation)]
+        backward(run.model, batches, Objective())
+        own = {name: p.grad for name, p in run.model.backbone.named_parameters()}
+        if dtype == "bfloat16":
+            assert {g.dtype for g in own.values()} == {torch.float32 if accumulation > 1 else torch.bfloat16}
+        return torch.cat([g.float().flatten() for g in own.values()])
+
+    exact = gradient("float32", 1)
+    one, eight = (tiny.relative_error(gradient("bfloat16", n), exact) for n in (1, 8))
+    assert 0 < eight <= 1.2 * one
+
+
+def test_the_next_step_is_launched_before_the_last_one_is_read(configure, monkeypatch):
+    """A GPU is never waited for while it has nothing else to do."""
+    from pqm_fast.train import loop, step
+
+    events = []
+
+    def train_step(*arguments, whole=step.train_step):
+        events.append("launch")
+        return whole(*arguments)
+
+    def wait(self, whole=step.Pending.wait):
+        events.append("read")
+        return whole(self)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(step.Pending, "wait", wait)
+    train(configure(max_steps=5, eval_fraction=0))
+    assert events == ["launch", *["launch", "read"] * 4, "read"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
@@ -407,3 +430,34 @@ def test_without_held_out_data(configure, tmp_path):
     assert train(configure(eval_fraction=0, max_steps=2)) == {}
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert all(row["kind"] == "train" for row in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_eight_bit_moments_resume_exactly(configure, tmp_path):
+    pytest.importorskip("torchao")
+    model = str(tiny.model_folder(tmp_path / "wide", num_hidden_layers=1, hidden_size=64))
+    options = {"model": model, "optimizer": "adamw-8bit", "dtype": "bfloat16", "save_every": 5}
+    train(configure("whole", **options))
+    train(configure("cut", **options))
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-0000010")
+    cut_off(tmp_path / "cut")
+    train(configure("cut", **options, resume=True))
+    whole, resumed = (StepQModel.from_pretrained(str(tmp_path / name)).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    stored = torch.load(tmp_path / "whole" / "checkpoints" / "step-0000010" / "training.pt", weights_only=True)
+    kinds = [type(state["exp_avg"]).__name__ for state in stored["optimizer"]["state"].values()]
+    assert kinds.count("OptimState8bit") == 4  # q, k, v and o; the rest is too small or no whole blocks
+
+
+@pytest.mark.parametrize(
+    ("option", "module", "package"),
+    [
+        ({"lora_rank": 4}, "peft", "peft"),
+        ({"float8": True}, "torchao.float8", "torchao"),
+        ({"layers": "liger"}, "liger_kernel.transformers.monkey_patch", "liger-kernel"),
+        ({"optimizer": "adamw-8bit"}, "torchao.optim", "torchao"),
+    ],
+)
+def test_a_missing_package_is_named(configure, monkeypatch, option, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PQMError, match=f"needs {package}; install it with `pip install {package}`"):
+        train(configure(**option))

@@ -1,0 +1,97 @@
+"""Which way of computing attention a model takes on a device."""
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from pqm_fast.attention import kernels
+from pqm_fast.errors import PQMError
+
+Backend = Literal["flash", "varlen", "flex", "sdpa"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)  # the fastest first
+
+
+def choose_backend(
+    requested: str, device: torch.device, dtype: torch.dtype, config: Any, *, prefix_tree: bool = False
+) -> Backend:
+    """`requested`: a backend or "auto", the fastest that serves the model. `dtype`: what attention computes in, which
+    is autocast's where it is on. `config`: the model's. `prefix_tree`: batches of trees are to come, which "flash" and
+    "varlen" leave to FlexAttention.
+
+    Raises PQMError for a backend that cannot serve this, with the reason and what to do.
+    """
+    if requested == "auto":
+        # SDPA needs no compiling and has kernels of its own for float32; trees would cost it masks
+        candidates = BACKENDS if dtype != torch.float32 or prefix_tree else BACKENDS[-1:]
+        return next(b for b in candidates if _obstacle(b, device, dtype, config, prefix_tree) is None)
+    if requested not in BACKENDS:
+        raise PQMError(f"attention {requested!r} is not known: choose from auto, {', '.join(BACKENDS)}")
+    backend: Backend = requested
+    obstacle = _obstacle(backend, device, dtype, config, prefix_tree)
+    if obstacle is not None:
+        raise PQMError(f"attention {backend!r} cannot be used here: {obstacle}")
+    return backend
+
+
+def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any, prefix_tree: bool) -> str | None:
+    """Why `backend` cannot serve this and what would, None if it can. SDPA serves everything."""
+    if backend == "sdpa":
+        return None
+    if device.type != "cuda":
+        return f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
+    text = config.get_text_config()
+    dims, dropout = _head_dims(text), _dropout(text)
+    softcap = bool(getattr(text, "attn_logit_softcapping", None))
+    capability = compute_capability(device)
+    if capability < kernels.AMPERE:
+        return f"it needs compute capability {kernels.AMPERE} or more, and this GPU has {capability}; take 'sdpa'"
+    if backend == "flex" or prefix_tree:
+        if dropout:
+            return f"FlexAttention has no dropout, and config.json sets {dropout}; set it to 0 or take 'sdpa'"
+        if min(dims) < 16:
+            return f"FlexAttention takes heads of 16 and more, and this model's are of {min(dims)}; take 'sdpa'"
+    if backend == "flex":
+        return None
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"its kernels take float16 and bfloat16, and this is {dtype}; compute in bfloat16 or take 'sdpa'"
+    head_dim = max(dims)
+    if min(dims) != head_dim or head_dim > 256 or head_dim % 8:
+        sizes = " and ".join(map(str, sorted(dims)))
+        return f"its kernels take heads of one size, a multiple of 8 up to 256, not of {sizes}; take 'flex'"
+    if backend == "varlen":
+        if not has_varlen():
+            return "this build of PyTorch has no flash attention; take 'flex'"
+        if softcap or dropout:
+            found, instead = ("soft caps", "'flash' or 'flex'") if softcap else ("dropout", "'flash' or 'sdpa'")
+            return f"it has no {found} in attention, which config.json asks for; take {instead}"
+        return None
+    if kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=bool(dropout)) is None:
+        if any(map(kernels.is_installed, kernels.FLASH)):
+            return (
+                f"no installed release of flash-attn serves heads of {head_dim}, {softcap=}, {dropout=} on compute "
+                f"capability {capability}; install flash-attn 2 ({kernels.HOW_TO_INSTALL}) or take 'auto'"
+            )
+        return f"flash-attn is not installed; {kernels.HOW_TO_INSTALL}, or take 'auto'"
+    return None
+
+
+def compute_capability(device: torch.device) -> int:
+    """The major one."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def has_varlen() -> bool:
+    return torch.backends.cuda.is_flash_attention_available()
+
+
+def _head_dims(text: Any) -> set[int]:
+    """The sizes of the heads of queries, keys and values, in all layers."""
+    if getattr(text, "v_head_dim", None):  # multi-head latent attention: head_dim is then a part
+        return {text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim}
+    named = (getattr(text, name, None) for name in ("head_dim", "global_head_dim"))
+    return {dim for dim in named if dim} or {text.hidden_size // text.num_attention_heads}
+
+
+def _dropout(text: Any) -> float:
+    """Under either of the names that decoders use."""
+    return max(getattr(text, name, None) or 0.0 for name in ("attention_dropout", "attn_pdrop"))

@@ -1,0 +1,6 @@
+"""Values of options that several commands have."""
+
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16"]
+Attention = Literal["auto", "flash", "varlen", "flex", "sdpa"]

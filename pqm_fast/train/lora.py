@@ -1,0 +1,50 @@
+"""Low-rank adapters (peft) in the decoder layers, merged into plain weights when a checkpoint is saved."""
+
+import torch
+from torch import nn
+
+from pqm_fast.errors import PQMError
+from pqm_fast.model import StepQModel
+from pqm_fast.train.layers import decoder_layers
+
+
+def add_adapters(model: StepQModel, rank: int, alpha: int) -> None:
+    """Puts one on every linear map of the decoder layers; only these and the Q-value head learn. Raises PQMError."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise PQMError("lora_rank: needs peft; install it with `pip install peft`") from error
+    names = {
+        name.rpartition(".")[2]
+        for layer in decoder_layers(model)
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not names:
+        raise PQMError(f"lora_rank: {model.config.model_type} has no linear layers that adapters can be put on")
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names)), model.backbone)
+    model.head.requires_grad_(True)
+
+
+def adapted(module: nn.Module) -> bool:
+    """Whether it holds adapters."""
+    return any(".lora_A." in name for name, _ in module.named_parameters())
+
+
+def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with every adapter added to the weight that it adapts, under the names from before."""
+    from peft.tuners.lora import Linear
+
+    state = module.state_dict()
+    for name, part in module.named_modules():
+        if not isinstance(part, Linear):
+            continue
+        for key in [key for key in state if key.startswith(f"{name}.lora_")]:
+            del state[key]
+        for key in [key for key in state if key.startswith(f"{name}.base_layer.")]:
+            state[key.replace(".base_layer.", ".")] = state.pop(key)
+        weight = state[f"{name}.weight"]
+        change = sum(part.get_delta_weight(adapter).float() for adapter in part.active_adapters)
+        state[f"{name}.weight"] = weight.float() + change
+    return state

@@ -1,0 +1,206 @@
+"""What a step will need of a GPU's memory, estimated before the first one, and the sizes that fit."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.model import StepQModel
+from pqm_fast.train.layers import decoder_layers
+
+Auto = Literal["auto"]
+MOST_TOKENS, FEWEST_TOKENS = 16384, 4096
+# Not yet held against a GPU: for the allocator's gaps, workspaces of matrix products, the head.
+RESERVE = 0.08
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Activations of one decoder layer that wait for the backward pass, in bytes a token."""
+
+    kept: float
+    """If they are kept."""
+    recomputed: float
+    """If they are computed again: the layer's input."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How an optimizer step is cut up."""
+
+    micro_batch_tokens: int
+    accumulation: int
+    recompute_layers: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of a training step, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def describe(self, sizes: Sizes, depth: int, available: int) -> str:
+        """One line, in GB of 1e9 bytes."""
+        parts = " + ".join(f"{name} {bytes / 1e9:.1f}" for name, bytes in vars(self).items())
+        return (
+            f"memory, estimated: {parts} = {self.total / 1e9:.1f} GB of {available / 1e9:.1f}, with "
+            f"{sizes.micro_batch_tokens:,} tokens in a forward pass and {sizes.recompute_layers} of {depth} layers "
+            "computed again"
+        )
+
+
+def measure_layer(model: StepQModel, tokens: int) -> LayerBytes:
+    """What the first decoder layer, as it is computed, keeps for its backward on a batch of so many tokens.
+
+    Autograd is asked what it saves; weights and what the layers share (angles of rotary embeddings, the layout of the
+    batch) are not counted.
+    """
+    layer = decoder_layers(model)[0]
+    args, kwargs = _inputs(model, layer, tokens)
+    hidden = args[0].detach().requires_grad_()
+    not_counted = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in not_counted:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = layer(hidden, *args[1:], **kwargs)
+    del out  # what is noted must live until here: storages are told apart by their addresses
+    own = hidden.untyped_storage().nbytes()
+    return LayerBytes((sum(kept.values()) + own) / tokens, own / tokens)
+
+
+def needs(model: StepQModel, layer: LayerBytes, sizes: Sizes, optimizer: str) -> Needs:
+    """The bytes of a step, activations at their peak in the backward pass."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    half = sum(p.numel() for p in learned if p.dtype != torch.float32)
+    single = sum(p.numel() for p in learned) - half
+    # bfloat16 weights: the low half of the master weights, and two moments; float32 weights are their own masters
+    states = 2 * (half + single) if optimizer == "adamw-8bit" else 10 * half + 8 * single
+    again, depth = sizes.recompute_layers, len(decoder_layers(model))
+    waiting = (depth - again) * layer.kept + again * layer.recomputed
+    # in the backward of a layer the gradients of what it kept, and before them what it computes again
+    working = layer.kept * (2 if again else 1)
+    return Needs(
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        gradients=(4 if sizes.accumulation > 1 else 2) * half + 4 * single,
+        optimizer=states,
+        activations=int(sizes.micro_batch_tokens * (waiting + working)),
+    )
+
+
+def choose(
+    tokens: int | Auto,
+    accumulation: int,
+    recompute_layers: int | Auto | Literal["all"],
+    *,
+    depth: int,
+    longest: int,
+    fits: Callable[[Sizes], bool],
+) -> Sizes:
+    """Sizes with nothing left on auto: the largest micro-batch first, then the fewest layers computed again.
+
+    A micro-batch is made smaller, with more of them in a step, before anything is computed again, for that costs up
+    to a third more. It takes the `longest` trajectory whole. If nothing fits, the least that there is.
+    """
+    every = [(tokens, accumulation)] if tokens != "auto" else list(_halved(accumulation, longest))
+    if recompute_layers != "auto":
+        again = depth if recompute_layers == "all" else min(recompute_layers, depth)
+        candidates = [Sizes(*one, again) for one in every]
+    else:
+        large = [one for one in every if one[0] >= FEWEST_TOKENS] or every[:1]
+        candidates = [Sizes(*one, 0) for one in large]
+        candidates += [Sizes(*large[-1], again) for again in range(1, depth + 1)]
+        candidates += [Sizes(*one, depth) for one in every[len(large) :]]
+    return next((sizes for sizes in candidates if fits(sizes)), candidates[-1])
+
+
+def _halved(accumulation: int, longest: int) -> Iterable[tuple[int, int]]:
+    """(tokens of a micro-batch, micro-batches of an optimizer step)."""
+    tokens = max(MOST_TOKENS, longest)
+    while True:
+        yield tokens, accumulation
+        if tokens // 2 < longest:
+            return
+        tokens, accumulation = tokens // 2, 2 * accumulation
+
+
+def fit_memory(
+    model: StepQModel,
+    tokens: int | Auto,
+    accumulation: int,
+    recompute_layers: int | Auto | Literal["all"],
+    *,
+    longest: int,
+    optimizer: str,
+) -> tuple[Sizes, str | None]:
+    """`choose` for the memory of the model's GPU, and what to tell the user about it. Elsewhere everything fits."""
+    depth = len(decoder_layers(model))
+
+    def chosen(fits: Callable[[Sizes], bool]) -> Sizes:
+        return choose(tokens, accumulation, recompute_layers, depth=depth, longest=longest, fits=fits)
+
+    if model.device.type != "cuda":
+        return chosen(lambda sizes: True), None
+    layer = measure_layer(model, max(MOST_TOKENS, longest) if tokens == "auto" else tokens)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    held = torch.cuda.memory_reserved(model.device)  # by this process: the weights, and what it can use again
+    available = int((free + held) * (1 - RESERVE))
+    sizes = chosen(lambda sizes: needs(model, layer, sizes, optimizer).total <= available)
+    return sizes, needs(model, layer, sizes, optimizer).describe(sizes, depth, available)
+
+
+class _Captured(Exception):
+    pass
+
+
+def _inputs(model: StepQModel, layer: torch.nn.Module, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that `layer` is called with on trajectories of 256 tokens."""
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def capture(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+        raise _Captured
+
+    one = Trajectory(np.zeros(min(256, tokens), np.int64), np.array([0]), np.zeros(1, np.float32))
+    batch = pack([(i, one) for i in range(tokens // len(one.input_ids))], pad_to=tokens)
+    hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model.scores(batch)
+    except _Captured:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def _tensors(value: Any) -> Iterable[torch.Tensor]:
+    """All tensors in nested containers and objects."""
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,93 @@
+"""One optimizer step: forward and backward of its micro-batches, clipping and the update.
+
+Nothing here waits for the device: what a step found is read later, while the next one runs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pqm_kernels import LOSSES, StepLoss
+
+from pqm_fast.attention import Packing
+from pqm_fast.data.pack import PackedBatch
+from pqm_fast.model import StepQModel
+
+Planned = tuple[PackedBatch, Packing | None]
+"""A micro-batch on the host, and how it attends if that was planned ahead."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises: `loss` with its margin `zeta`, gradients clipped to a norm of `clip` (0: not clipped)."""
+
+    loss: str = "rank"
+    zeta: float = 4.0
+    clip: float = 1.0
+
+
+class Pending:
+    """What a step found, on its way to the host.
+
+    Attributes that must be read after `wait`: `loss` and `grad_norm` (before clipping), scalars, and `scores`, the
+    Q-values [S] of each micro-batch, float32 on the host.
+    """
+
+    def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, scores: list[torch.Tensor]):
+        # from a GPU this gives pinned memory, so the copy is queued behind the step and nobody waits
+        self._scalars = torch.stack([loss, grad_norm]).to("cpu", non_blocking=True)
+        self.scores = [q.to("cpu", non_blocking=True) for q in scores]
+        self._copied = torch.cuda.Event() if loss.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> "Pending":
+        """Until everything is on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self.loss, self.grad_norm = self._scalars.tolist()
+        return self
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def train_step(
+    model: StepQModel, optimizer: torch.optim.Optimizer, batches: Sequence[Planned], objective: Objective
+) -> Pending:
+    """Updates the weights from the micro-batches of one optimizer step. Their gradients are cleared."""
+    outputs = backward(model, batches, objective)
+    norm = clip_gradients(model, objective.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Pending(torch.stack([out.loss for out in outputs]).sum(), norm, [out.q for out in outputs])
+
+
+def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective) -> list[StepLoss]:
+    """Adds the gradient of one optimizer step, in as many micro-batches as given.
+
+    Each is divided by the trajectories (or steps) of them all, so that packing and accumulation leave the gradient
+    as it is.
+    """
+    model.train()
+    by_steps = LOSSES[objective.loss].normalised_by == "steps"
+    total = sum(b.num_steps if by_steps else b.num_trajectories for b, _ in batches)
+    outputs = []
+    for batch, packing in batches:
+        out = model(batch, packing, loss=objective.loss, zeta=objective.zeta, normalizer=float(max(1, total)))
+        out.loss.backward()
+        outputs.append(StepLoss(out.loss.detach(), out.q))
+    return outputs
+
+
+def clip_gradients(model: torch.nn.Module, clip: float) -> torch.Tensor:
+    """The norm of all gradients (scalar, float32), which are scaled down to one of `clip` if that is lower."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    # in float32 also for bfloat16 gradients, whose norm torch would round to bfloat16
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    if clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return norm

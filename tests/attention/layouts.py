@@ -1,0 +1,74 @@
+"""Packed batches built the slow way, with who sees whom pair by pair, and attention by that definition."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+
+from pqm_fast.data.pack import PackedBatch
+
+
+def forest(sequences, pad=0, step_index=()):
+    """The prefix trees of token sequences, built the slow way: rows are prefixes, depth first; and who sees whom,
+    [T, T]: a prefix sees the prefixes of itself."""
+    rows = sorted({tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)})
+    sees = np.array([[a[: len(b)] == b for b in rows] for a in rows]).reshape(len(rows), len(rows))
+    total = len(rows) + pad
+    everyone = np.eye(total, dtype=bool)
+    everyone[: len(rows), : len(rows)] = sees
+    end = [i + int(everyone[:, i].sum()) for i in range(total)]  # depth first, so what sees i stands behind it
+    roots = [i for i, row in enumerate(rows) if len(row) == 1]
+    lengths = np.diff([*roots, len(rows)]).tolist()
+    batch = PackedBatch(
+        input_ids=torch.tensor([row[-1] for row in rows] + [0] * pad),
+        position_ids=torch.tensor([len(row) - 1 for row in rows] + [0] * pad),
+        cu_seqlens=torch.tensor([*roots, len(rows)], dtype=torch.int32),
+        lengths=tuple(lengths),
+        step_index=torch.tensor(step_index, dtype=torch.int64),
+        labels=torch.ones(len(step_index)),
+        cu_steps=torch.tensor([0, len(step_index)], dtype=torch.int32),
+        members=(0,),
+        subtree_end=torch.tensor(end, dtype=torch.int32),
+    )
+    return batch, torch.from_numpy(everyone)
+
+
+def plain(lengths, pad=0, step_index=()):
+    """The same for sequences end to end."""
+    batch, sees = forest([(i, *range(n - 1)) for i, n in enumerate(lengths)], pad, step_index)
+    return replace(batch, subtree_end=None), sees
+
+
+def random_tree(rng, sequences, depth, branching):
+    """Sequences that part now and then: `branching` is the chance of another token than the one before."""
+    made = [tuple(rng.integers(0, 2, depth))]
+    for _ in range(sequences - 1):
+        base, cut = made[int(rng.integers(len(made)))], int(rng.integers(0, depth))
+        made.append((*base[:cut], *rng.integers(0, 2 + branching, int(rng.integers(1, depth)))))
+    return made
+
+
+def dense(q, k, v, sees, scaling, softcap=None):
+    """The definition in float64: [1, Q, H, d]."""
+    q, k, v = q.double(), *(x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.mT * scaling
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    return (scores.masked_fill(~sees, -torch.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+def seen(batch, sees, window):
+    position = batch.position_ids
+    return sees if window is None else sees & (position[:, None] - position < window)
+
+
+BATCHES = {
+    "plain": lambda: plain((9, 17, 1, 30, 12, 5), 7),
+    "one": lambda: plain((6,)),
+    "tree": lambda: forest(random_tree(np.random.default_rng(0), 12, 20, 3), 5),
+    "chain": lambda: forest([(1, 2, 3, 4, 5, 6, 7)] * 3),
+    "blocks": lambda: forest(random_tree(np.random.default_rng(1), 16, 60, 40), 130),
+    "long": lambda: plain((300, 2, 140, 256), 30),
+    "all but one": lambda: plain((1, 400, 111)),  # of the first block is seen by the second, and by the third
+}
+BATCHES = {name: cache(make) for name, make in BATCHES.items()}

@@ -1,0 +1,169 @@
+"""What a planner makes of a batch, where it may run, and how it travels."""
+
+import pickle
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pytest
+import torch
+from layouts import BATCHES, forest, plain, random_tree
+from torch.utils.data import DataLoader
+
+from pqm_fast.attention import BACKENDS, Planner, kernels, varlen
+from pqm_fast.attention.flex import BLOCK, Flex
+from pqm_fast.attention.sdpa import Grouped
+from pqm_fast.attention.varlen import Varlen
+
+
+def tensors(x):
+    """All of a plan."""
+    if torch.is_tensor(x):
+        return [x]
+    if is_dataclass(x):
+        x = [getattr(x, field.name) for field in fields(x)]
+    elif isinstance(x, dict):
+        x = list(x.values())
+    return [t for part in x for t in tensors(part)] if isinstance(x, list | tuple) else []
+
+
+def test_plain_packing_needs_no_mask():
+    batch, _ = plain((9, 17, 30), 4)
+    packing = Planner("sdpa")(batch).to("cpu")
+    q = torch.randn(1, 2, 60, 16)
+    packing.tokens.attend(q, q, q, scaling=None)
+    packing.tokens.attend(q, q, q, scaling=None, window=30)
+    assert packing.tokens.masks == {}
+
+
+def test_masks_are_made_once_and_per_tree():
+    sequences = [(t, *s) for t in range(4) for s in random_tree(np.random.default_rng(t), 4, 12, 2)]
+    batch, _ = forest(sequences)
+    tokens = Planner("sdpa")(batch).to("cpu").tokens
+    q = torch.randn(1, 2, batch.num_tokens, 16)
+    for _ in range(3):
+        tokens.attend(q, q, q, scaling=None)
+    kept = {key: mask.data_ptr() for key, mask in tokens.masks.items()}
+    tokens.attend(q, q, q, scaling=None)
+    assert {key: mask.data_ptr() for key, mask in tokens.masks.items()} == kept
+    # at most the square of twice the length of each
+    assert sum(mask.numel() for mask in tokens.masks.values()) <= sum((2 * n) ** 2 for n in batch.lengths)
+
+
+def test_packing_lists_each_row_once():
+    batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_index=(1, 2, 1, 3, 5))
+    packing = Planner("sdpa", step_rows=True)(batch)
+    assert packing.rows.tolist() == [1, 2, 3, 5]
+    assert packing.rows[packing.step_index].tolist() == batch.step_index.tolist()
+    assert Planner("sdpa")(batch).rows is None
+    assert Planner("sdpa")(batch).step_index is batch.step_index
+
+
+@pytest.mark.parametrize("backend", ["flash", "varlen", "flex"])
+@pytest.mark.parametrize(("steps", "padded"), [(4, 256), (256, 256), (257, 384), (400, 512)])
+def test_rows_come_in_whole_blocks_for_a_gpu(backend, steps, padded):
+    rows = list(range(3, 3 + steps))
+    batch, _ = plain((500,), 12, step_index=rows)
+    packing = Planner(backend, step_rows=True)(batch)
+    assert packing.rows.tolist() == rows + rows[-1:] * (padded - steps)
+    assert packing.rows[packing.step_index].tolist() == rows
+    assert padded % BLOCK == 0
+    if backend != "flex":
+        assert packing.steps.distinct == steps
+
+
+def test_what_serves_what():
+    tree, _ = forest([(1, 2, 3), (1, 2, 4)], step_index=(2,))
+    straight, _ = plain((4, 5), step_index=(2,))
+    kinds = {
+        (backend, batch.subtree_end is None): (type(packing.tokens), type(packing.steps))
+        for backend in BACKENDS
+        for batch in (tree, straight)
+        for packing in [Planner(backend, step_rows=True)(batch)]
+    }
+    assert kinds == {
+        ("flash", True): (Varlen, Varlen),
+        ("varlen", True): (Varlen, Varlen),
+        ("flex", True): (Flex, Flex),
+        ("sdpa", True): (Grouped, Grouped),
+        ("flash", False): (Flex, Flex),
+        ("varlen", False): (Flex, Flex),
+        ("flex", False): (Flex, Flex),
+        ("sdpa", False): (Grouped, Grouped),
+    }
+
+
+@pytest.fixture
+def any_kernel(monkeypatch):
+    """In place of one for a GPU: what came in, so that equal calls give equal results."""
+    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
+    called = lambda q, k, v, cu_seqlens, longest, **how: q * cu_seqlens.sum() + longest  # noqa: E731
+    monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: called)
+
+
+@pytest.mark.parametrize("name", ["tree", "plain"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_packing_travels_between_processes(any_kernel, backend, name):
+    batch, sees = BATCHES[name]()
+    planner = pickle.loads(pickle.dumps(Planner(backend, step_rows=True, windows=(None, 2))))
+    packing = planner(batch)
+    copy = pickle.loads(pickle.dumps(packing))
+    q = torch.randn(1, 2, len(sees), 16)
+    outputs = [p.to("cpu").tokens.attend(q, q, q, scaling=None, window=2) for p in (packing, copy)]
+    assert torch.equal(*outputs)
+    rows = q.index_select(2, packing.rows)
+    outputs = [p.to("cpu").steps.attend(rows, q, q, scaling=None, window=2) for p in (packing, copy)]
+    assert torch.equal(*outputs)
+
+
+class Collate:
+    """A batch and its packing, made in a worker."""
+
+    def __init__(self, planner):
+        self.planner = planner
+
+    def __call__(self, names):
+        batch, _ = BATCHES[names[0]]()
+        assert not torch.cuda.is_initialized()
+        packing = self.planner(batch)
+        assert not torch.cuda.is_initialized()
+        assert all(t.device.type == "cpu" for t in tensors(packing))
+        return packing
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_plans_in_the_workers_of_a_loader(backend):
+    planner = Planner(backend, step_rows=True, windows=(None, 4))
+    names = ["plain", "tree"]
+    loader = DataLoader(names, batch_size=1, num_workers=1, collate_fn=Collate(planner))
+    for name, packing in zip(names, loader, strict=True):
+        here = planner(BATCHES[name]()[0])
+        assert type(packing.tokens) is type(here.tokens)
+        assert len(tensors(packing)) == len(tensors(here)) > 3
+        assert all(map(torch.equal, tensors(packing), tensors(here)))
+
+
+@pytest.mark.parametrize("name", ["tree", "plain"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_tensor_is_pinned(monkeypatch, backend, name):
+    packing = Planner(backend, step_rows=True, windows=(None, 2))(BATCHES[name]()[0])
+    before = tensors(packing)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
+    after = packing.pin_memory()
+    assert sorted(map(id, pinned)) == sorted(map(id, before))
+    assert all(map(torch.equal, tensors(after), before))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tree", "plain"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loader_pins_it_and_nothing_waits(backend, name):
+    planner = Planner(backend, step_rows=True, windows=(None, 4))
+    [packing] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
+    assert all(t.is_pinned() for t in tensors(packing))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = packing.to("cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(t.is_cuda for t in tensors(moved))

@@ -1,0 +1,147 @@
+"""Compiled, recomputed and replaced layers: the same gradient, and nothing compiled anew once warm."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_model import gradients, make_model, solutions, trajectories
+from torch._dynamo.utils import counters
+
+from pqm_fast.data.pack import pack, pack_trees
+from pqm_fast.train.layers import compile_layers, decoder_layers, recompute, use_float8, use_liger
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def batches(budget=192):
+    """Of one size in tokens, and of many numbers of trajectories, steps and longest lengths; plain and trees."""
+    groups = solutions()
+    many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 2, 3)]
+    many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 2, 3)]
+    return many + [pack(list(enumerate(trajectories(s, (5, 40, 3 + s)))), pad_to=budget) for s in range(4)]
+
+
+def learn(model, batch):
+    model.zero_grad()
+    out = model.train()(batch, loss="rank", zeta=2.0)
+    out.loss.backward()
+    return float(out.loss.detach()), gradients(model)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_nothing_is_compiled_anew_once_warm(tmp_path, architecture):
+    model = make_model(tmp_path, architecture, num_hidden_layers=4)
+    whole = make_model(tmp_path, architecture, num_hidden_layers=4)
+    whole.load_state_dict(model.state_dict())
+    compile_layers(model, backend="aot_eager")
+    many = batches()
+    learn(model, many[0])
+    model.eval()
+    model.scores(many[0])
+    warm = counters["stats"]["unique_graphs"]
+    assert warm >= 2  # a layer is two graphs, attention between them
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in many:
+            (loss, own), (expected_loss, expected) = learn(model, batch), learn(whole, batch)
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+            for name, gradient in expected.items():
+                if gradient.norm() > 1e-6:
+                    assert tiny.relative_error(own[name], gradient) <= 1e-5, name
+            assert (model.eval().scores(batch) - whole.eval().scores(batch)).abs().max() <= 1e-5
+    assert counters["stats"]["unique_graphs"] == warm
+
+
+def test_layers_share_what_is_compiled(tmp_path):
+    """Ten layers compile as often as two do."""
+    graphs = []
+    for depth in (3, 11):
+        torch.compiler.reset()
+        counters.clear()
+        model = make_model(tmp_path, "llama", num_hidden_layers=depth)
+        compile_layers(model, backend="aot_eager")
+        learn(model, batches()[0])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_recomputed_layers_leave_the_gradient(tmp_path, count, compiled):
+    model = make_model(tmp_path, "qwen3")
+    batch = batches()[-1]
+    loss, expected = learn(model, batch)
+    if compiled:
+        compile_layers(model, backend="aot_eager")
+    recompute(model, count)
+    calls = [0] * 3
+    if not compiled:  # a hook would keep a layer from being compiled whole
+        for i, layer in enumerate(decoder_layers(model)):
+            layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    got_loss, got = learn(model, batch)
+    assert got_loss == pytest.approx(loss, rel=1e-6)
+    if compiled:
+        assert counters["stats"]["unique_graphs"] >= 2  # recomputation did not keep it from being compiled
+    else:
+        assert calls == [2] * count + [1] * (3 - count)
+    for name, gradient in expected.items():
+        assert tiny.relative_error(got[name], gradient) <= 1e-5, name
+
+
+def test_recomputed_layers_score_as_before(tmp_path):
+    model = make_model(tmp_path).eval()
+    batch = batches()[0]
+    expected = model.scores(batch)
+    recompute(model, 3)
+    assert torch.equal(model.scores(batch), expected)
+
+
+def test_dropout_is_the_same_the_second_time(tmp_path):
+    model = make_model(tmp_path, "llama", attention_dropout=0.5)
+    batch = batches()[0]
+    torch.manual_seed(0)
+    _, expected = learn(model, batch)
+    recompute(model, 3)
+    torch.manual_seed(0)
+    _, got = learn(model, batch)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+def test_liger_has_the_layers(tmp_path, architecture, monkeypatch):
+    """Its kernels need a GPU; here, that they are in their places and the model's class is not taken for another."""
+    pytest.importorskip("liger_kernel")
+    modeling = __import__(f"transformers.models.{architecture}.modeling_{architecture}", fromlist=["x"])
+    for name in ("apply_rotary_pos_emb", *(n for n in vars(modeling) if n.endswith(("RMSNorm", "MLP")))):
+        monkeypatch.setattr(modeling, name, getattr(modeling, name))  # put back afterwards
+    model = make_model(tmp_path, architecture)
+    use_liger(model)
+    layer = decoder_layers(model)[0]
+    assert "liger" in layer.mlp.forward.__module__ or "Liger" in type(layer.mlp).__name__
+    assert "Liger" in type(layer.input_layernorm).__name__ or "liger" in layer.input_layernorm.forward.__module__
+
+
+def test_float8_is_close(tmp_path):
+    """Emulated on the CPU: an error of rounding to 8 bits, not another function."""
+    pytest.importorskip("torchao")
+    model = make_model(tmp_path, "qwen2", hidden_size=64, intermediate_size=128)
+    batch = batches()[1]
+    _, expected = learn(model, batch)
+    before = {name: p.shape for name, p in model.named_parameters()}
+    assert use_float8(model, emulate=True) == 3 * 7
+    assert {name: p.shape for name, p in model.named_parameters()} == before
+    _, got = learn(model, batch)
+    together = [torch.cat([g[name].flatten() for name in expected]) for g in (got, expected)]
+    assert 1e-3 < tiny.relative_error(*together) < 0.2
+
+
+def test_float8_leaves_out_what_the_hardware_cannot(tmp_path):
+    pytest.importorskip("torchao")
+    model = make_model(tmp_path, "qwen2", hidden_size=64, intermediate_size=40)
+    assert use_float8(model, emulate=True) == 3 * 4  # the MLPs stay
+    assert np.isfinite(learn(model, batches()[0])[0])

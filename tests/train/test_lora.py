@@ -1,0 +1,67 @@
+"""Adapters learn alone, and the checkpoint has them merged into plain weights."""
+
+import pytest
+import torch
+from test_model import make_model, trajectories
+from transformers import AutoModelForTokenClassification
+
+from pqm_fast.data.pack import pack
+from pqm_fast.model import StepQModel
+from pqm_fast.train.loop import train
+from pqm_fast.train.lora import adapted, add_adapters, merged_state
+
+pytest.importorskip("peft")
+
+
+def disturb(model):
+    """New adapters change nothing: their second factor is zero."""
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(p, std=0.3)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+def test_merged_weights_are_what_the_adapters_compute(tmp_path, architecture):
+    model = make_model(tmp_path, architecture).eval()
+    plain = make_model(tmp_path, architecture).eval()
+    plain.load_state_dict(model.state_dict())
+    assert not adapted(model.classifier)
+    add_adapters(model, rank=4, alpha=8)
+    assert adapted(model.classifier)
+    batch = pack(list(enumerate(trajectories())))
+    assert (model.scores(batch) - plain.scores(batch)).abs().max() <= 1e-6
+    disturb(model)
+    assert (model.scores(batch) - plain.scores(batch)).abs().max() > 1e-2
+    plain.classifier.load_state_dict(merged_state(model.classifier))  # strict: the names from before
+    assert (model.scores(batch) - plain.scores(batch)).abs().max() <= 1e-5
+
+
+def test_only_adapters_and_the_head_learn(tmp_path):
+    model = make_model(tmp_path, "qwen2")
+    add_adapters(model, rank=2, alpha=4)
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(".lora_A." in name or ".lora_B." in name or ".score." in name for name in learned)
+    assert len(learned) == 3 * 7 * 2 + 2
+    model(pack(list(enumerate(trajectories()))), loss="rank", zeta=2.0).loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == learned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_with_adapters_gives_a_plain_checkpoint(configure, tmp_path, dtype):
+    make = {"lora_rank": 4, "dtype": dtype, "save_every": 5, "max_steps": 12, "learning_rate": 1e-2}
+    train(configure(**make))
+    before = StepQModel.from_pretrained(str(tmp_path / "model"))
+    notes: list[str] = []
+    after = StepQModel.from_pretrained(str(tmp_path / "run"), notes=notes)
+    assert notes == []
+    assert before.state_dict().keys() == after.state_dict().keys()
+    _, info = AutoModelForTokenClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    # resumed from step 5 or 10, the end is the same to the bit
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    train(configure(**make, resume=True))
+    again = StepQModel.from_pretrained(str(tmp_path / "run")).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in after.state_dict().items())

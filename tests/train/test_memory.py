@@ -1,0 +1,166 @@
+"""The estimate of memory: what autograd keeps, counted by hand, and the sizes that are chosen from it."""
+
+import pytest
+import torch
+from test_model import make_model
+from torch import nn
+
+from pqm_fast.train.layers import compile_layers, recompute
+from pqm_fast.train.memory import LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
+
+
+def test_what_a_layer_keeps_is_what_autograd_frees(tmp_path):
+    """Against the storages that come alive in a forward pass with a gradient, and are still there after it."""
+    model = make_model(tmp_path, "llama", hidden_size=64, intermediate_size=160)
+    measured = measure_layer(model, 512)
+    assert measured.recomputed == 64 * 4  # the input, float32
+    # at least what no implementation can do without: the input, its norm's result, q, k, v, attention's result, the
+    # second norm's input and result, gate, up, and their product's factors; at most three times that
+    least = 4 * (64 * 8 + 160 * 3)
+    assert least <= measured.kept <= 3 * least
+    assert measure_layer(model, 1024).kept == pytest.approx(measured.kept, rel=0.02)
+
+
+class Linear(nn.Module):
+    """A stand-in for a decoder layer whose needs are known."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = nn.Linear(32, 100)
+        self.layer = layer
+
+    def forward(self, hidden, **kwargs):
+        wide = self.inner(hidden).exp()  # keeps the input of the product, and the result of exp
+        return hidden + wide.sum(-1, keepdim=True)
+
+
+def test_what_a_layer_keeps_counted_by_hand(tmp_path):
+    model = make_model(tmp_path, "gemma")
+    model.backbone.layers[0] = Linear(model.backbone.layers[0])
+    assert measure_layer(model, 256) == LayerBytes(kept=4 * (32 + 100), recomputed=4 * 32)
+
+
+def test_what_is_recomputed_keeps_its_input_alone(tmp_path):
+    model = make_model(tmp_path)
+    before = measure_layer(model, 256)
+    recompute(model, 1)
+    after = measure_layer(model, 256)
+    assert after.recomputed == before.recomputed
+    assert after.kept < 1.5 * before.recomputed < before.kept
+
+
+def test_compiled_layers_are_measured_as_they_are(tmp_path):
+    model = make_model(tmp_path)
+    eager = measure_layer(model, 256).kept
+    torch.compiler.reset()
+    compile_layers(model, backend="aot_eager")
+    assert 0.3 * eager < measure_layer(model, 256).kept <= 1.2 * eager
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "accumulation", "expected"),
+    [
+        # weights, gradients, optimizer
+        (torch.float32, "adamw", 1, (4, 4, 8)),
+        (torch.float32, "adamw", 4, (4, 4, 8)),
+        (torch.bfloat16, "adamw", 1, (2, 2, 10)),
+        (torch.bfloat16, "adamw", 4, (2, 4, 10)),
+        (torch.bfloat16, "adamw-8bit", 1, (2, 2, 2)),
+    ],
+)
+def test_bytes_of_a_parameter(tmp_path, dtype, optimizer, accumulation, expected):
+    model = make_model(tmp_path).to(dtype)
+    count = sum(p.numel() for p in model.parameters())
+    found = needs(model, LayerBytes(0, 0), Sizes(100, accumulation, 0), optimizer)
+    assert (found.weights, found.gradients, found.optimizer) == tuple(n * count for n in expected)
+    model.requires_grad_(False)
+    assert needs(model, LayerBytes(0, 0), Sizes(100, 1, 0), optimizer).total == found.weights
+
+
+def test_activations_at_their_peak(tmp_path):
+    model, layer = make_model(tmp_path), LayerBytes(kept=100, recomputed=10)
+
+    def activations(again):
+        return needs(model, layer, Sizes(50, 1, again), "adamw").activations
+
+    assert activations(0) == 50 * (3 * 100 + 100)
+    assert activations(1) == 50 * (2 * 100 + 10 + 200)
+    assert activations(3) == 50 * (3 * 10 + 200)
+
+
+def choices(room, **options):
+    """What is chosen where `tokens` x (30 - layers computed again) must not be more than `room`."""
+    given = {"tokens": "auto", "accumulation": 2, "recompute_layers": "auto", "depth": 28, "longest": 1024} | options
+    return choose(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
+
+
+def test_sizes_are_as_large_as_fit():
+    assert choices(10**9) == Sizes(16384, 2, 0)
+    assert choices(16384 * 30) == Sizes(16384, 2, 0)
+    assert choices(16384 * 30 - 1) == Sizes(8192, 4, 0)  # an optimizer step stays as large
+    assert choices(4096 * 30) == Sizes(4096, 8, 0)
+    assert choices(4096 * 30 - 1) == Sizes(4096, 8, 1)  # then as few layers as needed
+    assert choices(4096 * 20) == Sizes(4096, 8, 10)
+    assert choices(4096 * 2) == Sizes(4096, 8, 28)
+    assert choices(4096 * 2 - 1) == Sizes(2048, 16, 28)
+    assert choices(0) == Sizes(1024, 32, 28)  # the least there is: it may do, for it is an estimate
+    assert choices(0, longest=5000) == Sizes(8192, 4, 28)
+    assert choices(10**9, longest=30000) == Sizes(30000, 2, 0)
+
+
+def test_what_was_asked_for_is_kept():
+    assert choices(0, tokens=8192, recompute_layers=3) == Sizes(8192, 2, 3)
+    assert choices(8192 * 20, tokens=8192) == Sizes(8192, 2, 10)
+    assert choices(8192 * 20, recompute_layers=5) == Sizes(4096, 8, 5)
+    assert choices(10**9, recompute_layers="all") == Sizes(16384, 2, 28)
+    assert choices(10**9, recompute_layers=99) == Sizes(16384, 2, 28)
+
+
+def test_a_cpu_takes_the_largest(tmp_path):
+    model = make_model(tmp_path)
+    assert fit_memory(model, "auto", 1, "auto", longest=64, optimizer="adamw") == (Sizes(16384, 1, 0), None)
+
+
+def test_the_estimate_in_words():
+    needed = Needs(14_000_000_000, 14, 70_000_000_000, 26_000_000_000)
+    text = needed.describe(Sizes(16384, 1, 4), 28, 150 * 10**9)
+    assert text == (
+        "memory, estimated: weights 14.0 + gradients 0.0 + optimizer 70.0 + activations 26.0 = 110.0 GB of 150.0, with "
+        "16,384 tokens in a forward pass and 4 of 28 layers computed again"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("again", [0, 2, 6])
+def test_the_estimate_is_close_to_the_peak(compiled, again):
+    """Never far too low, which would end in an error; never twice what is needed."""
+    from transformers import AutoConfig, AutoModelForTokenClassification
+
+    from pqm_fast.attention import NAME
+    from pqm_fast.model import StepQModel
+    from pqm_fast.train.memory import _inputs  # noqa: F401
+
+    config = AutoConfig.for_model(
+        "qwen2", hidden_size=896, num_hidden_layers=6, num_attention_heads=14, num_key_value_heads=2,
+        intermediate_size=4864, vocab_size=2048, num_labels=1, classifier_dropout=0.0,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        classifier = AutoModelForTokenClassification.from_config(config, dtype=torch.bfloat16)
+    classifier.set_attn_implementation(NAME)
+    model = StepQModel(classifier).cuda()
+    if compiled:
+        compile_layers(model)
+    sizes = Sizes(8192, 1, again)
+    estimate = needs(model, measure_layer(model, 8192), sizes, "adamw")
+    recompute(model, again)
+    from test_layers import full_batch
+
+    batch = full_batch(8192)
+    for _ in range(2):
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        model.train()(batch, loss="rank", zeta=4.0).loss.backward()
+    peak = torch.cuda.max_memory_allocated()
+    expected = estimate.weights + estimate.gradients + estimate.activations
+    assert 0.5 * peak <= expected <= 2 * peak
