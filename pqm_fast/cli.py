@@ -23,6 +23,7 @@ BENCH_USAGE = """\
 usage: pqm-fast bench WHAT [--config FILE] [options]
 
   kernels   the fused op against the published computation, eager PyTorch and torch.compile
+  train     training steps against the published algorithm, TRL and OpenRLHF, one switch at a time
   work      operations of a training step, counted, for the published computation and for ours
 
 `pqm-fast bench WHAT --help` explains every option."""
@@ -111,6 +112,12 @@ def _bench_kernels(arguments: list[str]) -> None:
     run(_parse(KernelBench, "bench kernels", arguments))
 
 
+def _bench_train(arguments: list[str]) -> None:
+    from pqm_benchmarks.train import TrainBench, run
+
+    run(_parse(TrainBench, "bench train", arguments))
+
+
 def _bench_work(arguments: list[str]) -> None:
     from pqm_benchmarks.work import WorkBench, run
 
@@ -125,7 +132,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": _bench,
 }
 
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {"kernels": _bench_kernels, "work": _bench_work}
+BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
+    "kernels": _bench_kernels,
+    "train": _bench_train,
+    "work": _bench_work,
+}
 
 
 def _parse(kind: type, command: str, arguments: list[str]) -> Any:

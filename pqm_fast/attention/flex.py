@@ -119,15 +119,20 @@ def _attention(
     score_mod: Callable | None,
     scale: float | None,
 ) -> torch.Tensor:
-    # what the compiler is to know of sizes that it takes as variables: whole blocks need no bounds checks
-    lengths = query.shape[2], key.shape[2]
+    # sizes of which the compiler is to know more, where it takes all as variables
     torch._check(mask.BLOCK_SIZE == (BLOCK, BLOCK))
-    torch._check(mask.seq_lengths == lengths)
-    for length in lengths:
-        if length % BLOCK == 0:
-            torch._check(length % BLOCK == 0)
-    grouped = query.shape[1] != key.shape[1]
-    return flex_attention(query, key, value, score_mod=score_mod, block_mask=mask, scale=scale, enable_gqa=grouped)
+    torch._check(mask.seq_lengths == (query.shape[2], key.shape[2]))
+    whole = query.shape[2] % BLOCK == 0 and key.shape[2] % BLOCK == 0
+    return flex_attention(
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options={"IS_DIVISIBLE": True} if whole else None,  # no bounds checks
+    )
 
 
 _compiled = torch.compile(_attention, dynamic=True)

@@ -13,7 +13,7 @@ import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -48,7 +48,7 @@ def load_steps(
     *,
     workers: int,
     pin: bool,
-) -> Iterator[list[tuple[PackedBatch, Plan]]]:
+) -> Generator[list[tuple[PackedBatch, Plan]], None, None]:
     """The micro-batches of each optimizer step, in order, each with its attention plan.
 
     `steps` yields the micro-batches of a step as trajectory numbers [B] and is read `AHEAD` * `workers` micro-batches

@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,24 +61,25 @@ def _loop(run: Run, optimizer: torch.optim.Optimizer, log: RunLog, start: int) -
     config, clock = run.config, _Clock()
     objective = Objective(config.loss, config.zeta, config.clip)
     launched: _Launched | None = None  # the step that the device is at while the next one is prepared
-    for step, batches in enumerate(_loaded(run, run.training, optimizer_steps(run, start)), start + 1):
-        rate = learning_rate(step - 1, run.total_steps, config)
-        set_learning_rate(optimizer, rate)
-        pending = train_step(run.model, optimizer, batches, objective)
-        if launched is not None:
-            _finish(run, log, clock, launched)
-        launched = _Launched(step, rate, [batch for batch, _ in batches], pending)
-        evaluates = config.eval_every and step % config.eval_every == 0 and step < run.total_steps
-        saves = config.save_every and step % config.save_every == 0
-        if evaluates or saves or step == run.total_steps:
-            _finish(run, log, clock, launched)  # nothing is saved or scored with weights that are not finite
-            launched = None
-        with clock.paused():
-            if evaluates and len(run.held_out):
-                log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
-            if saves:
-                state = {"step": step, **_identity(run)}
-                save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
+    with closing(_loaded(run, run.training, optimizer_steps(run, start))) as loaded:
+        for step, batches in enumerate(loaded, start + 1):
+            rate = learning_rate(step - 1, run.total_steps, config)
+            set_learning_rate(optimizer, rate)
+            pending = train_step(run.model, optimizer, batches, objective)
+            if launched is not None:
+                _finish(run, log, clock, launched)
+            launched = _Launched(step, rate, [batch for batch, _ in batches], pending)
+            evaluates = config.eval_every and step % config.eval_every == 0 and step < run.total_steps
+            saves = config.save_every and step % config.save_every == 0
+            if evaluates or saves or step == run.total_steps:
+                _finish(run, log, clock, launched)  # nothing is saved or scored with weights that are not finite
+                launched = None
+            with clock.paused():
+                if evaluates and len(run.held_out):
+                    log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
+                if saves:
+                    state = {"step": step, **_identity(run)}
+                    save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,19 @@ def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]
     budget = run.sizes.micro_batch_tokens
     plan = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
     batches, losses, scores = [], [], []
-    for [(batch, packing)] in _loaded(run, split, plan):
-        out = run.model(batch, packing, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
-        batches.append(batch)
-        losses.append(out.loss)
-        scores.append(out.q)
+    with closing(_loaded(run, split, plan)) as loaded:
+        for [(batch, packing)] in loaded:
+            out = run.model(batch, packing, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
+            batches.append(batch)
+            losses.append(out.loss)
+            scores.append(out.q)
     total = sum(float(loss) for loss in losses)
     by_steps = LOSSES[run.config.loss].normalised_by == "steps"
     count = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
     return {"loss": total / max(1, count), **step_metrics(*_per_trajectory(batches, scores))}
 
 
-def _loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Iterator[list[Planned]]:
+def _loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generator[list[Planned], None, None]:
     """The micro-batches of each optimizer step, packed and planned ahead."""
     workers = run.config.loader_workers
     return load_steps(
