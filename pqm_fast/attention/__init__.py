@@ -25,7 +25,7 @@ NAME = "pqm_packed"
 Plan = Grouped | Flex | Varlen
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: of such torch 2.11 compiles every field in, and a layer anew for each batch
 class Packing:
     """How the tokens of one packed batch attend. Made on the host, of plain tensors; used once `to` a device."""
 
@@ -84,6 +84,7 @@ class Planner:
         return Varlen.of(batch.lengths, len(rule.end), self.backend, rows)
 
 
+@torch.compiler.disable  # what is compiled around it looks at nothing of a batch
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
