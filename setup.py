@@ -3,7 +3,12 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=["pqm_kernels", "pqm_benchmarks", *find_packages(include=["pqm_fast", "pqm_fast.*"])],
+    packages=[
+        "pqm_kernels",
+        "pqm_benchmarks",
+        "pqm_benchmarks.train_step",
+        *find_packages(include=["pqm_fast", "pqm_fast.*"]),
+    ],
     # kernels/ itself is never a package: Hugging Face has one named `kernels` that transformers imports.
     package_dir={"pqm_kernels": "kernels/pqm_kernels", "pqm_benchmarks": "benchmarks/pqm_benchmarks"},
 )

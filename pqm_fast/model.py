@@ -171,20 +171,22 @@ class StepQModel(nn.Module):
         device: torch.device | str = "cpu",
         step_rows_only: bool = True,
         attention: Attention = "auto",
+        prefix_tree: bool = True,
         notes: list[str] | None = None,
     ):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
         A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
         about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, and for an
-        attention backend that does not give the model's own hidden states on this device.
+        attention backend that does not give the model's own hidden states on this device; with `prefix_tree` in trees
+        too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
         classifier = load_classifier(path, load_config(path), dtype, notes)
         try:
             classifier.set_attn_implementation(NAME)
             model = cls(classifier, step_rows_only=step_rows_only, attention=attention).to(device)
-            check_packing(model)
+            check_packing(model, prefix_tree=prefix_tree)
         except PQMError as error:
             raise PQMError(f"{path}: {error}") from error
         except Exception as error:  # whatever the code of an architecture raises that does not take our attention
@@ -254,9 +256,9 @@ class StepQModel(nn.Module):
 
 
 @torch.no_grad()
-def check_packing(model: StepQModel) -> None:
+def check_packing(model: StepQModel, *, prefix_tree: bool = True) -> None:
     """Holds packed hidden states against each sequence run alone through transformers' own attention: trajectories
-    end to end and in a prefix tree, every token and (where the model does that) step rows only.
+    end to end and in prefix trees, every token and (where the model does that) step rows only.
 
     An architecture that carries state across tokens in another way than attention (Mamba, for one), or that our
     attention does not serve, would otherwise train on mixed-up trajectories without a sign.
@@ -269,7 +271,8 @@ def check_packing(model: StepQModel) -> None:
         alone.append((len(alone), Trajectory(tokens, steps, np.full(len(steps), np.nan, dtype=np.float32))))
     pad_to = None if model.device.type == "cpu" else 256  # as in training: padding, and more than one block
     batches = {"packed trajectories": pack(alone, pad_to=pad_to, labelled_only=False)}
-    batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], pad_to=pad_to, labelled_only=False)
+    if prefix_tree:
+        batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], pad_to=pad_to, labelled_only=False)
 
     def one_by_one(implementation: str) -> list[torch.Tensor]:
         model.classifier.set_attn_implementation(implementation)

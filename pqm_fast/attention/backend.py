@@ -8,14 +8,14 @@ from pqm_fast.attention import kernels
 from pqm_fast.errors import PQMError
 
 Backend = Literal["flash", "varlen", "flex", "sdpa"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)  # the fastest first
+BACKENDS: tuple[Backend, ...] = get_args(Backend)  # in order of preference
 
 
 def choose_backend(
     requested: str, device: torch.device, dtype: torch.dtype, config: Any, *, prefix_tree: bool = False
 ) -> Backend:
-    """`requested`: a backend or "auto", the fastest that serves the model. `dtype`: what attention computes in, which
-    is autocast's where it is on. `config`: the model's. `prefix_tree`: batches of trees are to come, which "flash" and
+    """`requested`: a backend or "auto", the first that serves the model. `dtype`: what attention computes in, which is
+    autocast's where it is on. `config`: the model's. `prefix_tree`: batches of trees are to come, which "flash" and
     "varlen" leave to FlexAttention.
 
     Raises PQMError for a backend that cannot serve this, with the reason and what to do.
@@ -52,7 +52,7 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
             return f"FlexAttention takes heads of 16 and more, and this model's are of {min(dims)}; take 'sdpa'"
     if backend == "flex":
         return None
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in kernels.HALF:
         return f"its kernels take float16 and bfloat16, and this is {dtype}; compute in bfloat16 or take 'sdpa'"
     head_dim = max(dims)
     if min(dims) != head_dim or head_dim > 256 or head_dim % 8:

@@ -131,7 +131,7 @@ def _attention(
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options={"IS_DIVISIBLE": True} if whole else None,  # no bounds checks
+        kernel_options={"IS_DIVISIBLE": True} if whole else None,  # type: ignore[arg-type]  # no bounds checks
     )
 
 

@@ -32,6 +32,7 @@ class Kernel(NamedTuple):
 
 
 AMPERE, HOPPER = 8, 9
+HALF = (torch.float16, torch.bfloat16)
 # Newest first. flash-attn 4 has a backward pass from Hopper on, for 256 as head size only in part, and none with a cap.
 FLASH = (
     Kernel("flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func", range(HOPPER, 12), 128, False, False),

@@ -10,16 +10,14 @@ import torch
 from pqm_fast.attention import kernels
 from pqm_fast.attention.precision import compute_dtype
 
-HALF = (torch.float16, torch.bfloat16)
-
 
 @dataclass(frozen=True)
 class Varlen:
     """Sequences end to end. Padding is sequences too, so that every row is written: what a kernel leaves unwritten
     may be NaN, and NaN times a gradient of 0 is NaN in the gradient of every weight.
 
-    Where only step rows attend, the other rows have queries of 0 and are computed as well: causality is tied to the
-    position in the sequence, and in one layer that costs less than a mask would.
+    Where only step rows attend, the other rows have queries of 0 and are computed as well, since a row's place in its
+    sequence says what it sees. The price is attention at all rows in that one layer; projections and MLP are spared.
     """
 
     cu_seqlens: torch.Tensor  # [G+1] int32, from 0 to T
@@ -63,7 +61,7 @@ class Varlen:
     ) -> torch.Tensor:
         """query [1, H, Q, d], key and value [1, H_kv, T, d] -> [1, Q, H, d], in half precision."""
         dtype = compute_dtype(value)
-        if dtype not in HALF:
+        if dtype not in kernels.HALF:
             raise ValueError(f"the kernels of {self.backend!r} take float16 and bfloat16, not {dtype}")
         # [rows, heads, d]
         q, k, v = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))

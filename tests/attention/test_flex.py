@@ -8,6 +8,7 @@ import tiny
 import torch
 from layouts import BATCHES, dense, forest, plain, random_tree, seen
 from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.attention.flex_attention import create_block_mask
 
 from pqm_fast.attention import Planner, flex
@@ -137,20 +138,21 @@ def test_one_kernel_for_batches_of_every_shape(compiled):
 
 
 @torch.no_grad()
-def test_the_compiler_is_told_that_blocks_are_whole(compiled):
-    """Without that the kernel would check every access against the bounds."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
+@pytest.mark.parametrize(("pad", "whole"), [(312, True), (99, False)])
+def test_what_the_kernel_takes_as_constant(compiled, pad, whole):
+    """Not the number of tokens; but the scale, the size of blocks, and that there are only whole ones."""
+    attend_both(*plain((200,), pad))
+    [graph] = compiled
+    inputs = {n.name: n.meta["example_value"] for n in graph.graph.nodes if n.op == "placeholder"}
+    assert all(isinstance(inputs[name].shape[2], torch.SymInt) for name in ("l_query_", "l_key_"))
+    assert not any("scale" in name for name in inputs)
+    assert all(statically_known_true(x == BLOCK) for name, x in inputs.items() if "block_size" in name)
+    [options] = [arg for node in kernels_of(graph) for arg in node.args if isinstance(arg, dict)]
+    assert options.get("IS_DIVISIBLE", False) == whole
 
-    def inputs():
-        return {n.name: n.meta["example_value"] for n in compiled[-1].graph.nodes if n.op == "placeholder"}
 
-    for pad, whole in ((312, True), (99, False)):
-        attend_both(*plain((200,), pad))
-        lengths = [x.shape[2] for name, x in inputs().items() if name in ("l_query_", "l_key_")]
-        assert [statically_known_true(n % BLOCK == 0) for n in lengths] == [whole] * 2
-        assert all(isinstance(n, torch.SymInt) for n in lengths)  # of any number of blocks
-        assert not any("scale" in name for name in inputs())  # a constant, as is the size of a block:
-        assert all(statically_known_true(x == BLOCK) for name, x in inputs().items() if "block_size" in name)
+def kernels_of(graph):
+    return [node for node in graph.graph.nodes if "flex_attention" in str(node.target)]
 
 
 @torch.no_grad()
@@ -183,9 +185,9 @@ def test_it_is_compiled_from_within_a_compiled_layer(compiled):
         x = torch.randn(1, 512, 8)
         assert torch.allclose(whole(x, packing), layer(x, packing), atol=1e-6)
     assert len(graphs) == 2
-    assert not any("flex_attention" in str(node.target) for graph in graphs for node in graph.graph.nodes)
-    [kernel] = compiled
-    assert any("flex_attention" in str(node.target) for node in kernel.graph.nodes)
+    assert not any(map(kernels_of, graphs))
+    [graph] = compiled
+    assert kernels_of(graph)
 
 
 def test_what_flex_cannot_do_is_said():

@@ -9,7 +9,7 @@ import torch
 from layouts import BATCHES, forest, plain, random_tree
 from torch.utils.data import DataLoader
 
-from pqm_fast.attention import BACKENDS, Planner, kernels, varlen
+from pqm_fast.attention import BACKENDS, Planner, kernels
 from pqm_fast.attention.flex import BLOCK, Flex
 from pqm_fast.attention.sdpa import Grouped
 from pqm_fast.attention.varlen import Varlen
@@ -95,7 +95,7 @@ def test_what_serves_what():
 @pytest.fixture
 def any_kernel(monkeypatch):
     """In place of one for a GPU: what came in, so that equal calls give equal results."""
-    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
+    monkeypatch.setattr(kernels, "HALF", (torch.float32,))
     called = lambda q, k, v, cu_seqlens, longest, **how: q * cu_seqlens.sum() + longest  # noqa: E731
     monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: called)
 
@@ -113,6 +113,35 @@ def test_a_packing_travels_between_processes(any_kernel, backend, name):
     rows = q.index_select(2, packing.rows)
     outputs = [p.to("cpu").steps.attend(rows, q, q, scaling=None, window=2) for p in (packing, copy)]
     assert torch.equal(*outputs)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.Linear(8, 8)
+
+    def forward(self, x, packing):
+        heads = self.project(x).view(1, -1, 1, 8).transpose(1, 2)
+        return self.project(packing.tokens.attend(heads, heads, heads, scaling=0.3).flatten(2)) + x
+
+
+@pytest.mark.parametrize("name", ["tree", "plain"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_layer_leaves_attention_out(any_kernel, backend, name):
+    """One graph before it and one after it, which serve batches of every layout."""
+    torch._dynamo.reset()
+    layer, graphs = Layer(), []
+    compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    for seed in range(9):  # one more than torch.compile tries by itself
+        rng = np.random.default_rng(seed)
+        batch, sees = forest(random_tree(rng, 5, 20, 3)) if name == "tree" else plain(rng.integers(1, 9, seed + 1), 2)
+        x = torch.randn(1, 200, 8)[:, : len(sees)]
+        with torch.no_grad():
+            packing = Planner(backend)(batch).to("cpu")
+            assert torch.allclose(compiled(x, packing), layer(x, packing), atol=1e-5)
+    assert len(graphs) <= 4  # two, and two again once the number of tokens is seen to vary
+    assert all(sum("linear" in str(n.target) for n in g.graph.nodes) == 1 for g in graphs)
+    torch._dynamo.reset()
 
 
 class Collate:

@@ -9,7 +9,7 @@ import tiny
 import torch
 from layouts import BATCHES, dense, seen
 
-from pqm_fast.attention import kernels, varlen
+from pqm_fast.attention import kernels
 from pqm_fast.attention.flex import Flex
 from pqm_fast.attention.rule import Rule
 from pqm_fast.attention.sdpa import Grouped
@@ -60,7 +60,7 @@ def test_attention_is_the_rule_pair_by_pair(kind, name, rows, window, softcap):
 def test_varlen_is_the_rule_pair_by_pair_with_gradients(monkeypatch, kernel, name, rows, key_heads, window, softcap):
     """In float64, through functions with the signatures of the kernels."""
     softcap = softcap if kernel in ("flash_2", "flash_3") else None
-    monkeypatch.setattr(varlen, "HALF", (torch.float64,))
+    monkeypatch.setattr(kernels, "HALF", (torch.float64,))
     monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: KERNELS[kernel])
     batch, sees = BATCHES[name]()
     total, real = len(sees), batch.num_tokens

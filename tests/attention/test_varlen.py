@@ -13,7 +13,7 @@ import torch
 from layouts import dense, plain, seen
 from torch.nn.attention.varlen import varlen_attn
 
-from pqm_fast.attention import Planner, kernels, varlen
+from pqm_fast.attention import Planner, kernels
 from pqm_fast.attention.varlen import Varlen
 from pqm_fast.errors import PQMError
 
@@ -43,7 +43,7 @@ def test_padding_is_sequences_no_longer_than_the_longest(lengths, total, ends):
 def test_nothing_is_computed_or_copied_in_a_layer(monkeypatch):
     """Every layer gives the kernel the tensors of the plan themselves."""
     calls = []
-    monkeypatch.setattr(varlen, "HALF", (torch.float32,))
+    monkeypatch.setattr(kernels, "HALF", (torch.float32,))
     monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: lambda q, *rest, **how: calls.append(rest) or q)
     packing = Planner("flash")(plain((9, 17), 4)[0]).to("cpu")
     q = torch.randn(1, 2, 30, 16)
