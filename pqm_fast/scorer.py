@@ -54,7 +54,9 @@ class Scorer:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
         kind = {"auto": torch.bfloat16 if where.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         notes: list[str] = []
-        model = StepQModel.from_pretrained(os.fspath(path), dtype=kind, device=where, attention=attention, notes=notes)
+        model = StepQModel.from_pretrained(
+            os.fspath(path), dtype=kind, device=where, attention=attention, prefix_tree=prefix_tree, notes=notes
+        )
         recipe = Recipe.from_config(model.config, os.fspath(path))
         if notes:  # a new head or random weights
             raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")

@@ -96,6 +96,7 @@ def prepare(config: TrainConfig) -> Run:
         dtype=torch.bfloat16 if half else torch.float32,
         device=device,
         attention=config.attention,
+        prefix_tree=config.prefix_tree,
         notes=notes,
     )
     tokenizer = load_tokenizer(config.model, notes)
