@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
         return cls(*(_int32(x)[None, None] for pair in lists for x in pair))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: see Packing
 class Flex:
     """The rule as ranges: rows are in order, so token j is seen by the queries first[j]..after[j]-1."""
 

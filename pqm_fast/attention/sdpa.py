@@ -21,7 +21,7 @@ class Group:
     lengths: torch.Tensor  # [n] int64, keys that are not padding
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: see Packing
 class Grouped:
     """`inverse` [Q]: where each row that attends is found in the groups laid end to end. Masks are made when a layer
     first needs them and kept for the others."""

@@ -11,7 +11,7 @@ from pqm_fast.attention import kernels
 from pqm_fast.attention.precision import compute_dtype
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: see Packing
 class Varlen:
     """Sequences end to end. Padding is sequences too, so that every row is written: what a kernel leaves unwritten
     may be NaN, and NaN times a gradient of 0 is NaN in the gradient of every weight.

@@ -98,11 +98,12 @@ def test_sizes_are_as_large_as_fit():
     assert choices(10**9) == Sizes(16384, 2, 0)
     assert choices(16384 * 30) == Sizes(16384, 2, 0)
     assert choices(16384 * 30 - 1) == Sizes(8192, 4, 0)  # an optimizer step stays as large
-    assert choices(4096 * 30) == Sizes(4096, 8, 0)
-    assert choices(4096 * 30 - 1) == Sizes(4096, 8, 1)  # then as few layers as needed
-    assert choices(4096 * 20) == Sizes(4096, 8, 10)
-    assert choices(4096 * 2) == Sizes(4096, 8, 28)
-    assert choices(4096 * 2 - 1) == Sizes(2048, 16, 28)
+    assert choices(8192 * 30) == Sizes(8192, 4, 0)
+    assert choices(8192 * 30 - 1) == Sizes(8192, 4, 1)  # then as few layers as needed
+    assert choices(8192 * 20) == Sizes(8192, 4, 10)
+    assert choices(8192 * 2) == Sizes(8192, 4, 28)
+    assert choices(8192 * 2 - 1) == Sizes(4096, 8, 28)
+    assert choices(2048 * 2) == Sizes(2048, 16, 28)
     assert choices(0) == Sizes(1024, 32, 28)  # the least there is: it may do, for it is an estimate
     assert choices(0, longest=5000) == Sizes(8192, 4, 28)
     assert choices(10**9, longest=30000) == Sizes(30000, 2, 0)
