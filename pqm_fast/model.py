@@ -142,6 +142,7 @@ class StepQModel(nn.Module):
             loss=loss,
             zeta=zeta,
             normalizer=normalizer,
+            steps_by_row=packing.by_row,
         )
 
     @torch.no_grad()

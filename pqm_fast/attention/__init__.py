@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from pqm_kernels import StepsByRow, steps_by_row
 from transformers import AttentionInterface
 
 from pqm_fast.attention.backend import BACKENDS, Backend, choose_backend
@@ -31,6 +32,7 @@ class Packing:
 
     tokens: Plan  # every token attends
     step_index: torch.Tensor  # [S] int64, where each step's row is among the final hidden states
+    by_row: StepsByRow  # the other way round, for the backward of the head
     rows: torch.Tensor | None = None  # [R] int64, in order: the tokens that a step reads, if only they matter
     steps: Plan | None = None  # only `rows` attend
 
@@ -39,6 +41,7 @@ class Packing:
         return Packing(
             self.tokens.to(device),
             self.step_index.to(device, non_blocking=True),
+            StepsByRow(*(x.to(device, non_blocking=True) for x in self.by_row)),
             None if self.rows is None else self.rows.to(device, non_blocking=True),
             None if self.steps is None else self.steps.to(device),
         )
@@ -48,6 +51,7 @@ class Packing:
         return Packing(
             self.tokens.pin_memory(),
             self.step_index.pin_memory(),
+            StepsByRow(*(x.pin_memory() for x in self.by_row)),
             None if self.rows is None else self.rows.pin_memory(),
             None if self.steps is None else self.steps.pin_memory(),
         )
@@ -66,14 +70,17 @@ class Planner:
         rule = Rule.of(batch)
         tokens = self._plan(batch, rule)
         if not self.step_rows:
-            return Packing(tokens, batch.step_index)
+            step_index = batch.step_index.cpu()
+            return Packing(tokens, step_index, steps_by_row(step_index, len(rule.end)))
         read, index = np.unique(batch.step_index.cpu().numpy(), return_inverse=True)
         # without any step row 0 stands in, so that every parameter has its (zero) gradient
         rows = read if len(read) else np.zeros(1, dtype=np.int64)
         if self.backend != "sdpa":  # whole blocks: few shapes to compile for
             rows = np.pad(rows, (0, max(-len(rows) % BLOCK, ROWS - len(rows))), mode="edge")
         steps = self._plan(batch, replace(rule, rows=rows), rows)
-        return Packing(tokens, torch.from_numpy(index), torch.from_numpy(rows), steps)
+        step_index = torch.from_numpy(index)
+        by_row = steps_by_row(step_index, len(rows))
+        return Packing(tokens, step_index, by_row, torch.from_numpy(rows), steps)
 
     def _plan(self, batch: PackedBatch, rule: Rule, rows: np.ndarray | None = None) -> Plan:
         plain = batch.subtree_end is None
