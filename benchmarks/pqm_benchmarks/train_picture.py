@@ -23,7 +23,7 @@ def draw(results: Results, folder: Path) -> Path:
     figure, axes = plt.subplots(
         1,
         len(shapes),
-        figsize=(2.0 + 2.5 * len(shapes), 1.4 + 0.34 * len(titles)),
+        figsize=(max(7.5, 2.0 + 2.5 * len(shapes)), 1.4 + 0.34 * len(titles)),  # the heading needs 7.5
         squeeze=False,
         sharey=True,
         layout="constrained",
