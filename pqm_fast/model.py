@@ -146,9 +146,9 @@ class StepQModel(nn.Module):
         )
 
     @torch.no_grad()
-    def scores(self, batch: PackedBatch) -> torch.Tensor:
-        """Q-values [S] float32 of the listed steps of a batch on the host."""
-        batch, packing = self._on_device(batch, None)
+    def scores(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
+        """Q-values [S] float32 of the listed steps of a batch on the host; `packing` as in `forward`."""
+        batch, packing = self._on_device(batch, packing)
         rows = self.hidden(batch, packing).index_select(0, packing.step_index).float()
         with torch.autocast(rows.device.type, enabled=False):
             return self.head(rows).squeeze(-1)

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from pqm_fast.data.dataset import CHUNK, chunks, question_number
 from pqm_fast.data.encode import Encoded, Encoder
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.data.pack import Trajectory, Units, pack
+from pqm_fast.data.loader import load_steps
+from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
@@ -93,11 +94,20 @@ class Scorer:
         if self.prefix_tree:
             question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
             units = Units.trees(everything, question, lambda i: solutions[i].input_ids, budget)
-        launched = []  # a GPU works on a batch while the next ones are packed
-        for members in units.batches(budget, shuffle=False):
+
+        def make(members: np.ndarray) -> PackedBatch:
             pairs = [(int(i), _unlabelled(solutions[i])) for i in members]
-            batch = pack(pairs, question=None if question is None else question[members], labelled_only=False)
-            launched.append((batch, self.model.scores(batch)))
+            return pack(pairs, question=None if question is None else question[members], labelled_only=False)
+
+        loaded = load_steps(
+            ([members] for members in units.batches(budget, shuffle=False)),
+            make,
+            self.model.planner(prefix_tree=self.prefix_tree),
+            workers=0,
+            pin=self.model.device.type == "cuda",
+        )
+        # all are launched before any is read: a GPU works on one while the next ones are packed
+        launched = [(batch, self.model.scores(batch, packing)) for [(batch, packing)] in loaded]
         for batch, q in launched:
             for i, own in zip(batch.members, np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist()), strict=True):
                 scores[i] = [*own.tolist(), *[None] * solutions[i].steps_cut]

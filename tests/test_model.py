@@ -133,7 +133,7 @@ def test_checkpoint_is_a_token_classification_folder(tmp_path):
 
     rng = np.random.default_rng(0)
     solutions = [(tiny.text(rng, 5), [tiny.text(rng, int(n)) for n in rng.integers(1, 7, 4)]) for _ in range(7)]
-    scorer = Scorer.from_pretrained(tmp_path / "out", max_tokens=64)
+    scorer = Scorer.from_pretrained(tmp_path / "out", max_tokens=64, device="cpu")
     got = scorer.score(solutions)
 
     for folder in ("out", "again"):

@@ -1,6 +1,6 @@
 """Batches ahead of their use: made in worker processes, in order, in pinned memory where a GPU copies from it.
 
-    trajectory numbers -> worker: make, plan, flatten -> shared memory -> pinning thread -> training process: restore
+    trajectory numbers -> worker: make, plan, flatten -> shared memory -> training process: pin, restore
 
 A micro-batch and its attention plan are some tens of tensors. They travel as one buffer, so that a batch costs one open
 file and one pinned allocation, and what goes through the workers' common pipe is too short to be cut off half-way.
@@ -88,20 +88,22 @@ def load_steps(
             prefetch_factor=AHEAD,
             collate_fn=_as_it_is,
             worker_init_fn=_end_with_parent,
-            pin_memory=pin,
+            # Pinned below: DataLoader's thread for it lowers the number of threads of those that start later, the
+            # autograd engine's among them, and compiled layers are compiled again for another number.
+            pin_memory=False,
             multiprocessing_context=context,
             generator=torch.Generator(),  # the global one is left as it is: dropout must not depend on `workers`
         )
     )
     try:
         while sizes:
-            yield [_received(batches) for _ in range(sizes.popleft())]
+            yield [_received(batches, pin) for _ in range(sizes.popleft())]
     finally:
         # an exception's traceback, while someone keeps it, keeps `batches` and so the processes
         batches._shutdown_workers()
 
 
-def _received(batches: Any) -> Any:
+def _received(batches: Any, pin: bool) -> Any:
     try:
         flat = next(batches)
     except (RuntimeError, OSError, EOFError) as error:
@@ -117,7 +119,7 @@ def _received(batches: Any) -> Any:
         ) from error
     if isinstance(flat, PQMError):
         raise flat
-    return flat.restore()
+    return (flat.pin_memory() if pin else flat).restore()
 
 
 def _as_it_is(x: Any) -> Any:

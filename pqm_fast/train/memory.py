@@ -67,7 +67,7 @@ def measure_layer(model: StepQModel, tokens: int) -> LayerBytes:
     Autograd is asked what it saves; weights and what the layers share (angles of rotary embeddings, the layout of the
     batch) are not counted.
     """
-    layer = decoder_layers(model)[0]
+    layer = decoder_layers(model.train())[0]
     args, kwargs = _inputs(model, layer, tokens)
     hidden = args[0].detach().requires_grad_()
     not_counted = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}

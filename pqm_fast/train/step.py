@@ -40,7 +40,7 @@ class Pending:
         self.scores = [q.to("cpu", non_blocking=True) for q in scores]
         self._copied = torch.cuda.Event() if loss.is_cuda else None
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(loss.device))
 
     def wait(self) -> "Pending":
         """Until everything is on the host."""

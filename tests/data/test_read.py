@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -22,6 +21,8 @@ from pqm_fast.data import Record, read_records
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import BadRecord, SkipSummary, read_all
 from pqm_fast.errors import PQMError
+
+datasets = pytest.importorskip("datasets")
 
 RAWS = [
     {"id": "a", "prompt": "1+1?", "completions": ["é", "x\u2028y"], "labels": [True, 0.5]},

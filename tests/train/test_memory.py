@@ -1,12 +1,22 @@
 """The estimate of memory: what autograd keeps, counted by hand, and the sizes that are chosen from it."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from pqm_kernels import AdamW
 from test_model import make_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForTokenClassification
 
+from pqm_fast.attention import NAME
+from pqm_fast.data.pack import Trajectory, pack, pack_trees
+from pqm_fast.model import StepQModel
 from pqm_fast.train.layers import compile_layers, recompute
 from pqm_fast.train.memory import LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
+from pqm_fast.train.optim import sum_gradients_in_float32
+from pqm_fast.train.step import Objective, train_step
 
 
 def test_what_a_layer_keeps_is_what_autograd_frees(tmp_path):
@@ -136,12 +146,48 @@ def test_the_estimate_in_words():
 @pytest.mark.parametrize("again", [0, 2, 6])
 def test_the_estimate_is_close_to_the_peak(compiled, again):
     """Never far too low, which would end in an error; never twice what is needed."""
-    from transformers import AutoConfig, AutoModelForTokenClassification
+    model = made_on_gpu()
+    if compiled:
+        compile_layers(model)
+    sizes = Sizes(8192, 1, again)
+    estimate = needs(model, measure_layer(model, sizes.micro_batch_tokens), sizes, "adamw")
+    recompute(model, again)
+    batch = full_batch(sizes.micro_batch_tokens)
+    for _ in range(2):
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        model.train()(batch, loss="rank", zeta=4.0).loss.backward()
+    peak = torch.cuda.max_memory_allocated()
+    expected = estimate.weights + estimate.gradients + estimate.activations
+    assert 0.7 * peak <= expected <= 1.5 * peak
 
-    from pqm_fast.attention import NAME
-    from pqm_fast.model import StepQModel
-    from pqm_fast.train.memory import _inputs  # noqa: F401
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("again", [0, 2])
+@pytest.mark.parametrize("trees", [False, True])
+def test_a_step_waits_for_nothing(again, trees):
+    model = made_on_gpu()
+    compile_layers(model)
+    recompute(model, again)
+    sum_gradients_in_float32(model)
+    optimizer = AdamW(model.parameters())
+    planner = model.planner(prefix_tree=trees)
+    batches = [full_batch(4096, trees), full_batch(4096, trees)]
+    planned = [
+        (replace(b, **{k: v.pin_memory() for k, v in vars(b).items() if torch.is_tensor(v)}), planner(b).pin_memory())
+        for b in batches
+    ]
+    for _ in range(2):
+        train_step(model, optimizer, planned, Objective()).wait()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = train_step(model, optimizer, planned, Objective())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert pending.wait().finite
+
+
+def made_on_gpu():
     config = AutoConfig.for_model(
         "qwen2", hidden_size=896, num_hidden_layers=6, num_attention_heads=14, num_key_value_heads=2,
         intermediate_size=4864, vocab_size=2048, num_labels=1, classifier_dropout=0.0,
@@ -149,19 +195,32 @@ def test_the_estimate_is_close_to_the_peak(compiled, again):
     with torch.device("cuda"):
         classifier = AutoModelForTokenClassification.from_config(config, dtype=torch.bfloat16)
     classifier.set_attn_implementation(NAME)
-    model = StepQModel(classifier).cuda()
-    if compiled:
-        compile_layers(model)
-    sizes = Sizes(8192, 1, again)
-    estimate = needs(model, measure_layer(model, 8192), sizes, "adamw")
-    recompute(model, again)
-    from test_layers import full_batch
+    return StepQModel(classifier)
 
-    batch = full_batch(8192)
-    for _ in range(2):
-        model.zero_grad()
-        torch.cuda.reset_peak_memory_stats()
-        model.train()(batch, loss="rank", zeta=4.0).loss.backward()
-    peak = torch.cuda.max_memory_allocated()
-    expected = estimate.weights + estimate.gradients + estimate.activations
-    assert 0.5 * peak <= expected <= 2 * peak
+
+def full_batch(tokens, trees=False):
+    """Two solutions a question, which part after a quarter."""
+    rng = np.random.default_rng(0)
+    groups, left, number = [], tokens, 0
+    while left > 0:
+        length = min(256, left if trees else left // 2 or 1)
+        stem = rng.integers(0, 2048, length // 4)
+        group = []
+        for _ in range(2):
+            ids = np.concatenate([stem, rng.integers(0, 2048, length - len(stem))])
+            group.append((number, Trajectory(ids, np.array([length - 1]), np.ones(1, np.float32))))
+            number += 1
+        left -= 2 * length - (len(stem) if trees else 0)
+        groups.append(group)
+    if left < 0:
+        groups.pop()
+    made = pack_trees(groups, pad_to=tokens)
+    return made if trees else pack([pair for group in groups for pair in group], pad_to=tokens)
+
+
+def test_the_batches_of_the_gpu_tests_are_full():
+    for trees in (False, True):
+        batch = full_batch(4096, trees)
+        assert batch.input_ids.shape == (4096,)
+        assert batch.num_tokens > 3500
+        assert (batch.subtree_end is not None) == trees
