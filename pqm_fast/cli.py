@@ -14,6 +14,9 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   train     fine-tune a decoder into a process Q-value model
   score     write the Q-value of every step of a file of solutions
   evaluate  step metrics and Best-of-N of scored solutions
+  sample    solutions of questions from one policy or several, as a Best-of-N pool
+  annotate  step labels from Monte-Carlo rollouts
+  report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
   bench     measure speed and memory
 
 `pqm-fast COMMAND --help` explains every option. --config takes a YAML or JSON file of options;
@@ -23,6 +26,7 @@ BENCH_USAGE = """\
 usage: pqm-fast bench WHAT [--config FILE] [options]
 
   kernels   the fused op against the published computation, eager PyTorch and torch.compile
+  score     scoring 128 candidates a question: packed and in trees against the published way
   train     training steps against the published algorithm, TRL and OpenRLHF, one switch at a time
   work      operations of a training step, counted, for the published computation and for ours
 
@@ -55,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pqm-fast: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here, for --help needs no torch
+        # torch's own error, not imported here, for --help needs no torch; or one of CUDA, Triton or cuBLAS
+        if type(error).__name__ != "OutOfMemoryError" and "out of memory" not in str(error).lower():
             raise
         hint = "fewer tokens in one forward pass need less (--micro-batch-tokens, --max-tokens)"
         print(f"pqm-fast: error: the device is out of memory; {hint}", file=sys.stderr)
@@ -95,6 +100,44 @@ def _evaluate(arguments: list[str]) -> None:
     evaluate(_parse(EvaluateConfig, "evaluate", arguments))
 
 
+def _sample(arguments: list[str]) -> None:
+    from pqm_fast.sample.run import SampleConfig, sample
+
+    arguments = ["--n" if argument == "-n" else argument for argument in arguments]
+    print(f"pool: {sample(_parse(SampleConfig, 'sample', _joined(arguments, '--policy')))}")
+
+
+def _joined(arguments: list[str], option: str) -> list[str]:
+    """`--policy A --policy B` as `--policy A B`."""
+    values: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument == option or argument.startswith(f"{option}="):
+            taking = True
+            values += [argument.partition("=")[2]] if "=" in argument else []
+        elif argument.startswith("-"):
+            taking = False
+            rest.append(argument)
+        else:
+            (values if taking else rest).append(argument)
+    return [*rest, option, *values] if values else rest
+
+
+def _annotate(arguments: list[str]) -> None:
+    from pqm_fast.sample.annotate import AnnotateConfig, annotate
+
+    print(f"labels: {annotate(_parse(AnnotateConfig, 'annotate', arguments))}")
+
+
+def _report(arguments: list[str]) -> None:
+    from pqm_fast.report.run import ReportConfig, report
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--runs", *arguments]
+    print(f"report: {report(_parse(ReportConfig, 'report', arguments))}")
+
+
 def _bench(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(BENCH_USAGE)
@@ -110,6 +153,12 @@ def _bench_kernels(arguments: list[str]) -> None:
     from pqm_benchmarks.kernels import KernelBench, run
 
     run(_parse(KernelBench, "bench kernels", arguments))
+
+
+def _bench_score(arguments: list[str]) -> None:
+    from pqm_benchmarks.score import ScoreBench, run
+
+    run(_parse(ScoreBench, "bench score", arguments))
 
 
 def _bench_train(arguments: list[str]) -> None:
@@ -129,11 +178,15 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "score": _score,
     "evaluate": _evaluate,
+    "sample": _sample,
+    "annotate": _annotate,
+    "report": _report,
     "bench": _bench,
 }
 
 BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
     "kernels": _bench_kernels,
+    "score": _bench_score,
     "train": _bench_train,
     "work": _bench_work,
 }

@@ -102,7 +102,7 @@ def targets(results: Results) -> str:
             bound, shown = f"{sign} {target.bound}{target.unit}", f"{value:,.2f}{target.unit}"
             rows.append([target.text, bound, shown, where, "met" if met else "NOT MET"])
     device = results["environment"]["device"]
-    return f"targets, set for one H200; measured on {device}\n" + _aligned(rows, left=(0, 3, 4))
+    return f"targets, set for one H200; measured on {device}\n" + aligned(rows, left=(0, 3, 4))
 
 
 def _heading(results: Results) -> str:
@@ -127,7 +127,7 @@ def _grid(records: Sequence[Record], title: str, show: Callable[[Record], str], 
         some = next(iter(case.values()))
         start = [*_case_name(some), *([f"{some['floor_us']:,.1f}"] if floor else [])]
         rows.append([*start, *(show(case[name]) if name in case else "-" for name in names)])
-    return f"{title}\n{_aligned(rows, left=(1, 2, 3))}"
+    return f"{title}\n{aligned(rows, left=(1, 2, 3))}"
 
 
 def _notes(results: Results) -> str:
@@ -179,7 +179,7 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

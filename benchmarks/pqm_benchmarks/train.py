@@ -1,28 +1,21 @@
 """`pqm-fast bench train`: training steps at the sizes of real models, ours against three others, one switch at a time.
 
-Weights and tokens are random, lengths and shared prefixes those of `workload.py`, the same trajectories for every way.
 Needs torch, transformers, numpy and, for the picture, matplotlib; `run` is also how to start it from Python.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pqm_benchmarks.shapes import SHAPES, Shape, ShapeName
-from pqm_benchmarks.train_report import merge, table
-from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
+from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Results, choose, compare, report
+from pqm_benchmarks.train_report import table
 
 if TYPE_CHECKING:
     from pqm_benchmarks.train_step.steady import Case, Laps
     from pqm_benchmarks.train_step.way import Plan, Way
     from pqm_benchmarks.work import Products
 
-TINY = Shape("nowhere: to see that it works", "qwen2", 64, 2, 4, 2, 128, 512, True)
-TrainShape = ShapeName | Literal["tiny"]
 WayName = Literal["reference", "trl", "openrlhf", "packed", "tree", "step_rows", "compiled", "all"]
 OURS = ("packed", "tree", "step_rows", "compiled", "all")
 SAME_LOSS = 0.02  # relative, over all trajectories of an optimizer step
@@ -38,7 +31,7 @@ class TrainBench:
     """Files train.json of earlier runs on one device: print their table, draw their picture, and measure nothing."""
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
-    shapes: tuple[TrainShape, ...] = ()
+    shapes: tuple[AnyShape, ...] = ()
     """Models. Default: Qwen2.5-0.5B, 1.5B and 7B on a GPU, tiny on a CPU."""
     ways: tuple[WayName, ...] = ()
     """What to time. Default: everything; on a CPU nothing that compiles."""
@@ -58,7 +51,7 @@ class TrainBench:
     """Of the made-up trajectories."""
 
 
-def run(config: TrainBench) -> dict[str, Any]:
+def run(config: TrainBench) -> Results:
     """Measures (or reads), writes OUT/train.json, prints the table, draws the picture. Returns what is in the file.
 
     Raises:
@@ -66,108 +59,44 @@ def run(config: TrainBench) -> dict[str, Any]:
     """
     from pqm_benchmarks.train_picture import draw
 
-    folder = Path(config.out)
-    if config.results:
-        results = merge({path: _read(Path(path)) for path in config.results})
-    else:
-        if (folder / "train.json").exists():
-            raise PQMError(f"{folder / 'train.json'}: exists already; delete it or choose another --out")
-        # stored after each way: a run that is cut off leaves what it had
-        results = measure(config, lambda so_far: write_json(folder / "train.json", so_far))
-        print(f"\nmeasurements: {folder / 'train.json'}")
-    print("\n" + table(results) + "\n")
-    if results["records"]:
-        print(f"picture: {draw(results, folder)}")
-    return results
+    return report(config, "train", partial(measure, config), table, draw)
 
 
-def measure(config: TrainBench, store: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Calls `store` with the results so far after each way, and returns them all, JSON-ready: {"environment",
-    "device", "dtype", "peak": {"name", "tflops"} or null, "matrix_tflops", "config", "workload", "records", "failed"}.
+def measure(config: TrainBench, store: Callable[[Results], None]) -> Results:
+    """As `compare` has it.
 
     A record is one way to train one model: its setting, what it computes, `lap_seconds` of each round, rates over
     the median pass, and the most memory that tensors held.
     """
-    import torch
-
-    from pqm_benchmarks.train_step.steady import matrix_rate, peak_of
     from pqm_benchmarks.workload import make_workload
-    from pqm_fast.environment import describe
 
-    device, names, shapes = _chosen(config)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    environment = describe()
-    if device.type == "cpu" and torch.cuda.is_available():
-        environment["device"] = "CPU"  # it would name the GPU
-    peak = peak_of(environment["device"])
-    matrix = [matrix_rate(device, dtype)]
-    records: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    workload: dict[str, Any] = {}
+    chosen = choose(config, get_args(WayName), ("compiled", "all"), ("questions", "steps", "rounds"))
+    count = config.questions * config.steps
 
-    def results() -> dict[str, Any]:
-        rate = sum(matrix) / len(matrix)
-        return {
-            "environment": environment,
-            "device": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
-            "peak": peak and {"name": peak[0], "tflops": peak[1]},
-            "matrix_tflops": rate,
-            "matrix_tflops_rounds": matrix,
-            "config": asdict(config),
-            "workload": workload,
-            "records": [record | _against(record, peak and peak[1], rate) for record in records],
-            "failed": failed,
-        }
+    def workload(vocabulary: int) -> Any:
+        return make_workload(count, config.seed, config.tree_ratio, vocabulary=vocabulary)
 
-    for shape in shapes:
-        sizes = (SHAPES | {"tiny": TINY})[shape]
-        vocabulary = min(32_000, sizes.vocab_size)
-        questions = make_workload(
-            config.questions * config.steps, config.seed, config.tree_ratio, vocabulary=vocabulary
-        )
-        workload |= _describe(questions)
-        before = len(records)
-
-        def add(
-            found: list[dict[str, Any]], why: list[dict[str, str]], before: int = before, shape: str = shape
-        ) -> None:
-            records[before:] = [{"shape": shape} | record for record in found]
-            failed[:] = [f for f in failed if f["shape"] != shape] + [{"shape": shape} | f for f in why]
-            store(results())
-
-        _measure_shape(config, names, sizes.config(), questions, device, dtype, add)
-        matrix.append(matrix_rate(device, dtype))
-        store(results())
-    return results()
+    return compare(config, chosen, workload, partial(_measure_shape, config, chosen), store)
 
 
-def _measure_shape(
-    config: TrainBench,
-    names: tuple[str, ...],
-    model: Any,
-    questions: Any,
-    device: Any,
-    dtype: Any,
-    add: Callable[..., None],
-) -> None:
+def _measure_shape(config: TrainBench, chosen: Chosen, model: Any, questions: Any, add: Add) -> None:
     """Rounds in which the ways take turns; in the first, each looks for its setting before. Calls `add` with records
     and failures after every way."""
+    from pqm_benchmarks.attempts import attempt, fastest
     from pqm_benchmarks.train_step.ladder import WAYS
-    from pqm_benchmarks.train_step.steady import Case, attempt, fastest, run_laps, try_settings
+    from pqm_benchmarks.train_step.steady import Case, run_laps, try_settings
     from pqm_benchmarks.work import count_products
 
     products = count_products(model)
-    whole = Case(model, questions, device, dtype)
-    one_step = Case(model, questions[: config.questions], device, dtype)
-    tries = config.tries or (1 if device.type == "cpu" else 100)
+    whole = Case(model, questions, chosen.device, chosen.dtype)
+    one_step = Case(model, questions[: config.questions], chosen.device, chosen.dtype)
     tried: dict[str, list[dict[str, Any]]] = {}
     failed: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
-    for name in names * config.rounds:
+    for name in chosen.ways * config.rounds:
         way = WAYS[name]
         if name not in tried:
-            tried[name] = try_settings(way, one_step, tries)
+            tried[name] = try_settings(way, one_step, chosen.tries)
             for t in tried[name]:
                 found = t["why"] or f"{t['seconds']:.3f} s"
                 print(f"{way.title}, {t['setting']}: {found}", flush=True)
@@ -175,7 +104,7 @@ def _measure_shape(
                 failed[name] = why
         settings = [records[name]["setting"]] if name in records else fastest(tried[name])
         for setting in settings if name not in failed else ():
-            plan = way.plan(questions, config.steps, setting, device)
+            plan = way.plan(questions, config.steps, setting, chosen.device)
             laps, why = attempt(partial(run_laps, way, whole, setting, plan, config.seconds))
             if laps:
                 own = records.setdefault(name, _new_record(name, way, setting, tried[name], plan, products))
@@ -240,54 +169,3 @@ def _add_round(record: dict[str, Any], laps: "Laps", case: "Case") -> None:
         "computed_tokens_per_s": record["computed_tokens"] / seconds,
         "tflops": record["flops"] / seconds / 1e12,
     }
-
-
-def _against(record: dict[str, Any], peak: float | None, matrix: float) -> dict[str, float | None]:
-    return {"mfu": peak and record["tflops"] / peak, "of_matrix_rate": record["tflops"] / matrix}
-
-
-def _describe(questions: Any) -> dict[str, Any]:
-    from pqm_benchmarks.train_step.way import flat
-    from pqm_benchmarks.work import prefix_tree
-
-    trajectories = flat(questions)
-    tokens = sum(len(t.input_ids) for t in trajectories)
-    return {
-        "questions": len(questions),
-        "trajectories": len(trajectories),
-        "tokens": tokens,
-        "tree_ratio": tokens / sum(prefix_tree(list(own))[0] for own in questions),
-    }
-
-
-def _chosen(config: TrainBench) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
-    """Device, ways and models: those of the options, or what the device is measured with."""
-    import torch
-
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cuda", "cpu") or (name == "cuda" and not torch.cuda.is_available()):
-        raise PQMError(f"device: expected cpu, or cuda where there is one, found {config.device!r}")
-    for option in ("questions", "steps", "rounds"):
-        if getattr(config, option) < 1:
-            raise PQMError(f"{option}: must be positive, found {getattr(config, option)}")
-    if config.tries is not None and config.tries < 1:
-        raise PQMError(f"tries: must be positive, found {config.tries}")
-    for option, found, known in (
-        ("shapes", config.shapes, (*SHAPES, "tiny")),
-        ("ways", config.ways, get_args(WayName)),
-    ):
-        if unknown := [value for value in found if value not in known]:
-            raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
-    on_gpu = name == "cuda"
-    usual = get_args(WayName) if on_gpu else tuple(w for w in get_args(WayName) if w not in ("compiled", "all"))
-    shapes = config.shapes or (("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B") if on_gpu else ("tiny",))
-    return torch.device(name), tuple(dict.fromkeys(config.ways or usual)), tuple(dict.fromkeys(shapes))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results["records"], results["matrix_tflops"], results["workload"]["tree_ratio"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PQMError(f"{path}: no train.json of `pqm-fast bench train` ({error!r})") from error
-    return results

@@ -1,10 +1,11 @@
 """Made-up trajectories with the lengths of Math-Shepherd and shared first steps, for what is counted and timed.
 
-Lengths are log-normal with the mu and sigma that Math-Shepherd's published bucket counts give. Every question has 22
-solutions. The first draws all its steps; each further one starts like one before it, for a number of steps that is
-geometric, and goes on by itself. The parameter of that number is set so that the trajectories have `tree_ratio` times
-as many tokens as there are distinct prefixes. Steps, questions and the spread between questions are those of GSM8K
-solutions with the Qwen2 tokenizer (1,319 questions, four solutions each). Token ids are random.
+Lengths are log-normal with the mu and sigma that Math-Shepherd's published bucket counts give. A question has 22
+solutions, as there, unless more are asked for. The first draws all its steps; each further one starts like one before
+it, for a number of steps that is geometric, and goes on by itself. The parameter of that number is set so that 22
+solutions have `tree_ratio` times as many tokens as there are distinct prefixes; with more of them the ratio is what
+that parameter gives. Steps, questions and the spread between questions are those of GSM8K solutions with the Qwen2
+tokenizer (1,319 questions, four solutions each). Token ids are random.
 """
 
 import math
@@ -36,7 +37,7 @@ BUCKETS = ((512, 64), (1024, 24), (math.inf, 8))
 
 
 def make_workload(
-    questions: int, seed: int, tree_ratio: float = 1.6, *, vocabulary: int = 32_000
+    questions: int, seed: int, tree_ratio: float = 1.6, *, solutions: int = SOLUTIONS, vocabulary: int = 32_000
 ) -> list[list[Trajectory]]:
     """The solutions of each question. Every step has a label, and its Q-value is read at a step token.
 
@@ -44,15 +45,23 @@ def make_workload(
     beyond the question; none is the beginning of another. `vocabulary` is the number of token ids.
 
     Raises:
-        PQMError: this many questions cannot have that tree ratio, to 0.02.
+        PQMError: 22 solutions to this many questions cannot have that tree ratio, to 0.02; or there are too few of
+            something.
     """
     if questions < 1 or seed < 0:
         raise PQMError(f"workload: questions must be positive and seed not negative, found {questions} and {seed}")
-    # question k has the k-th of so many quantiles: few questions are already like many
-    drawn = [
-        _draw(NormalDist().inv_cdf((k + 0.5) / questions), np.random.default_rng([seed, k])) for k in range(questions)
-    ]
-    share = _share(drawn, tree_ratio)
+    if not 1 <= solutions < vocabulary - FIRST_ID:
+        most = vocabulary - FIRST_ID - 1
+        raise PQMError(
+            f"workload: {vocabulary} token ids are enough for 1 to {most} solutions to a question, found {solutions}"
+        )
+
+    def draw(count: int) -> list[_Draws]:
+        # question k has the k-th of so many quantiles: few questions are already like many
+        z = [NormalDist().inv_cdf((k + 0.5) / questions) for k in range(questions)]
+        return [_draw(own, count, np.random.default_rng([seed, k])) for k, own in enumerate(z)]
+
+    share, drawn = _share(draw(SOLUTIONS), tree_ratio), draw(solutions)
     groups = [
         _write(own, _outline(own, share), np.random.default_rng([seed, k, 1]), vocabulary)
         for k, own in enumerate(drawn)
@@ -82,18 +91,18 @@ class _Draws:
     right: np.ndarray  # [n, steps] whether a step after a correct one is correct
 
 
-def _draw(z: float, rng: np.random.Generator) -> _Draws:
+def _draw(z: float, solutions: int, rng: np.random.Generator) -> _Draws:
     question = round(QUESTION * math.exp(QUESTION_SIGMA * z))
-    own = rng.standard_normal(SOLUTIONS)
+    own = rng.standard_normal(solutions)
     lengths = np.exp(MU + SIGMA * (math.sqrt(BETWEEN) * z + math.sqrt(1 - BETWEEN) * own))
     most = LONGEST // STEP + 1
     return _Draws(
         question=question,
         lengths=np.clip(np.rint(lengths).astype(int), question + 2, LONGEST),
-        follows=(rng.random(SOLUTIONS) * np.arange(SOLUTIONS)).astype(int),
-        patience=1 - rng.random(SOLUTIONS),
-        widths=rng.uniform(0.5, 1.5, (SOLUTIONS, most)),
-        right=rng.random((SOLUTIONS, most)) < CORRECT,
+        follows=(rng.random(solutions) * np.arange(solutions)).astype(int),
+        patience=1 - rng.random(solutions),
+        widths=rng.uniform(0.5, 1.5, (solutions, most)),
+        right=rng.random((solutions, most)) < CORRECT,
     )
 
 
@@ -149,7 +158,7 @@ def _write(
     solutions: list[Trajectory] = []
     for i, (ends, copied) in enumerate(outline):
         start = ends[copied - 1] if copied else drawn.question
-        ids = rng.integers(FIRST_ID + SOLUTIONS, vocabulary, ends[-1], dtype=np.int32)
+        ids = rng.integers(FIRST_ID + len(outline), vocabulary, ends[-1], dtype=np.int32)
         labels = np.logical_and.accumulate(drawn.right[i, : len(ends) - copied]).astype(np.float32)
         if i:
             model = solutions[drawn.follows[i]]

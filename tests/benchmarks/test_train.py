@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from pqm_benchmarks import train
+from pqm_benchmarks.comparison_report import merge
+from pqm_benchmarks.shapes import TINY
 from pqm_benchmarks.train import TrainBench
 from pqm_benchmarks.train_picture import draw
-from pqm_benchmarks.train_report import TARGETS, merge, table
+from pqm_benchmarks.train_report import TARGETS, table
 from pqm_benchmarks.train_step import ladder
 from pqm_benchmarks.work import count_products, prefix_tree
 from pqm_benchmarks.workload import make_workload
@@ -245,5 +247,5 @@ def test_a_rung_that_loses_is_drawn_too(results, tmp_path):
 
 def test_products_are_those_of_the_real_model():
     """6 x the parameters of the layers is what a token costs, but for norms and biases."""
-    products = count_products(train.TINY.config())
+    products = count_products(TINY.config())
     assert products.layers == pytest.approx(6 * products.non_embedding, rel=0.01)

@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from definitions import DEFINITIONS
+from pqm_benchmarks import devices
+from pqm_benchmarks.attempts import fastest
 from pqm_benchmarks.shapes import Shape
 from pqm_benchmarks.train_step import openrlhf, ours, reference, steady, trl
 from pqm_benchmarks.train_step.ladder import WAYS
@@ -171,7 +173,7 @@ def test_ours(config, name, micro_batches):
 def test_compiled_layers_give_the_same_loss():
     case = steady.Case(CONFIGS["grouped heads, tied"], make_questions(), CPU, torch.float32)
     setting = {"micro_batches": 1, "recompute": 0.0}
-    (_, eager), (_, compiled) = (steady._one_step(WAYS[name], case, setting) for name in ("step_rows", "compiled"))
+    (_, eager), (_, compiled) = (steady.one_step(WAYS[name], case, setting) for name in ("step_rows", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-5)
 
 
@@ -373,7 +375,7 @@ def made_way(seconds, monkeypatch, excess=None):
     settings = [{"batch": b, "recompute": r} for r in (False, True) for b in (3, 2, 1)]
     families = (tuple(settings[:3]), tuple(settings[3:]))
     clock = [0.0]
-    monkeypatch.setattr(steady.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
 
     class MadeStep:
         def __init__(self, found):
@@ -406,7 +408,7 @@ def test_smaller_batches_are_tried_until_they_are_slower(monkeypatch):
     way = made_way([4.0, 3.0, 3.5, 5.0, 2.0, 1.0], monkeypatch)
     assert tried_by(way) == [(3, False), (2, False), (1, False), (3, True)]
     found = steady.try_settings(way, CASE, 100)
-    assert steady.fastest(found)[:2] == [{"batch": 2, "recompute": False}, {"batch": 1, "recompute": False}]
+    assert fastest(found)[:2] == [{"batch": 2, "recompute": False}, {"batch": 1, "recompute": False}]
     assert [t["loss"] for t in found] == [0.5] * 4
     assert tried_by(way, tries=2) == [(3, False), (2, False)]
 
@@ -416,7 +418,7 @@ def test_what_does_not_fit_is_recorded_and_the_next_is_tried(monkeypatch):
     way = made_way([full, full, full, full, 2.0, 1.0], monkeypatch)
     found = steady.try_settings(way, CASE, 100)
     assert [t["why"] for t in found] == ["out of memory"] * 4 + [None, None]
-    assert steady.fastest(found)[0] == {"batch": 1, "recompute": True}
+    assert fastest(found)[0] == {"batch": 1, "recompute": True}
 
 
 def test_another_error_ends_the_search_and_is_told(monkeypatch, capsys):
@@ -428,7 +430,7 @@ def test_another_error_ends_the_search_and_is_told(monkeypatch, capsys):
 
 def test_settings_are_chosen_as_for_a_whole_data_set(monkeypatch):
     way = made_way([4.0, 3.0, 9.0, 9.0, 9.0, 9.0], monkeypatch, excess={3: 2.0})
-    assert steady.fastest(steady.try_settings(way, CASE, 100))[0] == {"batch": 3, "recompute": False}
+    assert fastest(steady.try_settings(way, CASE, 100))[0] == {"batch": 3, "recompute": False}
 
 
 def test_passes_go_on_for_the_time_that_they_have(monkeypatch):
@@ -452,11 +454,11 @@ def test_passes_go_on_for_the_time_that_they_have(monkeypatch):
     ],
 )
 def test_the_peak_is_that_of_the_device_or_none(name, expected):
-    assert steady.peak_of(name) == expected
+    assert devices.peak_of(name) == expected
 
 
 def test_matrix_rate():
-    assert 0 < steady.matrix_rate(CPU, torch.float32) < 100
+    assert 0 < devices.matrix_rate(CPU, torch.float32) < 100
 
 
 # ---- in half precision, as they are timed ----------------------------------------------------------------------------

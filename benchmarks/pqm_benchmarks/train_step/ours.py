@@ -1,6 +1,6 @@
 """pqm-fast itself, one switch after the other. Everything here is called as `pqm_fast.train` calls it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,12 +51,18 @@ class OurStep:
         return lambda: pending.wait().loss
 
 
-def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dtype, setting: Setting) -> OurStep:
+HEAD = {"num_labels": 1, "classifier_dropout": 0.0, "problem_type": "regression"}
+
+
+def q_model(config: Any, device: torch.device, dtype: torch.dtype, step_rows: bool) -> StepQModel:
     from transformers import AutoModelForTokenClassification
 
-    options = {"num_labels": 1, "classifier_dropout": 0.0, "problem_type": "regression"}
-    classifier = random_model(AutoModelForTokenClassification, config, device, dtype, NAME, **options)
-    model = StepQModel(classifier, step_rows_only=switches.step_rows)
+    classifier = random_model(AutoModelForTokenClassification, config, device, dtype, NAME, **HEAD)
+    return StepQModel(classifier, step_rows_only=step_rows)
+
+
+def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dtype, setting: Setting) -> OurStep:
+    model = q_model(config, device, dtype, switches.step_rows)
     if switches.compiled:
         compile_layers(model)
     recompute(model, round(setting["recompute"] * len(decoder_layers(model))))
@@ -93,7 +99,7 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
         )
         for own in batches
     ]
-    layout = _layout(packed, switches.step_rows)
+    layout = packed_layout(packed, switches.step_rows)
     pinned = [_pinned(batch, device) for batch in packed]
     size = setting["micro_batches"]
     planned = [pinned[i : i + size] for i in range(0, len(pinned), size)]
@@ -101,7 +107,8 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
     return Plan(planned, layout, notes=notes)
 
 
-def _layout(batches: list[PackedBatch], step_rows: bool) -> Layout:
+def packed_layout(batches: Sequence[PackedBatch], step_rows: bool) -> Layout:
+    """What packed batches compute, their padding left out."""
     seen = [batch.position_ids.numpy()[: batch.num_tokens] + 1 for batch in batches]  # by each token
     tokens, pairs = sum(map(len, seen)), sum(int(own.sum()) for own in seen)
     scored = sum(batch.num_steps for batch in batches)

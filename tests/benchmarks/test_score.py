@@ -1,0 +1,290 @@
+"""`pqm-fast bench score` at a tiny size on the CPU, and what it stores, counts, judges and draws."""
+
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pqm_benchmarks import score, score_ways, score_work, workload
+from pqm_benchmarks.comparison_report import merge
+from pqm_benchmarks.score import ScoreBench
+from pqm_benchmarks.score_picture import draw
+from pqm_benchmarks.score_report import table
+from pqm_benchmarks.score_ways import WAYS
+from pqm_benchmarks.shapes import TINY
+from pqm_benchmarks.work import count_products, prefix_tree
+from pqm_benchmarks.workload import make_workload
+
+from pqm_fast.cli import main
+from pqm_fast.errors import PQMError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--device", "cpu", "--questions", "2", "--solutions", "6", "--seconds", "0"]
+EAGER = [name for name in WAYS if name != "compiled"]
+
+
+def bench(out, *options):
+    return main(["bench", "score", "--out", str(out), *SHORT, *options])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    assert bench(folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "score.json").read_text())
+
+
+# ---- the workload ---------------------------------------------------------------------------------------------------
+
+
+def test_more_solutions_share_as_much_as_22_do(monkeypatch):
+    """The chance to copy one more step is that of 22 solutions; the ratio that this gives is another."""
+    shares, share = [], workload._share
+    monkeypatch.setattr(workload, "_share", lambda *a: shares.append(share(*a)) or shares[-1])
+    few, many = make_workload(4, 1), make_workload(4, 1, solutions=128)
+    assert shares[0] == shares[1]
+    assert [len(own) for own in many] == [128] * 4
+
+    def ratio(groups):
+        return sum(len(t.input_ids) for own in groups for t in own) / sum(prefix_tree(own)[0] for own in groups)
+
+    assert ratio(few) == pytest.approx(1.6, abs=0.02)
+    assert 1.5 < ratio(many) < 2.0
+    assert ratio(make_workload(4, 1, 2.0, solutions=128)) > ratio(many) + 0.2
+    for own in many:  # none is the beginning of another, and all steps can be told
+        assert len({t.input_ids.tobytes() for t in own}) == 128
+        assert all((t.input_ids[t.step_index] == 1).all() and (t.input_ids == 1).sum() == len(t.labels) for t in own)
+
+
+@pytest.mark.parametrize(("solutions", "vocabulary"), [(0, 100), (98, 100)])
+def test_solutions_that_cannot_be(solutions, vocabulary):
+    with pytest.raises(PQMError, match=f"100 token ids are enough for 1 to 97 solutions .* found {solutions}"):
+        make_workload(2, 0, solutions=solutions, vocabulary=vocabulary)
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_stores_every_figure(folder, results):
+    assert [(r["shape"], r["way"]) for r in results["records"]] == [("tiny", way) for way in EAGER]
+    assert (results["failed"], results["device"], results["dtype"], results["peak"]) == ([], "cpu", "float32", None)
+    groups = make_workload(2, 0, solutions=6, vocabulary=512)
+    tokens = sum(len(t.input_ids) for own in groups for t in own)
+    unique = sum(prefix_tree(own)[0] for own in groups)
+    assert results["workload"] == {
+        "questions": 2, "trajectories": 12, "tokens": tokens, "tree_ratio": pytest.approx(tokens / unique),
+    }  # fmt: skip
+    for record in results["records"]:
+        assert [len(laps) for laps in record["lap_seconds"]] == [1, 1] == [len(a) for a in record["ahead_seconds"]]
+        seconds = sum(laps[0] for laps in record["lap_seconds"]) / 2
+        assert record["solutions_per_s"] == pytest.approx(12 / seconds)
+        assert record["ahead_solutions_per_s"] == pytest.approx(24 / sum(a[0] for a in record["ahead_seconds"]))
+        assert record["real_tokens_per_s"] == pytest.approx(tokens / seconds)
+        assert record["computed_tokens_per_s"] == pytest.approx(record["computed_tokens"] / seconds)
+        assert record["tflops"] == pytest.approx(record["flops"] / seconds / 1e12)
+        assert record["flops_per_solution"] == pytest.approx(record["flops"] / 12)
+        assert record["of_matrix_rate"] == pytest.approx(record["tflops"] / results["matrix_tflops"])
+        assert (record["mfu"], record["peak_bytes"], len(record["tried"])) == (None, None, 1)
+        assert 0 < record["error"] < 1e-6
+    by_way = {record["way"]: record for record in results["records"]}
+    computed = {way: record["computed_tokens"] for way, record in by_way.items()}
+    assert computed["packed"] == computed["packed_rows"] == tokens
+    assert computed["tree"] == computed["tree_rows"] == unique
+    assert min(computed["published"], computed["padded"]) > tokens
+    assert by_way["published"]["setting"] == {"batch": 4}
+    assert by_way["published"]["batches"] == 3
+    products = count_products(TINY.config())
+    for way, record in by_way.items():
+        layout = WAYS[way].layout(list(WAYS[way].batches(groups, record["setting"])))
+        assert record["flops"] == sum(score_work.forward(layout, products).values())
+    assert (folder / "scoring.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_table_says_that_these_are_no_gpu_figures(results):
+    text = table(results)
+    assert "NOT figures of a GPU" in text
+    assert "2 questions, 6 solutions each" in text
+    assert "that of 22 solutions was set to 1.6" in text
+    assert "target" not in text  # none is for the tiny size
+    for record in results["records"]:
+        assert record["title"] in text
+
+
+def test_a_stored_run_is_printed_again(folder, tmp_path, capsys):
+    assert main(["bench", "score", "--results", str(folder / "score.json"), "--out", str(tmp_path)]) == 0
+    assert "tree + step rows" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["scoring.png"]
+
+
+def test_a_run_is_not_overwritten(folder, capsys):
+    assert bench(folder) == 1
+    assert "score.json: exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--questions", "0"], "questions: must be positive, found 0"),
+        (["--solutions", "0"], "solutions: must be positive, found 0"),
+        (["--solutions", "600"], "512 token ids are enough for 1 to 509 solutions"),
+        (["--rounds", "-1"], "rounds: must be positive"),
+        (["--tries", "0"], "tries: must be positive"),
+        (["--results", "nowhere.json"], "nowhere.json: no score.json of `pqm-fast bench score`"),
+        (["--tree-ratio", "50"], "tree ratio"),
+        (["--count", "--solutions", "0"], "enough for 1 to 31997 solutions to a question, found 0"),
+    ],
+)
+def test_bad_options_are_told(tmp_path, capsys, options, message):
+    assert bench(tmp_path, *options) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_filling_up_is_told(tmp_path):
+    assert bench(tmp_path, "--ways", "packed", "compiled", "--rounds", "1") == 0
+    packed, compiled = json.loads((tmp_path / "score.json").read_text())["records"]
+    assert packed["notes"] == {}
+    assert compiled["setting"] == {"max_tokens": 32768}
+    assert compiled["notes"] == {"filled": compiled["computed_tokens"] / 32768}
+    assert compiled["flops"] < packed["flops"]
+
+
+def test_sizes_where_none_are_given():
+    assert score._sizes(ScoreBench(), 6, 128) == (6, 128)
+    assert score._sizes(ScoreBench(questions=3, solutions=0), 6, 128) == (3, 0)
+    config = ScoreBench(device="cpu", seconds=0, rounds=1, ways=("packed",))
+    stored = score.measure(config, lambda _: None)
+    assert (stored["config"]["questions"], stored["config"]["solutions"]) == (2, 8)
+    assert stored["workload"]["trajectories"] == 16
+
+
+def test_results_are_stored_after_each_way():
+    seen = []
+    config = ScoreBench(
+        device="cpu", questions=1, solutions=3, seconds=0, rounds=1, ways=("packed", "tree"), tree_ratio=1.5
+    )
+    score.measure(config, lambda so_far: seen.append(copy.deepcopy(so_far)))
+    assert [[r["way"] for r in s["records"]] for s in seen] == [["packed"], ["packed", "tree"], ["packed", "tree"]]
+
+
+def test_a_way_that_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, capsys):
+    def broken(*_):
+        raise ImportError("no such kernel")
+
+    monkeypatch.setitem(WAYS, "tree", replace(WAYS["tree"], build=broken))
+    assert bench(tmp_path, "--ways", "packed", "tree", "tree_rows") == 0
+    stored = json.loads((tmp_path / "score.json").read_text())
+    assert [r["way"] for r in stored["records"]] == ["packed", "tree_rows"]
+    assert stored["failed"] == [{"shape": "tiny", "way": "tree", "why": "ImportError: no such kernel"}]
+    assert "left out: tree, tiny (ImportError: no such kernel)" in capsys.readouterr().out
+
+
+def test_wrong_scores_are_not_timed(monkeypatch, tmp_path):
+    way = WAYS["tree"]
+
+    def wrong(*arguments):
+        scoring = way.build(*arguments)
+        scoring.model.head.bias.data += 0.01
+        return scoring
+
+    timed = []
+    monkeypatch.setitem(WAYS, "tree", replace(way, build=wrong))
+    monkeypatch.setattr(score_ways, "score", lambda *a, own=score_ways.score: timed.append(a[0].title) or own(*a))
+    assert bench(tmp_path, "--ways", "packed", "tree") == 0
+    stored = json.loads((tmp_path / "score.json").read_text())
+    assert [r["way"] for r in stored["records"]] == ["packed"]
+    assert "its scores have an error of" in stored["failed"][0]["why"]
+    # twice to try the setting, once to warm up and check; packed has its lap as well, and another round of two
+    assert (timed.count("tree"), timed.count("packed")) == (3, 6)
+
+
+def test_reading_results_needs_no_torch(folder, tmp_path):
+    code = (
+        "import sys\nfrom pqm_benchmarks.score import ScoreBench, run\n"
+        f"run(ScoreBench(results=({str(folder / 'score.json')!r},), out={str(tmp_path)!r}))\n"
+        "assert 'torch' not in sys.modules and 'tyro' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- what is counted ------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_what_is_counted(capsys):
+    assert main(["bench", "score", "--count", "--questions", "50"]) == 0
+    assert f"```\n{capsys.readouterr().out}```" in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_counting_leaves_nothing_behind(tmp_path, capsys):
+    assert bench(tmp_path, "--count", "--shapes", "tiny", "--ways", "packed", "tree") == 0
+    assert "Counted, not measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- targets and pictures, of made-up results ------------------------------------------------------------------------
+
+
+BOTH = ("Qwen2.5-0.5B", "Qwen2.5-7B")
+
+
+def made_results(results, device="NVIDIA H200", rates=(10, 18, 21, 22, 33, 34, 37), shapes=BOTH):
+    """As of a GPU: `rates` in solutions/s of every way, for each model."""
+    made = copy.deepcopy(results)
+    template = made["records"][0]
+    made["environment"]["device"] = device
+    made |= {"device": "cuda", "dtype": "bfloat16", "matrix_tflops": 800.0, "matrix_tflops_rounds": [800.0]}
+    made["records"] = []
+    made["peak"] = {"name": "H200", "tflops": 989.0}
+    for shape in shapes:
+        for (name, way), rate in zip(WAYS.items(), rates, strict=True):
+            own = {"shape": shape, "way": name, "title": way.title, "source": way.source, "excess": 1.0}
+            speed = {"solutions_per_s": rate, "ahead_solutions_per_s": 1.1 * rate, "peak_bytes": 2**36}
+            mfu = {"mfu": rate / 100, "tflops": 9.89 * rate, "of_matrix_rate": 9.89 * rate / 800}
+            flops = {"flops": 4_000 if name == "published" else 2_000}
+            made["records"].append(template | own | speed | mfu | flops)
+    return made
+
+
+def target_of(text):
+    [line] = [line for line in text.splitlines() if line.startswith("Qwen2.5-7B: solutions/s")]
+    return line
+
+
+def test_the_target_is_judged_on_the_device_that_it_is_for(results):
+    text = table(made_results(results))
+    assert "3.40x" in target_of(text)
+    assert target_of(text).endswith("  NOT MET")
+    assert "2.00x of it is fewer operations, 1.70x more of them a second" in text
+    met = table(made_results(results, rates=(10, 18, 21, 22, 33, 80, 37)))
+    assert "8.00x" in target_of(met)
+    assert target_of(met).endswith("  met")
+    assert target_of(table(made_results(results, device="NVIDIA A100"))).endswith("  not judged")
+    assert "target" not in table(made_results(results, shapes=("Qwen2.5-0.5B",)))
+
+
+def test_padding_of_few_solutions_is_told(results):
+    made = made_results(results, shapes=("Qwen2.5-7B",))
+    made["records"][1]["excess"] = 1.5
+    [line] = [line for line in table(made).splitlines() if line.startswith("transformers, by length, Qwen2.5-7B")]
+    assert "padded 1.50 times as much" in line
+    assert line.endswith("it would do 27 solutions/s")
+
+
+def test_results_of_several_runs_go_together(results):
+    made = {name: made_results(results, shapes=(name,)) for name in BOTH}
+    merged = merge(made)
+    assert list(dict.fromkeys(r["shape"] for r in merged["records"])) == [*BOTH]
+    assert table(merged) == table(made_results(results, shapes=BOTH))
+
+
+def test_the_picture_has_every_way(results, tmp_path):
+    assert draw(made_results(results), tmp_path).read_bytes()[:4] == b"\x89PNG"
