@@ -79,11 +79,12 @@ class Policy:
     by_letter: bool = True
     """Whether the same value and operation are another spot under another letter. Not so for a false fact."""
 
-    def solve(self, problem: Problem, rng: random.Random) -> list[Step]:
-        """One sampled solution; its answer is the value of the last step."""
-        values = [problem.start]
+    def solve(self, problem: Problem, rng: random.Random, begun: Sequence[Step] = ()) -> list[Step]:
+        """The steps after `begun` of one sampled solution; its answer is the value of the last step."""
+        values = [problem.start, *(step.value for step in begun)]
+        first = LETTERS.index(begun[-1].letter) + 1 if begun else 0
         steps = []
-        for index, operation in enumerate(problem.operations):
+        for index, operation in enumerate(problem.operations[first:], first):
             letter = LETTERS[index]
             turn = Turn(letter, operation, values, is_last=index == len(problem.operations) - 1)
             spot = f"{self.seed} {self.name} {letter if self.by_letter else '*'} {values[-1]} {operation}"

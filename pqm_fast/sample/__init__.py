@@ -1,0 +1,1 @@
+"""Solutions sampled from policies, and step labels from Monte-Carlo rollouts."""

@@ -1,0 +1,67 @@
+"""The policies of the embedded arithmetic world, which begin a solution or go on with one."""
+
+import random
+import re
+
+from pqm_fast.arithmetic.policies import make_policies
+from pqm_fast.arithmetic.problems import LETTERS, OPERATIONS, TRUE_VALUES, WRITTEN_VALUES, Problem, Step
+from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.sample.policy import Completion, Outcome, Request
+
+_PROBLEM = re.compile(r"(\d)((?: [a-e] [+-]\d)+)")
+_STEP = re.compile(r"([a-e]): (-?\d+) ([+-]\d) =(-?\d+)")
+
+
+class ArithmeticPolicy:
+    """`NAME` or `NAME:WORLD`, the seed of the world whose weak spots it has (default 0)."""
+
+    def __init__(self, text: str):
+        name, _, world = text.partition(":")
+        policies = make_policies(int(world) if world.isdecimal() else 0)
+        if name not in policies or (":" in text and not world.isdecimal()):
+            raise PQMError(f"policy arithmetic:{text}: choose one of {', '.join(policies)}, or NAME:WORLD-SEED")
+        self.policy = policies[name]
+        self.requests: list[Request] = []
+
+    def room(self) -> int:
+        return 1 - len(self.requests)
+
+    def submit(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def collect(self) -> list[Outcome]:
+        done = [(request, self._complete(request)) for request in self.requests]
+        self.requests.clear()
+        return done
+
+    def close(self) -> None:
+        pass
+
+    def _complete(self, request: Request) -> Completion | RecordError:
+        problem = parse_problem(request.question)
+        begun = [parse_step(step) for step in request.steps]
+        if problem is None or None in begun:
+            text = request.question if problem is None else request.steps[begun.index(None)]
+            return RecordError(f"{text[:60]!r} is not of the arithmetic world, whose policies know no other", "refused")
+        steps = self.policy.solve(problem, random.Random(request.seed), [step for step in begun if step])
+        return Completion("\n".join(step.text for step in steps), True)
+
+
+def parse_problem(text: str) -> Problem | None:
+    """The problem that `text` states, None if it is none of the world."""
+    match = _PROBLEM.fullmatch(text)
+    if match is None:
+        return None
+    words = match[2].split()
+    problem = Problem(int(match[1]), tuple(map(int, words[1::2])))
+    letters = "".join(words[::2])
+    known = problem.start in TRUE_VALUES and set(problem.operations) <= set(OPERATIONS)
+    return problem if known and LETTERS.startswith(letters) else None
+
+
+def parse_step(text: str) -> Step | None:
+    """The step that `text` writes, None if it is none of the world."""
+    match = _STEP.fullmatch(text)
+    if match is None or int(match[4]) not in WRITTEN_VALUES:
+        return None
+    return Step(match[1], int(match[2]), int(match[3]), int(match[4]))

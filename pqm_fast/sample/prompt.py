@@ -1,0 +1,43 @@
+"""Text to a policy and back: how a question and the steps so far are written, how a completion becomes steps."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pqm_fast.errors import PQMError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EMPTY_STEP = "(empty completion)"  # a failed candidate is one too: it has to count as wrong, and a record needs a step
+
+
+def write_prompt(prompt_format: str, question: str, steps: Sequence[str], separator: str) -> str:
+    """What the policy continues: each step so far ends with the separator, so that a new one is due."""
+    return prompt_format.replace("{prompt}", question) + "".join(step + separator for step in steps)
+
+
+def split_steps(completion: str, separator: str) -> list[str]:
+    """The pieces between separators without blanks around them; blank pieces are none. At least one step."""
+    return [piece.strip() for piece in completion.split(separator) if piece.strip()] or [EMPTY_STEP]
+
+
+def chat_format(tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
+    """The tokenizer's chat template as text with {prompt} in it, up to where the answer begins.
+
+    The text is tokenised like any other, so a BOS token that the tokenizer adds by itself is left out.
+    Raises PQMError for a tokenizer without a template, and for one that rejects these messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise PQMError("prompt-format chat: the tokenizer has no chat template; give the text instead")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": "{prompt}"})
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template raises whatever it likes
+        raise PQMError(f"prompt-format chat: the chat template rejects the messages: {error}") from error
+    if text.count("{prompt}") != 1:
+        raise PQMError("prompt-format chat: the chat template does not repeat the question once; give the text instead")
+    bos = tokenizer.bos_token
+    if bos and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(str(bos))
+    return text

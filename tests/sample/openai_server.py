@@ -1,0 +1,124 @@
+"""A real HTTP server on 127.0.0.1 that speaks OpenAI's completions protocol, over a policy of the arithmetic world; it
+can fail in every way that servers fail."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from pqm_fast.sample.arithmetic import ArithmeticPolicy
+from pqm_fast.sample.policy import Request
+
+# what a handler does instead of answering
+FAULTS = ("late", "429", "500", "503", "drop", "cut", "short", "garbage", "html", "no choices", "null text", "abort")
+
+
+def solve(body: dict[str, Any], policy: str = "careless") -> str:
+    """The completion of a prompt of question and steps, a line each, by the seed of the request."""
+    question, *steps = body["prompt"].removesuffix("\n").split("\n")
+    own = ArithmeticPolicy(policy)
+    own.submit(Request(question, tuple(steps), body["seed"], None))
+    [(_, completion)] = own.collect()
+    return completion.text
+
+
+class Server(ThreadingHTTPServer):
+    """`fault(body, attempt)` names what goes wrong with the attempt (from 0) at a request, None for nothing.
+
+    `seen`: every body, in the order they came; `attempts` and `served`: how often each came, and was answered;
+    `most`: the largest number in flight at once.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128  # of 5, others would wait a second
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Any] = solve):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = answer
+        self.fault: Callable[[dict[str, Any], int], str | None] = lambda body, attempt: None
+        self.delay, self.late, self.retry_after, self.location = 0.0, 3.0, "0", "/"
+        self.touched = False
+        self.lock = threading.Lock()
+        self.seen: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.attempts: Counter[str] = Counter()
+        self.served: Counter[str] = Counter()
+        self.now = self.most = 0
+
+    @property
+    def policy(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1#careless"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up is part of the game."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:  # nobody should
+        self.server.touched = True
+        self._reply(404, "")
+
+    def do_POST(self) -> None:
+        server = self.server
+        server.touched = True
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = json.dumps(body, sort_keys=True)
+        with server.lock:
+            server.now += 1
+            server.most = max(server.most, server.now)
+            server.seen.append(body)
+            server.times.append(time.monotonic())
+            server.headers.append(dict(self.headers))
+            attempt = server.attempts[key]
+            server.attempts[key] += 1
+        time.sleep(server.delay)
+        fault = "404" if self.path != "/v1/completions" else server.fault(body, attempt)
+        with server.lock:
+            server.now -= 1  # before the answer: behind it the client may be ahead of us
+            server.served[key] += fault is None
+        if fault is not None:
+            self._fail(fault)
+            return
+        found = server.answer(body)
+        choice = found if isinstance(found, dict) else {"text": found, "finish_reason": "stop"}
+        self._reply(200, json.dumps({"object": "text_completion", "choices": [{"index": 0, **choice}]}))
+
+    def _fail(self, fault: str) -> None:
+        whole = json.dumps({"choices": [{"text": "never whole", "finish_reason": "stop"}]})
+        if fault.isdigit():
+            extra = {"Retry-After": self.server.retry_after} if fault in ("429", "503") else {}
+            extra |= {"Location": self.server.location} if fault[0] == "3" else {}
+            self._reply(int(fault), json.dumps({"error": {"message": f"because of {fault}"}}), extra)
+        elif fault == "late":
+            time.sleep(self.server.late)
+            self._reply(200, whole)
+        elif fault == "drop":
+            self.close_connection = True  # not a byte
+        elif fault == "cut":  # fewer bytes than the header says
+            self._reply(200, whole, {}, len(whole) + 50)
+        elif fault == "short":  # the connection's end is the end of the answer, and comes too early
+            self._reply(200, whole[:25], {}, None)
+        else:
+            bodies = {"garbage": "{]", "html": "<html>Bad gateway</html>", "no choices": '{"choices": []}'}
+            bodies["abort"] = whole.replace("stop", "abort")
+            self._reply(200, bodies.get(fault, '{"choices": [{"text": null}]}'))
+
+    def _reply(self, code: int, text: str, extra: dict[str, str] | None = None, length: int | None = -1) -> None:
+        body = text.encode()
+        self.send_response(code)
+        if length is not None:
+            self.send_header("Content-Length", str(len(body) if length < 0 else length))
+        for name, value in (extra or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True

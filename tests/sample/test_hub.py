@@ -1,0 +1,294 @@
+"""A local model through `generate`: the samples are those of their seeds, whatever the batch."""
+
+import os
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds import rows_of, sample, write
+
+from pqm_fast.data import read_records
+from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.sample import hub
+from pqm_fast.sample.hub import HubPolicy
+from pqm_fast.sample.policy import PolicyOptions, Request, request_seed
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny Llama with random weights, large enough that its samples differ, that ends one token in 30 or so."""
+    folder = tiny.model_folder(tmp_path_factory.mktemp("hub") / "model", num_hidden_layers=2)
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(tiny.config("llama", num_hidden_layers=2, initializer_range=0.3))
+    with torch.no_grad():
+        network.lm_head.weight[1] *= 2.0
+    own = {"do_sample": True, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}
+    network.generation_config.update(**own)  # must not change what we ask for
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "q.jsonl", [{"id": f"q{i}", "prompt": " ".join(["w3"] * (1 + i % 4))} for i in range(6)])
+
+
+def write_all(model, requests, **options):
+    """[(text, finished), ...] of requests, in batches of `parallel`."""
+    policy = HubPolicy(str(model), PolicyOptions(**({"max_new_tokens": 24, "device": "cpu"} | options)))
+    waiting, outcomes = list(requests), []
+    while len(outcomes) < len(requests):
+        while waiting and policy.room():
+            policy.submit(waiting.pop(0))
+        outcomes += policy.collect()
+    assert sorted(r.key for r, _ in outcomes) == sorted(r.key for r in requests)
+    return [outcome for _, outcome in sorted(outcomes, key=lambda pair: pair[0].key)]
+
+
+def asked(count, prompt="w3 w4", steps=()):
+    return [Request(prompt, steps, request_seed("test", k), k) for k in range(count)]
+
+
+# ---- determinism ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_do_not_depend_on_the_batch(model):
+    requests = [Request("w3 " * (1 + k % 5), (), request_seed(k), k) for k in range(40)]
+    alone = write_all(model, requests, parallel=1)
+    assert len({c.text for c in alone}) == 40
+    for parallel in (7, 40):
+        assert write_all(model, requests, parallel=parallel) == alone
+    order = [k * 7 % 40 for k in range(40)]
+    assert write_all(model, [requests[k] for k in order], parallel=9) == alone
+
+
+def test_samples_depend_on_the_seed(model):
+    first, second = asked(2)
+    same = [first._replace(key=k) for k in range(3)]
+    assert len(set(write_all(model, same))) == 1
+    assert write_all(model, [first, second])[0] != write_all(model, [first, second])[1]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 60, None])
+def test_files_are_the_same_whatever_the_batch_and_after_a_resume(model, data, tmp_path, monkeypatch, lost):
+    options = {"n": 5, "max_new_tokens": 12, "device": "cpu", "step_separator": " "}
+    assert sample(data, tmp_path / "whole.jsonl", str(model), parallel=64, **options) == 0
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert sample(data, tmp_path / "small.jsonl", str(model), parallel=3, **options) == 0
+    assert (tmp_path / "small.jsonl").read_bytes() == whole
+
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    sizes = []
+    original = HubPolicy._generate
+
+    def counted(self):
+        if len(sizes) == 2:
+            sizes.clear()
+            raise KeyboardInterrupt
+        sizes.append(len(self.batch))
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HubPolicy, "_generate", counted)
+        assert sample(data, out, str(model), parallel=8, **options) == 130
+    assert part.read_bytes().count(b"\n") == 16
+    os.truncate(part, part.stat().st_size - lost if lost is not None else 0)
+    left = part.read_bytes().count(b"\n")
+    monkeypatch.setattr(HubPolicy, "_generate", lambda self: sizes.append(len(self.batch)) or original(self))
+    assert sample(data, out, str(model), parallel=8, **options) == 0
+    assert out.read_bytes() == whole
+    assert sum(sizes) == 30 - left
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_finished_model_is_not_loaded_again(model, data, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    options = {"n": 2, "max_new_tokens": 4, "device": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert sample(data, out, str(model), **options) == 130
+    monkeypatch.setattr(HubPolicy, "__init__", None)
+    assert sample(data, out, str(model), **options) == 0
+    assert len(rows_of(out)) == 6
+
+
+# ---- the distribution -----------------------------------------------------------------------------------------------
+
+
+def next_token(model, prompt, **options):
+    """(probabilities of the next token, how often each was sampled) of 4000 completions of one token."""
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    logits = network(ids).logits[0, -1].double().detach()
+    drawn = write_all(model, asked(4000, prompt), max_new_tokens=1, parallel=500, prompt_format="{prompt}", **options)
+    counts = torch.zeros(97)
+    for completion in drawn:
+        counts[tokenizer.convert_tokens_to_ids(completion.text) if completion.text else 1] += 1
+    return logits, counts
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_follow_the_model(model, temperature):
+    logits, counts = next_token(model, "w3 w4", temperature=temperature)
+    p = (logits / temperature).softmax(0)
+    # <pad>, <unk> and what the tokenizer does not know leave no text, as <eos> does: one cell
+    silent = [0, 1, 2, *range(90, 97)]
+    p[1], p[[0, 2, *range(90, 97)]] = p[silent].sum(), 0
+    expected = p * 4000
+    large = expected >= 5
+    got, wanted = (
+        torch.cat([counts[large], counts[~large].sum()[None]]),
+        torch.cat([expected[large], expected[~large].sum()[None]]),
+    )
+    chi_squared = float(((got - wanted) ** 2 / wanted.clamp(min=1e-9)).sum())
+    freedom = len(got) - 1
+    assert freedom > 5
+    assert chi_squared < freedom + 3.3 * (2 * freedom) ** 0.5 + 5  # above the 0.001 quantile
+
+
+def test_top_p_cuts_the_tail(model):
+    logits, counts = next_token(model, "w3 w4", temperature=1.0, top_p=0.6)
+    p, order = logits.softmax(0).sort(descending=True)
+    kept = set(order[: int((p.cumsum(0) < 0.6).sum()) + 1].tolist())
+    drawn = set(counts.nonzero().flatten().tolist())
+    assert len(kept) > 2
+    assert drawn <= kept | {1}
+    assert len(drawn) > len(kept) / 2
+
+
+def test_temperature_0_takes_the_likeliest_token(model):
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    texts = set()
+    for prompt in ("w3 w4", "w5", "w6 w3 w8", "w9 w9"):
+        ids = tokenizer(prompt)["input_ids"]
+        length = len(ids)
+        while len(ids) < length + 8 and ids[-1] != 1:
+            ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
+        expected = tokenizer.decode(ids[length:], skip_special_tokens=True)
+        found = write_all(model, asked(3, prompt), temperature=0.0, max_new_tokens=8)
+        assert {c.text for c in found} == {expected}
+        texts.add(expected)
+    assert len(texts) > 1
+
+
+# ---- ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_token_the_limit_and_stop_texts(model):
+    free = write_all(model, asked(60), max_new_tokens=30)
+    assert {c.finished for c in free} == {True, False}
+    assert all(len(c.text.split()) < 30 for c in free if c.finished)
+    assert any(len(c.text.split()) == 30 for c in free if not c.finished)
+    assert not any("<" in c.text for c in free)  # no special token
+    word = next(c for c in free if len(c.text.split()) > 3).text.split()[2]
+    stopped = write_all(model, asked(60), max_new_tokens=30, stop=(f" {word} ",))
+    for before, after in zip(free, stopped, strict=True):
+        text, found, _ = before.text.partition(f" {word} ")
+        assert after.text == text
+        assert after.finished == (before.finished or bool(found))
+    assert free != stopped
+
+
+def test_static_cache_gives_the_same(model):
+    requests = asked(6)
+    assert write_all(model, requests, kv_cache="static") == write_all(model, requests)
+
+
+def test_a_prompt_longer_than_the_context(model, tmp_path, capfd):
+    policy = HubPolicy(str(model), PolicyOptions(max_new_tokens=100, device="cpu", parallel=2))
+    policy.submit(Request("w3 " * 29, (), 1, "long"))
+    assert policy.room() == 1
+    [(request, error)] = policy.collect()
+    assert request.key == "long"
+    assert isinstance(error, RecordError)
+    assert "prompt of 29 tokens and 100 new ones do not fit the context" in str(error)
+    assert "128 tokens; lower --max-new-tokens" in str(error)
+
+    rows = [{"id": "short", "prompt": "w3", "answer": 1}, {"id": "long", "prompt": "w3 " * 29}]
+    data = write(tmp_path / "q.jsonl", rows)
+    options = {"n": 2, "max_new_tokens": 100, "device": "cpu"}
+    assert sample(data, tmp_path / "out.jsonl", str(model), **options) == 1
+    assert "question long: its prompt of 29 tokens" in capfd.readouterr().err
+    assert sample(data, tmp_path / "out.jsonl", str(model), skip_refused=True, **options) == 0
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["short"]
+    assert {r.extra["answer"] for r in read_records(tmp_path / "out.jsonl")} == {1}
+
+
+# ---- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_holds_the_steps_so_far(model, monkeypatch):
+    seen = []
+    original = AutoTokenizer.from_pretrained(model).__class__.__call__
+    policy = HubPolicy(str(model), PolicyOptions(prompt_format="Q: {prompt} A:", device="cpu", max_new_tokens=1))
+    monkeypatch.setattr(
+        type(policy.tokenizer), "__call__", lambda self, text, **k: seen.append(text) or original(self, text, **k)
+    )
+    policy.submit(Request("w3", ("w4", "w5"), 1, None))
+    assert seen == ["Q: w3 A:w4\nw5\n"]
+
+
+def test_chat_template(model, tmp_path):
+    import shutil
+
+    folder = tmp_path / "chat"
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    options = {"device": "cpu", "prompt_format": "chat"}
+    with pytest.raises(PQMError, match="the tokenizer has no chat template"):
+        HubPolicy(str(folder), PolicyOptions(**options))
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    assert HubPolicy(str(folder), PolicyOptions(**options)).prompt_format == "[user] {prompt} [assistant] "
+    policy = HubPolicy(str(folder), PolicyOptions(**options, system="Be right."))
+    assert policy.prompt_format == "[system] Be right. [user] {prompt} [assistant] "
+    tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(PQMError, match="rejects the messages: no system messages"):
+        HubPolicy(str(folder), PolicyOptions(**options, system="Be right."))
+    tokenizer.chat_template = "nothing of it"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(PQMError, match="does not repeat the question once"):
+        HubPolicy(str(folder), PolicyOptions(**options))
+
+
+def test_a_model_that_is_none(tmp_path, data, capfd):
+    for name in (str(tmp_path / "nowhere"), "nobody/nothing"):
+        assert sample(data, tmp_path / "out.jsonl", name, device="cpu") == 1
+        assert f"{name}: no tokenizer could be loaded" in capfd.readouterr().err
+    folder = tiny.model_folder(tmp_path / "no weights")
+    assert sample(data, tmp_path / "out.jsonl", str(folder), device="cpu") == 1
+    assert f"{folder}: no causal language model could be loaded" in capfd.readouterr().err
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
+def test_out_of_memory_says_what_to_do(model, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    policy = HubPolicy(str(model), PolicyOptions(device="cpu", max_new_tokens=4))
+    monkeypatch.setattr(policy.model, "generate", full)
+    policy.submit(asked(1)[0])
+    with pytest.raises(PQMError, match="out of memory with 1 completions at once; lower --parallel"):
+        policy.collect()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_cache", ["dynamic", "static"])
+def test_samples_on_a_gpu(model, kv_cache):
+    """The noise is that of a CPU; in float32 the logits are nearly so."""
+    requests = asked(32)
+    cpu = write_all(model, requests, dtype="float32")
+    gpu = write_all(model, requests, dtype="float32", device="cuda", kv_cache=kv_cache)
+    assert sum(a == b for a, b in zip(cpu, gpu, strict=True)) >= 31
+    assert write_all(model, requests, dtype="bfloat16", device="cuda", kv_cache=kv_cache) == write_all(
+        model, requests, dtype="bfloat16", device="cuda", kv_cache=kv_cache
+    )
+
+
+def test_signed_seeds():
+    assert [hub._signed(s) for s in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [0, 2**63 - 1, -(2**63), -1]

@@ -1,0 +1,39 @@
+"""From text to steps and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqm_fast.sample.prompt import EMPTY_STEP, split_steps, write_prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "steps"),
+    [
+        ("a\nb", "\n", ["a", "b"]),
+        (" a \n\n\t\n b\n", "\n", ["a", "b"]),
+        ("a\nb\n\nc", "\n\n", ["a\nb", "c"]),
+        ("a\r\nb", "\n", ["a", "b"]),
+        ("a\u2028b\x0bc", "\n", ["a\u2028b\x0bc"]),
+        ("Step 1: a Step 2: b", "Step", ["1: a", "2: b"]),
+        ("", "\n", [EMPTY_STEP]),
+        (" \n \u3000\n", "\n", [EMPTY_STEP]),
+        ("x" * 10_000 + "\n" + "y" * 10_000, "\n", ["x" * 10_000, "y" * 10_000]),
+    ],
+)
+def test_split_steps(text, separator, steps):
+    assert split_steps(text, separator) == steps
+
+
+@given(st.text(), st.sampled_from(["\n", "\n\n", " ", "ab"]))
+def test_steps_are_never_blank_and_hold_everything_but_blanks(text, separator):
+    steps = split_steps(text, separator)
+    assert steps
+    assert all(step.strip() == step != "" for step in steps)
+    if steps != [EMPTY_STEP]:
+        assert "".join("".join(steps).split()) == "".join(text.replace(separator, " ").split())
+
+
+def test_write_prompt():
+    assert write_prompt("Q: {prompt}\nA:\n", "Is {prompt} {step}?", [], "\n") == "Q: Is {prompt} {step}?\nA:\n"
+    assert write_prompt("{prompt}\n", "q", ["a", "b"], "\n\n") == "q\na\n\nb\n\n"
