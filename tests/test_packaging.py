@@ -63,6 +63,9 @@ def test_wheel_holds_its_packages_and_nothing_else(wheel):
     assert {"pqm_fast/data/read.py", "pqm_fast/arithmetic/__init__.py", "pqm_kernels/step_loss.py"} <= modules
     assert {"pqm_benchmarks/kernels.py", "pqm_benchmarks/train_step/ladder.py"} <= modules
     assert {name for name in names if name.endswith(".py")} == modules
+    parts_of_the_page = {f"pqm_fast/report/{path.name}" for path in (ROOT / "pqm_fast" / "report").glob("*.[cj]s*")}
+    assert len(parts_of_the_page) >= 2
+    assert parts_of_the_page <= set(names)
     assert {name.partition("/")[0] for name in names} == {
         "pqm_fast",
         "pqm_kernels",

@@ -1,0 +1,157 @@
+"""The curves of a page, as data: what charts.js draws."""
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from typing import Any
+
+from pqm_fast.report.find import Run
+from pqm_fast.report.groups import Group, pool
+
+Chart = dict[str, Any]
+Point = list[float]
+HAVE_FLOOR = ("rank", "rank-first-error")  # losses
+POINTS = 500  # of a curve; a longer log is averaged
+
+
+def training_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Loss, accuracies on held-out steps, gradient norm, learning rate and speed by optimizer step."""
+
+    def lines(kind: str, key: str, label: str, **style: Any) -> Iterator[dict[str, Any]]:
+        for i, run in enumerate(runs):
+            if key == "flat_floor" and run.options.get("loss", "rank") not in HAVE_FLOOR:
+                continue
+            rows = [row for row in run.metrics if row["kind"] == kind]
+            points = [[row["step"], row[key]] for row in rows if _is_number(row.get(key))]
+            yield _series(i, label, _averaged(points) if kind == "train" else points, **style)
+
+    faint, dots = {"faint": True}, {"dots": True}
+    return _drawn(
+        _chart(
+            "Loss",
+            *lines("train", "loss", "training", **faint),
+            *lines("eval", "loss", "held out", **dots),
+            *lines("train", "flat_floor", "floor: correct steps all scored alike", dash="2 3", **faint),
+        ),
+        _chart(
+            "Step accuracy",
+            *lines("train", "step_accuracy", "training", **faint),
+            *lines("eval", "step_accuracy", "held out", **dots),
+        ),
+        _chart("Step AUROC, held out", *lines("eval", "auroc", "held out", **dots)),
+        _chart("Pairs in order, held out", *lines("eval", "pair_accuracy", "held out", **dots)),
+        _chart("Gradient norm", *lines("train", "grad_norm", "training"), y={"log": True}),
+        _chart("Learning rate", *lines("train", "learning_rate", "training"), y={"zero": True}),
+        _chart("Tokens a second", *lines("train", "tokens_per_second", "training"), y={"zero": True}),
+    )
+
+
+def best_of_n_charts(group: Group, colour_by_how: bool) -> list[Chart]:
+    """Expected accuracy by N: all candidates, then one panel per policy, those with most questions first.
+
+    A series of one aggregator has it as `choice`: the page shows the chosen one, or all without those of `detail`.
+    """
+    pooled = {i: result for i, result in group.by_run.items() if "policies" in result}
+    if not pooled:
+        return []
+    panels = [(pool(next(iter(pooled.values())))[0], {i: pool(result)[1] for i, result in pooled.items()})]
+    policies = {
+        name: entry.get("questions", 0) for result in pooled.values() for name, entry in result["policies"].items()
+    }
+    for name in sorted(policies, key=lambda name: -policies[name]):
+        panels.append((name, {i: r["policies"][name] for i, r in pooled.items() if name in r["policies"]}))
+    if len(policies) == 1:  # then it is all candidates too
+        panels = panels[1:]
+    charts = _drawn(*(_pool_chart(title, entries, colour_by_how) for title, entries in panels))
+    for chart in charts:
+        chart["y"] = {"shared": True}
+    return charts
+
+
+def _pool_chart(title: str, entries: dict[int, dict[str, Any]], colour_by_how: bool) -> Chart:
+    series = []
+    drawn: list[Any] = []
+    for i, entry in entries.items():
+        for number, (how, own) in enumerate(entry["best_of_n"].items()):
+            style = {"choice": how, "dots": True} | ({"colour": number} if colour_by_how else {})
+            series.append(_series(i, f"best by {how}", _by_n(own), _band(own), **style))
+            vote = entry.get("weighted_vote", {}).get(how)
+            if vote:
+                series.append(
+                    _series(i, f"vote by {how}", _by_n(vote), **style | {"dash": "6 3", "dots": False, "detail": True})
+                )
+        # these know nothing of the model: one line for all runs with the same candidates
+        for name, key, dash in (("vote", "self_consistency", "6 3"), ("pass@N", "pass_at_n", "2 3")):
+            points = _by_n(entry.get(key, {}))
+            if (name, points) not in drawn:
+                drawn.append((name, points))
+                series.append(_series(None, name, points, dash=dash))
+    questions = next((entry["questions"] for entry in entries.values() if "questions" in entry), None)
+    shown = title if questions is None else f"{title} ({questions} questions)"
+    return _chart(shown, *series, x={"label": "N", "log2": True})
+
+
+def step_charts(group: Group) -> list[Chart]:
+    """Calibration, and AUROC by the step's position."""
+    calibration, positions = [], []
+    ticks: dict[float, str] = {}
+    drawn: list[Any] = []
+    for i, result in group.by_run.items():
+        bins = result.get("calibration", {}).get("bins", [])
+        points = [[one["predicted"], one["correct"]] for one in bins]
+        calibration.append(
+            _series(i, "share of correct steps", points, notes=[f"{one['steps']:,} steps" for one in bins], dots=True)
+        )
+        rows = [row for row in result.get("auroc_by_position", {}).get("rows", []) if row["auroc"] is not None]
+        for row in rows:
+            ticks[row["first"]] = str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+        notes = [f"{row['correct']:,} correct, {row['wrong']:,} wrong" for row in rows]
+        positions.append(_series(i, "model", [[row["first"], row["auroc"]] for row in rows], notes=notes, dots=True))
+        chance = [[row["first"], row["position_only"]] for row in rows]
+        if chance and chance not in drawn:
+            drawn.append(chance)
+            positions.append(_series(None, "knows the position alone", chance, dash="6 3"))
+    if any(series["points"] for series in calibration):
+        calibration.append(_series(None, "calibrated", [[0, 0], [1, 1]], dash="2 3"))
+    return _drawn(
+        _chart("Calibration", *calibration, x={"label": "sigmoid(q)", "range": [0, 1]}, y={"range": [0, 1]}),
+        _chart("AUROC by position", *positions, x={"label": "step", "log2": True, "ticks": sorted(ticks.items())}),
+    )
+
+
+def _chart(
+    title: str, *series: dict[str, Any], x: dict[str, Any] | None = None, y: dict[str, Any] | None = None
+) -> Chart:
+    return {"title": title, "series": list(series), "x": x or {"label": "optimizer step"}, "y": y or {}}
+
+
+def _series(
+    run: int | None, label: str, points: list[Point], band: list[Point] | None = None, **style: Any
+) -> dict[str, Any]:
+    """`run` None: of no run in particular. `band`: [x, low, high] each."""
+    return {"run": run, "label": label, "points": points, **({"band": band} if band else {}), **style}
+
+
+def _drawn(*charts: Chart) -> list[Chart]:
+    """Without the series and charts that have nothing to show."""
+    for chart in charts:
+        chart["series"] = [series for series in chart["series"] if series["points"]]
+    return [chart for chart in charts if chart["series"]]
+
+
+def _averaged(points: list[Point]) -> list[Point]:
+    """At most `POINTS`: each is the mean of so many in a row, at the last one's step."""
+    size = -(-len(points) // POINTS) if points else 1
+    runs = [points[i : i + size] for i in range(0, len(points), size)]
+    return [[run[-1][0], sum(y for _, y in run) / len(run)] for run in runs]
+
+
+def _by_n(figures: dict[str, Any]) -> list[Point]:
+    return [[int(n), figure["mean"]] for n, figure in figures.items()]
+
+
+def _band(figures: dict[str, Any]) -> list[Point]:
+    return [[int(n), f["low"], f["high"]] for n, f in figures.items() if f.get("low") is not None]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and isfinite(value)

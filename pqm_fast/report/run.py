@@ -1,0 +1,47 @@
+"""`pqm-fast report`: one HTML page about one run or several."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_file
+from pqm_fast.report.find import find
+from pqm_fast.report.page import page
+from pqm_fast.report.solutions import choose
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One HTML page that needs no network: curves, an ablation table and a viewer of scored solutions."""
+
+    runs: tuple[str, ...]
+    """Folders of training runs, of results of `evaluate` or of `demo`, or folders of such folders; files of results
+    or of scored solutions. Results (`evaluate --out`) and scored solutions (`score --out`) in a run's folder are
+    found there. Given first, they need no --runs."""
+    out: str = "report.html"
+    """File to write."""
+    title: str = "pqm-fast report"
+    """Heading of the page."""
+    solutions: int = 1000
+    """Solutions in the page at most, the same number of each run. Of more, half are the most wrong ones, half a random
+    sample of the others."""
+    seed: int = 0
+    """Of the sample."""
+
+
+def report(config: ReportConfig) -> Path:
+    """Writes the page and returns its path.
+
+    Raises:
+        PQMError: a path that holds nothing to report, or a damaged file.
+    """
+    if config.solutions < 0:
+        raise PQMError(f"solutions: {config.solutions} was given; it must be 0 or more")
+    out = Path(config.out)
+    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
+        raise PQMError(f"{out}: name an .html file to write")
+    runs = find(config.runs)
+    made = page(runs, choose(runs, config.solutions, config.seed), config.title)
+    with atomic_file(out) as temporary:
+        temporary.write_bytes(made)
+    return out

@@ -1,0 +1,134 @@
+"""Which scored solutions a page shows: those where the model was most wrong, and a random sample of the others."""
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.data.checks import show
+from pqm_fast.data.read import read_records
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.report.find import Run
+
+Scores = Sequence[float | None]
+
+
+def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
+    """The solutions to show, at most `limit`, JSON-ready. Copies (same policy, question, steps, labels) are shown once.
+
+    Every run gets the same share. Where it has more than that, half are the most wrong (`how_wrong`), the others a
+    random sample of the rest.
+
+    Returns:
+        `prompts`: the questions, each once; `items`: {run (its number), id, prompt (number of the question), steps,
+        labels (or null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct and
+        answer; `total`: records; `distinct`: solutions among them; `worst`: how many of the items are there for being
+        wrong, None if all are shown.
+
+    Raises:
+        PQMError: a record without one score (a finite number, or null) per step.
+    """
+    scored = [(number, run.scored) for number, run in enumerate(runs) if run.scored]
+    prompts: dict[str, int] = {}
+    items: list[dict[str, Any]] = []
+    total = distinct = worst = 0
+    for number, paths in scored:
+        copies, top, others = _select(paths, limit // len(scored), seed)
+        total, distinct, worst = total + sum(copies.values()), distinct + len(copies), worst + len(top)
+        missing = top | others
+        for record, scores in _read(paths):
+            if (key := _key(record)) in missing:
+                missing.remove(key)
+                prompt = prompts.setdefault(record.prompt, len(prompts))
+                items.append({"run": number, "prompt": prompt, **_item(record, scores), "copies": copies[key]})
+    counts = {"total": total, "distinct": distinct, "worst": worst if len(items) < distinct else None}
+    return {"prompts": list(prompts), "items": items, **counts}
+
+
+def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int], set[int], set[int]]:
+    """Keys: how often each occurs, those chosen as most wrong, those chosen at random. A first reading of the files: of
+    each solution no more than two numbers are held."""
+    copies: Counter[int] = Counter()
+    wrong: dict[int, float] = {}
+    for record, scores in _read(paths):
+        key = _key(record)
+        copies[key] += 1
+        if copies[key] == 1 and (value := how_wrong(record, scores)[0]) is not None:
+            wrong[key] = value
+    if len(copies) <= limit:
+        return copies, set(), set(copies)
+    top = set(heapq.nlargest(limit // 2, wrong, key=wrong.__getitem__))
+    rest = [key for key in copies if key not in top]
+    return copies, top, set(random.Random(seed).sample(rest, limit - len(top)))
+
+
+def _key(record: Record) -> int:
+    extra = [repr(record.extra.get(name)) for name in ("policy", "correct")]
+    return hash((record.prompt, tuple(record.steps), tuple(record.labels or ()), *extra))
+
+
+def how_wrong(record: Record, scores: Scores) -> tuple[float | None, int | None]:
+    """How wrong the model was about a solution, from 0 to 1, and the step (from 0) where that was.
+
+    The largest |sigmoid(q) - label| over the steps that have both. Without a step label: |sigmoid(q) - correct| of the
+    step with the lowest q, for one wrong step makes a solution wrong. (None, None) if nothing says what is right.
+    """
+    labels = record.labels or [None] * len(scores)
+    gaps = [
+        (abs(_sigmoid(q) - y), t)
+        for t, (q, y) in enumerate(zip(scores, labels, strict=True))
+        if q is not None and y is not None
+    ]
+    if gaps:
+        return max(gaps, key=lambda gap: gap[0])
+    known = [(q, t) for t, q in enumerate(scores) if q is not None]
+    correct = record.extra.get("correct")
+    if not known or not isinstance(correct, (int, float)):
+        return None, None
+    lowest, at = min(known)
+    return abs(_sigmoid(lowest) - correct), at
+
+
+def _sigmoid(q: float) -> float:
+    return 1 / (1 + math.exp(-q)) if q >= 0 else math.exp(q) / (1 + math.exp(q))
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Record, Scores]]:
+    for path in paths:
+        for record in read_records(path):
+            yield record, _scores(path, record)
+
+
+def _scores(path: Path, record: Record) -> Scores:
+    scores = record.extra.get("scores")
+    if scores is None:
+        raise PQMError(f"{path}: record {record.id}: no `scores`; run `pqm-fast score` first")
+    if not isinstance(scores, list) or len(scores) != len(record.steps):
+        raise PQMError(
+            f"{path}: record {record.id}: scores {show(scores)} for {len(record.steps)} steps; give one per step"
+        )
+    for q in scores:
+        number = isinstance(q, (int, float)) and not isinstance(q, bool) and math.isfinite(q)
+        if not (q is None or number):
+            raise PQMError(f"{path}: record {record.id}: score {show(q)}; give a finite number, or null for none")
+    return scores
+
+
+def _item(record: Record, scores: Scores) -> dict[str, Any]:
+    wrong, at = how_wrong(record, scores)
+    item: dict[str, Any] = {
+        "id": record.id,
+        "steps": record.steps,
+        "labels": record.labels,
+        "q": [None if q is None else round(q, 4) for q in scores],
+        "wrong": wrong,
+        "at": at,
+    }
+    for name in ("policy", "correct", "answer"):
+        if isinstance(value := record.extra.get(name), (str, int, float)):
+            item[name] = value
+    return item

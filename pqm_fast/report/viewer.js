@@ -1,0 +1,153 @@
+"use strict";
+// The viewer of scored solutions: filters and sorts numbers of items, and makes elements for one page of them only.
+// Texts are set as text everywhere, never as HTML. The state stands in the address, so that it can be passed on.
+
+const PAGE = 10, LONG_TEXT = 600, MANY_STEPS = 40;
+
+const ORDERS = {
+  wrong: ["most wrong first", (a, b) => (b.wrong ?? -1) - (a.wrong ?? -1)],
+  right: ["least wrong first", (a, b) => (a.wrong ?? 2) - (b.wrong ?? 2)],
+  low: ["lowest Q first", (a, b) => a.lowest - b.lowest],
+  file: ["as in the files", (a, b) => a.number - b.number],
+};
+const OUTCOMES = { correct: "correct solutions", wrong: "wrong solutions", unknown: "outcome not known" };
+const VERDICTS = { missed: "on the wrong side of 0.5", fine: "on the right side of 0.5" };
+
+function outcome(item) {
+  if (item.correct !== undefined) return item.correct >= 0.5 ? "correct" : "wrong";
+  if (!item.labels || item.labels.every((label) => label === null)) return "unknown";
+  return item.labels.some((label) => label !== null && label < 0.5) ? "wrong" : "correct";
+}
+
+function startViewer(data) {
+  const root = document.getElementById("viewer");
+  const { items, prompts } = data.solutions;
+  items.forEach((item, number) => {
+    item.number = number;
+    item.outcome = outcome(item);
+    item.verdict = item.wrong === null ? undefined : item.wrong > 0.5 ? "missed" : "fine";
+    item.lowest = Math.min(Infinity, ...item.q.filter((q) => q !== null));
+  });
+  const state = { sort: "wrong", run: "", policy: "", outcome: "", verdict: "", search: "", page: 1 };
+
+  function choice(name, all, options) {
+    const select = element("select", { "aria-label": name, onchange: () => change({ [name]: select.value }) });
+    if (all) select.append(element("option", { value: "" }, all));
+    for (const [value, text] of options) select.append(element("option", { value }, text));
+    return select;
+  }
+  const present = (name) => [...new Set(items.map((item) => item[name]).filter((value) => value !== undefined))];
+  const known = (texts, name) => Object.entries(texts).filter(([value]) => present(name).includes(value));
+  const controls = {
+    sort: choice("sort", "", Object.entries(ORDERS).map(([value, [text]]) => [value, text])),
+    run: choice("run", "all runs", present("run").map((run) => [String(run), data.runs[run]])),
+    policy: choice("policy", "all policies", present("policy").sort().map((policy) => [String(policy), String(policy)])),
+    outcome: choice("outcome", "any outcome", known(OUTCOMES, "outcome")),
+    verdict: choice("verdict", "model right or wrong", known(VERDICTS, "verdict")),
+  };
+  let waiting;
+  const search = element("input", { type: "search", placeholder: "search question, steps, id", "aria-label": "search" });
+  search.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => change({ search: search.value }), 150);
+  });
+  const count = element("span", { class: "count", role: "status" });
+  const list = element("div", { class: "solutions" });
+  const pager = element("div", { class: "pager" });
+  const shown = Object.values(controls).filter((select) => select.options.length > 2 || select === controls.sort);
+  root.replaceChildren(element("div", { class: "controls" }, ...shown, search, count), list, pager);
+
+  function change(values) {
+    Object.assign(state, { page: 1 }, values);
+    const given = Object.entries(state).filter(([name, value]) => value !== "" && value !== { sort: "wrong", page: 1 }[name]);
+    history.replaceState(null, "", "#" + new URLSearchParams([["viewer", ""], ...given]));
+    show();
+  }
+
+  function readAddress() {
+    const given = new URLSearchParams(location.hash.slice(1));
+    if (!given.has("viewer")) return;
+    for (const name in state) state[name] = given.get(name) ?? { sort: "wrong", page: 1 }[name] ?? "";
+    if (!(state.sort in ORDERS)) state.sort = "wrong";
+    state.page = Math.max(1, Math.trunc(Number(state.page)) || 1);
+    search.value = state.search;
+  }
+
+  function show() {
+    for (const [name, select] of Object.entries(controls)) select.value = state[name];
+    const wanted = state.search.toLowerCase();
+    const chosen = items.filter(
+      (item) =>
+        ["run", "policy", "outcome", "verdict"].every((name) => state[name] === "" || String(item[name]) === state[name]) &&
+        (!wanted || [item.id, prompts[item.prompt], ...item.steps].some((text) => text.toLowerCase().includes(wanted))),
+    );
+    chosen.sort(ORDERS[state.sort][1]);
+    const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
+    const page = Math.min(state.page, pages);
+    count.textContent = `${chosen.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} solutions`;
+    list.replaceChildren(...chosen.slice((page - 1) * PAGE, page * PAGE).map((item) => solution(item, data)));
+    const turn = (text, to, possible) => {
+      const button = element("button", { type: "button", onclick: () => { change({ page: to }); root.scrollIntoView(); } }, text);
+      button.disabled = !possible;
+      return button;
+    };
+    pager.replaceChildren(
+      turn("first", 1, page > 1), turn("previous", page - 1, page > 1), `page ${page} of ${pages}`,
+      turn("next", page + 1, page < pages), turn("last", pages, page < pages),
+    );
+  }
+
+  window.addEventListener("hashchange", () => { readAddress(); show(); });
+  readAddress();
+  show();
+}
+
+function solution(item, data) {
+  const facts = [element("code", {}, item.id)];
+  if (data.runs.length > 1) facts.push(element("span", {}, data.runs[item.run]));
+  if (item.copies > 1) facts.push(element("span", { title: "the same solution several times" }, `× ${item.copies}`));
+  if (item.policy !== undefined) facts.push(element("span", {}, `policy ${item.policy}`));
+  if (item.answer !== undefined) facts.push(element("span", {}, "right answer ", collapsed(String(item.answer))));
+  if (item.outcome !== "unknown") facts.push(element("span", { class: `outcome ${item.outcome}` }, item.outcome === "correct" ? "✓ correct" : "✗ wrong"));
+  const off = item.wrong === null ? "not known" : `${item.wrong.toFixed(3)} at step ${item.at + 1}`;
+  facts.push(element("span", { class: "off" }, "off by ", element("b", {}, off)));
+  const body = element("ol", { class: "steps" });
+  const append = (from, to) => body.append(...item.steps.slice(from, to).map((_, k) => step(item, from + k)));
+  const first = Math.max(MANY_STEPS, (item.at ?? 0) + 3);
+  append(0, first);
+  const rest = item.steps.length - first;
+  const made = element("article", {}, element("header", {}, ...facts), element("p", { class: "question" }, collapsed(data.solutions.prompts[item.prompt])), body);
+  if (rest > 0)
+    made.append(element("button", { type: "button", onclick: (event) => { append(first); event.target.remove(); } }, `${rest.toLocaleString("en")} more steps`));
+  return made;
+}
+
+function step(item, t) {
+  const q = item.q[t], label = item.labels ? item.labels[t] : null;
+  const row = element("li", { class: t === item.at ? "step worst" : "step" });
+  const p = q === null ? 0.5 : 1 / (1 + Math.exp(-q));
+  row.style.setProperty("--hue", p < 0.5 ? "var(--low)" : "var(--high)");
+  row.style.setProperty("--share", `${Math.round(Math.abs(p - 0.5) * 2 * 55)}%`);
+  const mark = label === null ? "·" : label === 1 ? "✓" : label === 0 ? "✗" : String(label);
+  const name = label === null ? "no label" : label === 1 ? "labelled correct" : label === 0 ? "labelled wrong" : `label ${label}`;
+  row.append(
+    element("span", { class: "number" }, String(t + 1)),
+    element("span", { class: "text" }, collapsed(item.steps[t])),
+    element("span", { class: "q", title: "Q-value" }, q === null ? "–" : q.toFixed(2)),
+    element("span", { class: "p", title: "sigmoid(q)" }, q === null ? "–" : p.toFixed(3)),
+    element("span", { class: `label l${label === null ? "" : label >= 0.5 ? 1 : 0}`, title: name }, mark),
+  );
+  return row;
+}
+
+// A long text shows its beginning; the rest comes with a click.
+function collapsed(text) {
+  if (text.length <= LONG_TEXT * 1.2) return element("span", {}, text);
+  let cut = LONG_TEXT;
+  if (/[\ud800-\udbff]/.test(text[cut - 1])) cut--; // not within a surrogate pair
+  const rest = text.length - cut;
+  const shown = element("span", {}, text.slice(0, cut));
+  const more = () => { shown.textContent = text; };
+  shown.append("… ", element("button", { type: "button", class: "more", onclick: more }, `${rest.toLocaleString("en")} more characters`));
+  return shown;
+}

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+from report_files import pool, results, write_results, write_run
+
+from pqm_fast.report.find import Run, find
+from pqm_fast.report.groups import evaluations
+from pqm_fast.report.table import ablation
+
+
+def cells(table, name, group=None):
+    """The cells of a column, by its heading."""
+    k = next(k for k, c in enumerate(table.columns) if c.name == name and group in (None, c.group))
+    return [row[1 + len(table.options) + k] for row in table.rows]
+
+
+def test_options_that_differ_are_columns_and_the_best_is_marked(tmp_path):
+    folders = [
+        write_run(tmp_path / "a", auroc=0.8, loss="rank", log_every=5),
+        write_run(tmp_path / "b", auroc=0.9, loss="bce"),
+        write_run(tmp_path / "c", auroc=0.9, loss="rank", label_threshold=0.5),
+    ]
+    table = ablation(find([str(folder) for folder in folders]))
+    assert table.options == ["loss", "label_threshold"]
+    assert [[cell.text for cell in row[:3]] for row in table.rows] == [
+        ["a", "rank", "none"],
+        ["b", "bce", "none"],
+        ["c", "rank", "0.5"],
+    ]
+    assert [(cell.text, cell.is_best) for cell in cells(table, "AUROC")] == [
+        ("0.800", False),
+        ("0.900", True),
+        ("0.900", True),
+    ]
+    assert [cell.text for cell in cells(table, "steps")] == ["40"] * 3
+    assert not any(cell.is_best for name in ("loss", "steps") for cell in cells(table, name))
+    assert not table.seeds
+
+
+def test_seeds_share_a_row(tmp_path):
+    folders = [write_run(tmp_path / f"rank{s}", seed=s, auroc=0.7 + 0.1 * s) for s in (0, 1, 2)]
+    folders.append(write_run(tmp_path / "bce", seed=0, auroc=0.75, loss="bce"))
+    table = ablation(find([str(folder) for folder in folders]))
+    assert table.seeds
+    assert table.options == ["loss"]
+    assert [(row[0].text, row[0].spread) for row in table.rows] == [("rank0", "and 2 more, seeds 0, 1, 2"), ("bce", "")]
+    mean, single = cells(table, "AUROC")
+    assert (mean.text, mean.spread, mean.is_best) == ("0.800", "±0.100", True)
+    assert "mean of 0.700, 0.800, 0.900" in mean.tooltip
+    assert (single.text, single.spread, single.is_best) == ("0.750", "", False)
+
+
+def test_figures_of_evaluations(tmp_path):
+    for name, good in (("poor", -1.0), ("good", 2.0)):
+        write_results(tmp_path / f"{name}.json", pool(good))
+    table = ablation(find([str(tmp_path)]))
+    good, poor = ({c.name: c.values[i] for c in table.columns} for i in (0, 1))
+    stored = results(pool(2.0))
+    assert good["best of 8, min"] == stored["overall"]["best_of_n"]["min"]["8"]["mean"] == 1.0
+    assert poor["best of 8, min"] == 0.0
+    assert good["mean accuracy"] == poor["mean accuracy"] == 0.5
+    assert good["AUROC"] == stored["steps"]["auroc"]
+    assert good["ProcessBench F1"] == stored["processbench"]["f1"]
+    best, worst = cells(table, "best of 8, min")
+    assert (best.is_best, worst.is_best) == (True, False)
+    assert best.tooltip.startswith("95% interval ")
+    calibrated = cells(table, "calibration error")
+    assert [cell.is_best for cell in calibrated] == [c.value == min(c.value for c in calibrated) for c in calibrated]
+    assert not any(cell.is_best for cell in (*cells(table, "mean accuracy"), *cells(table, "pass@8")))
+
+
+def test_results_of_different_data_are_kept_apart():
+    three = ("weak", "strong", "third")
+    runs = [
+        Run(Path("a"), "a", evaluations={"gsm8k": results(pool(1.0)), "math": results(pool(1.0, three))}),
+        Run(Path("b"), "b", evaluations={"other name": results(pool(0.0, three))}),
+        Run(Path("c"), "c", evaluations={"gsm8k": results(pool(0.0))}),
+        Run(Path("d"), "d"),
+    ]
+    first, second = evaluations(runs)
+    assert (first.title, list(first.by_run)) == ("gsm8k", [0, 2])
+    assert (second.title, list(second.by_run)) == ("math, other name", [0, 1])
+    table = ablation(runs)
+    assert [cell.text for cell in cells(table, "mean accuracy", "gsm8k")] == ["0.500", "–", "0.500", "–"]
+    assert [cell.text for cell in cells(table, "mean accuracy", "math, other name")] == ["0.500", "0.500", "–", "–"]
+
+
+def test_the_same_data_evaluated_twice_by_one_run_stays_two():
+    runs = [Run(Path("a"), "a", evaluations={"first": results(pool(1.0)), "again": results(pool(0.0))})]
+    assert [group.title for group in evaluations(runs)] == ["first", "again"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_that_diverged(tmp_path, value):
+    folders = [write_run(tmp_path / name, seed=s) for s, name in enumerate(("a", "b"))]
+    runs = find([str(folder) for folder in (*folders, write_run(tmp_path / "c", loss="mse"))])
+    for row in runs[0].metrics:
+        row |= {"loss": value, "auroc": value}
+    table = ablation(runs)
+    assert [cell.text for cell in cells(table, "AUROC")] == [str(value), "0.800"]
+    assert not any(cell.is_best for cell in cells(table, "loss"))

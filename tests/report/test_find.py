@@ -1,0 +1,115 @@
+import json
+
+import pytest
+from report_files import pool, solution, write_lines, write_results, write_run
+
+from pqm_fast.errors import PQMError
+from pqm_fast.report.find import find
+
+
+def test_a_training_run_with_what_was_evaluated_and_scored_in_its_folder(tmp_path):
+    folder = write_run(tmp_path / "run", loss="bce")
+    write_results(folder / "test.json", pool(1.0))
+    write_lines(folder / "test.jsonl", pool(1.0))
+    (folder / "config.json").write_text('{"architectures": []}')
+    write_lines(folder / "unscored.jsonl", [{"prompt": "a", "completions": ["b"]}])
+    [run] = find([str(folder)])
+    assert (run.path, run.name) == (folder, "run")
+    assert run.options["loss"] == "bce"
+    assert run.options["template.step_token"] == "<|step|>"
+    assert [row["step"] for row in run.metrics if row["kind"] == "eval"] == [20, 40]
+    assert list(run.evaluations) == ["test"]
+    assert run.scored == [folder / "test.jsonl"]
+
+
+def test_results_of_one_name_are_one_run(tmp_path):
+    for name, good in (("a", 0.0), ("b", 1.0)):
+        write_results(tmp_path / f"{name}.json", pool(good))
+    write_lines(tmp_path / "b.jsonl", pool(1.0))
+    for paths in ([tmp_path], [tmp_path / "a.json", tmp_path / "b.jsonl", tmp_path / "b.json"]):
+        a, b = find([str(path) for path in paths])
+        assert (a.name, b.name) == ("a", "b")
+        assert (list(a.evaluations), a.scored) == (["a"], [])
+        assert (list(b.evaluations), b.scored) == (["b"], [tmp_path / "b.jsonl"])
+
+
+def test_a_folder_of_runs_and_results_beside_them(tmp_path):
+    write_run(tmp_path / "two")
+    write_run(tmp_path / "one")
+    write_results(tmp_path / "one.json", pool(1.0))
+    (tmp_path / "empty").mkdir()
+    runs = find([str(tmp_path)])
+    assert sorted(run.name for run in runs) == ["one", "two"]
+    assert {run.name: list(run.evaluations) for run in runs} == {"one": ["one"], "two": []}
+    assert all(run.metrics for run in runs)
+
+
+def test_names_are_as_long_as_they_must_be_and_a_run_stands_once(tmp_path):
+    a, b, c = (write_run(tmp_path / name) for name in ("x/rank", "y/rank", "y/bce"))
+    runs = find([str(path) for path in (a, b, c, a)])
+    assert [run.name for run in runs] == ["x/rank", "y/rank", "bce"]
+
+
+def test_the_demo(tmp_path):
+    for name in ("rank-seed0", "rank-seed1"):
+        write_run(tmp_path / name)
+    write_results(tmp_path / "rank-seed1" / "pool.json", pool(1.0))
+    figures = {"mean_accuracy": 0.25, "majority_vote": 0.5, "best_of_16": 0.75, "pass_at_16": 1.0}
+    seeds = [{"seed": seed, "policies": {"a": figures, "b": {**figures, "best_of_16": 0.25}}} for seed in (0, 1)]
+    (tmp_path / "result.json").write_text(json.dumps({"losses": {"rank": {"runs": seeds}}}))
+    one, two = find([str(tmp_path)])
+    [found] = one.evaluations.values()
+    assert found["policies"]["a"]["best_of_n"]["min"] == {"1": {"mean": 0.25}, "16": {"mean": 0.75}}
+    assert found["average"]["best_of_n"]["min"] == {"1": {"mean": 0.25}, "16": {"mean": 0.5}}
+    assert found["average"]["majority_vote"] == {"mean": 0.5}
+    assert list(two.evaluations) == ["pool"]  # whole results are better than the demo's four figures
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "no such file or folder"),
+        (lambda folder: folder, "nothing to report"),
+        (lambda folder: write_run(folder / "run") / "metrics.jsonl", "give the run's folder"),
+    ],
+)
+def test_nothing_to_report(tmp_path, make, message):
+    path = make(tmp_path)
+    with pytest.raises(PQMError, match=message) as error:
+        find([str(path)])
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_no_path():
+    with pytest.raises(PQMError, match="name at least one"):
+        find([])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", b"a: [", "damaged, not YAML"),
+        ("config.yaml", b"- 1", "damaged, it holds no options"),
+        ("config.yaml", b"\xff", "damaged, not YAML"),
+        ("metrics.jsonl", b'{"epoch": 1}\n', "not the metrics of `pqm-fast train`"),
+        ("metrics.jsonl", b"\xff", "damaged, not UTF-8"),
+        ("result.json", b"{", "damaged, not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    folder = write_run(tmp_path / "run")
+    (folder / name).write_bytes(content)
+    with pytest.raises(PQMError, match=message) as error:
+        find([str(folder)])
+    assert str(folder / name) in str(error.value)
+
+
+def test_json_of_others_is_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    (folder / "other.json").write_text('{"records": 3, "steps": 5}')
+    (folder / "list.json").write_text("[1]")
+    write_lines(folder / "scored.jsonl", [solution("a", [1.0])])
+    (folder / "notes.jsonl").write_text("no JSON\n")
+    [run] = find([str(folder)])
+    assert (run.evaluations, run.scored) == ({}, [folder / "scored.jsonl"])

@@ -1,0 +1,112 @@
+import math
+from pathlib import Path
+
+import pytest
+from report_files import solution, write_lines
+
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.report.find import Run
+from pqm_fast.report.solutions import choose, how_wrong
+
+
+def run_of(path, rows):
+    return Run(path, path.stem, scored=[write_lines(path, rows)])
+
+
+def p(q):
+    return 1 / (1 + math.exp(-q))
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "correct", "expected"),
+    [
+        ([2.0, -1.0], [1.0, 1.0], None, (1 - p(-1.0), 1)),
+        ([2.0, -1.0], [0.0, 0.0], None, (p(2.0), 0)),
+        ([0.0, None], [0.25, 1.0], None, (0.25, 0)),
+        ([None, 3.0], [0.0, None], False, (p(3.0), 1)),  # no step has both: the outcome
+        ([1.0, -2.0], None, True, (1 - p(-2.0), 1)),
+        ([1.0, -2.0], None, 0.5, (0.5 - p(-2.0), 1)),
+        ([1.0, -2.0], None, None, (None, None)),
+        ([None], None, True, (None, None)),
+        ([1e4, -1e4], [1.0, 0.0], None, (0.0, 0)),
+        ([-1e4], [1.0], None, (1.0, 0)),
+    ],
+)
+def test_how_wrong(scores, labels, correct, expected):
+    extra = {} if correct is None else {"correct": correct}
+    found = how_wrong(Record("a", "Q", ["s"] * len(scores), labels, extra), scores)
+    assert found == (pytest.approx(expected[0]), expected[1])
+
+
+def test_all_are_shown_where_they_fit(tmp_path):
+    rows = [solution("a", [1.23456, None], [1.0, None], policy="x", correct=True, answer="2"), solution("b", [0.5])]
+    found = choose([Run(tmp_path, "none"), run_of(tmp_path / "s.jsonl", rows)], 2)
+    assert found["prompts"] == ["What is 1 + 1?"]
+    first, second = found["items"]
+    assert first.pop("wrong") == pytest.approx(1 - p(1.23456))
+    assert first == {
+        "run": 1, "prompt": 0, "id": "a", "steps": ["a step 1", "a step 2"], "labels": [1.0, None], "q": [1.2346, None],
+        "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1,
+    }  # fmt: skip
+    assert (second["labels"], second["wrong"], second["at"]) == (None, None, None)
+    assert (found["total"], found["distinct"], found["worst"]) == (2, 2, None)
+
+
+def test_the_worst_and_a_random_sample(tmp_path):
+    rows = [solution(f"s{i}", [-i / 50], [1.0]) for i in range(200)]
+    run = run_of(tmp_path / "s.jsonl", rows)
+    found = choose([run], 20)
+    numbers = [int(item["id"][1:]) for item in found["items"]]
+    assert len(set(numbers)) == 20
+    assert set(range(190, 200)) <= set(numbers)
+    assert min(numbers) < 100  # of ten random ones
+    assert (found["total"], found["worst"]) == (200, 10)
+    assert [item["id"] for item in choose([run], 20)["items"]] == [item["id"] for item in found["items"]]
+    assert [item["id"] for item in choose([run], 20, seed=1)["items"]] != [item["id"] for item in found["items"]]
+    assert choose([run], 0)["items"] == []
+
+
+def test_each_run_has_its_share(tmp_path):
+    runs = [
+        run_of(tmp_path / f"{q}.jsonl", [solution(f"s{i}", [q + i / 100], [0.0]) for i in range(50)]) for q in (0, 5)
+    ]
+    found = choose(runs, 20)
+    assert [item["run"] for item in found["items"]] == [0] * 10 + [1] * 10
+
+
+def test_copies_are_shown_once(tmp_path):
+    same = {"completions": ["the same"], "policy": "x"}
+    rows = [solution(f"s{i}", [1.0], **same) for i in range(3)]
+    rows += [solution("other policy", [1.0], **{**same, "policy": "y"}), solution("other label", [1.0], [0.0], **same)]
+    found = choose([run_of(tmp_path / "s.jsonl", rows)], 10)
+    assert [(item["id"], item["copies"]) for item in found["items"]] == [
+        ("s0", 3),
+        ("other policy", 1),
+        ("other label", 1),
+    ]
+    assert (found["total"], found["distinct"]) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "no `scores`; run `pqm-fast score` first"),
+        ([1.0], r"scores \[1.0\] for 2 steps"),
+        ([1.0, float("nan")], "score nan"),
+        ([1.0, "2"], "score '2'"),
+        ([1.0, True], "score True"),
+    ],
+)
+def test_bad_scores_are_named(tmp_path, scores, message):
+    row = solution("bad", [1.0, 2.0]) | {"scores": scores}
+    path = tmp_path / "s.jsonl"
+    with pytest.raises(PQMError, match=message) as error:
+        choose([run_of(path, [row])], 10)
+    assert str(error.value).startswith(f"{path}: record bad: ")
+
+
+def test_a_file_of_something_else(tmp_path):
+    path = write_lines(tmp_path / "s.jsonl", [{"a": 1}])
+    with pytest.raises(PQMError, match=r"s.jsonl, line 1: fields a are of no known format"):
+        choose([Run(Path("s"), "s", scored=[path])], 10)

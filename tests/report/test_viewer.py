@@ -1,0 +1,230 @@
+"""What the page's scripts make of it, in headless Chromium."""
+
+import pytest
+from chromium import dom, run_in, screenshot
+from PIL import Image
+from report_files import HOSTILE, pool, solution, write_lines, write_results, write_run
+from test_page import hostile_run
+
+from pqm_fast.cli import main
+
+IDS = 'texts("article header > code")'
+
+
+def make(tmp_path, *paths, options=()):
+    out = tmp_path / "report.html"
+    assert main(["report", *map(str, paths), "--out", str(out), *options]) == 0
+    return out
+
+
+def set_value(label, value, event="change"):
+    return f'{{ const e = $("[aria-label={label}]")[0]; e.value = "{value}"; e.dispatchEvent(new Event("{event}")); }}'
+
+
+@pytest.fixture
+def whole(tmp_path):
+    for name, good in (("rank", 0.6), ("bce", 2.0)):
+        write_run(tmp_path / "runs" / name, loss=name)
+        write_results(tmp_path / "runs" / name / "test.json", pool(good))
+        write_lines(tmp_path / "runs" / name / "test.jsonl", pool(good))
+    return make(tmp_path, tmp_path / "runs")
+
+
+@pytest.fixture
+def viewer(tmp_path):
+    """Twelve solutions with known errors, most wrong last, two of them without anything that says what is right."""
+    rows = [solution(f"s{i}", [2.0, i - 4.0], [1.0, 0.0], policy="ab"[i % 2]) for i in range(10)]
+    rows += [solution("unlabelled", [-9.0]), solution("outcome", [-9.0, 0.5], correct=True, policy="b")]
+    rows[3] |= {"prompt": "Where is the Needle?"}
+    return make(tmp_path, write_lines(tmp_path / "s.jsonl", rows))
+
+
+def test_sections_charts_and_table(whole):
+    found = run_in(
+        whole,
+        """return {
+          sections: texts("h2"), charts: texts("figure h4"),
+          empty: $("figure").filter((figure) => !figure.querySelector("path.curve")).length,
+          rows: texts("table.sortable tbody tr td:first-child"), best: texts("td.best"), articles: $("article").length,
+          bad: $("svg *").filter((e) => /NaN|Infinity/.test(e.outerHTML)).length,
+        }""",
+    )
+    assert found["sections"] == ["Runs", "Training", "Best-of-N", "Steps", "Solutions"]
+    assert found["charts"][:4] == ["Loss", "Step accuracy", "Step AUROC, held out", "Pairs in order, held out"]
+    assert {"all candidates (4 questions)", "weak (4 questions)", "Calibration", "AUROC by position"} <= {
+        *found["charts"]
+    }
+    assert (found["empty"], found["bad"]) == (0, 0)
+    assert found["rows"] == ["bce", "rank"]
+    assert found["best"]
+    assert found["articles"] == 10  # of 64: one page
+
+
+def test_a_click_on_a_heading_sorts_the_table(whole):
+    found = run_in(
+        whole,
+        """const head = $("th[data-column]").find((e) => e.textContent === "run");
+        const rows = "table.sortable tbody td:first-child";
+        const orders = [texts(rows)];
+        for (let k = 0; k < 2; k++) { head.click(); orders.push(texts(rows)); }
+        return orders""",
+    )
+    assert found == [["bce", "rank"], ["rank", "bce"], ["bce", "rank"]]
+
+
+def test_runs_and_aggregators_are_chosen(whole):
+    found = run_in(
+        whole,
+        f"""const chart = () => $("#best-of-n figure")[0];
+        const curves = () => chart().querySelectorAll("path.curve:not(.sample *)").length;
+        const counts = [curves()], legends = [chart().querySelector(".legend").textContent];
+        {set_value("aggregator", "last")}
+        legends.push(chart().querySelector(".legend").textContent);
+        $("[data-run='0']")[0].click();
+        counts.push(curves());
+        $("[data-run='0']")[0].click();
+        counts.push(curves());
+        return [counts, legends]""",
+    )
+    counts, legends = found
+    assert counts == [6, 4, 6]  # of each run best and vote, of all the vote without a model and pass@N
+    assert legends == ["best by minvote by minvotepass@N", "best by lastvote by lastvotepass@N"]
+
+
+def test_values_under_the_pointer(whole):
+    found = run_in(
+        whole,
+        """const figure = $("#training figure")[2], svg = figure.querySelector("svg");
+        const box = svg.getBoundingClientRect();
+        const at = (x) => svg.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x * box.width }));
+        const tip = figure.querySelector(".tip"), seen = [tip.hidden];
+        at(0.99);
+        seen.push([...tip.children].map((e) => e.textContent));
+        svg.dispatchEvent(new PointerEvent("pointerleave"));
+        seen.push(tip.hidden);
+        return seen""",
+    )
+    assert found == [True, ["optimizer step 40", "bce · held out: 0.8", "rank · held out: 0.8"], True]
+
+
+def test_the_order_and_what_a_step_shows(viewer):
+    found = run_in(
+        viewer,
+        f"""const shown = {IDS}, first = $("article")[0];
+        return {{
+          shown, off: texts(".off")[0], worst: texts("article:first-child .step.worst .number"), count: texts(".count"),
+          steps: [...first.querySelectorAll(".step")].map((e) => [...e.children].map((c) => c.textContent)),
+          hue: [...first.querySelectorAll(".step")].map((e) => e.style.getPropertyValue("--hue")),
+        }}""",
+    )
+    # |sigmoid(q) - label|: s9 has q = 5 on a wrong step; "outcome" q = -9 on the lowest of a right solution
+    assert found["shown"][:3] == ["outcome", "s9", "s8"]
+    assert found["off"] == "off by 1.000 at step 1"
+    assert found["worst"] == ["1"]
+    assert found["steps"] == [
+        ["1", "outcome step 1", "-9.00", "0.000", "·"],
+        ["2", "outcome step 2", "0.50", "0.622", "·"],
+    ]
+    assert found["hue"] == ["var(--low)", "var(--high)"]
+    assert found["count"] == ["12 of 12 solutions"]
+
+
+def test_sorting_filtering_searching_and_turning_pages(viewer):
+    found = run_in(
+        viewer,
+        f"""const seen = {{}};
+        {set_value("sort", "right")} seen.right = {IDS};
+        {set_value("sort", "low")} seen.low = {IDS};
+        {set_value("sort", "file")} seen.file = {IDS};
+        $(".pager button").find((e) => e.textContent === "next").click();
+        seen.second = {IDS}; seen.pager = $(".pager")[0].textContent; seen.address = location.hash;
+        {set_value("policy", "a")} seen.a = {IDS};
+        {set_value("policy", "")} {set_value("verdict", "missed")} seen.missed = {IDS};
+        {set_value("verdict", "")} {set_value("outcome", "correct")} seen.correct = {IDS};
+        {set_value("outcome", "")} {set_value("search", "needle", "input")}
+        await wait(400);
+        seen.needle = {IDS}; seen.count = texts(".count")[0];
+        return seen""",
+    )
+    ids = [f"s{i}" for i in range(10)]
+    assert found["right"] == ids  # all have a labelled step with q = 2 (off by 0.12); then the wrong step's q rises
+    assert found["low"][:3] == ["unlabelled", "outcome", "s0"]
+    assert found["file"] == ids
+    assert found["second"] == ["unlabelled", "outcome"]
+    assert found["pager"] == "firstpreviouspage 2 of 2nextlast"
+    assert found["address"] == "#viewer=&sort=file&page=2"
+    assert found["a"] == ids[::2]
+    assert found["missed"] == [*ids[5:], "outcome"]
+    assert found["correct"] == ["outcome"]
+    assert found["needle"] == ["s3"]
+    assert found["count"] == "1 of 12 solutions"
+
+
+def test_the_address_holds_the_view(viewer):
+    found = run_in(viewer, f"return {IDS}", "#viewer=&sort=low&policy=b")
+    assert found == ["outcome", "s1", "s3", "s5", "s7", "s9"]
+    assert run_in(viewer, f"return {IDS}.length", "#viewer=&sort=nonsense&page=-3") == 10
+    assert run_in(viewer, f"return {IDS}.length", "#solutions") == 10
+
+
+def test_long_texts_and_many_steps_collapse(tmp_path):
+    long = "𝔸" * 10_000  # two code units each
+    rows = [solution("long", [0.0, 1.0], [1.0, 1.0]) | {"completions": [long, "short"]}]
+    rows += [solution("many", [0.0] * 1000, [1.0] * 1000), solution("late", [3.0] * 499 + [-3.0], [1.0] * 500)]
+    found = run_in(
+        make(tmp_path, write_lines(tmp_path / "s.jsonl", rows), options=["--solutions", "10"]),
+        """const of = (name) => $("article").find((e) => e.querySelector("code").textContent === name);
+        const text = () => of("long").querySelector(".text").firstChild.firstChild.textContent, counts = [];
+        const count = (name) => counts.push(of(name).querySelectorAll(".step").length);
+        const before = [text().length, text().isWellFormed(), of("long").querySelector("button.more").textContent];
+        of("long").querySelector("button.more").click();
+        count("many"); count("late");
+        $("article > button").forEach((e) => counts.push(e.textContent));
+        of("many").querySelector("article > button").click();
+        count("many");
+        return { before, after: text().length, counts, buttons: of("many").querySelectorAll("button").length }""",
+    )
+    assert found["before"] == [600, True, "19,400 more characters"]
+    assert found["after"] == 20_000
+    assert found["counts"] == [40, 500, "960 more steps", 1000]  # `late`: down to its worst step
+    assert found["buttons"] == 0
+
+
+def test_thousands_of_solutions_do_not_freeze(tmp_path):
+    rows = [solution(f"s{i}", [i / 1000] * 8, [1.0] * 8) | {"prompt": f"Q{i}"} for i in range(5000)]
+    page = make(tmp_path, write_lines(tmp_path / "s.jsonl", rows), options=["--solutions", "5000"])
+    found = run_in(
+        page,
+        f"""const start = performance.now();
+        {set_value("sort", "right")} {set_value("sort", "low")} {set_value("search", "q4999", "input")}
+        await wait(200);
+        return [{IDS}, document.querySelectorAll("*").length, performance.now() - start]""",
+    )
+    assert found[0] == ["s4999"]
+    assert found[1] < 200
+
+
+def test_no_text_runs_as_a_script(tmp_path):
+    page = make(tmp_path, *hostile_run(tmp_path), options=["--title", "safe"])
+    found = run_in(page, 'return [document.title, $("img").length, $("script").length, texts(".text")]')
+    assert found[:3] == ["safe", 0, 3]  # the data, the page's own and this test's
+    assert HOSTILE in found[3]
+
+
+def test_the_policy_stops_a_script_that_got_in(tmp_path):
+    page = make(tmp_path, write_run(tmp_path / "run"), options=["--title", "safe"])
+    markup = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+    page.write_text(page.read_text(encoding="utf-8").replace("<footer", f"{markup}<footer"), encoding="utf-8")
+    text = dom(page)
+    assert '<img src="x" onerror=' in text
+    assert "<title>safe</title>" in text
+    assert "<path" in text  # while the page's own script did run
+
+
+def test_a_screenshot(whole, tmp_path):
+    picture = Image.open(screenshot(whole, tmp_path / "page.png", "1200,3400")).convert("RGB")
+    assert picture.size == (1200, 3400)
+    seen = {colour: count for count, colour in picture.getcolors(maxcolors=2**24)}
+    assert 0.5 < seen[255, 255, 255] / (1200 * 3400) < 0.95
+    assert seen[0xF5, 0xF6, 0xF8] > 10_000  # behind the solutions
+    assert min(seen[0x00, 0x72, 0xB2], seen[0xD5, 0x5E, 0x00]) > 50  # curves of both runs
