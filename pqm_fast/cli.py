@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch's own error, not imported here, for --help needs no torch; or one of CUDA, Triton or cuBLAS
         if type(error).__name__ != "OutOfMemoryError" and "out of memory" not in str(error).lower():
             raise
-        hint = "fewer tokens in one forward pass need less (--micro-batch-tokens, --max-tokens)"
+        hint = "fewer tokens in a forward pass (--micro-batch-tokens, --max-tokens) or --recompute-layers all need less"
         print(f"pqm-fast: error: the device is out of memory; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -113,6 +113,7 @@ def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: in
             data=(str(world.pool),),
             model=run.out,
             n=(16,),
+            aggregate=("min",),
             scoring=ScoringOptions(device="cpu", progress=config.progress),
         )
     )

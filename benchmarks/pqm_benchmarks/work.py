@@ -141,12 +141,13 @@ def layouts(groups: list[list["Trajectory"]], seed: int) -> dict[str, Layout]:
     lengths = np.array([len(t.input_ids) for group in groups for t in group])
     steps = sum(len(t.step_index) for group in groups for t in group)
     widths = np.concatenate([np.full(len(b), lengths[b].max()) for b in published_batches(lengths, seed)])
-    padded, padded_pairs = int(widths.sum()), _causal_pairs(widths)
+    padded = int(widths.sum())
     total, pairs = int(lengths.sum()), _causal_pairs(lengths)
     tree = [prefix_tree(group) for group in groups]
     unique, tree_pairs, rows, row_pairs = (sum(column) for column in zip(*tree, strict=True))
     return {
-        "reference": Layout(padded, padded_pairs, padded, padded_pairs, padded, logits=True, recomputes=True),
+        # flash-attn, which the published trainer loads its models with, leaves padding out of attention
+        "reference": Layout(padded, pairs, padded, pairs, padded, logits=True, recomputes=True),
         "packed": Layout(total, pairs, total, pairs, steps),
         "tree": Layout(unique, tree_pairs, unique, tree_pairs, steps),
         "tree_step_rows": Layout(unique, tree_pairs, rows, row_pairs, steps),

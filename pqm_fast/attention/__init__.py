@@ -47,7 +47,7 @@ class Packing:
         )
 
     def pin_memory(self) -> "Packing":
-        """In page-locked memory, from which a copy to a GPU waits for nothing. A DataLoader calls this."""
+        """In page-locked memory, from which a copy to a GPU waits for nothing."""
         return Packing(
             self.tokens.pin_memory(),
             self.step_index.pin_memory(),

@@ -78,7 +78,7 @@ def load_steps(
 
     context = multiprocessing.get_context("forkserver")
     # imported once for all workers
-    context.set_forkserver_preload([__name__, *(m for m in (make.__module__, plan.__module__) if m != "__main__")])
+    context.set_forkserver_preload([__name__, *(m for m in map(_module, (make, plan)) if m != "__main__")])
     batches: Any = iter(
         DataLoader(
             maker,  # type: ignore[arg-type]  # anything with __getitem__ will do
@@ -101,6 +101,11 @@ def load_steps(
     finally:
         # an exception's traceback, while someone keeps it, keeps `batches` and so the processes
         batches._shutdown_workers()
+
+
+def _module(function: Any) -> str:
+    """Where a function, or that of a `functools.partial`, comes from."""
+    return getattr(function, "func", function).__module__
 
 
 def _received(batches: Any, pin: bool) -> Any:

@@ -1,21 +1,34 @@
-"""What a process reward model is worth: step metrics, ProcessBench and Best-of-N, in plain numpy."""
+"""What a process reward model is worth: step metrics, ProcessBench, Best-of-N and votes, in plain numpy."""
 
 from pqm_fast.evaluate.aggregate import aggregate
-from pqm_fast.evaluate.best_of_n import best_of_n, majority_vote, mean_accuracy, pass_at_n
-from pqm_fast.evaluate.processbench import processbench
+from pqm_fast.evaluate.best_of_n import best_of_n, mean_accuracy, pass_at_n
+from pqm_fast.evaluate.error_types import by_type, prm_score
+from pqm_fast.evaluate.pools import evaluate_pools
+from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
+from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
-from pqm_fast.evaluate.summary import evaluate_pools, evaluate_steps, table
+from pqm_fast.evaluate.steps import evaluate_steps
+from pqm_fast.evaluate.table import table
+from pqm_fast.evaluate.vote import majority_vote, self_consistency, weighted_vote
 
 __all__ = [
     "aggregate",
+    "auroc_by_position",
     "best_of_n",
+    "by_type",
+    "calibrate_threshold",
+    "calibration",
+    "cross_calibrated",
     "evaluate_pools",
     "evaluate_steps",
     "flat_floor",
     "majority_vote",
     "mean_accuracy",
     "pass_at_n",
+    "prm_score",
     "processbench",
+    "self_consistency",
     "step_metrics",
     "table",
+    "weighted_vote",
 ]

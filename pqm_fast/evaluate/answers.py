@@ -1,20 +1,17 @@
 r"""Final answers: find them in a solution, compare them, group them for a vote.
 
 `same_answer` first normalises both texts (thousands separators, `$`, `%`, units, LaTeX spacing, ...) and
-compares strings and numbers; only what is left goes to math-verify for a symbolic comparison.
+compares strings and numbers; only what is left goes to math-verify (`judge.py`) for a symbolic comparison.
 """
 
-import json
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-TIME_LIMIT = 2  # seconds for each parse and each symbolic comparison
+from pqm_fast.evaluate.judge import symbolically_equal
+
 MAX_LENGTH = 300  # characters; anything longer is no answer, and is only equal to the same string
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -76,15 +73,13 @@ def same_answer(a: str, b: str) -> bool:
     r"""Whether two answers are the same; symmetric, and never raises on odd text.
 
     Equal after normalisation, or two numbers that agree to six digits (integers: exactly), or symbolically
-    equal by math-verify in either direction. The variable of `x = 5` and the unit of `5 feet` may be absent on
-    one side, but not differ. Text that is not mathematics (it holds a word, a number base as in `10_2`, or
-    numbers side by side) is only equal to the same text, and a single letter to the same letter.
-
-    math-verify limits its time with a signal, which only the main thread may do: called from another thread,
-    this comparison runs in a child process, with the same limit and verdict, but slower.
+    equal by math-verify in either direction. The variable of `x = 5` and the unit of `5 feet`, `$5` or `5%` may be
+    absent on one side, but not differ. Text that is not mathematics (it holds a word, a number base as in `10_2`, or
+    numbers side by side) is only equal to the same text, and a letter is never the same letter in another case.
+    A symbolic comparison that takes longer than `judge.LIMIT` seconds counts as different, with a warning.
     """
     x, y = _read(a), _read(b)
-    if (x.name and y.name and x.name != y.name) or (x.unit and y.unit and x.unit != y.unit):
+    if (x.name and y.name and x.name != y.name) or _units_differ(x, y):
         return False
     if _compact(x.text) == _compact(y.text):
         return x.text != "" or a == b
@@ -94,10 +89,9 @@ def same_answer(a: str, b: str) -> bool:
         return p == q or (not whole and abs(p - q) * 10**6 <= min(max(abs(p), abs(q)), Fraction(1)))
     if not (_is_mathematics(x.text) and _is_mathematics(y.text)):
         return False
-    letters = x.text.strip("() "), y.text.strip("() ")  # a choice, (B); math-verify ignores case
-    if letters[0].isalpha() and letters[1].isalpha():
-        return letters[0] == letters[1]
-    return _symbolically_equal(min(x.text, y.text), max(x.text, y.text))
+    if {letter.swapcase() for letter in _letters(x.text) - _letters(y.text)} & (_letters(y.text) - _letters(x.text)):
+        return False  # 2B is not 2b; math-verify ignores case
+    return symbolically_equal(min(x.text, y.text), max(x.text, y.text))
 
 
 def group_answers(answers: Sequence[str | None]) -> list[int]:
@@ -158,7 +152,7 @@ _REWRITE = [
         (r"\{,\}", ","),
         (r"(?<!\\)\\[!()\[\]]", ""),  # delimiters of mathematics
         (r"(?<!\\)\\[,;: ]", " "),  # spaces of mathematics, but not a line break \\
-        (r"\\?[$%€£]|\*\*", ""),
+        (r"\\?[$%€£¢]|\*\*", ""),
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi"),
         (r"\A\s*\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}\s*\Z", r"\1"),
         (r"\A\s*[-\d\s+*/().]*\d[-\d\s+*/().]*\s*=(?=[^=]*\Z)", ""),  # `2 + 3 = 5`
@@ -175,6 +169,7 @@ _TEXT_UNIT = re.compile(  # `5\text{ cm}^2`
     rf"(?<=[\d}}])\s*\\(?:text|mbox|mathrm)\s*\{{(?!\s*(?:{_SCALE})\b)([^{{}}]*\}}(?:\^\{{?\d\}}?)?)\s*\Z"
 )
 _UNITS = {"feet": "foot", "ft": "foot", "inches": "inch", "lb": "pound", "lbs": "pound", "oz": "ounce", "per": "/"}
+_SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¢": "cent", "%": "percent"}
 _UNITS |= {"mm": "millimeter", "cm": "centimeter", "km": "kilometer", "kg": "kilogram"}
 _VALUE = re.compile(
     rf"""(?P<sign>[-+]?)\s*
@@ -209,13 +204,14 @@ class _Answer(NamedTuple):
     name: str  # the variable of `x = 5`, or empty
     text: str  # normalised, without the name and a unit in \\text
     value: Fraction | None  # of a decimal, ratio or mixed number, with or without a unit
-    unit: str  # in one spelling, or empty
+    symbol: str  # the word for a `$` or `%`, also where it is written out, or empty
+    unit: str  # what is left of the unit, in one spelling, or empty
 
 
 @lru_cache(maxsize=65536)
 def _read(answer: str) -> _Answer:
     if len(answer) > MAX_LENGTH:
-        return _Answer("", answer.strip(), None, "")
+        return _Answer("", answer.strip(), None, "", "")
     text = answer.translate(_UNICODE)
     for pattern, new in _REWRITE:
         text = pattern.sub(new, text)
@@ -223,7 +219,25 @@ def _read(answer: str) -> _Answer:
     name, unit = _NAME.match(text), _TEXT_UNIT.search(text)
     text = text[name.end() if name else 0 : unit.start() if unit else None].strip()
     value, word = _number(text)
-    return _Answer(name[1] if name else "", text, value, _unit(unit[1] if unit else word))
+    symbol, word = _symbol(answer), _unit(unit[1] if unit else word)
+    first, _, rest = word.partition(" ")
+    if first in _SYMBOLS.values():
+        symbol, word = symbol or first, rest
+    return _Answer(name[1] if name else "", text, value, symbol, word)
+
+
+def _units_differ(x: _Answer, y: _Answer) -> bool:
+    """`$5` differs from `5 cents` and from `5 feet`, but not from `5` or `$5 per day`, nor `5 per day` from `$5`."""
+    if (x.symbol and y.symbol and x.symbol != y.symbol) or (x.unit and y.unit and x.unit != y.unit):
+        return True
+    pairs = ((x, y), (y, x))
+    return any(p.symbol and not q.symbol and q.unit and not q.unit.startswith("/") and not p.unit for p, q in pairs)
+
+
+def _symbol(text: str) -> str:
+    """The word for the one symbol in a text; two plain `$` delimit mathematics."""
+    found = {s[-1] for s in re.findall(r"\\?[$€£¢%]", text) if s != "$" or text.count("$") == 1}
+    return _SYMBOLS[found.pop()] if len(found) == 1 else ""
 
 
 def _unit(text: str) -> str:
@@ -253,6 +267,11 @@ def _number(text: str) -> tuple[Fraction | None, str]:
     return -value if match["sign"] == "-" else value, match["unit"] or ""
 
 
+def _letters(text: str) -> set[str]:
+    """The letters of a normalised text outside LaTeX commands."""
+    return set(re.findall("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", " ", text)))
+
+
 def _is_mathematics(text: str) -> bool:
     """False for prose: sympy would read it as a product of letters, in which `no` equals `on`."""
     if not text or len(text) > MAX_LENGTH or (text.isalpha() and len(text) > 1):
@@ -261,28 +280,3 @@ def _is_mathematics(text: str) -> bool:
         return False
     words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-z]*matrix\})?", " ", text))
     return text.isprintable() and all(word in _FUNCTIONS for word in words)
-
-
-@lru_cache(maxsize=65536)
-def _symbolically_equal(a: str, b: str) -> bool:
-    if threading.current_thread() is threading.main_thread():
-        return _verify(a, b)
-    code = f"import json, sys; from {__name__} import _verify; print(_verify(*json.load(sys.stdin)))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, input=json.dumps([a, b]), capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1] == "True"
-
-
-def _verify(a: str, b: str) -> bool:
-    from math_verify import verify
-
-    x, y = _parse(a), _parse(b)
-    # verify is not symmetric: it may simplify an assignment on one side only.
-    return verify(x, y, timeout_seconds=TIME_LIMIT) or verify(y, x, timeout_seconds=TIME_LIMIT)
-
-
-@lru_cache(maxsize=65536)
-def _parse(text: str) -> list:
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=TIME_LIMIT)

@@ -1,49 +1,22 @@
-"""Best-of-N and its yardsticks, as exact expectations over all subsets of a pool of candidates.
+"""Best-of-N and pass@N, as exact expectations over all subsets of a pool of candidates.
 
-Every function takes one entry per question and returns the mean over questions with its 95% interval.
+The best of n random candidates is the i-th of the sorted pool with a probability that only i, n and the size of the
+pool decide. So one sort gives the expectation for every n: no sampling, and no dependence on the order of candidates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from pqm_fast.errors import PQMError
-
-Values = Sequence[float] | np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean of values in [0, 1] over `questions`, and its 95% interval: mean +- 1.96 standard errors.
-
-    The interval is clipped to [0, 1], and None for one question. It is degenerate (low = mean = high) when all
-    values are equal: then it says nothing of the uncertainty, which is largest for few questions.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    questions: int
-
-    @classmethod
-    def of(cls, values: Values) -> "Estimate":
-        """From one value in [0, 1] per question; PQMError if there is none."""
-        x = np.asarray(values, dtype=np.float64)
-        if not x.size:
-            raise PQMError("no questions to average over")
-        mean = float(x.mean())
-        if x.size == 1:
-            return cls(mean, None, None, 1)
-        half = 1.96 * float(x.std(ddof=1)) / x.size**0.5
-        return cls(mean, max(mean - half, 0.0), min(mean + half, 1.0), x.size)
+from pqm_fast.evaluate.estimate import Estimate, Values
 
 
 def best_of_n(scores: Sequence[Values], correct: Sequence[Values], n: int) -> Estimate:
     """Expected correctness of the highest-scored of n candidates drawn without replacement.
 
-    The expectation is over all subsets of size n, in closed form: no sampling and no dependence on the order
-    of the candidates. Candidates with equal scores are equally likely to be picked.
+    Candidates with equal scores are equally likely to be picked.
 
     Args:
         scores: per question, one score per candidate (`aggregate`); -inf is allowed.
@@ -53,9 +26,10 @@ def best_of_n(scores: Sequence[Values], correct: Sequence[Values], n: int) -> Es
     Raises:
         PQMError: n out of range, different lengths, a NaN, or no questions.
     """
-    if len(scores) != len(correct):
-        raise PQMError(f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each")
-    return Estimate.of([_expected_best(s, c, n, i) for i, (s, c) in enumerate(zip(scores, correct, strict=True))])
+    for question, own in enumerate(scores):
+        if not 1 <= n <= len(own):
+            raise PQMError(f"question {question} has {len(own)} candidates: n={n} must be between 1 and that")
+    return Estimate.of(expected_best(scores, correct, [n])[:, 0])
 
 
 def pass_at_n(correct: Sequence[Values], n: int) -> Estimate:
@@ -67,60 +41,48 @@ def pass_at_n(correct: Sequence[Values], n: int) -> Estimate:
 
 
 def mean_accuracy(correct: Sequence[Values]) -> Estimate:
-    """Accuracy of one candidate drawn at random; every question weighs the same."""
-    return Estimate.of([float(np.mean(c)) for c in correct])
+    """Accuracy of one candidate drawn at random; every question weighs the same. PQMError: an empty pool."""
+    if any(len(own) == 0 for own in correct):
+        raise PQMError(f"question {[len(own) for own in correct].index(0)} has no candidates")
+    return Estimate.of([float(np.mean(own)) for own in correct])
 
 
-def majority_vote(groups: Sequence[Sequence[int]], correct: Sequence[Values], ties: str = "share") -> Estimate:
-    """Correctness of the most frequent answer in the whole pool.
-
-    Args:
-        groups: per question, each candidate's answer class (`group_answers`); -1 for no answer, which does
-            not vote. A question without any vote counts as wrong.
-        correct: per question, the candidates' correctness in [0, 1].
-        ties: `share`: the tied answers count evenly, as candidates with equal scores do in `best_of_n`; `first`:
-            the answer given first wins, which depends on the order of the candidates.
+def expected_best(scores: Sequence[Values], correct: Sequence[Values], ns: Sequence[int]) -> np.ndarray:
+    """[questions, ns] expected correctness of the best of n; NaN where a question has fewer candidates.
 
     Raises:
-        PQMError: an unknown `ties`, different lengths, or no questions.
+        PQMError: different lengths, or a NaN.
     """
-    if ties not in ("first", "share"):
-        raise PQMError(f"ties={ties!r}: choose 'first' or 'share'")
-    if len(groups) != len(correct):
-        raise PQMError(f"{len(groups)} questions with answers but {len(correct)} with correctness: pass one each")
-    return Estimate.of([_vote(g, c, ties, i) for i, (g, c) in enumerate(zip(groups, correct, strict=True))])
+    if len(scores) != len(correct):
+        raise PQMError(f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each")
+    values = np.empty((len(scores), len(ns)))
+    for i, (own, hits) in enumerate(zip(scores, correct, strict=True)):
+        s, c = np.asarray(own, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+        if s.shape != c.shape:
+            raise PQMError(f"question {i}: {s.size} scores but {c.size} correctness values")
+        if np.isnan(s).any() or np.isnan(c).any():
+            raise PQMError(f"question {i}: a score or correctness value is NaN")
+        values[i] = _correct_by_rank(s, c) @ _pick(s.size, tuple(ns)) if s.size else np.nan
+        values[i, [n > s.size for n in ns]] = np.nan
+    return values
 
 
-def _expected_best(scores: Values, correct: Values, n: int, question: int) -> float:
-    s, c = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if s.shape != c.shape:
-        raise PQMError(f"question {question}: {s.size} scores but {c.size} correctness values")
-    if not 1 <= n <= s.size:
-        raise PQMError(f"question {question} has {s.size} candidates: n={n} must be between 1 and that")
-    if np.isnan(s).any() or np.isnan(c).any():
-        raise PQMError(f"question {question}: a score or correctness value is NaN")
-    order = np.argsort(-s, kind="stable")
-    s, c = s[order], c[order]
-    # pick[i]: probability that the best drawn is the i-th of the sorted pool. With r = N - i candidates
-    # left from there on, all n are among those with probability C(r, n) / C(N, n), and include i with n / r.
-    r = np.arange(s.size, 0, -1)
-    inside = np.r_[1.0, np.cumprod((r - n) / r)[:-1]]  # reaches 0 at r < n and stays there
-    pick = inside * n / r
-    # Equal scores share their probability evenly: sum over a run of ties, times its mean correctness.
-    starts = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])
-    sizes = np.diff(np.r_[starts, s.size])
-    return float((np.add.reduceat(pick, starts) * np.add.reduceat(c, starts) / sizes).sum())
+def _correct_by_rank(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """[candidates] correctness from the highest score down; candidates tied with each other have their mean."""
+    order = np.argsort(-scores, kind="stable")
+    s, c = scores[order], correct[order]
+    start = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])
+    size = np.diff(np.r_[start, s.size])
+    return np.repeat(np.add.reduceat(c, start) / size, size)
 
 
-def _vote(groups: Sequence[int], correct: Values, ties: str, question: int) -> float:
-    if len(groups) != len(correct):
-        raise PQMError(f"question {question}: {len(groups)} answers but {len(correct)} correctness values")
-    members: dict[int, list[float]] = {}
-    for group, value in zip(groups, correct, strict=True):
-        if group >= 0:
-            members.setdefault(group, []).append(float(value))
-    most = max(map(len, members.values()), default=0)
-    winners = [sum(values) / most for values in members.values() if len(values) == most]
-    if not winners:
-        return 0.0
-    return winners[0] if ties == "first" else sum(winners) / len(winners)
+@lru_cache(maxsize=256)
+def _pick(candidates: int, ns: tuple[int, ...]) -> np.ndarray:
+    """[candidates, ns] probability that the best of n drawn is the i-th of the sorted pool.
+
+    With r = candidates - i left from there on, all n are among those with probability C(r, n) / C(candidates, n), and
+    include the i-th with n / r.
+    """
+    r, n = np.arange(candidates, 0, -1)[:, None], np.array(ns)[None]
+    inside = np.cumprod(np.maximum(r - n, 0) / r, axis=0)  # reaches 0 at r = n and stays there
+    return np.vstack([np.ones_like(n), inside[:-1]]) * n / r

@@ -1,13 +1,19 @@
 """ProcessBench: does the model find the first wrong step, and leave correct solutions alone?"""
 
 from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
 
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.estimate import Z
+
+Solutions = Sequence[Sequence[float | None]]
+FOLDS = 5
 
 
-def processbench(
-    scores: Sequence[Sequence[float | None]], first_errors: Sequence[int], threshold: float = 0.0
-) -> dict[str, float | int | None]:
+def processbench(scores: Solutions, first_errors: Sequence[int], threshold: float = 0.0) -> dict[str, Any]:
     """The figures of ProcessBench (arXiv 2412.06559).
 
     The prediction for a solution is its first step with q < `threshold`, -1 if there is none; it must equal
@@ -19,30 +25,115 @@ def processbench(
         threshold: fixed beforehand, never picked on the data it is scored on.
 
     Returns:
-        `accuracy_on_erroneous`, `accuracy_on_correct`, their harmonic mean `f1` (each None where undefined),
-        and the number of `erroneous` and `correct` solutions.
+        `accuracy_on_erroneous`, `accuracy_on_correct`, their harmonic mean `f1` with its 95% interval `f1_low` and
+        `f1_high` (each None where undefined), and the number of `erroneous` and `correct` solutions.
 
     Raises:
         PQMError: a label outside -1 .. steps-1, different lengths, or a score that is NaN.
     """
+    _check(scores, first_errors)
+    return _figures(_hits(scores, first_errors, [threshold] * len(scores)), first_errors)
+
+
+def calibrate_threshold(scores: Solutions, first_errors: Sequence[int]) -> float:
+    """The threshold with the highest F1, for use on other data. Exact, in n log n time.
+
+    A solution is judged right for thresholds in one interval (lo, hi] of its scores, so F1 changes at their ends
+    only; the result is the middle of the best stretch (the lowest of several).
+
+    Raises:
+        PQMError: as `processbench`; no erroneous or no correct solution, for then F1 is undefined.
+    """
+    _check(scores, first_errors)
+    erroneous = np.array(first_errors) >= 0
+    if erroneous.all() or not erroneous.any():
+        raise PQMError(
+            f"a threshold needs erroneous and correct solutions, found {erroneous.sum()} and {(~erroneous).sum()}"
+        )
+    bounds = np.array([_right_between(s, label) for s, label in zip(scores, first_errors, strict=True)])
+    ends = np.unique(bounds[np.isfinite(bounds)])
+    if not ends.size:
+        return 0.0
+    # One candidate below all ends, one in each gap between two, one above all.
+    candidates = np.r_[ends[0] - 1, (ends[:-1] + ends[1:]) / 2, ends[-1] + 1]
+    a, c = (_share_inside(bounds[own], candidates) for own in (erroneous, ~erroneous))
+    f1 = 2 * a * c / np.maximum(a + c, np.finfo(float).tiny)
+    return float(candidates[np.argmax(f1)])
+
+
+def cross_calibrated(scores: Solutions, first_errors: Sequence[int], questions: Sequence[str]) -> dict[str, Any] | None:
+    """`processbench` where the threshold of each solution comes from the other questions.
+
+    The questions are dealt into five folds by a hash of their text, whatever their order; each fold is judged with the
+    threshold that is best on the other four.
+
+    Returns:
+        As `processbench`, and `thresholds`, one per fold. None if some four folds lack erroneous or correct solutions.
+    """
+    _check(scores, first_errors)
+    order = sorted(set(questions), key=lambda text: sha256(text.encode("utf-8", "surrogatepass")).digest())
+    fold_of = {question: i % FOLDS for i, question in enumerate(order)}
+    folds = [fold_of[question] for question in questions]
+    thresholds = []
+    for fold in range(FOLDS):
+        others = [i for i, own in enumerate(folds) if own != fold]
+        labels = [first_errors[i] for i in others]
+        if max(labels, default=-1) < 0 or min(labels) >= 0:
+            return None
+        thresholds.append(calibrate_threshold([scores[i] for i in others], labels))
+    hits = _hits(scores, first_errors, [thresholds[fold] for fold in folds])
+    return {**_figures(hits, first_errors), "thresholds": thresholds}
+
+
+def _check(scores: Solutions, first_errors: Sequence[int]) -> None:
     if len(scores) != len(first_errors):
         raise PQMError(f"{len(scores)} solutions but {len(first_errors)} first-error labels: pass one for each")
-    hits: dict[bool, list[bool]] = {True: [], False: []}
     for i, (steps, label) in enumerate(zip(scores, first_errors, strict=True)):
         if not -1 <= label < len(steps):
             raise PQMError(f"solution {i}: first error {label}, expected -1 .. {len(steps) - 1}")
         if any(q is not None and q != q for q in steps):
             raise PQMError(f"solution {i}: a step score is NaN; check the model's output")
-        predicted = next((t for t, q in enumerate(steps) if q is not None and q < threshold), -1)
-        hits[label >= 0].append(predicted == label)
-    erroneous, correct = (sum(hits[k]) / len(hits[k]) if hits[k] else None for k in (True, False))
-    f1 = None
-    if erroneous is not None and correct is not None:
-        f1 = 2 * erroneous * correct / (erroneous + correct) if erroneous + correct else 0.0
+
+
+def _hits(scores: Solutions, first_errors: Sequence[int], thresholds: Sequence[float]) -> list[bool]:
+    predicted = (
+        next((t for t, q in enumerate(steps) if q is not None and q < threshold), -1)
+        for steps, threshold in zip(scores, thresholds, strict=True)
+    )
+    return [guess == label for guess, label in zip(predicted, first_errors, strict=True)]
+
+
+def _figures(hits: list[bool], first_errors: Sequence[int]) -> dict[str, Any]:
+    own = {kind: [hit for hit, y in zip(hits, first_errors, strict=True) if (y >= 0) == kind] for kind in (True, False)}
+    a, c = (sum(own[kind]) / len(own[kind]) if own[kind] else None for kind in (True, False))
+    f1 = low = high = None
+    if a is not None and c is not None:
+        f1 = 2 * a * c / (a + c) if a + c else 0.0
+        if a and c:  # the delta method: the two accuracies come from different solutions
+            by_a, by_c = 2 * c * c / (a + c) ** 2, 2 * a * a / (a + c) ** 2
+            variance = by_a**2 * a * (1 - a) / len(own[True]) + by_c**2 * c * (1 - c) / len(own[False])
+            low, high = max(f1 - Z * variance**0.5, 0.0), min(f1 + Z * variance**0.5, 1.0)
     return {
-        "accuracy_on_erroneous": erroneous,
-        "accuracy_on_correct": correct,
+        "accuracy_on_erroneous": a,
+        "accuracy_on_correct": c,
         "f1": f1,
-        "erroneous": len(hits[True]),
-        "correct": len(hits[False]),
+        "f1_low": low,
+        "f1_high": high,
+        "erroneous": len(own[True]),
+        "correct": len(own[False]),
     }
+
+
+def _right_between(steps: Sequence[float | None], label: int) -> tuple[float, float]:
+    """(lo, hi]: the thresholds for which the prediction is `label`; (inf, inf) for none."""
+    before = steps if label < 0 else steps[:label]
+    high = min((q for q in before if q is not None), default=float("inf"))
+    own = float("-inf") if label < 0 else steps[label]
+    return (own, high) if own is not None and own < high else (float("inf"), float("inf"))
+
+
+def _share_inside(bounds: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """[candidates] share of the intervals (lo, hi] that hold each."""
+    opened = np.searchsorted(np.sort(bounds[:, 0]), candidates, side="left")  # lo < candidate
+    closed = np.searchsorted(np.sort(bounds[:, 1]), candidates, side="left")  # hi < candidate
+    return (opened - closed) / len(bounds)

@@ -11,7 +11,10 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.summary import evaluate_pools, evaluate_steps, table
+from pqm_fast.evaluate.pools import evaluate_pools
+from pqm_fast.evaluate.steps import evaluate_steps
+from pqm_fast.evaluate.table import table
+from pqm_fast.evaluate.vote import DRAWS
 from pqm_fast.files import write_json
 from pqm_fast.score import ScoringOptions
 
@@ -28,33 +31,45 @@ class EvaluateConfig:
     model: str | None = None
     """Checkpoint to score the records with; without it they must hold scores."""
     out: str | None = None
-    """JSON file for the results. Default: they are only printed."""
-    aggregate: tuple[Aggregator, ...] = ("min",)
+    """JSON file for the results, with pictures of the same name beside it. Default: they are only printed."""
+    aggregate: tuple[Aggregator, ...] = ("min", "last", "mean", "prod", "max")
     """How a solution's score comes from its steps' Q-values (prod: logarithm of the product of the sigmoids)."""
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
     """A step counts as predicted wrong below this Q-value."""
+    calibrate: tuple[str, ...] = ()
+    """Records of other questions, as in --data: the threshold with the highest ProcessBench F1 on them is used too.
+    Default: for each fifth of the questions it comes from the other four."""
+    by: str = "error_type"
+    """Field of the records to break the step figures down by."""
+    draws: int = DRAWS
+    """Random subsets per question and N for votes, where there are more than that."""
+    seed: int = 0
+    """Of these subsets."""
     read: ReadOptions = field(default_factory=ReadOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Prints the tables, writes `out` if given, and returns what is in it."""
+    """Prints the tables, writes `out` and the pictures beside it if given, and returns what is in `out`."""
     skipped = SkipSummary()
-    scored = list(_scored(config, skipped))
+    scored = list(_scored(config, config.data, skipped))
+    others = list(_scored(config, config.calibrate, skipped)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if "question_id" in pair[0].extra]
     for record, _ in candidates:
         correct = record.extra.get("correct")
         if not (correct is None or isinstance(correct, bool) or (_is_finite(correct) and 0 <= correct <= 1)):
-            raise _bad(config, record, f"correct is {show(correct)}; give true, false or a number from 0 to 1")
+            raise _bad(config.data, record, f"correct is {show(correct)}; give true, false or a number from 0 to 1")
     result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
     parts = []
     if labelled:
-        parts.append(evaluate_steps(labelled, config.threshold))
+        parts.append(evaluate_steps(labelled, config.threshold, config.by, others))
     if candidates:
-        parts.append(evaluate_pools(candidates, config.aggregate, config.n or None))
+        parts.append(
+            evaluate_pools(candidates, config.aggregate, config.n or None, draws=config.draws, seed=config.seed)
+        )
     if not parts:
         raise PQMError(
             f"{', '.join(config.data)}: nothing to evaluate: no record has labels, and none is a candidate of a pool"
@@ -64,30 +79,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result |= part
     print(table(result))
     if config.out:
+        from pqm_fast.evaluate.pictures import draw
+
         write_json(Path(config.out), result)
+        for picture in draw(result, Path(config.out)):
+            print(f"\npicture: {picture}")
     return result
 
 
-def _scored(config: EvaluateConfig, skipped: SkipSummary) -> Iterator[Scored]:
+def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary) -> Iterator[Scored]:
     if config.model is None:
-        for record in read_all(config.data, config.read, skipped):
+        for record in read_all(data, config.read, skipped):
             scores = record.extra.get("scores")
             if scores is None:
-                raise _bad(config, record, "no `scores`; run `pqm-fast score` first, or give --model")
+                raise _bad(data, record, "no `scores`; run `pqm-fast score` first, or give --model")
             if not isinstance(scores, list) or len(scores) != len(record.steps):
-                raise _bad(config, record, f"scores {show(scores)} for {len(record.steps)} steps; give one per step")
+                raise _bad(data, record, f"scores {show(scores)} for {len(record.steps)} steps; give one per step")
             if not all(score is None or _is_finite(score) for score in scores):
-                raise _bad(config, record, f"scores {show(scores)}; each must be a finite number, or null for none")
+                raise _bad(data, record, f"scores {show(scores)}; each must be a finite number, or null for none")
             yield record, scores
         return
     from pqm_fast.scorer import score_records
 
-    yield from score_records(config.model, config.data, config.read, config.scoring, skipped)
+    yield from score_records(config.model, data, config.read, config.scoring, skipped)
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _bad(config: EvaluateConfig, record: Record, found: str) -> PQMError:
-    return PQMError(f"{', '.join(config.data)}: record {record.id}: {found}")
+def _bad(data: tuple[str, ...], record: Record, found: str) -> PQMError:
+    return PQMError(f"{', '.join(data)}: record {record.id}: {found}")

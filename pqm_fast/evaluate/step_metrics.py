@@ -35,7 +35,7 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
     """
-    q, label, trajectory = _flatten(scores, labels)
+    q, label, trajectory = flatten(scores, labels)
     labelled = ~np.isnan(label)
     used = labelled & ~np.isnan(q)
     correct = label >= 0.5
@@ -49,8 +49,8 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 
         "step_accuracy": _mean(hit),
         "accuracy_on_correct": _mean(hit[correct]),
         "accuracy_on_wrong": _mean(hit[~correct]),
-        "auroc": _share_in_order(q, correct, np.zeros_like(trajectory)),
-        "pair_accuracy": _share_in_order(q, correct, trajectory),
+        "auroc": share_in_order(q, correct, np.zeros_like(trajectory)),
+        "pair_accuracy": share_in_order(q, correct, trajectory),
         "first_error_accuracy": _mean((true_error == predicted_error)[seen]),
         "mean_gap": None if gap[0] is None or gap[1] is None else gap[0] - gap[1],
         "trajectories": int(seen.sum()),
@@ -74,7 +74,7 @@ def flat_floor(labels: Trajectories) -> float:
     return total / max(len(labels), 1)
 
 
-def _flatten(scores: Trajectories, labels: Trajectories) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flatten(scores: Trajectories, labels: Trajectories) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """q, label (NaN where missing) and trajectory index of every step."""
     if len(scores) != len(labels):
         raise PQMError(f"{len(scores)} trajectories of scores but {len(labels)} of labels: pass one for each")
@@ -103,7 +103,7 @@ def _first(flag: np.ndarray, trajectory: np.ndarray, count: int) -> np.ndarray:
     return first
 
 
-def _share_in_order(q: np.ndarray, correct: np.ndarray, group: np.ndarray) -> float | None:
+def share_in_order(q: np.ndarray, correct: np.ndarray, group: np.ndarray) -> float | None:
     """Share of (correct, wrong) pairs within a group with q_correct > q_wrong; AUROC for one group."""
     if not q.size:
         return None

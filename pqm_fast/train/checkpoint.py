@@ -1,4 +1,4 @@
-"""Resumable checkpoints: float32 weights, optimizer, random state and position, published atomically."""
+"""Resumable checkpoints: weights, optimizer, random state and position, published atomically."""
 
 import json
 import re
@@ -55,9 +55,12 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    if "micro_batch_tokens" not in state:  # also of weights in another dtype
+        raise PQMError(f"{path}: was written by an earlier pqm-fast; go on with that one, or start again")
+    return state
 
 
 def _damaged(path: Path, error: Exception) -> PQMError:
@@ -88,7 +91,8 @@ def load_checkpoint(path: Path, model: StepQModel, optimizer: torch.optim.Optimi
 
 
 def final_weights(model: StepQModel, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The state dict of the classifier as it is to be used: adapters merged in; for float32, the master weights."""
+    """The state dict of the classifier as it is to be used: adapters merged in; for float32, the master weights of
+    what is no adapter."""
     state = merged_state(model.classifier) if adapted(model.classifier) else model.classifier.state_dict()
     if dtype == torch.float32 and isinstance(optimizer, AdamW):
         learned = {name: p for name, p in model.classifier.named_parameters() if p.requires_grad and name in state}

@@ -154,5 +154,5 @@ class TrainConfig:
 # options that may differ between a run and its continuation: they leave every loss as it was
 FREE_ON_RESUME = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
-    "save_dtype", "loader_workers",
+    "save_dtype", "loader_workers", "recompute_layers",
 }  # fmt: skip

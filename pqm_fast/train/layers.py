@@ -13,12 +13,16 @@ from pqm_fast.model import StepQModel
 
 
 def decoder_layers(model: StepQModel) -> list[nn.Module]:
-    """The decoder layers in order. Raises PQMError for a model that does not have them in `layers` or `h`."""
+    """The decoder layers in order. Raises PQMError for a model that does not have them in `layers` or `h`: it can be
+    trained with layers as they are, nothing computed again."""
     for name in ("layers", "h"):
         found = getattr(model.backbone, name, None)
         if isinstance(found, nn.ModuleList) and len(found):
             return list(found)
-    raise PQMError(f"{model.config.model_type}: its decoder layers were not found; give --layers eager")
+    raise PQMError(
+        f"{model.config.model_type}: its decoder layers were not found; give --layers eager and --recompute-layers 0, "
+        "no adapters and no --float8"
+    )
 
 
 def compile_layers(model: StepQModel, **how: Any) -> None:
@@ -35,7 +39,7 @@ def compile_layers(model: StepQModel, **how: Any) -> None:
 def recompute(model: StepQModel, count: int) -> None:
     """The first `count` layers keep their input alone, and compute what their backward needs once more."""
     # Around the compiled layer: inside it, transformers' own checkpointing would keep the layer from being compiled.
-    for layer in decoder_layers(model)[:count]:
+    for layer in decoder_layers(model)[:count] if count else ():
         layer.forward = partial(_checkpointed, layer.forward)
 
 
@@ -46,7 +50,10 @@ def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 def use_liger(model: StepQModel) -> None:
-    """liger-kernel's RMSNorm, rotary embedding and SwiGLU, where it has them for the architecture. Raises PQMError."""
+    """liger-kernel's RMSNorm, rotary embedding and SwiGLU, where it has them for the architecture. Raises PQMError.
+
+    It replaces parts of transformers' module, so later models of the architecture in this process have them too.
+    """
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError as error:
@@ -60,7 +67,8 @@ def use_liger(model: StepQModel) -> None:
 def use_float8(model: StepQModel, **how: Any) -> int:
     """The products of the decoder layers in 8-bit floats, forward and backward. Returns how many.
 
-    Sides that are no multiple of 16 stay as they are, as the hardware has no such products. Raises PQMError.
+    Sides that are no multiple of 16 stay as they are, as the hardware has no such products. Raises PQMError if there
+    is none to be had.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -73,6 +81,8 @@ def use_float8(model: StepQModel, **how: Any) -> int:
         for linear in layer.modules()
         if isinstance(linear, nn.Linear) and linear.in_features % 16 == linear.out_features % 16 == 0
     }
+    if not chosen:
+        raise PQMError(f"float8: {model.config.model_type} has no linear layers with sides that are multiples of 16")
     convert_to_float8_training(
         model.backbone, config=Float8LinearConfig(**how), module_filter_fn=lambda module, name: id(module) in chosen
     )

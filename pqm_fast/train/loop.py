@@ -107,7 +107,7 @@ def _finish(run: Run, log: RunLog, clock: "_Clock", launched: _Launched) -> None
             "learning_rate": launched.learning_rate,
         }
         figures |= _step_figures(config.loss, launched.batches, found.scores)
-        log.write("train", step, figures | clock.rates(run.total_steps - step, run.device))
+        log.write("train", step, figures | clock.rates(found.finished, run.total_steps - step, run.device))
 
 
 @torch.no_grad()
@@ -218,7 +218,8 @@ def _describe(run: Run) -> str:
     lines = [
         f"{run.model.config.model_type}, {parameters:,} parameters, {run.device}; loss {run.config.loss}",
         f"{len(run.training):,} trajectories to train on ({tokens:,} tokens), {len(run.held_out):,} held out; "
-        f"{run.total_steps:,} steps",
+        f"{run.total_steps:,} steps of {run.sizes.accumulation:,} x {run.sizes.micro_batch_tokens:,} tokens at most, "
+        f"{run.sizes.recompute_layers} layers computed again in the backward pass",
         *run.notes,
     ]
     return "\n".join(lines)
@@ -231,10 +232,10 @@ class _Clock:
     """
 
     def __init__(self) -> None:
-        self._reset()
+        self._reset(time.perf_counter())
 
-    def _reset(self) -> None:
-        self.started, self.away = time.perf_counter(), 0.0
+    def _reset(self, now: float) -> None:
+        self.started, self.away = now, 0.0
         self.tokens = self.trajectories = self.steps = 0
 
     def count(self, batches: list[PackedBatch]) -> None:
@@ -248,8 +249,9 @@ class _Clock:
         yield
         self.away += time.perf_counter() - since
 
-    def rates(self, steps_left: int, device: torch.device) -> dict[str, float]:
-        seconds = max(1e-9, time.perf_counter() - self.started - self.away)
+    def rates(self, now: float, steps_left: int, device: torch.device) -> dict[str, float]:
+        """Up to `now`, when the last step that was counted had finished; the next one may be under way."""
+        seconds = max(1e-9, now - self.started - self.away)
         figures = {
             "tokens_per_second": self.tokens / seconds,
             "trajectories_per_second": self.trajectories / seconds,
@@ -257,5 +259,5 @@ class _Clock:
         }
         if device.type == "cuda":
             figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        self._reset()
+        self._reset(now)
         return figures

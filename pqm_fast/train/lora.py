@@ -32,6 +32,7 @@ def adapted(module: nn.Module) -> bool:
     return any(".lora_A." in name for name, _ in module.named_parameters())
 
 
+@torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with every adapter added to the weight that it adapts, under the names from before."""
     from peft.tuners.lora import Linear

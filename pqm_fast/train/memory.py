@@ -51,13 +51,15 @@ class Needs:
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations
 
-    def describe(self, sizes: Sizes, depth: int, available: int) -> str:
+    def describe(self, available: int) -> str:
         """One line, in GB of 1e9 bytes."""
         parts = " + ".join(f"{name} {bytes / 1e9:.1f}" for name, bytes in vars(self).items())
+        text = f"memory, estimated: {parts} = {self.total / 1e9:.1f} GB of {available / 1e9:.1f}"
+        if self.total <= available:
+            return text
         return (
-            f"memory, estimated: {parts} = {self.total / 1e9:.1f} GB of {available / 1e9:.1f}, with "
-            f"{sizes.micro_batch_tokens:,} tokens in a forward pass and {sizes.recompute_layers} of {depth} layers "
-            "computed again"
+            f"{text}: it may not fit. --optimizer adamw-8bit, --lora-rank, a lower --max-length and, if they were "
+            "given, fewer --micro-batch-tokens or more --recompute-layers need less"
         )
 
 
@@ -150,19 +152,24 @@ def fit_memory(
     optimizer: str,
 ) -> tuple[Sizes, str | None]:
     """`choose` for the memory of the model's GPU, and what to tell the user about it. Elsewhere everything fits."""
+    if model.device.type != "cuda" or (tokens != "auto" and recompute_layers == 0):
+        depth = len(decoder_layers(model)) if recompute_layers not in ("auto", 0) else 0
+        fits_all = choose(tokens, accumulation, recompute_layers, depth=depth, longest=longest, fits=lambda sizes: True)
+        return fits_all, None
     depth = len(decoder_layers(model))
-
-    def chosen(fits: Callable[[Sizes], bool]) -> Sizes:
-        return choose(tokens, accumulation, recompute_layers, depth=depth, longest=longest, fits=fits)
-
-    if model.device.type != "cuda":
-        return chosen(lambda sizes: True), None
     layer = measure_layer(model, max(MOST_TOKENS, longest) if tokens == "auto" else tokens)
     free, _ = torch.cuda.mem_get_info(model.device)
     held = torch.cuda.memory_reserved(model.device)  # by this process: the weights, and what it can use again
     available = int((free + held) * (1 - RESERVE))
-    sizes = chosen(lambda sizes: needs(model, layer, sizes, optimizer).total <= available)
-    return sizes, needs(model, layer, sizes, optimizer).describe(sizes, depth, available)
+    sizes = choose(
+        tokens,
+        accumulation,
+        recompute_layers,
+        depth=depth,
+        longest=longest,
+        fits=lambda sizes: needs(model, layer, sizes, optimizer).total <= available,
+    )
+    return sizes, needs(model, layer, sizes, optimizer).describe(available)
 
 
 class _Captured(Exception):
@@ -177,8 +184,9 @@ def _inputs(model: StepQModel, layer: torch.nn.Module, tokens: int) -> tuple[tup
         found.append((args, kwargs))
         raise _Captured
 
-    one = Trajectory(np.zeros(min(256, tokens), np.int64), np.array([0]), np.zeros(1, np.float32))
-    batch = pack([(i, one) for i in range(tokens // len(one.input_ids))], pad_to=tokens)
+    length = min(256, model.context, tokens)
+    one = Trajectory(np.zeros(length, np.int64), np.array([0]), np.zeros(1, np.float32))
+    batch = pack([(i, one) for i in range(tokens // length)], pad_to=tokens)
     hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad():

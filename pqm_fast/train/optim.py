@@ -11,7 +11,7 @@ from pqm_fast.train.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW. Matrices are decayed; norms, biases and the like are not. One fused update.
+    """AdamW. Matrices are decayed; norms, biases and the like are not.
 
     Where weights are bfloat16, `adamw` keeps the bits that these lack to float32 master weights. Raises PQMError if
     torchao is missing for `adamw-8bit`.

@@ -161,7 +161,12 @@ def prepare_layers(model: StepQModel, config: TrainConfig, longest: int, notes: 
     """Sets up how the layers are computed, and settles what the options leave to the memory that there is."""
     if config.lora_rank:
         add_adapters(model, config.lora_rank, config.lora_alpha)
+        notes.append("only adapters and the Q-value head learn; the embedding of a new step token stays as it is")
+    if (config.float8 or config.layers == "liger") and model.device.type != "cuda":
+        raise PQMError(f"{'float8' if config.float8 else 'layers: liger'} needs a GPU, and the model is on the CPU")
     if config.float8:
+        if torch.cuda.get_device_capability(model.device) < (8, 9):
+            raise PQMError("float8: needs a GPU of compute capability 8.9 or more")
         notes.append(f"{use_float8(model):,} products of matrices in 8-bit floats")
     if config.layers == "liger":
         use_liger(model)
@@ -176,6 +181,8 @@ def prepare_layers(model: StepQModel, config: TrainConfig, longest: int, notes: 
     )
     if note is not None:
         notes.append(note)
+    if config.float8 and sizes.micro_batch_tokens % 16:
+        raise PQMError(f"float8: micro_batch_tokens must be a multiple of 16, found {sizes.micro_batch_tokens}")
     recompute(model, sizes.recompute_layers)
     if sizes.accumulation > 1:
         sum_gradients_in_float32(model)

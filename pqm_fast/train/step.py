@@ -4,6 +4,7 @@ Nothing here waits for the device: what a step found is read later, while the ne
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,13 +32,14 @@ class Pending:
     """What a step found, on its way to the host.
 
     Attributes that must be read after `wait`: `loss` and `grad_norm` (before clipping), scalars, and `scores`, the
-    Q-values [S] of each micro-batch, float32 on the host.
+    Q-values [S] of each micro-batch, float32 on the host; `finished`, by `time.perf_counter`.
     """
 
     def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, scores: list[torch.Tensor]):
         # from a GPU this gives pinned memory, so the copy is queued behind the step and nobody waits
         self._scalars = torch.stack([loss, grad_norm]).to("cpu", non_blocking=True)
         self.scores = [q.to("cpu", non_blocking=True) for q in scores]
+        self.finished = time.perf_counter()  # where nothing is queued
         self._copied = torch.cuda.Event() if loss.is_cuda else None
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(loss.device))
@@ -46,6 +48,7 @@ class Pending:
         """Until everything is on the host."""
         if self._copied is not None:
             self._copied.synchronize()
+            self.finished = time.perf_counter()
         self.loss, self.grad_norm = self._scalars.tolist()
         return self
 

@@ -129,7 +129,7 @@ def test_rows_and_pairs_by_hand():
     # 1..6, then 5 + 6 + 7, then 3 + 4; steps end at prefixes of 4, 6, 7 and 4 tokens
     assert prefix_tree(group) == (6 + 3 + 2, 21 + 18 + 7, 4, 4 + 6 + 7 + 4)
     assert layouts([group, group[:1]], 0) == {
-        "reference": Layout(4 * 7, 4 * 28, 4 * 7, 4 * 28, 4 * 7, logits=True, recomputes=True),
+        "reference": Layout(4 * 7, 80, 4 * 7, 80, 4 * 7, logits=True, recomputes=True),
         "packed": Layout(23, 21 + 28 + 10 + 21, 23, 80, 7),
         "tree": Layout(11 + 6, 46 + 21, 17, 67, 7),
         "tree_step_rows": Layout(17, 67, 4 + 2, 21 + 10, 7),

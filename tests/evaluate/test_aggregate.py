@@ -5,6 +5,7 @@ import pytest
 
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import aggregate
+from pqm_fast.evaluate.aggregate import aggregate_all, log_weight
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,28 @@ def test_cut_off_is_scored_by_its_prefix_but_not_by_last(how):
 def test_unknown_aggregator():
     with pytest.raises(PQMError, match=r"'median'.*min, last, mean, prod, max"):
         aggregate([1.0], "median")
+
+
+@pytest.mark.parametrize("how", ["min", "last", "mean", "prod", "max"])
+def test_weight_of_a_vote_is_the_score_as_a_probability(how):
+    solutions = [[0.5, -1.0], [2.0], [-3.0, 1.0, 1.0]]
+    p = [[1 / (1 + math.exp(-x)) for x in q] for q in solutions]
+    expected = {
+        "min": [min(own) for own in p],
+        "last": [own[-1] for own in p],
+        "mean": [1 / (1 + math.exp(-sum(q) / len(q))) for q in solutions],
+        "prod": [math.prod(own) for own in p],
+        "max": [max(own) for own in p],
+    }
+    assert np.exp(log_weight(aggregate_all(solutions, how), how)) == pytest.approx(expected[how])
+    assert log_weight(aggregate_all([[], [-1e4]], how), how).tolist() == [-math.inf, -1e4]
+
+
+@pytest.mark.parametrize("how", ["min", "last", "mean", "prod", "max"])
+def test_all_at_once_is_one_by_one(how):
+    rng = np.random.default_rng(0)
+    solutions = [
+        [None if rng.random() < 0.3 else float(x) for x in rng.normal(size=rng.integers(0, 5))] for _ in range(200)
+    ]
+    assert aggregate_all(solutions, how).tolist() == [aggregate(own, how) for own in solutions]
+    assert aggregate_all([], how).shape == (0,)

@@ -1,7 +1,6 @@
 r"""Answers as they stand in real solutions."""
 
 import json
-import threading
 import time
 
 import pytest
@@ -120,6 +119,17 @@ def test_marked_answer_does_not_fall_back_on_numbers():
         ("2x10^3", "2000"),
         ("2 \\times 10^{3}", "2000"),
         ("1\\,\\frac12", "1.5"),
+        ("5%", "5 percent"),
+        ("$5", "5 dollars"),
+        ("\\$5", "$5$"),
+        ("$5$", "5 cents"),  # a pair of them delimits mathematics
+        ("25¢", "25 cents"),
+        ("£5", "5 pounds"),
+        ("$18 per day", "$18"),
+        ("18 per day", "$18"),
+        ("2B", "B2"),
+        ("−1/2", "-0.5"),
+        ("–3", "-3"),
     ],
 )
 def test_same(a, b):
@@ -148,6 +158,16 @@ def test_same(a, b):
         ("(B)", "(b)"),
         ("\\text{B}", "b"),
         ("10 cents", "10 dollars"),
+        ("$5", "5 cents"),
+        ("\\$5", "5\\text{ cents}"),
+        ("$5", "5 feet"),
+        ("$5", "€5"),
+        ("$50", "50%"),
+        ("50\\%", "50 students"),
+        ("$18 per day", "$18 per week"),
+        ("2B", "2b"),
+        ("3X+1", "3x+1"),
+        ("\\frac{A}{2}", "\\frac{a}{2}"),
         ("2 hours", "2 minutes"),
         ("5 feet", "5 inches"),
         ("5\\text{ feet}", "5\\text{ inches}"),
@@ -183,12 +203,6 @@ def test_odd_text_equals_itself(odd):
     final_answer(odd)
 
 
-def test_a_power_tower_ends():
-    start = time.perf_counter()
-    assert not same_answer("9^{9^{9}}", "5")
-    assert time.perf_counter() - start < 15
-
-
 def test_odd_text_takes_linear_time():
     start = time.perf_counter()
     for text in ["answer" + " " * 100_000 + "x", "A:" + " " * 100_000 + "x\ny", "\\boxed{" * 20_000]:
@@ -204,13 +218,27 @@ def test_odd_text_takes_linear_time():
     assert time.perf_counter() - start < 5
 
 
-def test_another_thread_gives_the_same_verdict():
-    pairs = [("3\\sqrt{3}", "\\sqrt{27}"), ("3\\sqrt{3}", "\\sqrt{28}"), ("1,000", "1000")]
-    verdicts = []
-    thread = threading.Thread(target=lambda: verdicts.extend(same_answer(a, b) for a, b in pairs))
-    thread.start()
-    thread.join()
-    assert verdicts == [True, False, True]
+def test_long_steps_and_latex_that_never_ends():
+    start = time.perf_counter()
+    step = "We add 1 and get \\frac{1}{2}, so " * 400
+    assert len(step) > 10_000
+    assert final_answer("\n".join([step] * 20 + ["The answer is: −7"])) == "−7"
+    assert final_answer("\\boxed{" + step) == "\\frac{1}{2}"
+    open_ended = "The answer is: " + "\\frac{" * 2000 + "1"
+    assert final_answer(open_ended).startswith("\\frac{")
+    assert not same_answer(final_answer(open_ended), "1")
+    assert same_answer(final_answer(open_ended), final_answer(open_ended))
+    for ending in (
+        "\\frac{1}{",
+        "\\sqrt{" * 40,
+        "\\begin{pmatrix} 1 & 2",
+        "\\left( \\left(",
+        "{" * 299,
+        "$" * 299,
+        "\\text{",
+    ):
+        assert not same_answer(ending, "5")
+    assert time.perf_counter() - start < 30
 
 
 def test_groups_are_numbered_by_first_appearance():

@@ -1,13 +1,15 @@
 """Best-of-N against enumeration of every subset."""
 
 import math
+import time
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate import best_of_n, majority_vote, mean_accuracy, pass_at_n
+from pqm_fast.evaluate import best_of_n, mean_accuracy, pass_at_n
+from pqm_fast.evaluate.best_of_n import expected_best
 
 
 def enumerate_best(scores, correct, n):
@@ -70,34 +72,52 @@ def test_order_of_the_candidates_does_not_matter():
     assert best_of_n([scores], [correct], 2).mean == pytest.approx(turned.mean, abs=1e-15)
 
 
-def test_interval_is_over_questions():
-    estimate = mean_accuracy([[1, 1], [0, 0], [1, 0], [0, 1]])
-    half = 1.96 * np.std([1, 0, 0.5, 0.5], ddof=1) / 2
-    assert estimate.mean == 0.5
-    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half))
-    assert estimate.questions == 4
-    assert (lambda e: (e.low > 0, e.high))(mean_accuracy([[1]] * 9 + [[0]])) == (True, 1.0)
-    assert (lambda e: (e.low, e.high < 1))(mean_accuracy([[0]] * 9 + [[1]])) == (0.0, True)
-    equal = mean_accuracy([[1], [1]])
-    assert equal.low == equal.mean == equal.high == 1
-    one = mean_accuracy([[1, 0]])
-    assert (one.mean, one.low, one.high) == (0.5, None, None)
+@pytest.mark.parametrize("n", [1, 3, 17, 64])
+def test_random_subsets_agree(n):
+    rng = np.random.default_rng(n)
+    scores, correct = rng.integers(0, 30, 64) / 4, rng.random(64) < 0.3
+    draws = [rng.permutation(64)[:n] for _ in range(20_000)]
+    tied = [draw[scores[draw] == scores[draw].max()] for draw in draws]
+    outcomes = np.array([correct[own].mean() for own in tied])
+    error = outcomes.std() / len(outcomes) ** 0.5
+    assert best_of_n([scores], [correct], n).mean == pytest.approx(outcomes.mean(), abs=4 * error + 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("groups", "correct", "first", "share"),
-    [
-        ([0, 1, 1], [1, 0, 0], 0, 0),
-        ([0, 1], [1, 0], 1, 0.5),
-        ([1, 0], [1, 0], 1, 0.5),  # first by appearance, not by class number
-        ([0, 1, 2, 2, 1], [0, 0, 1, 1, 0], 0, 0.5),
-        ([-1, -1, 0], [0, 0, 1], 1, 1),  # no answer, no vote
-        ([-1, -1], [0, 0], 0, 0),
-    ],
-)
-def test_majority_vote(groups, correct, first, share):
-    assert majority_vote([groups], [correct], ties="first").mean == first
-    assert majority_vote([groups], [correct]).mean == share
+def test_all_sizes_at_once_and_questions_of_different_size():
+    rng = np.random.default_rng(0)
+    sizes = [1, 5, 8, 5, 0]
+    scores = [rng.integers(0, 4, size).astype(float) for size in sizes]
+    correct = [rng.integers(0, 2, size).astype(float) for size in sizes]
+    found = expected_best(scores, correct, [3, 1, 8])
+    for i, size in enumerate(sizes):
+        for j, n in enumerate([3, 1, 8]):
+            if n > size:
+                assert np.isnan(found[i, j])
+            else:
+                assert found[i, j] == pytest.approx(enumerate_best(scores[i], correct[i], n), abs=1e-12)
+
+
+def test_best_and_worst_scorer_bound_all_others():
+    rng = np.random.default_rng(1)
+    correct = [(rng.random(16) < 0.4).astype(float) for _ in range(20)]
+    for n in (1, 2, 7, 16):
+        any_right = best_of_n(correct, correct, n)
+        all_right = best_of_n([-own for own in correct], correct, n)
+        anyone = best_of_n([rng.normal(size=16) for _ in correct], correct, n)
+        assert all_right.mean - 1e-12 <= anyone.mean <= any_right.mean + 1e-12
+        assert any_right == pass_at_n(correct, n)
+        assert all_right.mean == pytest.approx(1 - pass_at_n([1 - own for own in correct], n).mean)
+
+
+def test_five_hundred_questions_take_no_time():
+    rng = np.random.default_rng(0)
+    scores, correct = rng.normal(size=(500, 128)), (rng.random((500, 128)) < 0.5).astype(float)
+    start = time.perf_counter()
+    for _ in range(5):
+        values = expected_best(scores, correct, range(1, 129))
+    assert time.perf_counter() - start < 5
+    assert values[:, 0] == pytest.approx(correct.mean(axis=1))
+    assert values[:, -1].tolist() == [own[s.argmax()] for s, own in zip(scores, correct, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +128,9 @@ def test_majority_vote(groups, correct, first, share):
         (lambda: best_of_n([[1.0, 2.0]], [[1]], 1), "2 scores but 1"),
         (lambda: best_of_n([[1.0], [2.0]], [[1]], 1), "2 questions"),
         (lambda: best_of_n([[float("nan")]], [[1]], 1), "NaN"),
+        (lambda: best_of_n([[1.0], []], [[1], []], 1), "question 1 has 0 candidates"),
         (lambda: best_of_n([], [], 1), "no questions"),
-        (lambda: majority_vote([[0]], [[1]], ties="random"), "random"),
-        (lambda: majority_vote([[0, 1]], [[1]]), "2 answers but 1"),
+        (lambda: mean_accuracy([[1], []]), "question 1 has no candidates"),
     ],
 )
 def test_bad_input(call, message):

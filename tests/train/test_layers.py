@@ -1,5 +1,7 @@
 """Compiled, recomputed and replaced layers: the same gradient, and nothing compiled anew once warm."""
 
+import sys
+
 import numpy as np
 import pytest
 import tiny
@@ -8,6 +10,7 @@ from test_model import gradients, make_model, solutions, trajectories
 from torch._dynamo.utils import counters
 
 from pqm_fast.data.pack import pack, pack_trees
+from pqm_fast.errors import PQMError
 from pqm_fast.train.layers import compile_layers, decoder_layers, recompute, use_float8, use_liger
 
 
@@ -45,6 +48,7 @@ def test_nothing_is_compiled_anew_once_warm(tmp_path, architecture):
     model.eval()
     model.scores(many[0])
     warm = counters["stats"]["unique_graphs"]
+    assert all(hasattr(layer.forward, "_torchdynamo_orig_callable") for layer in decoder_layers(model)[:-1])
     assert warm >= 2  # a layer is two graphs, attention between them
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch in many:
@@ -145,3 +149,22 @@ def test_float8_leaves_out_what_the_hardware_cannot(tmp_path):
     model = make_model(tmp_path, "qwen2", hidden_size=64, intermediate_size=40)
     assert use_float8(model, emulate=True) == 3 * 4  # the MLPs stay
     assert np.isfinite(learn(model, batches()[0])[0])
+
+
+@pytest.mark.parametrize(
+    ("use", "module", "package"),
+    [
+        (use_liger, "liger_kernel.transformers.monkey_patch", "liger-kernel"),
+        (use_float8, "torchao.float8", "torchao"),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, use, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PQMError, match=f"needs {package}; install it with `pip install {package}`"):
+        use(make_model(tmp_path))
+
+
+def test_float8_that_would_do_nothing_is_refused(tmp_path):
+    pytest.importorskip("torchao")
+    with pytest.raises(PQMError, match="float8: gpt2 has no linear layers"):
+        use_float8(make_model(tmp_path, "gpt2"), emulate=True)

@@ -452,8 +452,6 @@ def test_eight_bit_moments_resume_exactly(configure, tmp_path):
     ("option", "module", "package"),
     [
         ({"lora_rank": 4}, "peft", "peft"),
-        ({"float8": True}, "torchao.float8", "torchao"),
-        ({"layers": "liger"}, "liger_kernel.transformers.monkey_patch", "liger-kernel"),
         ({"optimizer": "adamw-8bit"}, "torchao.optim", "torchao"),
     ],
 )

@@ -47,6 +47,18 @@ def test_only_adapters_and_the_head_learn(tmp_path):
     assert {name for name, p in model.named_parameters() if p.grad is not None} == learned
 
 
+def test_alpha_scales_the_adapters(tmp_path):
+    moved = []
+    for alpha in (4, 8):
+        model = make_model(tmp_path)
+        add_adapters(model, rank=4, alpha=alpha)
+        disturb(model)
+        before = model.state_dict()["classifier.model.layers.0.mlp.up_proj.base_layer.weight"]
+        moved.append(merged_state(model.classifier)["model.layers.0.mlp.up_proj.weight"] - before)
+    assert moved[0].norm() > 0.1
+    assert float(moved[1].norm() / moved[0].norm()) == pytest.approx(2, rel=0.3)  # other random first factors
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_with_adapters_gives_a_plain_checkpoint(configure, tmp_path, dtype):
     make = {"lora_rank": 4, "dtype": dtype, "save_every": 5, "max_steps": 12, "learning_rate": 1e-2}

@@ -1,0 +1,135 @@
+"""Everything that step labels allow: step metrics, curves, error types and ProcessBench."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.error_types import by_type
+from pqm_fast.evaluate.processbench import FOLDS, calibrate_threshold, cross_calibrated, processbench
+from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
+from pqm_fast.evaluate.step_metrics import step_metrics
+
+Scored = Iterable[tuple[Record, Sequence[float | None]]]
+NO_ERROR = "none"  # the type of a record whose field is null, as the unaltered solutions of PRMBench
+
+
+def evaluate_steps(
+    scored: Scored, threshold: float = 0.0, by: str = "error_type", calibrate: Scored | None = None
+) -> dict[str, Any]:
+    """Figures over the labelled records among (record, step scores) pairs.
+
+    Args:
+        threshold: a step counts as predicted wrong below this Q-value.
+        by: the field of `extra` that says which type of error a record has.
+        calibrate: other pairs, for the threshold of `processbench_calibrated`. Without them each question's threshold
+            comes from the other questions (`cross_calibrated`).
+
+    Returns:
+        `threshold`; `steps`: the result of `step_metrics`; `calibration`, `auroc_by_position`: those of `step_curves`;
+        `by_type`: {field, types} with the result of `error_types.by_type`, if records have the field;
+        `processbench`: that of `processbench` with the `threshold` given, and `processbench_calibrated`, with
+        `thresholds` and `calibrated_on`, if the labels of every record name a first error (all correct, or correct up
+        to a wrong step and none labelled correct after it); `left_out`: one sentence for each thing that is missing,
+        and why. JSON-ready.
+
+    Raises:
+        PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
+            `scored`, names no first errors, or holds no erroneous or no correct solutions.
+    """
+    pairs = [checked(record, scores) for record, scores in scored]
+    labelled = [(record, record.labels, scores) for record, scores in pairs if record.labels is not None]
+    result: dict[str, Any] = {"left_out": []}
+    if len(labelled) < len(pairs):
+        result["left_out"].append(f"{len(pairs) - len(labelled)} of {len(pairs)} records have no labels")
+    if not labelled:
+        return result
+    labels, scores = [y for _, y, _ in labelled], [q for *_, q in labelled]
+    result["threshold"] = threshold
+    result["steps"] = step_metrics(scores, labels, threshold)
+    result["calibration"] = calibration(scores, labels)
+    result["auroc_by_position"] = auroc_by_position(scores, labels)
+    typed = [i for i, (record, *_) in enumerate(labelled) if by in record.extra]
+    if typed:
+        own = [labelled[i][0].extra[by] for i in typed]
+        types = [NO_ERROR if value is None else str(value) for value in own]
+        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold)
+        result["by_type"] = {"field": by, "types": figures}
+        if len(typed) < len(labelled):
+            result["left_out"].append(f"by {by}: {len(labelled) - len(typed)} of {len(labelled)} records lack it")
+    result |= _first_error_figures([record for record, *_ in labelled], labels, scores, threshold, calibrate, result)
+    cut = sum(
+        q is None and y is not None for ys, qs in zip(labels, scores, strict=True) for y, q in zip(ys, qs, strict=True)
+    )
+    if cut:
+        result["left_out"].append(f"{cut} labelled steps have no score (they were cut off)")
+    return result
+
+
+def _first_error_figures(
+    records: list[Record],
+    labels: list[list[float | None]],
+    scores: list[Sequence[float | None]],
+    threshold: float,
+    calibrate: Scored | None,
+    result: dict[str, Any],
+) -> dict[str, Any]:
+    first_errors = [first_error(y) for y in labels]
+    known = [first for first in first_errors if first is not None]
+    if len(known) < len(labels):
+        unfit = len(labels) - len(known)
+        result["left_out"].append(
+            f"ProcessBench: the labels of {unfit} of {len(labels)} records do not name a first error"
+        )
+        return {}
+    found: dict[str, Any] = {"processbench": {"threshold": threshold, **processbench(scores, known, threshold)}}
+    prompts = [record.prompt for record in records]
+    if calibrate is not None:
+        chosen = _threshold(calibrate, set(prompts))
+        figures = {
+            **processbench(scores, known, chosen),
+            "thresholds": [chosen],
+            "calibrated_on": "other questions given",
+        }
+        return {**found, "processbench_calibrated": figures}
+    crossed = cross_calibrated(scores, known, prompts)
+    if crossed is None:
+        result["left_out"].append(
+            f"ProcessBench with a calibrated threshold: {FOLDS - 1} of {FOLDS} parts of the questions must hold "
+            "erroneous and correct solutions"
+        )
+        return found
+    where = f"for each fifth of the questions, the other {FOLDS - 1}"
+    return {**found, "processbench_calibrated": {**crossed, "calibrated_on": where}}
+
+
+def _threshold(calibrate: Scored, scored_prompts: set[str]) -> float:
+    pairs = [checked(record, scores) for record, scores in calibrate]
+    shared = next((record for record, _ in pairs if record.prompt in scored_prompts), None)
+    if shared is not None:
+        raise PQMError(
+            f"calibrate: record {shared.id} asks a question that is also scored: a threshold must come from others"
+        )
+    first_errors = [first_error(record.labels or []) if record.labels else None for record, _ in pairs]
+    unfit = next((record for (record, _), first in zip(pairs, first_errors, strict=True) if first is None), None)
+    if unfit is not None:
+        raise PQMError(f"calibrate: record {unfit.id}: its labels do not name a first error; leave it out")
+    try:
+        return calibrate_threshold([q for _, q in pairs], [first for first in first_errors if first is not None])
+    except PQMError as error:
+        raise PQMError(f"calibrate: {error}") from None
+
+
+def checked(record: Record, scores: Sequence[float | None]) -> tuple[Record, Sequence[float | None]]:
+    """The pair. Raises `PQMError` if there is not one score per step."""
+    if len(scores) != len(record.steps):
+        raise PQMError(f"record {record.id}: {len(scores)} scores for {len(record.steps)} steps: pass one per step")
+    return record, scores
+
+
+def first_error(labels: Sequence[float | None]) -> int | None:
+    """Index of the first wrong step, -1 if every step is correct, None if the labels do not say."""
+    wrong = next((t for t, label in enumerate(labels) if label is not None and label < 0.5), len(labels))
+    if None in labels[:wrong] or any(label is not None and label >= 0.5 for label in labels[wrong:]):
+        return None
+    return wrong if wrong < len(labels) else -1

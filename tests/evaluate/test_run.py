@@ -1,0 +1,112 @@
+"""`pqm-fast evaluate` on scored files: the table, the JSON and the pictures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pqm_fast.cli import main
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def processbench(seed, count, prefix):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        label = -1 if i % 2 else int(rng.integers(0, 3))
+        scores = [float(rng.normal(-3 if t == label else 1)) for t in range(3)]
+        rows.append(
+            {"id": f"{prefix}{i}", "problem": f"{prefix} {i}", "steps": ["s"] * 3, "label": label, "scores": scores}
+        )
+    return rows
+
+
+def pool(count):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "id": f"q{q}/{k}",
+            "prompt": f"{q}?",
+            "completions": ["so", f"it is {rng.integers(0, 3)}"],
+            "scores": rng.normal(size=2).tolist(),
+            "question_id": f"q{q}",
+            "answer": "1",
+            "policy": "ab"[k % 2],
+        }
+        for q in range(count)
+        for k in range(12)
+    ]
+
+
+def test_table_json_and_pictures(tmp_path, capsys):
+    data, out = write(tmp_path / "pool.jsonl", pool(10)), tmp_path / "result.json"
+    assert main(["evaluate", "--data", str(data), "--out", str(out)]) == 0
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    overall = result["overall"]
+    assert set(overall["best_of_n"]) == set(overall["weighted_vote"]) == {"min", "last", "mean", "prod", "max"}
+    assert list(overall["best_of_n"]["prod"]) == ["1", "2", "4", "8"]
+    for name in ("a", "b", "all candidates"):
+        assert f"\n  {name}  " in printed
+    assert f"{overall['weighted_vote']['max']['8']['mean']:.3f} +-" in printed
+    assert printed.endswith(f"picture: {tmp_path / 'result.best_of_n.png'}\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "result.json", "result.best_of_n.png"}
+
+
+def test_draws_and_seed_reach_the_votes(tmp_path):
+    data = write(tmp_path / "pool.jsonl", pool(5))
+
+    def votes(*options):
+        out = tmp_path / "result.json"
+        assert main(["evaluate", "--data", str(data), "--n", "6", "--out", str(out), *options]) == 0
+        return json.loads(out.read_text())["overall"]["self_consistency"]["6"]
+
+    asked = (("40", "0"), ("40", "0"), ("40", "7"), ("924", "0"))  # 924 is C(12, 6)
+    few, same, other, all_subsets = (votes("--draws", draws, "--seed", seed) for draws, seed in asked)
+    assert few == same
+    assert few["mean"] != other["mean"]
+    assert all_subsets["sampling_error"] == 0.0 < few["sampling_error"]
+
+
+def test_calibrate_on_other_records(tmp_path, capsys):
+    data = write(tmp_path / "scored.jsonl", processbench(0, 60, "one"))
+    others = write(tmp_path / "others.jsonl", processbench(1, 60, "two"))
+    out = tmp_path / "result.json"
+    arguments = ["evaluate", "--data", str(data), "--out", str(out)]
+    assert main([*arguments, "--calibrate", str(others)]) == 0
+    result = json.loads(out.read_text())
+    assert result["records"] == 60
+    assert len(result["processbench_calibrated"]["thresholds"]) == 1
+    assert result["processbench_calibrated"]["f1"] > result["processbench"]["f1"]
+    assert "calibrated on: other questions given" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert len(json.loads(out.read_text())["processbench_calibrated"]["thresholds"]) == 5
+
+
+def test_what_no_threshold_may_come_from(tmp_path, capsys):
+    data = write(tmp_path / "scored.jsonl", processbench(0, 20, "one"))
+    mixed = write(tmp_path / "mixed.jsonl", [*processbench(1, 20, "two"), processbench(0, 1, "one")[0]])
+    unscored = write(tmp_path / "unscored.jsonl", [{**processbench(1, 1, "two")[0], "scores": None}])
+    out = tmp_path / "result.json"
+    for calibrate, message in (
+        (data, "record one0 asks a question that is also scored"),
+        (mixed, "record one0 asks a question that is also scored"),
+        (unscored, f"{unscored}: record two0: no `scores`"),
+        (tmp_path / "gone.jsonl", "gone.jsonl: no file"),
+    ):
+        assert main(["evaluate", "--data", str(data), "--calibrate", str(calibrate), "--out", str(out)]) == 1
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("by", ["error_type", "task"])
+def test_types_by_any_field(tmp_path, by, capsys):
+    rows = [
+        {"prompt": f"{i}?", "completions": ["s"] * 2, "labels": [1, i % 2], "scores": [1.0, -1.0], by: "ab"[i % 2]}
+        for i in range(6)
+    ]
+    assert main(["evaluate", "--data", str(write(tmp_path / "rows.jsonl", rows)), "--by", by]) == 0
+    assert f"Steps by {by}\n  {by}" in capsys.readouterr().out

@@ -1,0 +1,165 @@
+"""Each option of a run gets to where it acts."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from pqm_fast.errors import PQMError
+from pqm_fast.train import loop, setup
+from pqm_fast.train.checkpoint import complete_checkpoints
+from pqm_fast.train.log import read_metrics
+from pqm_fast.train.loop import evaluate, train
+from pqm_fast.train.optim import make_optimizer, set_learning_rate
+from pqm_fast.train.setup import prepare
+from pqm_fast.train.step import Objective
+
+
+def test_loss_zeta_and_clip(configure, monkeypatch):
+    objectives = []
+
+    def train_step(model, optimizer, batches, objective, whole=loop.train_step):
+        objectives.append(objective)
+        return whole(model, optimizer, batches, objective)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    train(configure(loss="rank-theory", zeta=2.5, clip=0.25, max_steps=2))
+    assert objectives == [Objective("rank-theory", 2.5, 0.25)] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_optimizer(configure, dtype):
+    run = prepare(configure(dtype=dtype, beta1=0.8, beta2=0.77, weight_decay=0.3, learning_rate=0.5))
+    optimizer = make_optimizer(run.model, run.config)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.77)] * 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5] * 2
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125] * 2
+
+
+def test_the_learning_rate_that_is_logged(configure, tmp_path):
+    train(configure(learning_rate=1.0, warmup_steps=4, max_steps=6, clip=1e-6))
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_layers_attention_and_workers(configure, monkeypatch):
+    calls = {}
+    for name in ("compile_layers", "recompute"):
+        monkeypatch.setattr(setup, name, lambda *given, name=name: calls.update({name: given[1:]}))
+
+    def load_steps(*given, workers, pin, whole=loop.load_steps):
+        calls["workers"] = workers
+        return whole(*given, workers=0, pin=pin)
+
+    monkeypatch.setattr(loop, "load_steps", load_steps)
+    config = configure(layers="compile", recompute_layers=1, attention="sdpa", loader_workers=3, max_steps=1)
+    run = prepare(config)
+    assert run.model.attention == "sdpa"
+    assert run.pad_to == 128
+    assert calls == {"compile_layers": (), "recompute": (1,)}
+    train(config)
+    assert calls["workers"] == 3
+    calls.clear()
+    assert prepare(configure("eager")).pad_to is None
+    assert calls == {"recompute": (0,)}
+    with pytest.raises(PQMError, match="attention 'flash' cannot be used here: it needs a CUDA device"):
+        prepare(configure("other", attention="flash"))
+
+
+def test_the_saved_dtype(configure, tmp_path):
+    """float32 has what bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
+    options = {"dtype": "bfloat16", "max_steps": 5}
+    for name in ("bfloat16", "float32"):
+        train(configure(name, save_dtype=name, **options))
+    half, full = (load_file(tmp_path / name / "model.safetensors") for name in ("bfloat16", "float32"))
+    assert {t.dtype for t in full.values()} == {torch.float32}
+    assert half.keys() == full.keys()
+    for name in half:  # half a step of bfloat16; ties round away from zero in one and to even in the other
+        assert (full[name] - half[name].float()).abs().le(full[name].abs() * 2**-8).all(), name
+    finer = [name for name in full if not torch.equal(full[name].bfloat16().float(), full[name])]
+    assert len(finer) > len(full) / 2
+
+
+def test_evaluation_has_no_dropout(configure, tmp_path):
+    model = str(tiny.model_folder(tmp_path / "dropout", num_hidden_layers=2, attention_dropout=0.5))
+    run = prepare(configure(model=model, eval_fraction=0.5))
+    run.model.train()
+    assert evaluate(run, run.held_out) == pytest.approx(evaluate(run, run.held_out), nan_ok=True, abs=0, rel=0)
+
+
+def test_a_resumed_run_has_its_sizes(configure, tmp_path):
+    """With sizes on auto it takes those that it was started with, whatever fits today."""
+    options = {"micro_batch_tokens": "auto", "save_every": 2, "max_steps": 4}
+    train(configure(**options))
+    (tmp_path / "run" / "config.json").unlink()
+    [*_, newest] = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    state = json.loads((newest / "state.json").read_text())
+    assert (state["micro_batch_tokens"], state["accumulation"]) == (16384, 1)
+    (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "accumulation": 4}))
+    sizes = prepare(configure(**options, resume=True)).sizes
+    assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
+
+
+def test_layers_may_be_computed_again_in_a_resumed_run(configure, tmp_path):
+    train(configure(save_every=2, max_steps=4))
+    (tmp_path / "run" / "config.json").unlink()
+    run = prepare(configure(save_every=2, max_steps=4, resume=True, recompute_layers="all"))
+    assert run.sizes.recompute_layers == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(configure, tmp_path):
+    train(configure(save_every=2, max_steps=4))
+    (tmp_path / "run" / "config.json").unlink()
+    [*_, newest] = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    state = json.loads((newest / "state.json").read_text())
+    del state["micro_batch_tokens"]
+    (newest / "state.json").write_text(json.dumps(state))
+    with pytest.raises(PQMError, match="written by an earlier pqm-fast"):
+        prepare(configure(save_every=2, max_steps=4, resume=True))
+
+
+def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
+    """A clock on which every step takes a second, and saving or evaluating a hundred."""
+    now = [0.0]
+
+    def later(function, seconds):
+        def slow(*given, **named):
+            now[0] += seconds
+            return function(*given, **named)
+
+        return slow
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop, "train_step", later(loop.train_step, 1.0))
+    monkeypatch.setattr(loop, "save_checkpoint", later(loop.save_checkpoint, 100.0))
+    monkeypatch.setattr(loop, "evaluate", later(loop.evaluate, 100.0))
+    train(configure(max_steps=9, save_every=3, eval_every=2, eval_fraction=0.1))
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["eta_seconds"] for row in rows] == [float(9 - step) for step in range(1, 10)]
+    assert all(0 < row["tokens_per_second"] <= 128 for row in rows)
+
+
+def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
+    """It trains as it is; what needs its layers says so."""
+    from transformers import AutoConfig
+
+    folder = tmp_path / "opt"
+    AutoConfig.for_model(
+        "opt", vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, word_embed_proj_dim=32, dropout=0.0,
+    ).save_pretrained(folder)  # fmt: skip
+    tiny.tokenizer().save_pretrained(folder)
+    train(configure(model=str(folder), max_steps=2))
+    for options in ({"recompute_layers": 1}, {"layers": "compile"}):
+        with pytest.raises(PQMError, match="opt: its decoder layers were not found; give --layers eager"):
+            prepare(configure("other", model=str(folder), **options))
+
+
+def test_what_needs_a_gpu_says_so(configure):
+    for options in ({"float8": True}, {"layers": "liger"}):
+        with pytest.raises(PQMError, match="needs a GPU"):
+            train(configure(**options))
