@@ -5,7 +5,8 @@ hidden states of all layers are handed out; a linear value head on every token; 
 of 64, 24 and 8 trajectories of like length, padded. Left out in its favour: dropout of the head's input and DeepSpeed's
 offloading of weights and optimizer to the CPU. Against it: attention is causal over the padded rectangle, where
 flash-attn there takes padding out and puts it back, 2% of its operations at 0.5B and 0.5% at 7B. A batch that does not
-fit is cut into parts with the same loss. What is computed in bfloat16 there is the loss too; here it is float32, which costs nothing.
+fit is cut into parts with the same loss. What is computed in bfloat16 there is the loss too; here it is float32, which
+costs nothing.
 """
 
 from typing import Any
