@@ -13,7 +13,6 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_file
 from pqm_fast.sample.journal import Journal
-from pqm_fast.sample.judge import Judge
 from pqm_fast.sample.policy import PolicyOptions, policy_state
 from pqm_fast.sample.rollouts import Rollouts
 from pqm_fast.sample.search import Label, Search, step_labels
@@ -71,16 +70,14 @@ def annotate(config: AnnotateConfig) -> Path:
     total = sum(1 for _ in _records(config, skipped))  # a bad record shows before the first rollout
     if not total:
         raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
-    with Judge() as judge, journal.kept():
-        rollouts = Rollouts(config, judge, journal)
+    with journal.kept():
+        rollouts = Rollouts(config, journal)
         with tqdm(total=total, unit="record", disable=not config.progress) as bar:
             rollouts.measure(_records(config, SkipSummary()), bar)
         summary = _write(config, rollouts, skipped)
     journal.remove()
     if skipped.total:
         print(skipped)
-    if judge.given_up:
-        print(f"{judge.given_up:,} answers took too long to compare with the right one: counted as wrong")
     print(summary)
     return Path(config.out)
 

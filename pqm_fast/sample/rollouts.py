@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.sample.journal import Journal
-from pqm_fast.sample.judge import Judge
+from pqm_fast.sample.judge import right
 from pqm_fast.sample.policy import Outcome, Request, complete, open_policy, parse_policy, request_seed
 from pqm_fast.sample.search import next_prefixes
 
@@ -39,8 +39,8 @@ class _Prefix:
 class Rollouts:
     """What is known of prefixes; begins with what the journal holds."""
 
-    def __init__(self, config: "AnnotateConfig", judge: Judge, journal: Journal):
-        self.config, self.judge, self.journal = config, judge, journal
+    def __init__(self, config: "AnnotateConfig", journal: Journal):
+        self.config, self.journal = config, journal
         self.name = parse_policy(config.policy).model
         self.prefixes: dict[str, _Prefix] = {}
         self.ready: deque[Request] = deque()
@@ -90,7 +90,7 @@ class Rollouts:
         if record.extra.get("finish_reason") == "length":
             return {}
         text = "\n".join(record.steps)
-        return {len(record.steps): int(self.judge.right("", text, True, str(record.extra["answer"])))}
+        return {len(record.steps): int(right("", text, True, str(record.extra["answer"])))}
 
     def _replayed(self, place: int, row: dict[str, Any]) -> None:
         self.prefixes.setdefault(row["prefix"], _Prefix()).verdicts[row["rollout"]] = row["right"]
@@ -129,9 +129,9 @@ class Rollouts:
         if isinstance(completion, RecordError):
             prefix.error = completion
         else:
-            right = self.judge.right("\n".join(request.steps), completion.text, completion.finished, gold)
-            self.journal.append({"prefix": key, "rollout": k, "right": right})
-            prefix.verdicts[k] = right
+            verdict = right("\n".join(request.steps), completion.text, completion.finished, gold)
+            self.journal.append({"prefix": key, "rollout": k, "right": verdict})
+            prefix.verdicts[k] = verdict
         if len(prefix.verdicts) < self.config.rollouts and prefix.error is None:
             return []
         waiting, prefix.waiting = prefix.waiting, []

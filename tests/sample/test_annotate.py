@@ -16,7 +16,6 @@ from pqm_fast.arithmetic.world import write_world
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
 from pqm_fast.sample.arithmetic import ArithmeticPolicy, parse_problem, parse_step
-from pqm_fast.sample.judge import Judge
 
 COMPLETER = "arithmetic:strong"
 
@@ -218,16 +217,13 @@ def test_rollouts_that_never_end_or_are_empty_count_as_wrong(serve, tmp_path):
         assert found["labels"] == [label, 1.0], name
 
 
-def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(Judge.__init__, "__defaults__", (1.0,))
+def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path):
     row = {"prompt": "Why?", "completions": ["x", r"\boxed{x^2}"], "answer": "x^2", "id": "r"}
     server = serve(lambda body: r"\boxed{9^{9^{9^{9}}}}")
-    assert annotate(write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl", server.policy, rollouts=3) == 0
+    with pytest.warns(UserWarning, match="no verdict whether"):
+        assert annotate(write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl", server.policy, rollouts=3) == 0
     [found] = rows_of(tmp_path / "out.jsonl")
     assert found["labels"] == [0.0, 1.0]
-    captured = capfd.readouterr()
-    assert "1 answers took too long to compare with the right one: counted as wrong" in captured.out
-    assert captured.err == ""
 
 
 def test_labelled_records_train(pool, full, tmp_path):
