@@ -99,7 +99,7 @@ def test_ours_is_what_scorer_does(tree, max_tokens):
     way = WAYS[name]
     scoring = way.build(CONFIG, CPU, torch.float32)
     seen, scores = [], scoring.model.scores
-    scoring.model.scores = lambda batch: seen.append(batch) or scores(batch)
+    scoring.model.scores = lambda batch, packing: seen.append(batch) or scores(batch, packing)
     encoded = [(f"question {k}", Encoded(t.input_ids, t.step_index, 0)) for k, own in enumerate(questions) for t in own]
     expected = Scorer(scoring.model, None, max_tokens, prefix_tree=tree).score_encoded(encoded)
     batches = list(way.batches(questions, {"max_tokens": max_tokens}))
