@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -44,6 +45,8 @@ class WorkBench:
     """Models to count for."""
     json: bool = False
     """Print JSON, and nothing else."""
+    out: str | None = None
+    """Folder for a picture of it, work_counted.png. Default: none is drawn."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ def run(config: WorkBench) -> dict[str, Any]:
     """Counts and prints a table, or JSON. Returns what the JSON says."""
     results = count(config)
     print(json.dumps(results, indent=2) if config.json else table(results))
+    if config.out is not None:
+        from pqm_benchmarks.work_picture import draw
+
+        draw(results, Path(config.out))
     return results
 
 

@@ -23,6 +23,7 @@ from pqm_benchmarks.work import (
     table,
     work,
 )
+from pqm_benchmarks.work_picture import draw
 from pqm_benchmarks.workload import make_workload, published_batches
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -290,6 +291,12 @@ def test_the_readme_says_what_is_stored():
     flops = [shape["flops_per_trajectory"] for shape in stored["shapes"].values()]
     times_less = [each["reference"] / each["tree_step_rows"] for each in flops]
     assert f"{min(times_less):.1f} to {max(times_less):.1f} times fewer" in (ROOT / "README.md").read_text()
+
+
+def test_the_picture(results, tmp_path):
+    path = draw(results, tmp_path / "new")
+    assert path.name == "work_counted.png"
+    assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_command(capsys):
