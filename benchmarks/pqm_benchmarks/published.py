@@ -1,9 +1,10 @@
 """The published computation of PQM, written afresh: what the speed-ups are measured against.
 
-The variant is the `rank` loss of the paper's main results (Eq. 10: every wrong step, with the margin zeta) in the
-form in which its authors published it: a linear value head in the dtype of the model on every token, upcast, values
-gathered at the step tokens of padded trajectories, plain exponentials and sums of them, 1e-5 in the denominator.
-In its favour, tokens are packed: the published code computes the values of padding too.
+The variant is the `rank` loss of the paper's main results (Eq. 10: every wrong step, with the margin zeta), computed as
+its authors do it: a linear value head in the dtype of the model on every token, upcast, values gathered at the step
+tokens of padded trajectories, plain exponentials and sums of them, 1e-5 in the denominator. Their sum over earlier
+correct steps holds the current one as well from the second step on, so that it counts twice; here it is Eq. 10, in as
+many operations. In its favour, tokens are packed: the published code computes the values of padding too.
 """
 
 import torch
