@@ -104,7 +104,8 @@ class TrainConfig:
     """Decoder layers whose activations are computed again in the backward pass instead of being kept: less memory,
     more time. auto: as few as the memory of the GPU is estimated to need, none on a CPU."""
     float8: bool = False
-    """Products of matrices in 8-bit floats (torchao; Ada, Hopper and later GPUs). Not exact: compare before you rely on it."""
+    """Products of matrices in 8-bit floats (torchao; Ada, Hopper and later GPUs). Not exact: compare before you rely
+    on it."""
     loader_workers: int | Literal["auto"] = "auto"
     """Processes that build batches ahead. auto: up to 4 for a GPU, 0 (none but this one) for a CPU."""
 
