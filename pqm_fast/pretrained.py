@@ -37,6 +37,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU, float32 on a CPU; otherwise a name of torch's."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
 def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id; PQMError if there is none.
 

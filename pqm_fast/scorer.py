@@ -18,7 +18,7 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model import Recipe, StepQModel
 from pqm_fast.options import Attention, DType
-from pqm_fast.pretrained import load_tokenizer, pick_device
+from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
 from pqm_fast.score import ScoringOptions
 
 Scores = list[float | None]
@@ -53,10 +53,14 @@ class Scorer:
         where = pick_device(device)
         if max_tokens < 1:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
-        kind = {"auto": torch.bfloat16 if where.type == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         notes: list[str] = []
         model = StepQModel.from_pretrained(
-            os.fspath(path), dtype=kind, device=where, attention=attention, prefix_tree=prefix_tree, notes=notes
+            os.fspath(path),
+            dtype=pick_dtype(dtype, where),
+            device=where,
+            attention=attention,
+            prefix_tree=prefix_tree,
+            notes=notes,
         )
         recipe = Recipe.from_config(model.config, os.fspath(path))
         if notes:  # a new head or random weights

@@ -20,7 +20,7 @@ from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
 from pqm_fast.model import Recipe, StepQModel
-from pqm_fast.pretrained import load_tokenizer, pick_device
+from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
 from pqm_fast.train.checkpoint import newest_state
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
 from pqm_fast.train.layers import compile_layers, recompute, use_float8, use_liger
@@ -90,10 +90,9 @@ def prepare(config: TrainConfig) -> Run:
     torch.manual_seed(config.seed)
     notes: list[str] = []
     device = pick_device(config.device)
-    half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     model = StepQModel.from_pretrained(
         config.model,
-        dtype=torch.bfloat16 if half else torch.float32,
+        dtype=pick_dtype(config.dtype, device),
         device=device,
         attention=config.attention,
         prefix_tree=config.prefix_tree,
