@@ -16,6 +16,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   evaluate  step metrics and Best-of-N of scored solutions
   sample    solutions of questions from one policy or several, as a Best-of-N pool
   annotate  step labels from Monte-Carlo rollouts
+  study     train with every loss under the same conditions, and compare what they pick
   report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
   bench     measure speed and memory
 
@@ -130,6 +131,17 @@ def _annotate(arguments: list[str]) -> None:
     print(f"labels: {annotate(_parse(AnnotateConfig, 'annotate', arguments))}")
 
 
+def _study(arguments: list[str]) -> None:
+    from pqm_fast.study.config import StudyConfig
+
+    config = _parse(StudyConfig, "study", arguments)
+
+    from pqm_fast.study.run import study
+
+    study(config)
+    print(f"study: {config.folder / 'study.md'}, with pictures beside it")
+
+
 def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
@@ -180,6 +192,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "annotate": _annotate,
+    "study": _study,
     "report": _report,
     "bench": _bench,
 }

@@ -3,6 +3,10 @@
 The whole path, through the same functions as the other commands: files -> train -> checkpoint -> score -> Best-of-N.
 """
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.files import atomic_file, write_json
-from pqm_fast.score import ScoringOptions
+from pqm_fast.score import ScoreConfig, ScoringOptions, score
 from pqm_fast.train.config import Loss, TrainConfig
 
 if TYPE_CHECKING:
@@ -76,7 +80,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     print("\n" + _table(results))
     print(f"\nBest-of-16 against majority vote: {picture}")
     for run in sorted(folder.glob("*-seed*")):
-        print(f"checkpoint, curve (training.png) and metrics: {run}")
+        print(f"checkpoint, curve (training.png), metrics, scored solutions and their evaluation: {run}")
+    print(f"\nOne page with all curves, and solutions with every step's Q-value beside its label:\n  {_report(folder)}")
     return results
 
 
@@ -108,14 +113,22 @@ def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: in
     started = time.perf_counter()
     train(run)
     seconds = time.perf_counter() - started
-    found = evaluate(
-        EvaluateConfig(
-            data=(str(world.pool),),
+    scored = score(
+        ScoreConfig(
             model=run.out,
-            n=(16,),
-            aggregate=("min",),
+            data=(str(world.pool),),
+            out=str(run.folder / "scored.jsonl"),
             scoring=ScoringOptions(device="cpu", progress=config.progress),
         )
+    )
+    found = evaluate(
+        EvaluateConfig(
+            data=(str(scored),),
+            out=str(run.folder / "evaluation.json"),
+            aggregate=("min", "last", "mean", "prod"),
+            n=(1, 2, 4, 8, 16),
+        ),
+        quiet=True,  # 120 lines; the table at the end has what matters
     )
     return {
         "seed": seed,
@@ -130,6 +143,12 @@ def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: in
             for name, pool in found["policies"].items()
         },
     }
+
+
+def _report(folder: Path) -> str:
+    """The command as the user's shell will find it: `make demo` leaves .venv/bin out of PATH."""
+    program = "pqm-fast" if shutil.which("pqm-fast") else os.path.relpath(Path(sys.executable).with_name("pqm-fast"))
+    return shlex.join([program, "report", str(folder), "--out", str(folder / "report.html")])
 
 
 def _mean(values: list[float]) -> float:

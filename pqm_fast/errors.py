@@ -11,3 +11,7 @@ class RecordError(PQMError):
     def __init__(self, message: str, kind: str):
         super().__init__(message)
         self.kind = kind
+
+
+class Diverged(PQMError):
+    """A loss or a gradient is no longer finite."""

@@ -1,9 +1,11 @@
-"""The tokenizer of the embedded world: one id for each word that a problem or a solution can contain."""
+"""The tokenizers of the embedded world: one id for each word, or, as Qwen2 has it, for each letter, sign and digit."""
+
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from pqm_fast.arithmetic.problems import LETTERS, OPERATIONS, WRITTEN_VALUES
 
@@ -32,4 +34,21 @@ def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=max_length
+    )
+
+
+def make_qwen2_tokenizer(max_length: int) -> Qwen2Tokenizer:
+    """Byte-level BPE with Qwen2's pre-tokenizer, which splits digits; a blank joins the letter or sign behind it."""
+    space, line = "\u0120", "\u010a"  # how byte-level BPE writes " " and "\n"
+    characters = sorted({*"".join(words()), space, line})
+    # pairs, though transformers annotates strings
+    merges: Any = [(space, character) for character in (*"+-=", *LETTERS)]
+    pieces = [PAD, EOS, UNK, *characters, *("".join(pair) for pair in merges)]
+    return Qwen2Tokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=merges,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=max_length,
     )

@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedTokenizerFast
-
+from pqm_fast.arithmetic.models import write_model
 from pqm_fast.arithmetic.policies import TRAINED, Policy, make_policies
 from pqm_fast.arithmetic.problems import MAX_OPERATIONS, Problem, draw_problems, step_labels
-from pqm_fast.arithmetic.tokenizer import make_tokenizer
 from pqm_fast.errors import PQMError
-
-WIDTH = 64
-CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +20,10 @@ class World:
     """Where the parts of a written world are."""
 
     train: Path
-    """JSON lines, one trajectory each: `id`, `prompt`, `completions`, `labels`, `policy`."""
+    """JSON lines, one trajectory each: `id`, `prompt`, `completions`, `labels`, `answer`, `policy`."""
     pool: Path
-    """JSON lines, one test problem each: `id`, `question`, `answer`, `responses` of every policy."""
+    """JSON lines, one test problem each: `id`, `question`, `answer`, `responses` of every policy, each with `text` (a
+    step a line), `labels` of its steps, `model_name` and `correct`."""
     model: Path
     """A folder with config.json and a tokenizer, no weights."""
 
@@ -67,36 +63,11 @@ def write_world(
         trained = [policies[name] for name in TRAINED]
         _write_lines(partial / world.train.name, _trajectories(train, trained, samples, seed))
         _write_lines(partial / world.pool.name, _pool(test, list(policies.values()), candidates, seed))
-        tokenizer = make_tokenizer(CONTEXT)
-        tokenizer.save_pretrained(partial / world.model.name)
-        model_config(tokenizer).save_pretrained(partial / world.model.name)
+        write_model(partial / world.model.name)
         world.model.mkdir(exist_ok=True)
         for file in sorted(path for path in partial.rglob("*") if path.is_file()):
             os.replace(file, folder / file.relative_to(partial))
     return world
-
-
-def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """A decoder of 164k parameters.
-
-    A Llama, which is a Qwen2 without biases: in a folder of model type qwen2, AutoTokenizer brings Qwen's own
-    pre-tokenizer and splits the words, whatever tokenizer class the folder names.
-    """
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        initializer_range=WIDTH**-0.5,  # 0.02, the usual value, learns clearly slower at this width
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        dtype="float32",
-    )
 
 
 def _trajectories(problems: list[Problem], policies: list[Policy], samples: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -109,6 +80,7 @@ def _trajectories(problems: list[Problem], policies: list[Policy], samples: int,
                     "prompt": problem.text,
                     "completions": [step.text for step in steps],
                     "labels": step_labels(problem, steps),
+                    "answer": str(problem.answer),
                     "policy": policy.name,
                 }
 
@@ -122,6 +94,7 @@ def _pool(problems: list[Problem], policies: list[Policy], candidates: int, seed
                 responses.append(
                     {
                         "text": "\n".join(step.text for step in steps),
+                        "labels": step_labels(problem, steps),
                         "model_name": policy.name,
                         "correct": steps[-1].value == problem.answer,
                     }

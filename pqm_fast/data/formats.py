@@ -197,7 +197,7 @@ def _parse_processbench(raw: dict[str, Any], id: str, options: ReadOptions) -> l
 
 
 def _parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
-    """`question`, `responses`: candidate solutions as `text` (a step a line) or `steps`; one record each."""
+    """`question`, `responses`: solutions as `text` (a step a line) or `steps`, maybe `labels`; one record each."""
     question = field(raw, "question", str)
     question_id = explicit_id(raw, "question_id") or id
     shared = rest(raw, "question", "responses", "question_id")
@@ -209,11 +209,12 @@ def _parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Reco
             # not splitlines: it would also cut at characters that occur inside a line
             steps = [line.strip() for line in field(response, "text", str, place).split("\n") if line.strip()]
         # the question's fields last: its `answer` is the right one, a response's was extracted from its text
-        extra = {**rest(response, "text", "steps", "model_name"), **shared, "question_id": question_id}
+        extra = {**rest(response, "text", "steps", "labels", "model_name"), **shared, "question_id": question_id}
         if response.get("model_name") is not None:
             extra["policy"] = response["model_name"]
         try:
-            records.append(record(f"{question_id}/{k}", question, typed(steps, f"{place}steps", list), None, extra))
+            typed(steps, "steps", list)
+            records.append(record(f"{question_id}/{k}", question, steps, response.get("labels"), extra))
         except FormatError as error:
             raise FormatError(error.kind, f"{place}{error}") from None
     if not records:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pqm_fast.data.checks import show
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
@@ -116,15 +117,7 @@ def _columns(groups: list[list[Pair]], how: Sequence[str], missing: Counter[str]
         answers = [final_answer("\n".join(record.steps)) for record, _ in group]
         own = group_answers(answers)
         classes += own
-        right: dict[tuple[str, str], bool] = {}  # one comparison per answer and gold answer
-        for (record, _), answer in zip(group, answers, strict=True):
-            given = record.extra.get("correct")
-            if given is None and answer is not None:
-                key = answer, str(record.extra["answer"])
-                if key not in right:  # GSM8K and MATH give a whole solution as the answer
-                    right[key] = same_answer(answer, marked_answer(key[1]) or key[1])
-                given = right[key]
-            correct.append(float(given or 0))
+        correct += judged([record for record, _ in group], answers)
     for (_, scores), number in zip(pairs, classes, strict=True):
         if number < 0:
             missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
@@ -140,6 +133,30 @@ def _columns(groups: list[list[Pair]], how: Sequence[str], missing: Counter[str]
         scores={name: aggregate_all([scores for _, scores in pairs], name) for name in dict.fromkeys(how)},
     )
     return candidates, np.split(np.arange(len(pairs)), np.cumsum([len(group) for group in groups])[:-1])
+
+
+def check_correct(record: Record) -> None:
+    """PQMError unless `extra["correct"]` is absent, true, false or a number from 0 to 1."""
+    correct = record.extra.get("correct")
+    fits = isinstance(correct, (int, float)) and 0 <= correct <= 1  # true and false are numbers; NaN is not among these
+    if correct is not None and not fits:
+        raise PQMError(f"record {record.id}: correct is {show(correct)}; give true, false or a number from 0 to 1")
+
+
+def judged(records: Sequence[Record], answers: Sequence[str | None]) -> list[float]:
+    """Correctness of solutions of one question: as `extra["correct"]` says, else whether `answers`, their final ones,
+    are the same as `extra["answer"]`."""
+    correct = []
+    right: dict[tuple[str, str], bool] = {}  # one comparison per answer and gold answer
+    for record, answer in zip(records, answers, strict=True):
+        given = record.extra.get("correct")
+        if given is None and answer is not None:
+            key = answer, str(record.extra["answer"])
+            if key not in right:  # GSM8K and MATH give a whole solution as the answer
+                right[key] = same_answer(answer, marked_answer(key[1]) or key[1])
+            given = right[key]
+        correct.append(float(given or 0))
+    return correct
 
 
 def _by_policy(candidates: _Candidates, pools: Pools) -> dict[str, Pools]:

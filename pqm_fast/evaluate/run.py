@@ -11,7 +11,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.pools import evaluate_pools
+from pqm_fast.evaluate.pools import check_correct, evaluate_pools
 from pqm_fast.evaluate.steps import evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
@@ -51,17 +51,18 @@ class EvaluateConfig:
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Prints the tables, writes `out` and the pictures beside it if given, and returns what is in `out`."""
+def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """Writes `out` and the pictures beside it if given, prints the tables unless `quiet`, returns what is in `out`."""
     skipped = SkipSummary()
     scored = list(_scored(config, config.data, skipped))
     others = list(_scored(config, config.calibrate, skipped)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if "question_id" in pair[0].extra]
     for record, _ in candidates:
-        correct = record.extra.get("correct")
-        if not (correct is None or isinstance(correct, bool) or (_is_finite(correct) and 0 <= correct <= 1)):
-            raise _bad(config.data, record, f"correct is {show(correct)}; give true, false or a number from 0 to 1")
+        try:
+            check_correct(record)
+        except PQMError as error:
+            raise PQMError(f"{', '.join(config.data)}: {error}") from error
     result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
     parts = []
     if labelled:
@@ -77,13 +78,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for part in parts:
         result["left_out"] += part.pop("left_out")
         result |= part
-    print(table(result))
+    if not quiet:
+        print(table(result))
     if config.out:
         from pqm_fast.evaluate.pictures import draw
 
         write_json(Path(config.out), result)
         for picture in draw(result, Path(config.out)):
-            print(f"\npicture: {picture}")
+            if not quiet:
+                print(f"\npicture: {picture}")
     return result
 
 

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from pqm_fast.report.find import Run
-from pqm_fast.report.groups import Group, pool
+from pqm_fast.report.groups import Group
 
 Chart = dict[str, Any]
 Point = list[float]
@@ -50,13 +50,11 @@ def best_of_n_charts(group: Group, colour_by_how: bool) -> list[Chart]:
 
     A series of one aggregator has it as `choice`: the page shows the chosen one, or all without those of `detail`.
     """
-    pooled = {i: result for i, result in group.by_run.items() if "policies" in result}
+    pooled = {i: result for i, result in group.by_run.items() if "overall" in result}
     if not pooled:
         return []
-    panels = [(pool(next(iter(pooled.values())))[0], {i: pool(result)[1] for i, result in pooled.items()})]
-    policies = {
-        name: entry.get("questions", 0) for result in pooled.values() for name, entry in result["policies"].items()
-    }
+    panels = [("all candidates", {i: result["overall"] for i, result in pooled.items()})]
+    policies = {name: entry["questions"] for result in pooled.values() for name, entry in result["policies"].items()}
     for name in sorted(policies, key=lambda name: -policies[name]):
         panels.append((name, {i: r["policies"][name] for i, r in pooled.items() if name in r["policies"]}))
     if len(policies) == 1:  # then it is all candidates too
@@ -74,20 +72,16 @@ def _pool_chart(title: str, entries: dict[int, dict[str, Any]], colour_by_how: b
         for number, (how, own) in enumerate(entry["best_of_n"].items()):
             style = {"choice": how, "dots": True} | ({"colour": number} if colour_by_how else {})
             series.append(_series(i, f"best by {how}", _by_n(own), _band(own), **style))
-            vote = entry.get("weighted_vote", {}).get(how)
-            if vote:
-                series.append(
-                    _series(i, f"vote by {how}", _by_n(vote), **style | {"dash": "6 3", "dots": False, "detail": True})
-                )
+            dashed = style | {"dash": "6 3", "dots": False, "detail": True}
+            series.append(_series(i, f"vote by {how}", _by_n(entry["weighted_vote"][how]), **dashed))
         # these know nothing of the model: one line for all runs with the same candidates
         for name, key, dash in (("vote", "self_consistency", "6 3"), ("pass@N", "pass_at_n", "2 3")):
-            points = _by_n(entry.get(key, {}))
+            points = _by_n(entry[key])
             if (name, points) not in drawn:
                 drawn.append((name, points))
                 series.append(_series(None, name, points, dash=dash))
-    questions = next((entry["questions"] for entry in entries.values() if "questions" in entry), None)
-    shown = title if questions is None else f"{title} ({questions} questions)"
-    return _chart(shown, *series, x={"label": "N", "log2": True})
+    questions = next(iter(entries.values()))["questions"]
+    return _chart(f"{title} ({questions} questions)", *series, x={"label": "N", "log2": True})
 
 
 def step_charts(group: Group) -> list[Chart]:

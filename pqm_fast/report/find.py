@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import yaml
@@ -68,9 +67,7 @@ def find(paths: Sequence[str]) -> list[Run]:
 def _under(folder: Path) -> list[Run]:
     own = list(_in_folder(folder))
     if not any(run.metrics for run in own):
-        below = [run for child in sorted(folder.iterdir()) if child.is_dir() for run in _in_folder(child)]
-        _add_demo(folder, below)
-        own += below
+        own += [run for child in sorted(folder.iterdir()) if child.is_dir() for run in _in_folder(child)]
     return own
 
 
@@ -153,41 +150,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + str(name), value
-
-
-def _add_demo(folder: Path, runs: list[Run]) -> None:
-    """The demo's result.json as an evaluation of each of its runs that has none: N is 1 and 16."""
-    path = folder / "result.json"
-    if not path.exists():
-        return
-    result = _json(path)
-    if not isinstance(result, dict) or "losses" not in result:
-        return
-    by_folder = {run.path.name: run for run in runs}
-    for loss, own in result["losses"].items():
-        for one in own["runs"]:
-            run = by_folder.get(f"{loss}-seed{one['seed']}")
-            if run is not None and not run.evaluations:
-                run.evaluations["arithmetic world"] = _evaluation(one["policies"])
-
-
-def _evaluation(policies: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The demo's figures in the form of `evaluate`'s, without intervals; `average` is the mean over the policies."""
-
-    def entry(figures: dict[str, float]) -> dict[str, Any]:
-        def curve(last: str) -> dict[str, Any]:  # the best of one is a random one
-            return {"1": {"mean": figures["mean_accuracy"]}, "16": {"mean": figures[last]}}
-
-        return {
-            "mean_accuracy": {"mean": figures["mean_accuracy"]},
-            "majority_vote": {"mean": figures["majority_vote"]},
-            "best_of_n": {"min": curve("best_of_16")},
-            "pass_at_n": curve("pass_at_16"),
-        }
-
-    names = next(iter(policies.values()))
-    average = {name: mean(own[name] for own in policies.values()) for name in names}
-    return {"average": entry(average), "policies": {name: entry(own) for name, own in policies.items()}}
 
 
 def _names(paths: list[Path]) -> list[str]:

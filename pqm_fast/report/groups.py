@@ -39,15 +39,8 @@ def evaluations(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def pool(result: Evaluation) -> tuple[str, dict[str, Any]]:
-    """The figures over all policies, and what they are; the demo stores their mean over the policies."""
-    if "overall" in result:
-        return "all candidates", result["overall"]
-    return "mean of the policies", result.get("average", {})
-
-
 def _data_key(result: Evaluation) -> tuple[Any, ...]:
-    own = pool(result)[1]
+    own = result.get("overall", {})
     accuracy, share = own.get("mean_accuracy", {}).get("mean"), result.get("steps", {}).get("share_correct")
     known = (result.get("records"), own.get("questions"), own.get("candidates"))
     return (*known, *(None if value is None else round(value, 9) for value in (accuracy, share)))

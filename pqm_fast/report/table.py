@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pqm_fast.report.find import Run
-from pqm_fast.report.groups import evaluations, pool
+from pqm_fast.report.groups import evaluations
 from pqm_fast.train.config import FREE_ON_RESUME
 
 HELD_OUT = {
@@ -144,10 +144,7 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
     columns: list[Column] = []
     for group in evaluations(runs):
         by_run = [group.by_run.get(i, {}) for i in range(len(runs))]
-        by_run = [result | {"pool": pool(result)[1]} for result in by_run]
         title = group.title or group.names[0]
-        if any("average" in result for result in group.by_run.values()):
-            title += ", mean of the policies"
 
         def column(name: str, path: Sequence[str], best: Best | None = None) -> None:
             found = [_at(result, path) for result in by_run]  # noqa: B023 (called at once)
@@ -159,14 +156,15 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
         column("calibration error", ["calibration", "error"], min)
         column("ProcessBench F1", ["processbench", "f1"], max)
         column("F1, calibrated", ["processbench_calibrated", "f1"], max)
-        column("mean accuracy", ["pool", "mean_accuracy"])
-        column("majority vote", ["pool", "majority_vote"])
-        sizes = [set(result["pool"].get("pass_at_n", {})) for result in by_run if result.get("pool")]
+        column("mean accuracy", ["overall", "mean_accuracy"])
+        column("majority vote", ["overall", "majority_vote"])
+        pools = [result["overall"] for result in by_run if "overall" in result]
+        sizes = [set(pool["pass_at_n"]) for pool in pools]
         if common := set.intersection(*sizes) if sizes else set():
             n = max(common, key=int)
-            for how in dict.fromkeys(how for result in by_run for how in result.get("pool", {}).get("best_of_n", {})):
-                column(f"best of {n}, {how}", ["pool", "best_of_n", how, n], max)
-            column(f"pass@{n}", ["pool", "pass_at_n", n])
+            for how in dict.fromkeys(how for pool in pools for how in pool["best_of_n"]):
+                column(f"best of {n}, {how}", ["overall", "best_of_n", how, n], max)
+            column(f"pass@{n}", ["overall", "pass_at_n", n])
     return columns
 
 

@@ -14,7 +14,7 @@ from pqm_kernels import LOSSES
 
 from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
-from pqm_fast.errors import PQMError
+from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.files import write_json
 from pqm_fast.train.checkpoint import (
@@ -195,7 +195,7 @@ def _identity(run: Run) -> dict[str, Any]:
     }
 
 
-def _not_finite(run: Run, launched: _Launched) -> PQMError:
+def _not_finite(run: Run, launched: _Launched) -> Diverged:
     names, found = [], launched.pending
     for batch, q in zip(launched.batches, found.scores, strict=True):
         owner = torch.repeat_interleave(torch.arange(batch.num_trajectories), batch.cu_steps.diff())
@@ -206,7 +206,7 @@ def _not_finite(run: Run, launched: _Launched) -> PQMError:
         if names
         else "all Q-values are finite, the gradient is not"
     )
-    return PQMError(
+    return Diverged(
         f"{run.config.out}: step {launched.step}: loss {found.loss}, gradient norm {found.grad_norm}; {where}. Check "
         "these records, or start again with a lower --learning-rate"
     )

@@ -1,11 +1,14 @@
 import random
 
+import pytest
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
+from pqm_fast.arithmetic.models import FAMILIES, model_config, write_model
 from pqm_fast.arithmetic.policies import make_policies
 from pqm_fast.arithmetic.problems import draw_problems
 from pqm_fast.arithmetic.tokenizer import EOS, PAD, UNK, make_tokenizer, words
-from pqm_fast.arithmetic.world import model_config
+from pqm_fast.errors import PQMError
 
 
 def test_every_word_has_an_id_of_its_own():
@@ -55,3 +58,30 @@ def test_a_step_token_can_be_added():
     ids = tokenizer("a: 7 -2 =5 <step> b: 5").input_ids
     assert ids[4] == len(words()) + 3
     assert len(ids) == 7
+
+
+def test_qwen2_splits_as_its_family_does_and_knows_every_word(tmp_path):
+    write_model(tmp_path, "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.tokenize("7 a -2") == ["7", "\u0120a", "\u0120-", "2"]
+    text = "\n".join(words())
+    assert tokenizer.unk_token_id not in tokenizer(text).input_ids
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    stored = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert stored.encode(text, add_special_tokens=False).ids == tokenizer(text).input_ids  # nothing was replaced
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_its_own_shape(tmp_path, family):
+    write_model(tmp_path, family)
+    config = AutoConfig.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert config.model_type == family
+    assert config.vocab_size == len(tokenizer)
+    assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert config.num_key_value_heads == (4 if family == "llama" else 2)
+
+
+def test_an_unknown_family_is_named(tmp_path):
+    with pytest.raises(PQMError, match="gpt: the arithmetic world has llama, qwen2, mistral"):
+        write_model(tmp_path, "gpt")

@@ -20,6 +20,16 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def read_back(question, steps):
+    """The right answer of a question, and which steps arrive at its value after their operation: from the texts."""
+    start, *rest = question.split()
+    value, truth = int(start), {}
+    for letter, operand in zip(rest[::2], rest[1::2], strict=True):
+        value += int(operand)
+        truth[letter] = value
+    return str(value), [int(step.split("=")[1]) == truth[step.split(":")[0]] for step in steps]
+
+
 def digest(folder) -> str:
     """One hash over the names and bytes of every file below `folder`."""
     whole = hashlib.sha256()
@@ -38,31 +48,32 @@ def test_train_lines_are_stepwise_records(world):
     assert len(rows) == 60 * 6 * 2
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
-        assert list(row) == ["id", "prompt", "completions", "labels", "policy"]
-        assert len(row["completions"]) == len(row["labels"]) > 0
-        assert all(type(label) is bool for label in row["labels"])
+        assert list(row) == ["id", "prompt", "completions", "labels", "answer", "policy"]
+        assert (row["answer"], row["labels"]) == read_back(row["prompt"], row["completions"])
+        assert {type(label) for label in row["labels"]} == {bool}
     assert Counter(row["policy"] for row in rows) == dict.fromkeys(TRAINED, 120)
     per_question = Counter(row["prompt"] for row in rows)
     assert len(per_question) == 60
     assert set(per_question.values()) == {12}
 
 
-def test_pool_lines_hold_every_policy_and_exact_verdicts(world):
+def test_pool_lines_hold_every_policy_and_exact_labels_and_verdicts(world):
     rows = lines(world.pool)
     assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == 12
-    verdicts = Counter()
+    verdicts, labels = Counter(), Counter()
     for row in rows:
         assert list(row) == ["id", "question", "answer", "responses"]
-        start, *rest = row["question"].split()
-        assert rest[::2] == list("abcde")
-        assert int(row["answer"]) == int(start) + sum(int(operand) for operand in rest[1::2])
+        assert row["question"].split()[1::2] == list("abcde")
         assert Counter(one["model_name"] for one in row["responses"]) == dict.fromkeys((*TRAINED, "mixed"), 3)
         for response in row["responses"]:
-            assert list(response) == ["text", "model_name", "correct"]
-            last = response["text"].splitlines()[-1]
-            assert response["correct"] is (last.split("=")[-1] == row["answer"])
+            assert list(response) == ["text", "labels", "model_name", "correct"]
+            steps = response["text"].splitlines()
+            assert (row["answer"], response["labels"]) == read_back(row["question"], steps)
+            assert response["correct"] is (steps[-1].split("=")[-1] == row["answer"])
             verdicts[response["correct"]] += 1
+            labels.update(response["labels"])
     assert min(verdicts.values()) > 30
+    assert min(labels.values()) > 100
 
 
 def test_no_test_problem_and_no_mixed_in_training(world):
@@ -139,10 +150,10 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
     write_world(tmp_path, **SMALL)
     before = digest(tmp_path)
 
-    def interrupt(tokenizer):
+    def interrupt(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pqm_fast.arithmetic.world.model_config", interrupt)
+    monkeypatch.setattr("pqm_fast.arithmetic.world.write_model", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path, **SMALL, seed=1)
     assert digest(tmp_path) == before

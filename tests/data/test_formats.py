@@ -157,6 +157,18 @@ def test_pool():
     assert parse(edited(POOL, question_id=7))[0].extra["question_id"] == "7"
 
 
+def test_pool_with_labels():
+    labelled = [
+        {"text": "six\n\nA: 42", "labels": [True, None]},
+        {"steps": ["a", "b"], "labels": [0.25, 0]},
+        {"steps": ["a"], "labels": None},
+        {"steps": ["a"], "labels": [None]},
+    ]
+    records = parse(edited(POOL, responses=labelled))
+    assert [r.labels for r in records] == [[1.0, None], [0.25, 0.0], None, None]
+    assert not any("labels" in r.extra for r in records)
+
+
 def test_pool_splits_text_at_line_feeds_only():
     assert parse(edited(POOL, responses=[{"text": "a\u2028b\x0bc\nd"}]))[0].steps == ["a\u2028b\x0bc", "d"]
 
@@ -257,6 +269,16 @@ LABEL = "bad label: label 2 is "
             "missing field: field response 1: text is missing (fields found: model_name)",
         ),
         (edited(POOL, responses=[{"steps": ["a", ""]}]), "empty step: response 1: step 2 of 2 is empty"),
+        (edited(POOL, responses=[{"steps": "ab"}]), "wrong type: response 1: steps is 'ab' (str); it must be a list"),
+        (edited(POOL, responses=[{"text": "a\nb", "labels": [1, 2]}]), "bad label: response 1: label 2 is 2"),
+        (
+            edited(POOL, responses=[{"text": "a"}, {"text": "a\nb", "labels": [1]}]),
+            "labels and steps of different length: response 2: 1 labels for 2 steps",
+        ),
+        (
+            edited(POOL, responses=[{"text": "a", "labels": 1}]),
+            "wrong type: response 1: labels is 1 (int); it must be a list",
+        ),
         (edited(POOL, question=""), "empty question"),
         (prm800k(), "no steps"),
         (prm800k("x"), "wrong type: step 1 is 'x' (str); it must be an object"),

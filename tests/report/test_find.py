@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from report_files import pool, solution, write_lines, write_results, write_run
 
@@ -48,21 +46,6 @@ def test_names_are_as_long_as_they_must_be_and_a_run_stands_once(tmp_path):
     a, b, c = (write_run(tmp_path / name) for name in ("x/rank", "y/rank", "y/bce"))
     runs = find([str(path) for path in (a, b, c, a)])
     assert [run.name for run in runs] == ["x/rank", "y/rank", "bce"]
-
-
-def test_the_demo(tmp_path):
-    for name in ("rank-seed0", "rank-seed1"):
-        write_run(tmp_path / name)
-    write_results(tmp_path / "rank-seed1" / "pool.json", pool(1.0))
-    figures = {"mean_accuracy": 0.25, "majority_vote": 0.5, "best_of_16": 0.75, "pass_at_16": 1.0}
-    seeds = [{"seed": seed, "policies": {"a": figures, "b": {**figures, "best_of_16": 0.25}}} for seed in (0, 1)]
-    (tmp_path / "result.json").write_text(json.dumps({"losses": {"rank": {"runs": seeds}}}))
-    one, two = find([str(tmp_path)])
-    [found] = one.evaluations.values()
-    assert found["policies"]["a"]["best_of_n"]["min"] == {"1": {"mean": 0.25}, "16": {"mean": 0.75}}
-    assert found["average"]["best_of_n"]["min"] == {"1": {"mean": 0.25}, "16": {"mean": 0.5}}
-    assert found["average"]["majority_vote"] == {"mean": 0.5}
-    assert list(two.evaluations) == ["pool"]  # whole results are better than the demo's four figures
 
 
 @pytest.mark.parametrize(

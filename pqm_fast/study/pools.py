@@ -1,0 +1,99 @@
+"""The pools of candidate solutions that every trial scores: read and judged once."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.read import SkipSummary, read_all, read_records
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.aggregate import aggregate_all
+from pqm_fast.evaluate.answers import final_answer
+from pqm_fast.evaluate.best_of_n import expected_best
+from pqm_fast.evaluate.pools import check_correct, judged
+
+Scores = Sequence[Sequence[float | None]]
+
+
+@dataclass
+class Pool:
+    """Judged candidates. `members[policy][question]` are numbers of `records`."""
+
+    records: list[Record] = field(default_factory=list)
+    correct: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """[records] in [0, 1]."""
+    questions: list[str] = field(default_factory=list)
+    """Ids."""
+    members: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """By policy and number of the question."""
+
+    def picked(self, scores: Scores, how: str, ns: Sequence[int]) -> np.ndarray:
+        """[policies, questions, ns] expected correctness of the best of n; NaN where a policy has fewer than n."""
+        aggregated = aggregate_all(scores, how)
+        found = np.full((len(self.members), len(self.questions), len(ns)), np.nan)
+        for p, own in enumerate(self.members.values()):
+            groups = list(own.values())
+            values = expected_best([aggregated[g] for g in groups], [self.correct[g] for g in groups], ns)
+            found[p, list(own)] = values
+        return found
+
+
+def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> list[str]:
+    """Writes the candidates in `files` as records with `question_id`, `policy` and `correct`; returns what it left out.
+
+    A policy's candidates of a question are left out if they are fewer than `n`.
+
+    Raises:
+        PQMError: what cannot be read or judged, or no policy with `n` candidates of any question.
+    """
+    names, skipped = ", ".join(files), SkipSummary()
+    questions: dict[str, list[Record]] = defaultdict(list)
+    for record in read_all(files, read, skipped):
+        if "question_id" not in record.extra:
+            raise PQMError(f"{names}: record {record.id} is no candidate of a pool (no question_id)")
+        if record.extra.get("correct") is None and record.extra.get("answer") is None:
+            raise PQMError(f"{names}: record {record.id}: neither `answer` nor `correct` says whether it is right")
+        try:
+            check_correct(record)
+        except PQMError as error:
+            raise PQMError(f"{names}: {error}") from error
+        questions[str(record.extra["question_id"])].append(record)
+    rows, few = [], 0
+    for question, records in questions.items():
+        answers = [final_answer("\n".join(record.steps)) for record in records]
+        by_policy: dict[str, list[dict[str, object]]] = defaultdict(list)
+        for record, correct in zip(records, judged(records, answers), strict=True):
+            row = {"prompt": record.prompt, "completions": record.steps, "labels": record.labels}
+            policy = str(record.extra.get("policy", "all"))
+            by_policy[policy].append({**row, "question_id": question, "policy": policy, "correct": correct})
+        few += sum(len(own) < n for own in by_policy.values())
+        rows += [row for own in by_policy.values() if len(own) >= n for row in own]
+    if not rows:
+        raise PQMError(f"{names}: no policy has {n} candidates of any question; choose a smaller --n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    left_out = [str(skipped)] if skipped.total else []
+    if few:
+        left_out.append(f"{names}: {few:,} groups of one policy and question left out: fewer than {n} candidates")
+    return left_out
+
+
+@lru_cache(maxsize=4)
+def read_pool(path: Path) -> Pool:
+    """What `write_judged` wrote; kept, for one process scores it again and again."""
+    pool = Pool(list(read_records(path)))
+    pool.correct = np.array([record.extra["correct"] for record in pool.records])
+    numbers: dict[str, int] = {}
+    members: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, record in enumerate(pool.records):
+        number = numbers.setdefault(record.extra["question_id"], len(numbers))
+        members[record.extra["policy"]][number].append(i)
+    pool.questions = list(numbers)
+    pool.members = {policy: {q: np.array(own) for q, own in members[policy].items()} for policy in sorted(members)}
+    return pool

@@ -1,0 +1,143 @@
+"""One trial: train, score the pools, keep the figures."""
+
+import shutil
+import time
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqm_fast.errors import Diverged
+from pqm_fast.evaluate.step_metrics import step_metrics
+from pqm_fast.files import write_json
+from pqm_fast.study.config import StudyConfig
+from pqm_fast.study.data import Materials
+from pqm_fast.study.grid import Trial
+from pqm_fast.study.pools import Pool, Scores, read_pool
+
+DIGITS = 6
+
+
+def powers(n: int) -> list[int]:
+    """1, 2, 4, ... and `n` itself."""
+    return sorted({*(2**k for k in range(n.bit_length())), n})
+
+
+def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
+    """Trains and writes `materials.result(trial)`:
+
+    `trial`: its cell, rate and seed; `diverged`: the message if the training was no longer finite, else None;
+    `training_seconds`; `tuning`: {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N,
+    null where a policy has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the result of
+    `step_metrics` on test steps with labels, None without any. Means are over policies, then questions.
+
+    Raises:
+        PQMError: anything but divergence that stops a training.
+    """
+    folder = config.folder / "runs" / trial.name
+    result: dict[str, Any] = {"trial": asdict(trial), "diverged": None}
+    started = time.perf_counter()
+    log = config.folder / "logs" / f"{trial.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
+            _train(config, materials, trial, folder)
+    except Diverged as error:
+        result["diverged"] = str(error)
+    else:
+        result["training_seconds"] = time.perf_counter() - started
+        tuning, test = read_pool(materials.tuning), read_pool(materials.test)
+        scorer = _scorer(config, folder)
+        of_tuning, of_test = _scores(scorer, tuning), _scores(scorer, test)
+        picked = {how: test.picked(of_test, how, powers(config.n)) for how in config.aggregate}
+        result |= {
+            "tuning": {how: _mean(tuning.picked(of_tuning, how, [config.n])[..., 0]) for how in config.aggregate},
+            "test": {how: _listed(values[..., -1]) for how, values in picked.items()},
+            "curve": {
+                how: {str(n): _mean(values[..., i]) for i, n in enumerate(powers(config.n))}
+                for how, values in picked.items()
+            },
+            "steps": _step_figures(test, of_test),
+        }
+    write_json(materials.result(trial), result)
+    if not config.keep_weights:
+        for file in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*")):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path) -> None:
+    from pqm_fast.train.config import TrainConfig
+    from pqm_fast.train.loop import train
+
+    if (folder / "config.json").exists():  # trained; stopped before its figures were written
+        return
+    begun = (folder / "config.yaml").exists()
+    if folder.exists() and not begun:
+        shutil.rmtree(folder)
+    cell = trial.cell
+    train(
+        TrainConfig(
+            model=materials.models[cell.model],
+            data=(materials.train[cell.labels],),
+            out=str(folder),
+            loss=cell.loss,
+            zeta=config.zeta if cell.zeta is None else cell.zeta,
+            template=config.template,
+            max_length=config.max_length,
+            cache_dir=str(config.folder / "tokens"),
+            eval_fraction=0.0,
+            eval_every=0,
+            micro_batch_tokens=config.micro_batch_tokens,
+            prefix_tree=config.prefix_tree,
+            accumulation=config.accumulation,
+            max_steps=config.steps,
+            learning_rate=trial.learning_rate,
+            warmup_steps=config.warmup_steps,
+            seed=trial.seed,
+            device=config.device,
+            dtype=config.dtype,
+            lora_rank=config.lora_rank,
+            attention=config.attention,
+            save_every=config.save_every,
+            keep_checkpoints=1,
+            resume=begun,
+            progress=False,
+        )
+    )
+
+
+def _scorer(config: StudyConfig, folder: Path) -> Any:
+    from pqm_fast.scorer import Scorer
+
+    return Scorer.from_pretrained(
+        folder,
+        device=config.device,
+        dtype=config.dtype,
+        max_length=config.max_length,
+        prefix_tree=config.prefix_tree,
+        attention=config.attention,
+    )
+
+
+def _scores(scorer: Any, pool: Pool) -> Scores:
+    """Step scores of every candidate; equal solutions of a question are scored once."""
+    solutions = [(record.prompt, tuple(record.steps)) for record in pool.records]
+    distinct = list(dict.fromkeys(solutions))
+    found = dict(zip(distinct, scorer.score(distinct), strict=True))
+    return [found[solution] for solution in solutions]
+
+
+def _step_figures(pool: Pool, scores: Scores) -> dict[str, Any] | None:
+    labelled = [(q, r.labels) for q, r in zip(scores, pool.records, strict=True) if r.labels is not None]
+    return step_metrics([q for q, _ in labelled], [y for _, y in labelled]) if labelled else None
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of [policies, questions]: over policies, then questions."""
+    return float(np.nanmean(np.nanmean(values, axis=0)))
+
+
+def _listed(values: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(v) else round(float(v), DIGITS) for v in row] for row in values]
