@@ -42,16 +42,17 @@ def _head(found: dict[str, Any]) -> str:
     config, pool = found["config"], found["pool"]
     data = ", ".join(config["data"]) or f"the arithmetic world (seed {config['world_seed']})"
     rates = ", ".join(f"{rate:g}" for rate in config["learning_rates"])
+    seeds = ", ".join(map(str, config["seeds"]))
     lines = [
         "# Study",
         "",
-        f"{found['trials']} trainings of {config['steps']:,} steps on {data}; {found['device']}. Figures are Best-of-"
-        f"{pool['n']} (of one policy's candidates, expected over subsets), the mean over {pool['questions']} "
-        f"test questions and {len(pool['policies'])} policies. Learning rate and aggregator were chosen at each point of "
-        f"the grid on other questions, among {rates} and {', '.join(config['aggregate'])}.",
-        "",
-        f"Training seeds: {', '.join(map(str, config['seeds']))}; 95% intervals over seeds and questions. Differences "
-        f"are from {config['baseline']}, seed by seed and question by question; bold where the interval leaves 0 out.",
+        f"{found['trials']} trainings of {config['steps']:,} steps on {data}; {found['device']}.",
+        f"Figures: Best-of-{pool['n']} among one policy's candidates (expected over subsets), the mean over "
+        f"{pool['questions']} test questions and {len(pool['policies'])} policies.",
+        "Learning rate and aggregator were chosen at each point of the grid on other questions, among "
+        f"{rates} and {', '.join(config['aggregate'])}.",
+        f"Training seeds: {seeds}; 95% intervals over seeds and questions. Differences are from {config['baseline']}, "
+        "seed by seed and question by question; bold where the interval leaves 0 out.",
     ]
     diverged = [cell for cell in found["cells"] if cell.get("diverged", 1)]
     lines += [f"Diverged: {_name(cell)}, {_times(cell)}." for cell in diverged]

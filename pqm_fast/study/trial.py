@@ -42,7 +42,7 @@ def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     log = config.folder / "logs" / f"{trial.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(log, "a", encoding="utf-8") as file, redirect_stdout(file):
+        with open(log, "a", encoding="utf-8") as said, redirect_stdout(said):
             _train(config, materials, trial, folder)
     except Diverged as error:
         result["diverged"] = str(error)
