@@ -91,7 +91,6 @@ def analyse(config: StudyConfig, cells: Sequence[Cell], results: Mapping[Trial, 
             },
             "curve": {n: _average([r["curve"][how][n] for r in finished]) for n in finished[0]["curve"][how]},
             "steps": _steps(finished),
-            "training_seconds": _average([result["training_seconds"] for result in finished]),
         }
     for cell, entry in zip(cells, entries, strict=True):
         if cell in values:

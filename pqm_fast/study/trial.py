@@ -1,7 +1,6 @@
 """One trial: train, score the pools, keep the figures."""
 
 import shutil
-import time
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -28,17 +27,16 @@ def powers(n: int) -> list[int]:
 def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     """Trains and writes `materials.result(trial)`:
 
-    `trial`: its cell, rate and seed; `diverged`: the message if the training was no longer finite, else None;
-    `training_seconds`; `tuning`: {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N,
-    null where a policy has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the result of
-    `step_metrics` on test steps with labels, None without any. Means are over policies, then questions.
+    `trial`: its cell, rate and seed; `diverged`: the message if the training was no longer finite, else None; `tuning`:
+    {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N, null where a policy has too few
+    candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the result of `step_metrics` on test steps with labels, None
+    without any. Means are over policies, then questions.
 
     Raises:
         PQMError: anything but divergence that stops a training.
     """
     folder = config.folder / "runs" / trial.name
     result: dict[str, Any] = {"trial": asdict(trial), "diverged": None}
-    started = time.perf_counter()
     log = config.folder / "logs" / f"{trial.name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -47,7 +45,6 @@ def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     except Diverged as error:
         result["diverged"] = str(error)
     else:
-        result["training_seconds"] = time.perf_counter() - started
         tuning, test = read_pool(materials.tuning), read_pool(materials.test)
         scorer = _scorer(config, folder)
         of_tuning, of_test = _scores(scorer, tuning), _scores(scorer, test)
