@@ -27,8 +27,8 @@ class StudyConfig:
     """Folder for the trials, results.json, study.md and pictures. The same command goes on where it stopped, and more
     losses, labels, models, rates or seeds may be added."""
 
-    losses: tuple[Loss, ...] = get_args(Loss)
-    """What is compared."""
+    losses: tuple[Loss, ...] = ("rank", "rank-theory", "rank-first-error", "bce", "mse", "orm")
+    """What is compared; pairwise and crm are there too."""
     baseline: Loss = "bce"
     """The loss that every other one is compared with, trial by trial and question by question."""
     zeta: float = 4.0
@@ -36,13 +36,14 @@ class StudyConfig:
     zetas: tuple[float, ...] = (0.0, 16.0)
     """Other margins, for rank on the first model with the first labels."""
     labels: tuple[str, ...] = ("given", "flip:0.2")
-    """given: as the data has them (exact in the arithmetic world). flip:P: each one inverted with probability P.
-    monte-carlo: made by `pqm-fast annotate` (the arithmetic world only)."""
+    """given: as the data has them (exact in the arithmetic world). first-error: without those of the steps after the
+    first wrong one. flip:P: each one inverted with probability P. monte-carlo: made by `pqm-fast annotate` (the
+    arithmetic world only)."""
     models: tuple[str, ...] = ("llama",)
     """Model folders or hub ids; for the arithmetic world llama, qwen2 and mistral, small and without weights."""
     learning_rates: tuple[float, ...] = (1e-3, 2e-3)
     """Rates that each loss tries at each point."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds: the order of the data and new weights."""
 
     data: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def _labelled(config: StudyConfig, given: Files, data: Path, text: str) -> str:
         policy = f"arithmetic:{config.completer}:{config.world_seed}"
         annotate(AnnotateConfig(policy, given, str(out), rollouts=config.rollouts, progress=config.progress))
     else:
-        write_labelled(given, config.read, labels.rate, out)
+        write_labelled(given, config.read, labels, out)
     return str(out)
 
 
