@@ -3,4 +3,5 @@
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]
+Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "flex", "sdpa"]

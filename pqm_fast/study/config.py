@@ -9,7 +9,7 @@ from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import Aggregator
-from pqm_fast.options import Attention, DType
+from pqm_fast.options import Attention, DType, Layers
 from pqm_fast.study.labels import parse_labels
 from pqm_fast.train.config import Loss
 
@@ -80,6 +80,8 @@ class StudyConfig:
     """bfloat16 on a GPU, float32 on a CPU."""
     attention: Attention = "auto"
     """As for `pqm-fast train`."""
+    layers: Layers = "auto"
+    """As for `pqm-fast train`; compilation takes longer than it saves where models are small."""
     save_every: int = 0
     """Optimizer steps between resumable checkpoints of a trial (0: an interrupted trial starts anew)."""
     keep_weights: bool = False

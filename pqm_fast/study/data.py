@@ -71,7 +71,9 @@ def _check_folder(config: StudyConfig) -> None:
             raise PQMError(f"{config.out}: is not an empty folder; choose another --out")
         write_json(file, conditions(config))
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), conditions(config)
+    # an option that is newer than the study had its default then
+    before = conditions(StudyConfig()) | json.loads(file.read_text(encoding="utf-8"))
+    now = conditions(config)
     if changed := [name for name in now if before.get(name) != now[name]]:
         values = ", ".join(f"{name} ({before.get(name)!r} then, {now[name]!r} now)" for name in changed)
         raise PQMError(f"{config.out}: holds a study under other conditions: {values}; choose another --out")

@@ -97,6 +97,7 @@ def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path
             dtype=config.dtype,
             lora_rank=config.lora_rank,
             attention=config.attention,
+            layers=config.layers,
             save_every=config.save_every,
             keep_checkpoints=1,
             resume=begun,

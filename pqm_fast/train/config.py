@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
-from pqm_fast.options import Attention, DType
+from pqm_fast.options import Attention, DType, Layers
 
 Loss = Literal["rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm"]
 
@@ -97,7 +97,7 @@ class TrainConfig:
     attention: Attention = "auto"
     """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels;
     prefix trees take FlexAttention. sdpa is what a CPU has."""
-    layers: Literal["auto", "eager", "compile", "liger"] = "auto"
+    layers: Layers = "auto"
     """How decoder layers are computed: as transformers has them, compiled one by one, or with liger-kernel's kernels.
     auto: compiled on a GPU, eager on a CPU."""
     recompute_layers: int | Literal["auto", "all"] = "auto"
