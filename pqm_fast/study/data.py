@@ -7,7 +7,7 @@ from typing import Any
 
 from pqm_fast.data.read import read_records
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
+from pqm_fast.files import atomic_file, write_json
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.labels import parse_labels, write_labelled
@@ -43,19 +43,20 @@ def prepare(config: StudyConfig) -> Materials:
     _check_folder(config)
     data = config.folder / "data"
     given, tuning, test, models = _sources(config, data)
-    left_out = []
-    judged = {}
-    for name, files in (("tuning", tuning), ("test", test)):
-        judged[name] = data / f"{name}.jsonl"
-        left_out += write_judged(files, config.read, config.n, judged[name])
-    _check_apart(judged["tuning"], judged["test"])
+    judged = {"tuning": data / "tuning.jsonl", "test": data / "test.jsonl"}
+    left_out = data / "left_out.json"  # written last: with it the pools are complete, and stay as they are
+    if not left_out.exists():
+        found = write_judged(tuning, config.read, config.n, judged["tuning"])
+        found += write_judged(test, config.read, config.n, judged["test"])
+        _check_apart(judged["tuning"], judged["test"])
+        write_json(left_out, found)
     return Materials(
         trials=config.folder / "trials",
         train={labels: _labelled(config, given, data, labels) for labels in config.labels},
         models=models,
         tuning=judged["tuning"],
         test=judged["test"],
-        left_out=left_out,
+        left_out=json.loads(left_out.read_text(encoding="utf-8")),
     )
 
 
@@ -103,7 +104,8 @@ def _sources(config: StudyConfig, data: Path) -> tuple[Files, Files, Files, dict
             ("test.jsonl", questions[: config.test_problems]),
             ("tuning.jsonl", questions[config.test_problems :]),
         ):
-            (world / name).write_text("".join(own), encoding="utf-8")
+            with atomic_file(world / name) as temporary:
+                temporary.write_text("".join(own), encoding="utf-8")
     models = {}
     for family in config.models:
         models[family] = str(data / "models" / family)

@@ -39,7 +39,7 @@ class Trial:
 
 
 def cells(config: StudyConfig) -> list[Cell]:
-    """The grid, each point once: losses by labels, losses by further models, rank by further zetas."""
+    """The grid, each point once: losses by labels, by further models, and rank (if it is one of them) by zetas."""
     first = Cell("rank", config.zeta, config.models[0], config.labels[0])
     points = [
         replace(first, labels=labels).with_loss(loss, config.zeta) for labels in config.labels for loss in config.losses
@@ -49,5 +49,6 @@ def cells(config: StudyConfig) -> list[Cell]:
         for model in config.models[1:]
         for loss in config.losses
     ]
-    points += [replace(first, zeta=zeta) for zeta in config.zetas]
+    if "rank" in config.losses:
+        points += [replace(first, zeta=zeta) for zeta in config.zetas]
     return list(dict.fromkeys(points))

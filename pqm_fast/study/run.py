@@ -4,11 +4,13 @@ import multiprocessing
 import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
+from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
 from pqm_fast.study.analyse import Result, analyse, chosen, read_result
 from pqm_fast.study.config import StudyConfig
@@ -83,6 +85,11 @@ def _run(config: StudyConfig, materials: Materials, grid: list[Cell]) -> dict[Tr
                 for future in done:
                     future.result()
                     take(running.pop(future))
+        except BrokenProcessPool as error:
+            raise PQMError(
+                f"{config.out}: a worker was killed, perhaps for want of memory; with fewer --workers the same command "
+                "goes on"
+            ) from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():  # what they were at is done again, or resumed
