@@ -1,4 +1,4 @@
-"""What benchmarks that time several ways to do one thing have in common: options, rounds, the file, and its table.
+"""What benchmarks that time several ways to do one thing have in common: options, models, the file, and its table.
 
 Weights and tokens are random, lengths and shared prefixes those of `workload.py`, the same for every way.
 """
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pqm_benchmarks.comparison_report import merge
+from pqm_benchmarks.comparison_report import Record, Results, merge
 from pqm_benchmarks.shapes import SHAPES, TINY, ShapeName
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 AnyShape = ShapeName | Literal["tiny"]
-Record = dict[str, Any]
-Results = dict[str, Any]
 Add = Callable[[list[Record], list[dict[str, str]]], None]
 """Takes the records of a model so far, and {"way", "why"} of each way that has none."""
 

@@ -1,7 +1,8 @@
 """What a file of `comparison.py` says, as text, whatever was compared."""
 
 import statistics
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from pqm_benchmarks.report import aligned, short
 from pqm_fast.errors import PQMError
@@ -38,8 +39,30 @@ def by_way(results: Results, shape: str) -> dict[str, Record]:
     return {record["way"]: record for record in results["records"] if record["shape"] == shape}
 
 
-def heading(results: Results, workload: str) -> str:
-    """Device, versions and precision; `workload` says what more there is to say of the made-up trajectories."""
+class Row(NamedTuple):
+    """What a line of a grid is made from."""
+
+    record: Record
+    base: Record | None
+    """Of the way that the others are compared with, if it was measured in the same model."""
+    results: Results
+
+
+Columns = dict[str, Callable[[Row], str]]
+"""What is in a cell, by heading."""
+
+
+def table(results: Results, workload: str, base: str, columns: Columns, targets: str, notes: list[str]) -> str:
+    """Everything measured: a grid for each model with a line for each way, compared with the way `base`. `workload`
+    says what more there is to say of the made-up trajectories."""
+    shapes = dict.fromkeys(record["shape"] for record in results["records"])
+    grids = (_grid(results, shape, base, columns) for shape in shapes)
+    parts = [_heading(results, workload), *grids, targets, "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _heading(results: Results, workload: str) -> str:
+    """Device, versions and precision."""
     environment, described, peak = results["environment"], results["workload"], results["peak"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     named = (
@@ -58,49 +81,26 @@ def heading(results: Results, workload: str) -> str:
     return "\n".join(lines)
 
 
-class Targets:
-    """Each target beside what was measured; judged on the device that they were set for, and only there."""
-
-    def __init__(self, results: Results):
-        self.device = results["environment"]["device"]
-        self.rows: list[list[str]] = []
-
-    def add(self, text: str, bound: str, measured: str, met: bool) -> None:
-        judged = self.device.startswith(DEVICE)
-        self.rows.append([text, bound, measured, ("met" if met else "NOT MET") if judged else "not judged"])
-
-    def text(self, *notes: str) -> str:
-        """Nothing if there is no target for what was measured."""
-        if not self.rows:
-            return ""
-        grid = aligned([["target", "", "measured", ""], *self.rows], left=(0, 3))
-        return "\n".join([f"targets, set for one {DEVICE}; measured on {self.device}", grid, *notes])
+def _grid(results: Results, shape: str, base: str, columns: Columns) -> str:
+    ways = by_way(results, shape)
+    rows = [["", *columns]]
+    for record in ways.values():
+        row = Row(record, ways.get(base), results)
+        rows.append([record["title"], *(cell(row) for cell in columns.values())])
+    parameters = next(iter(ways.values()))["non_embedding"] / 1e9
+    return f"{shape}, {parameters:,.3f}e9 parameters without embeddings\n{aligned(rows, left=(0, len(columns)))}"
 
 
-def noise(records: list[Record]) -> list[str]:
-    """How far the rounds of a way differ: a line, or none for a single round."""
-    spread = []
-    for record in records:
-        rounds = [statistics.median(laps) for laps in record["lap_seconds"]]
-        spread.append((max(rounds) - min(rounds)) / statistics.mean(rounds))
-    if not any(len(record["lap_seconds"]) > 1 for record in records):
-        return []
-    return [f"noise: rounds differ by {statistics.median(spread):.1%} (median), {max(spread):.1%} (worst)"]
+# ---- cells ----------------------------------------------------------------------------------------------------------
 
 
-def padding(records: list[Record], what: str) -> list[str]:
-    """What ways that batch `what` of like length would do with a whole data set to choose from."""
-    return [
-        f"{record['title']}, {record['shape']}: out of so few {what}, batches of like length are padded "
-        f"{record['excess']:.2f} times as much as out of thousands; with that, and as many computed tokens/s, it would "
-        f"do {short(record[f'{what}_per_s'] * record['excess'])} {what}/s"
-        for record in records
-        if record["excess"] > 1
-    ]
+def times(above: Record | None, below: Record | None, figure: str) -> str:
+    """How many times the same figure of another way."""
+    return f"{above[figure] / below[figure]:.2f}" if above and below else "-"
 
 
-def left_out(results: Results) -> list[str]:
-    return [f"left out: {f['way']}, {f['shape']} ({f['why']})" for f in results["failed"]]
+def computed_over_real(row: Row) -> str:
+    return f"{row.record['computed_tokens'] / row.results['workload']['tokens']:.2f}"
 
 
 def percent(share: float | None) -> str:
@@ -115,3 +115,58 @@ def settings(record: Record) -> str:
     """The setting that was chosen, and the notes."""
     notes = {name: round(value, 2) for name, value in record["notes"].items()}
     return ", ".join(f"{name} {value}" for name, value in (record["setting"] | notes).items())
+
+
+# ---- targets and notes ----------------------------------------------------------------------------------------------
+
+
+class Targets:
+    """Each target beside what was measured; judged on the device that they were set for, and only there."""
+
+    def __init__(self, results: Results):
+        self.device = results["environment"]["device"]
+        self.rows: list[list[str]] = []
+
+    def add(self, text: str, bound: str, measured: str, met: bool) -> None:
+        judged = self.device.startswith(DEVICE)
+        self.rows.append([text, bound, measured, ("met" if met else "NOT MET") if judged else "not judged"])
+
+    def add_times(self, rate: str, other: Record, bound: float, measured: float) -> None:
+        """Of our `rate` over that of another way."""
+        self.add(f"{rate}, times those of {other['title']}", f">= {bound:g}x", f"{measured:.2f}x", measured >= bound)
+
+    def text(self, *notes: str) -> str:
+        """Nothing if there is no target for what was measured."""
+        if not self.rows:
+            return ""
+        grid = aligned([["target", "", "measured", ""], *self.rows], left=(0, 3))
+        return "\n".join([f"targets, set for one {DEVICE}; measured on {self.device}", grid, *notes])
+
+
+def padding(records: list[Record], what: str) -> list[str]:
+    """What ways that batch `what` of like length would do with a whole data set to choose from."""
+    return [
+        f"{record['title']}, {record['shape']}: out of so few {what}, batches of like length are padded "
+        f"{record['excess']:.2f} times as much as out of thousands; with that, and as many computed tokens/s, it would "
+        f"do {short(record[f'{what}_per_s'] * record['excess'])} {what}/s"
+        for record in records
+        if record["excess"] > 1
+    ]
+
+
+def closing(results: Results, source: Callable[[Record], str]) -> list[str]:
+    """The last notes: noise, what each way is (`source` says it of a record), and what is missing."""
+    ways = dict.fromkeys(f"{record['title']}: {source(record)}" for record in results["records"])
+    missing = (f"left out: {f['way']}, {f['shape']} ({f['why']})" for f in results["failed"])
+    return [*_noise(results["records"]), *ways, *missing]
+
+
+def _noise(records: list[Record]) -> list[str]:
+    """How far the rounds of a way differ: a line, or none for a single round."""
+    spread = []
+    for record in records:
+        rounds = [statistics.median(laps) for laps in record["lap_seconds"]]
+        spread.append((max(rounds) - min(rounds)) / statistics.mean(rounds))
+    if not any(len(record["lap_seconds"]) > 1 for record in records):
+        return []
+    return [f"noise: rounds differ by {statistics.median(spread):.1%} (median), {max(spread):.1%} (worst)"]

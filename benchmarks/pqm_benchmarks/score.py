@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Results, choose, compare, report
+from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
+from pqm_benchmarks.comparison_rounds import Setting, Tried, over_median, take_turns
 from pqm_benchmarks.score_report import table
 
 if TYPE_CHECKING:
@@ -108,9 +109,8 @@ def _count(config: ScoreBench) -> Results:
 
 
 def _measure_shape(config: ScoreBench, chosen: Chosen, model: Any, questions: Any, add: Add) -> None:
-    """Rounds in which the ways take turns; in the first, each looks for its setting before. Calls `add` with records
-    and failures after every way."""
-    from pqm_benchmarks.attempts import attempt, fastest, release, try_settings
+    """The records of one model, as `take_turns` has it."""
+    from pqm_benchmarks.attempts import release, try_settings
     from pqm_benchmarks.score_check import Expected
     from pqm_benchmarks.score_ways import WAYS
     from pqm_benchmarks.train_step.steady import Case
@@ -118,32 +118,23 @@ def _measure_shape(config: ScoreBench, chosen: Chosen, model: Any, questions: An
 
     products = count_products(model)
     case = Case(model, questions, chosen.device, chosen.dtype)
+    # of half the questions, for every setting takes two passes
+    half = case._replace(questions=questions[: -(-len(questions) // 2)])
     expected = Expected.of(*case)
     release()
-    tried: dict[str, list[dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
-    records: dict[str, dict[str, Any]] = {}
-    for name in chosen.ways * config.rounds:
-        way = WAYS[name]
-        if name not in tried:
-            # of half the questions, for every setting takes two passes
-            half = case._replace(questions=questions[: -(-len(questions) // 2)])
-            tried[name] = try_settings(way.families, partial(_try, way, half), chosen.tries)
-            for t in tried[name]:
-                found = t["why"] or f"{t['seconds']:.3f} s"
-                print(f"{way.title}, {t['setting']}: {found}", flush=True)
-        settings = [records[name]["setting"]] if name in records else fastest(tried[name])
-        why: str | None = "; ".join(dict.fromkeys(t["why"] for t in tried[name] if t["why"]))
-        for setting in settings if name not in failed else ():
-            found, why = attempt(partial(_round, way, case, setting, expected, config.seconds))
-            if found:
-                own = records.setdefault(name, _new_record(name, way, setting, tried[name], questions, found, products))
-                _add_round(own, found, case, expected)
-                print(f"{way.title}: {own['solutions_per_s']:,.1f} solutions/s", flush=True)
-                break  # else the next best: the fastest may not have the memory for all solutions
-        else:
-            failed.setdefault(name, str(why))
-        add(list(records.values()), [{"way": way, "why": why} for way, why in failed.items()])
+
+    def search(name: str) -> tuple[Tried, None]:
+        """Wrong scores are found by `measure`, before it times anything."""
+        return try_settings(WAYS[name].families, partial(_try, WAYS[name], half), chosen.tries), None
+
+    def measure(name: str, setting: Setting) -> Round:
+        return _round(WAYS[name], case, setting, expected, config.seconds)
+
+    def record(name: str, setting: Setting, rounds: list[Round]) -> Record:
+        return _record(WAYS[name], questions, setting, expected, products, rounds)
+
+    ways = {name: WAYS[name] for name in chosen.ways}
+    take_turns(ways, config.rounds, "solutions", search, measure, record, add)
 
 
 class Round(NamedTuple):
@@ -161,7 +152,7 @@ class Round(NamedTuple):
     peak_bytes: int | None
 
 
-def _try(way: "Way", case: "Case", setting: dict[str, Any]) -> dict[str, Any]:
+def _try(way: "Way", case: "Case", setting: Setting) -> dict[str, Any]:
     """The second of two passes, over the excess."""
     from pqm_benchmarks.devices import timed
     from pqm_benchmarks.score_ways import score
@@ -172,7 +163,7 @@ def _try(way: "Way", case: "Case", setting: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": timed(work, case.device) / way.excess(case.questions, setting)}
 
 
-def _round(way: "Way", case: "Case", setting: dict[str, Any], expected: "Expected", seconds: float) -> Round:
+def _round(way: "Way", case: "Case", setting: Setting, expected: "Expected", seconds: float) -> Round:
     """A pass to warm up, whose scores must be right, then passes that are timed."""
     from pqm_benchmarks.devices import laps, peak_bytes, watch_memory
     from pqm_benchmarks.score_ways import score
@@ -189,54 +180,24 @@ def _round(way: "Way", case: "Case", setting: dict[str, Any], expected: "Expecte
     return Round(whole, ahead, error, way.layout(batches), len(batches), slots, peak)
 
 
-def _new_record(
-    name: str,
-    way: "Way",
-    setting: dict[str, Any],
-    tried: list[dict[str, Any]],
-    questions: Any,
-    found: Round,
-    products: "Products",
-) -> dict[str, Any]:
+def _record(
+    way: "Way", questions: Any, setting: Setting, expected: "Expected", products: "Products", rounds: list[Round]
+) -> Record:
     from pqm_benchmarks.score_work import forward
 
+    first, solutions = rounds[0], sum(map(len, questions))  # what is computed is the same in every round
+    tokens, flops = first.layout.tokens, sum(forward(first.layout, products).values())
     return {
-        "way": name,
-        "title": way.title,
-        "source": way.source,
-        "setting": setting,
-        "tried": tried,
-        "batches": found.batches,
-        "computed_tokens": found.layout.tokens,
-        "flops": sum(forward(found.layout, products).values()),
+        "batches": first.batches,
+        "computed_tokens": tokens,
+        "flops": flops,
+        "flops_per_solution": flops / solutions,
         "excess": way.excess(questions, setting),
         "non_embedding": products.non_embedding,
-        "error": 0.0,
-        "notes": {"filled": found.layout.tokens / found.slots} if found.slots > found.layout.tokens else {},
-        "lap_seconds": [],
-        "ahead_seconds": [],
-        "peak_bytes": None,
-    }
-
-
-def _add_round(record: dict[str, Any], found: Round, case: "Case", expected: "Expected") -> None:
-    """One more round of passes, and the rates over the median of all."""
-    record["lap_seconds"].append(found.seconds)
-    record["ahead_seconds"].append(found.ahead_seconds)
-    seconds, ahead = (
-        statistics.median(lap for own in record[kind] for lap in own) for kind in ("lap_seconds", "ahead_seconds")
-    )
-    solutions = sum(map(len, case.questions))
-    tokens = sum(len(t.input_ids) for own in case.questions for t in own)
-    if found.peak_bytes is not None:
-        record["peak_bytes"] = max(found.peak_bytes, record["peak_bytes"] or 0)
-    record |= {
-        "error": max(found.error, record["error"]),
+        "notes": {"filled": tokens / first.slots} if first.slots > tokens else {},
+        "error": max(own.error for own in rounds),
         "error_alone": expected.error,
-        "solutions_per_s": solutions / seconds,
-        "ahead_solutions_per_s": solutions / ahead,
-        "real_tokens_per_s": tokens / seconds,
-        "computed_tokens_per_s": record["computed_tokens"] / seconds,
-        "flops_per_solution": record["flops"] / solutions,
-        "tflops": record["flops"] / seconds / 1e12,
+        **over_median("solutions", questions, rounds, tokens, flops),
+        "ahead_seconds": [own.ahead_seconds for own in rounds],
+        "ahead_solutions_per_s": solutions / statistics.median(lap for own in rounds for lap in own.ahead_seconds),
     }

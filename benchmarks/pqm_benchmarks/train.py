@@ -6,14 +6,15 @@ Needs torch, transformers, numpy and, for the picture, matplotlib; `run` is also
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Results, choose, compare, report
+from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
+from pqm_benchmarks.comparison_rounds import Setting, Tried, over_median, take_turns
 from pqm_benchmarks.train_report import table
 
 if TYPE_CHECKING:
     from pqm_benchmarks.train_step.steady import Case, Laps
-    from pqm_benchmarks.train_step.way import Plan, Way
+    from pqm_benchmarks.train_step.way import Way
     from pqm_benchmarks.work import Products
 
 WayName = Literal["reference", "trl", "openrlhf", "packed", "tree", "step_rows", "compiled", "all"]
@@ -80,92 +81,73 @@ def measure(config: TrainBench, store: Callable[[Results], None]) -> Results:
 
 
 def _measure_shape(config: TrainBench, chosen: Chosen, model: Any, questions: Any, add: Add) -> None:
-    """Rounds in which the ways take turns; in the first, each looks for its setting before. Calls `add` with records
-    and failures after every way."""
-    from pqm_benchmarks.attempts import attempt, fastest
+    """The records of one model, as `take_turns` has it."""
     from pqm_benchmarks.train_step.ladder import WAYS
-    from pqm_benchmarks.train_step.steady import Case, run_laps, try_settings
+    from pqm_benchmarks.train_step.steady import Case, try_settings
     from pqm_benchmarks.work import count_products
 
     products = count_products(model)
     whole = Case(model, questions, chosen.device, chosen.dtype)
-    one_step = Case(model, questions[: config.questions], chosen.device, chosen.dtype)
-    tried: dict[str, list[dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
-    records: dict[str, dict[str, Any]] = {}
-    for name in chosen.ways * config.rounds:
-        way = WAYS[name]
-        if name not in tried:
-            tried[name] = try_settings(way, one_step, chosen.tries)
-            for t in tried[name]:
-                found = t["why"] or f"{t['seconds']:.3f} s"
-                print(f"{way.title}, {t['setting']}: {found}", flush=True)
-            if why := _why_not(name, tried):
-                failed[name] = why
-        settings = [records[name]["setting"]] if name in records else fastest(tried[name])
-        for setting in settings if name not in failed else ():
-            plan = way.plan(questions, config.steps, setting, chosen.device)
-            laps, why = attempt(partial(run_laps, way, whole, setting, plan, config.seconds))
-            if laps:
-                own = records.setdefault(name, _new_record(name, way, setting, tried[name], plan, products))
-                _add_round(own, laps, whole)
-                print(f"{way.title}: {own['trajectories_per_s']:,.1f} trajectories/s", flush=True)
-                break  # else the next best: the fastest may not have the memory for all trajectories
-        else:
-            failed.setdefault(name, str(why))
-        add(list(records.values()), [{"way": way, "why": why} for way, why in failed.items()])
+    one_step = whole._replace(questions=questions[: config.questions])
+    losses: dict[str, list[float]] = {}
+
+    def search(name: str) -> tuple[Tried, str | None]:
+        tried = try_settings(WAYS[name], one_step, chosen.tries)
+        losses[name] = [t["loss"] for t in tried if t["seconds"]]
+        return tried, _wrong_loss(name, losses)
+
+    def measure(name: str, setting: Setting) -> Round:
+        return _round(WAYS[name], whole, setting, config.steps, products, config.seconds)
+
+    def record(name: str, setting: Setting, rounds: list[Round]) -> Record:
+        return _record(WAYS[name], whole, products, rounds)
+
+    ways = {name: WAYS[name] for name in chosen.ways}
+    take_turns(ways, config.rounds, "trajectories", search, measure, record, add)
 
 
-def _why_not(name: str, tried: dict[str, list[dict[str, Any]]]) -> str | None:
-    """Why a way is not timed: no setting ran, or its loss is not that of our other ways."""
-    losses = {way: [t["loss"] for t in tried[way] if t["seconds"]] for way in tried}
-    if not losses[name]:
-        return "; ".join(dict.fromkeys(t["why"] for t in tried[name]))
-    [first, *_] = [losses[way][0] for way in OURS if losses.get(way)] or losses[name]
+def _wrong_loss(name: str, losses: dict[str, list[float]]) -> str | None:
+    """Why a way of ours is not timed: in some setting its loss is not that of the first of ours. `losses` has those of
+    all settings that ran, of every way so far."""
+    if name not in OURS or not losses[name]:
+        return None
+    [first, *_] = [losses[way][0] for way in OURS if losses.get(way)]
     wrong = [loss for loss in losses[name] if not abs(loss - first) <= SAME_LOSS * abs(first)]
-    if name in OURS and wrong:
+    if wrong:
         return f"its loss is {wrong[0]}, where {first} was expected; nothing is timed until that is mended"
     return None
 
 
-def _new_record(
-    name: str, way: "Way", setting: dict[str, Any], tried: list[dict[str, Any]], plan: "Plan", products: "Products"
-) -> dict[str, Any]:
-    return {
-        "way": name,
-        "title": way.title,
-        "source": way.source,
-        "precision": way.precision,
-        "setting": setting,
-        "tried": tried,
+class Round(NamedTuple):
+    """Passes over all trajectories, in a model made anew."""
+
+    laps: "Laps"
+    computed: Record
+    """What one pass computes: the same in every round."""
+
+
+def _round(way: "Way", case: "Case", setting: Setting, steps: int, products: "Products", seconds: float) -> Round:
+    from pqm_benchmarks.train_step.steady import run_laps
+
+    plan = way.plan(case.questions, steps, setting, case.device)
+    laps = run_laps(way, case, setting, plan, seconds)
+    computed = {
         "optimizer_steps": len(plan.steps),
         "micro_batches": sum(map(len, plan.steps)),
         "computed_tokens": plan.layout.tokens,
         "flops": plan.flops(products),
         "excess": plan.excess,
-        "non_embedding": products.non_embedding,
         "notes": plan.notes,
-        "lap_seconds": [],
-        "peak_bytes": None,
     }
+    return Round(laps, computed)
 
 
-def _add_round(record: dict[str, Any], laps: "Laps", case: "Case") -> None:
-    """One more round of passes, and the rates over the median of all."""
-    import statistics
-
-    from pqm_benchmarks.train_step.way import flat
-
-    record["lap_seconds"].append(laps.seconds)
-    seconds = statistics.median(lap for own in record["lap_seconds"] for lap in own)
-    trajectories = flat(case.questions)
-    tokens = sum(len(t.input_ids) for t in trajectories)
-    if laps.peak_bytes is not None:
-        record["peak_bytes"] = max(laps.peak_bytes, record["peak_bytes"] or 0)
-    record |= {
-        "first_loss": laps.loss,
-        "trajectories_per_s": len(trajectories) / seconds,
-        "real_tokens_per_s": tokens / seconds,
-        "computed_tokens_per_s": record["computed_tokens"] / seconds,
-        "tflops": record["flops"] / seconds / 1e12,
+def _record(way: "Way", case: "Case", products: "Products", rounds: list[Round]) -> Record:
+    laps, computed = [own.laps for own in rounds], rounds[0].computed
+    return {
+        "precision": way.precision,
+        **computed,
+        "non_embedding": products.non_embedding,
+        "first_loss": laps[-1].loss,
+        **over_median("trajectories", case.questions, laps, computed["computed_tokens"], computed["flops"]),
     }

@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 
+from pqm_benchmarks import comparison_report
 from pqm_benchmarks.comparison_report import (
+    Columns,
+    Record,
     Results,
     Targets,
     by_way,
+    closing,
+    computed_over_real,
     gib,
-    heading,
-    left_out,
-    noise,
     padding,
     percent,
     settings,
+    times,
 )
-from pqm_benchmarks.report import aligned, short
+from pqm_benchmarks.report import short
 
 OWN = "all"  # the way with every switch on
 # Math-Shepherd as the published code trains on it: two epochs, and how its users' log says that went
@@ -23,10 +26,17 @@ EPOCHS, TRAJECTORIES, PUBLISHED_STEPS, PUBLISHED_SECONDS = 2, 889_106, 532, 15.3
 HOURS = 4.0
 HEADLINE = "Qwen2.5-7B"
 
-COLUMNS = (
-    "trajectories/s", "x published", "real tokens/s", "computed/real", "TFLOP/s", "MFU", "of matrix rate", "peak GiB",
-    "setting",
-)  # fmt: skip
+COLUMNS: Columns = {
+    "trajectories/s": lambda row: short(row.record["trajectories_per_s"]),
+    "x published": lambda row: times(row.record, row.base, "trajectories_per_s"),
+    "real tokens/s": lambda row: f"{row.record['real_tokens_per_s']:,.0f}",
+    "computed/real": computed_over_real,
+    "TFLOP/s": lambda row: short(row.record["tflops"]),
+    "MFU": lambda row: percent(row.record["mfu"]),
+    "of matrix rate": lambda row: percent(row.record["of_matrix_rate"]) if row.results["device"] == "cuda" else "-",
+    "peak GiB": lambda row: gib(row.record["peak_bytes"]),
+    "setting": lambda row: settings(row.record),
+}
 
 
 @dataclass(frozen=True)
@@ -47,38 +57,9 @@ TARGETS = (
 
 def table(results: Results) -> str:
     """Everything measured."""
-    shapes = dict.fromkeys(record["shape"] for record in results["records"])
-    grids = (_grid(results, shape) for shape in shapes)
-    parts = [heading(results, _workload(results)), *grids, _targets(results), _notes(results)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _workload(results: Results) -> str:
     in_step = results["config"]["questions"] * results["workload"]["trajectories"] // results["workload"]["questions"]
-    return f"(set, not measured); {in_step} in an optimizer step"
-
-
-def _grid(results: Results, shape: str) -> str:
-    ways = by_way(results, shape)
-    rows = [["", *COLUMNS]]
-    base = ways.get("reference")
-    for record in ways.values():
-        rows.append(
-            [
-                record["title"],
-                short(record["trajectories_per_s"]),
-                f"{record['trajectories_per_s'] / base['trajectories_per_s']:.2f}" if base else "-",
-                f"{record['real_tokens_per_s']:,.0f}",
-                f"{record['computed_tokens'] / results['workload']['tokens']:.2f}",
-                short(record["tflops"]),
-                percent(record["mfu"]),
-                percent(record["of_matrix_rate"]) if results["device"] == "cuda" else "-",
-                gib(record["peak_bytes"]),
-                settings(record),
-            ]
-        )
-    parameters = next(iter(ways.values()))["non_embedding"] / 1e9
-    return f"{shape}, {parameters:,.3f}e9 parameters without embeddings\n{aligned(rows, left=(0, 9))}"
+    workload = f"(set, not measured); {in_step} in an optimizer step"
+    return comparison_report.table(results, workload, "reference", COLUMNS, _targets(results), _notes(results))
 
 
 def _targets(results: Results) -> str:
@@ -93,9 +74,9 @@ def _targets(results: Results) -> str:
             found.add(text, f">= {target.mfu:.0%}", percent(own["mfu"]), own["mfu"] >= target.mfu)
         for name, bound in target.times.items():
             if name in ways:
-                times = own["trajectories_per_s"] / (ways[name]["trajectories_per_s"] * ways[name]["excess"])
-                text = f"{target.shape}: trajectories/s, times those of {ways[name]['title']}"
-                found.add(text, f">= {bound:g}x", f"{times:.2f}x", times >= bound)
+                other = ways[name]
+                faster = own["trajectories_per_s"] / (other["trajectories_per_s"] * other["excess"])
+                found.add_times(f"{target.shape}: trajectories/s", other, bound, faster)
     if own := by_way(results, HEADLINE).get(OWN):
         hours = TRAJECTORIES / own["trajectories_per_s"] / 3600
         text = f"{HEADLINE}: {EPOCHS} epochs of Math-Shepherd, {TRAJECTORIES:,} trajectories, extrapolated"
@@ -108,15 +89,13 @@ def _targets(results: Results) -> str:
     )
 
 
-def _notes(results: Results) -> str:
-    lines = [
+def _notes(results: Results) -> list[str]:
+    def source(record: Record) -> str:
+        return f"{record['source']}; {record['precision']}" if results["device"] == "cuda" else record["source"]
+
+    return [
         "What every way computes counts, its padding and its vocabulary logits too, but not what it computes a second "
-        "time. A tree has fewer tokens to compute for as many trajectories."
+        "time. A tree has fewer tokens to compute for as many trajectories.",
+        *(note + ": targets are held against that" for note in padding(results["records"], "trajectories")),
+        *closing(results, source),
     ]
-    lines += [note + ": targets are held against that" for note in padding(results["records"], "trajectories")]
-    lines += noise(results["records"])
-    on_gpu = results["device"] == "cuda"
-    described = (f"{r['title']}: {r['source']}{'; ' + r['precision'] if on_gpu else ''}" for r in results["records"])
-    lines += dict.fromkeys(described)
-    lines += left_out(results)
-    return "\n".join(lines)

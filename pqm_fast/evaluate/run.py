@@ -1,15 +1,14 @@
 """`pqm-fast evaluate`: a checkpoint on records, or the scores that `pqm-fast score` wrote."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pqm_fast.data.checks import show
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
+from pqm_fast.data.scores import Scores, scores_of
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.pools import check_correct, evaluate_pools
 from pqm_fast.evaluate.steps import evaluate_steps
@@ -19,7 +18,7 @@ from pqm_fast.files import write_json
 from pqm_fast.score import ScoringOptions
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
-Scored = tuple[Record, Sequence[float | None]]
+Scored = tuple[Record, Scores]
 
 
 @dataclass(frozen=True)
@@ -93,23 +92,8 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
 def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary) -> Iterator[Scored]:
     if config.model is None:
         for record in read_all(data, config.read, skipped):
-            scores = record.extra.get("scores")
-            if scores is None:
-                raise _bad(data, record, "no `scores`; run `pqm-fast score` first, or give --model")
-            if not isinstance(scores, list) or len(scores) != len(record.steps):
-                raise _bad(data, record, f"scores {show(scores)} for {len(record.steps)} steps; give one per step")
-            if not all(score is None or _is_finite(score) for score in scores):
-                raise _bad(data, record, f"scores {show(scores)}; each must be a finite number, or null for none")
-            yield record, scores
+            yield record, scores_of(record, ", ".join(data), ", or give --model")
         return
     from pqm_fast.scorer import score_records
 
     yield from score_records(config.model, data, config.read, config.scoring, skipped)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _bad(data: tuple[str, ...], record: Record, found: str) -> PQMError:
-    return PQMError(f"{', '.join(data)}: record {record.id}: {found}")

@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.checks import show
 from pqm_fast.data.read import read_records
 from pqm_fast.data.records import Record
-from pqm_fast.errors import PQMError
+from pqm_fast.data.scores import Scores, scores_of
 from pqm_fast.report.find import Run
-
-Scores = Sequence[float | None]
 
 
 def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
@@ -100,22 +97,7 @@ def _sigmoid(q: float) -> float:
 def _read(paths: Sequence[Path]) -> Iterator[tuple[Record, Scores]]:
     for path in paths:
         for record in read_records(path):
-            yield record, _scores(path, record)
-
-
-def _scores(path: Path, record: Record) -> Scores:
-    scores = record.extra.get("scores")
-    if scores is None:
-        raise PQMError(f"{path}: record {record.id}: no `scores`; run `pqm-fast score` first")
-    if not isinstance(scores, list) or len(scores) != len(record.steps):
-        raise PQMError(
-            f"{path}: record {record.id}: scores {show(scores)} for {len(record.steps)} steps; give one per step"
-        )
-    for q in scores:
-        number = isinstance(q, (int, float)) and not isinstance(q, bool) and math.isfinite(q)
-        if not (q is None or number):
-            raise PQMError(f"{path}: record {record.id}: score {show(q)}; give a finite number, or null for none")
-    return scores
+            yield record, scores_of(record, str(path))
 
 
 def _item(record: Record, scores: Scores) -> dict[str, Any]:

@@ -124,9 +124,14 @@ class StudyConfig:
         for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) < least:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least {least}")
-        for name, values in (("learning_rates", self.learning_rates), ("zetas", (self.zeta, *self.zetas))):
-            if not all(0 <= value < math.inf for value in values):
-                raise PQMError(f"{name}: {', '.join(map(str, values))} given; each must be a finite number from 0 on")
+        for name, values, above in (
+            ("learning_rates", self.learning_rates, True),
+            ("zetas", (self.zeta, *self.zetas), False),
+            ("seeds", self.seeds, False),
+        ):
+            if not all(0 <= value < math.inf and (value or not above) for value in values):
+                allowed = "above 0" if above else "from 0 on"
+                raise PQMError(f"{name}: {', '.join(map(str, values))} given; each must be a finite number {allowed}")
 
     @property
     def folder(self) -> Path:

@@ -1,10 +1,12 @@
 """What the trials of a study share, written once: records with each kind of labels, models, pools."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.data.dataset import source_key
 from pqm_fast.data.read import read_records
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
@@ -61,8 +63,9 @@ def prepare(config: StudyConfig) -> Materials:
 
 
 def conditions(config: StudyConfig) -> dict[str, Any]:
-    """The options that every trial has in common, as they are stored."""
-    return {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in FREE}
+    """The options that every trial has in common, and the state of the files they name, as they are stored."""
+    options = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in FREE}
+    return options | {"files": [source_key(name) for name in (*config.data, *config.tuning, *config.test)]}
 
 
 def _check_folder(config: StudyConfig) -> None:
@@ -76,6 +79,10 @@ def _check_folder(config: StudyConfig) -> None:
     before = conditions(StudyConfig()) | json.loads(file.read_text(encoding="utf-8"))
     now = conditions(config)
     if changed := [name for name in now if before.get(name) != now[name]]:
+        if not any((config.folder / name).exists() for name in ("runs", "trials")):  # nothing to lose: a mistake mended
+            shutil.rmtree(config.folder / "data", ignore_errors=True)
+            write_json(file, now)
+            return
         values = ", ".join(f"{name} ({before.get(name)!r} then, {now[name]!r} now)" for name in changed)
         raise PQMError(f"{config.out}: holds a study under other conditions: {values}; choose another --out")
 

@@ -1,6 +1,7 @@
 """Which trainings a study consists of."""
 
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.train.config import Loss
@@ -33,9 +34,14 @@ class Trial:
     def name(self) -> str:
         """Of its folder and its file; tells it from every other trial."""
         cell = self.cell
-        margin = "" if cell.zeta is None else f"-zeta{cell.zeta:g}"
-        parts = [cell.loss + margin, cell.model, cell.labels, f"lr{self.learning_rate:g}", f"seed{self.seed}"]
-        return "_".join(part.replace("/", "--").replace(":", "") for part in parts)
+        loss = cell.loss if cell.zeta is None else f"{cell.loss}-zeta{_digits(cell.zeta)}"
+        labels = cell.labels.replace(":", "")
+        return f"{loss}_{quote(cell.model, safe='')}_{labels}_lr{_digits(self.learning_rate)}_seed{self.seed}"
+
+
+def _digits(value: float) -> str:
+    """All that it takes to tell it from another: 4, 0.001, 1e-05."""
+    return str(value).removesuffix(".0")
 
 
 def cells(config: StudyConfig) -> list[Cell]:

@@ -55,7 +55,7 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
     names, skipped = ", ".join(files), SkipSummary()
     questions: dict[str, list[Record]] = defaultdict(list)
     for record in read_all(files, read, skipped):
-        if "question_id" not in record.extra:
+        if record.extra.get("question_id") is None:
             raise PQMError(f"{names}: record {record.id} is no candidate of a pool (no question_id)")
         if record.extra.get("correct") is None and record.extra.get("answer") is None:
             raise PQMError(f"{names}: record {record.id}: neither `answer` nor `correct` says whether it is right")
@@ -63,17 +63,23 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
             check_correct(record)
         except PQMError as error:
             raise PQMError(f"{names}: {error}") from error
-        questions[str(record.extra["question_id"])].append(record)
+        own = questions[str(record.extra["question_id"])]
+        own.append(record)
+        if record.prompt != own[0].prompt:
+            raise PQMError(
+                f"{names}: question_id {record.extra['question_id']} is of two questions, by records {own[0].id} and "
+                f"{record.id}; give each question an id of its own"
+            )
     rows, few = [], 0
     for question, records in questions.items():
         answers = [final_answer("\n".join(record.steps)) for record in records]
         by_policy: dict[str, list[dict[str, object]]] = defaultdict(list)
         for record, correct in zip(records, judged(records, answers), strict=True):
             row = {"prompt": record.prompt, "completions": record.steps, "labels": record.labels}
-            policy = str(record.extra.get("policy", "all"))
+            policy = "all" if record.extra.get("policy") is None else str(record.extra["policy"])
             by_policy[policy].append({**row, "question_id": question, "policy": policy, "correct": correct})
-        few += sum(len(own) < n for own in by_policy.values())
-        rows += [row for own in by_policy.values() if len(own) >= n for row in own]
+        few += sum(len(group) < n for group in by_policy.values())
+        rows += [row for group in by_policy.values() if len(group) >= n for row in group]
     if not rows:
         raise PQMError(f"{names}: no policy has {n} candidates of any question; choose a smaller --n")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """One trial: train, score the pools, keep the figures."""
 
+import math
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pqm_fast.errors import Diverged
+from pqm_fast.data.records import Record
+from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.files import write_json
 from pqm_fast.study.config import StudyConfig
@@ -27,13 +29,13 @@ def powers(n: int) -> list[int]:
 def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     """Trains and writes `materials.result(trial)`:
 
-    `trial`: its cell, rate and seed; `diverged`: the message if the training was no longer finite, else None; `tuning`:
+    `trial`: its cell, rate and seed; `diverged`: the message if a loss or a Q-value was not finite, else None; `tuning`:
     {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N, null where a policy has too few
     candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the result of `step_metrics` on test steps with labels, None
     without any. Means are over policies, then questions.
 
     Raises:
-        PQMError: anything but divergence that stops a training.
+        PQMError: anything but divergence that stops a training, or a candidate that cannot be scored.
     """
     folder = config.folder / "runs" / trial.name
     result: dict[str, Any] = {"trial": asdict(trial), "diverged": None}
@@ -42,12 +44,12 @@ def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     try:
         with open(log, "a", encoding="utf-8") as said, redirect_stdout(said):
             _train(config, materials, trial, folder)
-    except Diverged as error:
-        result["diverged"] = str(error)
-    else:
         tuning, test = read_pool(materials.tuning), read_pool(materials.test)
         scorer = _scorer(config, folder)
         of_tuning, of_test = _scores(scorer, tuning), _scores(scorer, test)
+    except Diverged as error:
+        result["diverged"] = str(error)
+    else:
         picked = {how: test.picked(of_test, how, powers(config.n)) for how in config.aggregate}
         result |= {
             "tuning": {how: _mean(tuning.picked(of_tuning, how, [config.n])[..., 0]) for how in config.aggregate},
@@ -65,12 +67,14 @@ def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
 
 
 def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path) -> None:
+    from pqm_fast.train.checkpoint import complete_checkpoints
     from pqm_fast.train.config import TrainConfig
     from pqm_fast.train.loop import train
 
-    if (folder / "config.json").exists():  # trained; stopped before its figures were written
+    trained = (folder / "config.json").exists()
+    if trained and any(folder.glob("*.safetensors")):  # stopped before its figures were written
         return
-    begun = (folder / "config.yaml").exists()
+    begun = not trained and bool(complete_checkpoints(folder / "checkpoints"))
     if folder.exists() and not begun:
         shutil.rmtree(folder)
     cell = trial.cell
@@ -122,8 +126,16 @@ def _scorer(config: StudyConfig, folder: Path) -> Any:
 def _scores(scorer: Any, pool: Pool) -> Scores:
     """Step scores of every candidate; equal solutions of a question are scored once."""
     solutions = [(record.prompt, tuple(record.steps)) for record in pool.records]
-    distinct = list(dict.fromkeys(solutions))
-    found = dict(zip(distinct, scorer.score(distinct), strict=True))
+    distinct: dict[Any, Record] = {}
+    for solution, record in zip(solutions, pool.records, strict=True):
+        distinct.setdefault(solution, record)
+    encoded = scorer.encoder(list(distinct.values()))
+    if bad := next((one for one in encoded if isinstance(one, RecordError)), None):
+        raise PQMError(str(bad))  # a RecordError would not come through from a worker
+    scores = scorer.score_encoded([(prompt, one) for (prompt, _), one in zip(distinct, encoded, strict=True)])
+    if not all(math.isfinite(q) for own in scores for q in own if q is not None):
+        raise Diverged("trained to the last step, but there are Q-values that are not finite")
+    found = dict(zip(distinct, scores, strict=True))
     return [found[solution] for solution in solutions]
 
 

@@ -1,0 +1,33 @@
+"""Tiny runs of `pqm-fast bench score` and `bench train` on the CPU."""
+
+import functools
+
+import pytest
+
+from pqm_fast.cli import main
+
+SIZES = {"score": ["--questions", "2", "--solutions", "6"], "train": ["--questions", "1", "--steps", "2"]}
+
+
+@pytest.fixture(scope="session")
+def bench():
+    """Call with score or train, the folder and further options: the exit code."""
+
+    def run(name, out, *options):
+        short = ["--device", "cpu", "--seconds", "0", "--rounds", "2", *SIZES[name]]
+        return main(["bench", name, "--out", str(out), *short, *options])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(bench, tmp_path_factory):
+    """Call with score or train: the folder of a run of everything, made once."""
+
+    @functools.cache
+    def folder(name):
+        made = tmp_path_factory.mktemp(name)
+        assert bench(name, made) == 0
+        return made
+
+    return folder

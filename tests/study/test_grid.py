@@ -1,0 +1,96 @@
+"""The cells of the grid, and names that tell every trial from every other."""
+
+import pytest
+
+from pqm_fast.errors import PQMError
+from pqm_fast.study.config import StudyConfig
+from pqm_fast.study.grid import Cell, Trial, cells
+
+
+def test_cells_of_given_axes_in_order():
+    config = StudyConfig(
+        losses=("bce", "rank", "pairwise"), zeta=2.0, zetas=(0.0, 2.0, 8.0, 0.0), labels=("given", "flip:0.2"),
+        models=("qwen2", "llama"),
+    )  # fmt: skip
+    assert cells(config) == [
+        Cell("bce", None, "qwen2", "given"),
+        Cell("rank", 2.0, "qwen2", "given"),
+        Cell("pairwise", 2.0, "qwen2", "given"),
+        Cell("bce", None, "qwen2", "flip:0.2"),
+        Cell("rank", 2.0, "qwen2", "flip:0.2"),
+        Cell("pairwise", 2.0, "qwen2", "flip:0.2"),
+        Cell("bce", None, "llama", "given"),
+        Cell("rank", 2.0, "llama", "given"),
+        Cell("pairwise", 2.0, "llama", "given"),
+        Cell("rank", 0.0, "qwen2", "given"),
+        Cell("rank", 8.0, "qwen2", "given"),
+    ]
+
+
+def test_only_losses_with_a_margin_have_a_zeta():
+    losses = ("rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm")
+    found = {cell.loss: cell.zeta for cell in cells(StudyConfig(losses=losses, zetas=(), labels=("given",)))}
+    with_margin = {"rank", "rank-theory", "pairwise"}  # what the formulas in docs/method.md have a zeta in
+    assert found == {loss: 4.0 if loss in with_margin else None for loss in losses}
+
+
+def test_zeta_does_nothing_for_the_losses_without_a_margin():
+    import torch
+    from pqm_kernels import LOSSES
+
+    q = torch.tensor([[0.3, -1.2, 0.8, 2.0]], dtype=torch.float64)
+    y, valid = torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
+    depends = {
+        name for name, loss in LOSSES.items() if loss.function(q, y, valid, 1.0) != loss.function(q, y, valid, 5)
+    }
+    assert depends == {"rank", "rank-theory", "pairwise"}
+
+
+def test_further_margins_are_those_of_rank():
+    assert cells(StudyConfig(losses=("bce", "orm"), labels=("given",), zetas=(0.0, 16.0))) == [
+        Cell("bce", None, "llama", "given"),
+        Cell("orm", None, "llama", "given"),
+    ]
+
+
+def test_names_of_trials_are_distinct_and_good_for_files():
+    config = StudyConfig(
+        losses=("rank", "rank-theory", "rank-first-error", "bce"),
+        labels=("given", "first-error", "flip:0.1", "flip:0.01", "flip:0.10"),
+        models=("a/b", "a--b", "a:b", "ab", "a_b", "a", "a/given", "/x/a b", "../x", ".", "c:\\m", "a%2Fb", "ä"),
+        zetas=(0.0, 0.5, 5.0, 1e-7, 40.0),
+        learning_rates=(1e-3, 1e-5, 0.1, 1.0, 1.0000001e-3),
+        seeds=(0, 1, 10),
+    )
+    trials = [
+        Trial(cell, rate, seed) for cell in cells(config) for rate in config.learning_rates for seed in config.seeds
+    ]
+    names = [trial.name for trial in trials]
+    assert len({name.casefold() for name in names}) == len(trials)
+    assert all(name.isascii() and not set(name) & set('/\\:*?"<>| ') for name in names)
+    assert all(name not in (".", "..") and len(name) < 200 for name in names)
+    assert Trial(Cell("rank", 4.0, "llama", "flip:0.2"), 1e-3, 2).name == "rank-zeta4_llama_flip0.2_lr0.001_seed2"
+
+
+BAD = [
+    ({"losses": ()}, "losses: none given; name at least one, each once"),
+    ({"seeds": (0, 0)}, "seeds: 0, 0 given; name at least one, each once"),
+    ({"labels": ("given", "given")}, "labels: given, given given"),
+    ({"baseline": "mse", "losses": ("rank", "bce")}, "baseline mse: is not among the losses rank, bce"),
+    ({"data": ("a.jsonl",), "test": ("b.jsonl",)}, "data, tuning, test: give all three"),
+    ({"n": 0}, "n: 0 was given; it must be at least 1"),
+    ({"workers": -1}, "workers: -1 was given; it must be at least 0"),
+    ({"learning_rates": (1e-3, 0.0)}, "learning_rates: 0.001, 0.0 given; each must be a finite number above 0"),
+    ({"learning_rates": (float("nan"),)}, "learning_rates: nan given"),
+    ({"zetas": (0.0, float("inf"))}, "zetas: 4.0, 0.0, inf given; each must be a finite number from 0 on"),
+    ({"zeta": -1.0}, "zetas: -1.0, 0.0, 16.0 given"),
+    ({"seeds": (0, -1)}, "seeds: 0, -1 given; each must be a finite number from 0 on"),
+    ({"labels": ("monte-carlo",), "data": ("a",), "tuning": ("b",), "test": ("c",)}, "only in the arithmetic world"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(PQMError) as found:
+        StudyConfig(**options)
+    assert message in str(found.value)

@@ -1,0 +1,365 @@
+"""Whole studies, tiny: what is written, what is done again and what is not, and what stops one."""
+
+import json
+import re
+import shutil
+from concurrent.futures import Future
+from contextlib import redirect_stdout
+from io import StringIO
+
+import numpy as np
+import pytest
+
+from pqm_fast.cli import main
+from pqm_fast.data import read_records
+from pqm_fast.study import run as module
+
+TINY = (
+    "--labels given --steps 4 --warmup-steps 1 --problems 40 --tuning-problems 4 --test-problems 6 --n 2 --workers 1 "
+    "--no-progress --aggregate min last"
+)
+BASE = "--losses rank bce --learning-rates 1e-3 2e-3 --seeds 0 1 --zetas"
+ONE = "--losses bce --learning-rates 1e-3 --seeds 0 --zetas"
+
+
+class InThisProcess:
+    """Stands in for the workers where they are not what is tested: to start one takes seconds."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, work, *arguments):
+        future = Future()
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **options):
+        pass
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def submit(*arguments):
+        raise AssertionError("nothing was left to be trained")
+
+    monkeypatch.setattr(InThisProcess, "submit", submit)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+
+
+def study(folder, options):
+    return main(["study", "--out", str(folder), *TINY.split(), *options.split()])
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def trials(folder):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "trials").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study whose trials ran in a worker, and what it printed."""
+    folder = tmp_path_factory.mktemp("study") / "a study"
+    with redirect_stdout(StringIO()) as out:
+        assert study(folder, BASE) == 0
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """That study, to go on with."""
+    return shutil.copytree(finished[0], tmp_path / "study")
+
+
+def test_what_a_study_leaves(finished):
+    folder, printed = finished
+    page = (folder / "study.md").read_text()
+    assert page in printed
+    assert printed.endswith(f"study: {folder / 'study.md'}, with pictures beside it\n")
+    assert (folder / "losses.png").read_bytes()[:4] == b"\x89PNG"
+    found = results(folder)
+    assert found["versions"]["torch"]
+    assert found["trials"] == len(trials(folder)) == 2 * (2 + 1)
+    assert [cell["loss"] for cell in found["cells"]] == ["rank", "bce"]
+    for cell in found["cells"]:
+        assert cell["tuning"].keys() == {"0.001", "0.002"}
+        best = max(cell["tuning"].values())
+        assert cell["tuning"][f"{cell['learning_rate']:g}"] == best
+        name = f"{cell['loss']}{'' if cell['zeta'] is None else '-zeta4'}_llama_given_lr{cell['learning_rate']:g}"
+        own = [trials(folder)[f"{name}_seed{seed}"] for seed in (0, 1)]
+        picked = [result["test"][cell["aggregate"]] for result in own]
+        assert cell["best_of_n"]["mean"] == pytest.approx(np.mean(picked))
+        assert len(picked[0]) == 7
+        assert all(len(questions) == 6 for questions in picked[0])
+    assert not list(folder.rglob("*.safetensors"))
+    assert len(list((folder / "logs").iterdir())) == len(list((folder / "runs").iterdir())) == 6
+    assert "4 steps" in (folder / "logs" / f"{name}_seed1.txt").read_text()
+
+
+def test_pools_of_the_world_are_apart(finished):
+    folder, _ = finished
+    prompts = {
+        name: {record.prompt for record in read_records(folder / "data" / f"{name}.jsonl")}
+        for name in ("train-given", "tuning", "test")
+    }
+    assert [len(own) for own in prompts.values()] == [40, 4, 6]
+    assert len(set.union(*prompts.values())) == 50
+
+
+def test_again_nothing_is_done_again(copied, no_training):
+    before = results(copied)
+    assert study(copied, BASE) == 0
+    assert results(copied) == before | {"config": before["config"] | {"out": str(copied)}}
+
+
+def same(found, expected):
+    """Whether two trials came to the same; a worker has more threads than this process, so the Q-values are rounded
+    otherwise."""
+    gap = found["steps"]["mean_gap"] == pytest.approx(expected["steps"]["mean_gap"], rel=1e-4)
+    steps = [{name: value for name, value in own["steps"].items() if name != "mean_gap"} for own in (found, expected)]
+    others = ("diverged", "tuning", "test", "curve")
+    return gap and steps[0] == steps[1] and all(found[name] == expected[name] for name in others)
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()}
+
+
+def test_only_what_is_new_is_trained(copied, in_process):
+    before, cells = stamps(copied), results(copied)["cells"]
+    assert study(copied, "--losses bce mse --learning-rates 1e-3 2e-3 --seeds 0 1 --zetas --baseline mse") == 0
+    after = stamps(copied)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 3
+    assert all(name.startswith("mse_llama_given_lr0.00") for name in after.keys() - before.keys())
+    found = results(copied)
+    assert [cell["loss"] for cell in found["cells"]] == ["bce", "mse"]
+    assert found["trials"] == 6
+    assert found["cells"][0]["best_of_n"] == cells[1]["best_of_n"]
+    assert found["cells"][0]["against"] is not None  # the baseline may change
+    assert study(copied, "--losses bce --learning-rates 1e-3 2e-3 --seeds 0 1 2 --zetas") == 0
+    [name] = stamps(copied).keys() - after.keys()
+    assert re.fullmatch(r"bce_llama_given_lr0\.00[12]_seed2\.json", name)
+
+
+def test_other_conditions_are_refused(copied, no_training, capsys):
+    assert study(copied, f"{BASE} --steps 5 --n 3") == 1
+    said = capsys.readouterr().err
+    assert f"{copied}: holds a study under other conditions: " in said
+    assert "n (2 then, 3 now)" in said
+    assert "steps (4 then, 5 now)" in said
+    assert said.endswith("choose another --out\n")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert study(tmp_path, BASE) == 1
+    assert "is not an empty folder; choose another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert study(tmp_path / "notes.txt", BASE) == 1
+
+
+def test_a_trial_without_its_result_is_done_again(copied, in_process):
+    """Its weights are gone, so it is trained again; to the same result, for all is seeded."""
+    name = "bce_llama_given_lr0.001_seed0"
+    before = trials(copied)[name]
+    for text in (None, '{"diverged": nu'):
+        path = copied / "trials" / f"{name}.json"
+        path.unlink()
+        if text is not None:  # damaged: said, and not done again by itself
+            path.write_text(text)
+            assert study(copied, BASE) == 1
+            path.unlink()
+        assert study(copied, BASE) == 0
+        assert same(trials(copied)[name], before)
+
+
+def test_a_trained_one_is_only_scored(tmp_path, in_process, monkeypatch):
+    assert study(tmp_path / "s", f"{ONE} --keep-weights") == 0
+    name = "bce_llama_given_lr0.001_seed0"
+    before = trials(tmp_path / "s")[name]
+    assert (tmp_path / "s" / "runs" / name / "model.safetensors").exists()
+    (tmp_path / "s" / "trials" / f"{name}.json").unlink()
+    monkeypatch.setattr("pqm_fast.train.loop.train", None)
+    assert study(tmp_path / "s", ONE) == 0
+    assert trials(tmp_path / "s")[name] == before
+    assert not list((tmp_path / "s").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_an_interrupted_trial_goes_on(finished, tmp_path, in_process, monkeypatch, save_every):
+    """From its checkpoint if there is one; otherwise anew, also in a folder that was moved and on a device of another
+    name."""
+    from pqm_fast.train import loop
+
+    def stop(run, log, clock, launched, finish=loop._finish):
+        if launched.step == 3:
+            raise KeyboardInterrupt
+        finish(run, log, clock, launched)
+
+    name = "bce_llama_given_lr0.001_seed0"
+    options = f"{ONE} --save-every {save_every}"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_finish", stop)
+        assert study(tmp_path / "before", options) == 130
+    assert not (tmp_path / "before" / "trials").exists()
+    folder = tmp_path / "before"
+    if not save_every:
+        folder = (tmp_path / "before").rename(tmp_path / "moved")
+        options += " --device cpu"
+    assert study(folder, options) == 0
+    said = (folder / "logs" / f"{name}.txt").read_text()
+    assert ("resuming from" in said) == bool(save_every)
+    assert same(trials(folder)[name], trials(finished[0])[name])
+    assert not list((folder / "runs").rglob("step-*"))
+
+
+def test_a_rate_that_diverges_is_kept_and_not_chosen(copied, in_process):
+    options = "--losses bce --seeds 0 1 --zetas --learning-rates"
+    assert study(copied, f"{options} 1e38 1e-3") == 0
+    name = "bce_llama_given_lr1e+38_seed0"
+    assert re.search("step [1-4]: loss .*nan", trials(copied)[name]["diverged"])
+    [cell] = results(copied)["cells"]
+    assert cell["learning_rate"] == 0.001
+    assert cell["tuning"]["1e+38"] is None
+    assert study(copied, f"{options} 1e38") == 0
+    [cell] = results(copied)["cells"]
+    assert "best_of_n" not in cell
+    assert "Diverged: bce, llama, labels given, with every learning rate." in (copied / "study.md").read_text()
+
+
+def test_a_rate_that_leaves_weights_of_no_use_is_no_end(copied, in_process):
+    """Every loss was finite, but nothing can be scored with what is left."""
+    assert study(copied, "--losses bce --seeds 0 1 --zetas --learning-rates 1e6 1e-3") == 0
+    assert trials(copied)["bce_llama_given_lr1e+06_seed0"]["diverged"]
+    assert results(copied)["cells"][0]["learning_rate"] == 0.001
+
+
+def own_data(folder):
+    """The files of a finished study, as a user would give them."""
+    data = folder / "data"
+    return (
+        f"--data {data}/world/train.jsonl --tuning {data}/world/tuning.jsonl --test {data}/world/test.jsonl "
+        f"--models {data}/models/llama"
+    )
+
+
+@pytest.fixture
+def world(finished, tmp_path):
+    """Without a blank in its name, for `split`."""
+    return shutil.copytree(finished[0], tmp_path / "world")
+
+
+def test_a_users_own_data(world, tmp_path, in_process):
+    """The world's files given by name, three to one: the same figures as from the world itself."""
+    assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 0
+    [own] = trials(tmp_path / "own").values()
+    assert same(own, trials(world)["bce_llama_given_lr0.001_seed0"])
+    assert f"on {world}/data/world/train.jsonl" in (tmp_path / "own" / "study.md").read_text()
+
+
+def test_files_that_changed_are_another_study(world, tmp_path, in_process, capsys):
+    options = f"{ONE} {own_data(world)}"
+    assert study(tmp_path / "own", options) == 0
+    train = world / "data" / "world" / "train.jsonl"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[:-1]))
+    assert study(tmp_path / "own", options) == 1
+    assert "holds a study under other conditions: files" in capsys.readouterr().err
+
+
+def test_questions_in_both_pools_are_refused(world, tmp_path, no_training, capsys):
+    pool = world / "data" / "world"
+    shared = (pool / "test.jsonl").read_text().splitlines(keepends=True)[3]
+    with open(pool / "tuning.jsonl", "a", encoding="utf-8") as file:
+        file.write(shared)
+    assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 1
+    said = capsys.readouterr().err
+    assert "tuning, test: 1 questions are in both" in said
+    assert json.loads(shared)["question"][:20] in said
+
+
+def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process, capsys):
+    """Nothing was trained yet, so nothing is lost: data that is not there, too many candidates, too long, then right."""
+    options = f"{ONE} {own_data(world)}"
+    assert study(tmp_path / "own", options.replace("train.jsonl", "typo.jsonl")) == 1
+    assert "typo.jsonl: no file or folder of this name" in capsys.readouterr().err
+    assert study(tmp_path / "own", f"{options} --n 3") == 1
+    assert "no policy has 3 candidates of any question" in capsys.readouterr().err
+    assert study(tmp_path / "own", f"{options} --max-length 1000") == 1
+    assert "max_length: 1000 is more than the model's context" in capsys.readouterr().err
+    assert study(tmp_path / "own", options) == 0
+
+
+def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
+    """In a process of its own, from which the message must come back: a question of the test pool is too long."""
+    pool = world / "data" / "world" / "test.jsonl"
+    rows = [json.loads(line) for line in pool.read_text().splitlines()]
+    rows[2]["question"] += " + 1" * 300
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 1
+    said = capsys.readouterr().err
+    assert "pqm-fast: error: record test:29: the question (" in said  # the third of 14 candidates each
+    assert "exceed the context of 256 tokens" in said
+    assert not (tmp_path / "own" / "results.json").exists()
+
+
+def test_figures_are_those_of_evaluate(tmp_path, in_process):
+    """A trial's checkpoint, scored and evaluated by the commands for that."""
+    assert study(tmp_path / "s", f"{ONE} --keep-weights") == 0
+    [(name, found)] = trials(tmp_path / "s").items()
+    pool, out = tmp_path / "s" / "data" / "world" / "test.jsonl", tmp_path / "evaluation.json"
+    run = tmp_path / "s" / "runs" / name
+    arguments = ["--model", str(run), "--data", str(pool), "--n", "1", "2", "--out", str(out), "--no-progress"]
+    assert main(["evaluate", *arguments]) == 0
+    expected = json.loads(out.read_text())
+    policies = expected["policies"]
+    for how in ("min", "last"):
+        for p, policy in enumerate(sorted(policies)):
+            figure = policies[policy]["best_of_n"][how]["2"]["mean"]
+            assert np.mean(found["test"][how][p]) == pytest.approx(figure, abs=1e-6)
+        for n in ("1", "2"):
+            figure = np.mean([own["best_of_n"][how][n]["mean"] for own in policies.values()])
+            assert found["curve"][how][n] == pytest.approx(figure)
+    for name in ("auroc", "pair_accuracy", "step_accuracy", "first_error_accuracy"):
+        assert found["steps"][name] == pytest.approx(expected["steps"][name])
+    yardsticks = results(tmp_path / "s")["pool"]["policies"]
+    for policy, own in policies.items():
+        assert yardsticks[policy]["mean_accuracy"] == pytest.approx(own["mean_accuracy"]["mean"])
+        assert yardsticks[policy]["majority_vote"] == pytest.approx(own["majority_vote"]["mean"])
+        assert yardsticks[policy]["pass_at_n"] == pytest.approx(own["pass_at_n"]["2"]["mean"])
+
+
+def test_other_backbones_and_labels(tmp_path, in_process):
+    options = f"{ONE} --problems 10 --rollouts 1 --models qwen2 mistral --labels monte-carlo first-error flip:0.5"
+    assert study(tmp_path / "s", options) == 0
+    found = {(cell["model"], cell["labels"]): cell for cell in results(tmp_path / "s")["cells"]}
+    places = [("qwen2", "monte-carlo"), ("qwen2", "first-error"), ("qwen2", "flip:0.5"), ("mistral", "monte-carlo")]
+    assert list(found) == places
+    assert all(cell["diverged"] == 0 for cell in found.values())
+    data = tmp_path / "s" / "data"
+    labels = {
+        kind: [record.labels for record in read_records(data / f"train-{kind}.jsonl")]
+        for kind in ("monte-carlo", "first-error", "flip0.5")
+    }
+    assert {len(own) for own in labels.values()} == {120}
+    assert any(None in own for own in labels["first-error"])
+    assert labels["flip0.5"] != labels["monte-carlo"]
+    for name in ("qwen2", "mistral"):
+        configs = [json.loads(path.read_text()) for path in (tmp_path / "s" / "runs").glob(f"*_{name}_*/config.json")]
+        assert {config["model_type"] for config in configs} == {name}

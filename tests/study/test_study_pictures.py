@@ -1,0 +1,88 @@
+"""Pictures of a study hold what they should, whatever is missing."""
+
+import warnings
+from dataclasses import asdict, replace
+
+import pytest
+from handmade import CONFIG, every, pool, result
+
+from pqm_fast.study.analyse import analyse
+from pqm_fast.study.grid import cells
+from pqm_fast.study.pictures import draw
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The matplotlib figures that are saved, before they are closed."""
+    import matplotlib.pyplot as plt
+
+    saved = []
+    close = plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: saved.append(figure))
+    yield saved
+    for figure in saved:
+        close(figure)
+
+
+def drawn(config, folder, trials=None):
+    grid = cells(config)
+    found = analyse(config, grid, trials or every(grid, config), pool(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, of a legend without entries, say
+        paths = draw({"config": asdict(config), **found}, folder)
+    for path in paths:
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        assert path.stat().st_size > 5000
+    return [path.name for path in paths], found
+
+
+def points(axes):
+    """(x, y) of every single point."""
+    return sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines() if len(line.get_xdata()) == 1)
+
+
+def test_every_cell_has_its_point(tmp_path, figures):
+    names, found = drawn(CONFIG, tmp_path)
+    assert names == ["losses.png", "zeta.png"]
+    losses, curves = figures[0].axes
+    expected = sum(1 for cell in found["cells"] if cell["zeta"] != 0.0)
+    assert len(points(losses)) == expected == 9
+    assert [text.get_text() for text in losses.get_xticklabels()] == [
+        "labels: given",
+        "labels: flip:0.2",
+        "model: qwen2",
+    ]
+    assert {text.get_text() for text in losses.get_legend().get_texts()} == {"rank", "bce", "orm"}
+    own = [line for line in curves.get_lines() if list(line.get_xdata()) == [1, 2]]
+    assert len(own) >= 3
+    zeta = figures[1].axes[0]
+    assert [text.get_text() for text in zeta.get_xticklabels()] == ["0", "4"]
+    assert [y for _, y in points(zeta)] == pytest.approx([0.5, 0.5])
+
+
+def test_one_loss_and_one_margin(tmp_path, figures):
+    config = replace(CONFIG, losses=("bce",), zetas=(), labels=("given",), models=("llama",))
+    assert drawn(config, tmp_path)[0] == ["losses.png"]
+
+
+def test_one_seed_and_eight_losses(tmp_path, figures):
+    every_loss = ("rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm")
+    names, _ = drawn(replace(CONFIG, losses=every_loss, seeds=(0,)), tmp_path)
+    assert names == ["losses.png", "zeta.png"]
+    assert len(figures[0].axes[0].get_legend().get_texts()) == 8
+
+
+def test_a_loss_that_diverged_in_the_first_group_is_named_by_another(tmp_path, figures):
+    results = every(cells(CONFIG))
+    for trial in results:
+        if trial.cell.loss == "orm" and trial.cell.labels == "given" and trial.cell.model == "llama":
+            results[trial] = result(diverged="step 1: loss nan")
+    drawn(CONFIG, tmp_path, results)
+    losses = figures[0].axes[0]
+    assert len(points(losses)) == 8
+    assert {text.get_text() for text in losses.get_legend().get_texts()} == {"rank", "bce", "orm"}
+
+
+def test_everything_diverged(tmp_path, figures):
+    results = dict.fromkeys(every(cells(CONFIG)), result(diverged="step 1: loss nan"))
+    assert drawn(CONFIG, tmp_path, results)[0] == ["losses.png"]
