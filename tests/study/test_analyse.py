@@ -48,7 +48,7 @@ def by(found, **values):
 def test_means_and_differences_by_hand(tmp_path):
     """Two seeds and three questions. rank: 0.9, 0.6, 0.3 and 0.7, 0.4, 0.4; bce: 0.5, 0.4, 0.3 and 0.6, 0.5, 0.1.
 
-    Means over policies are those of a. rank minus bce is 0.4, 0.2, 0.0 and 0.1, -0.1, 0.3: 0.15 in the mean, seeds 0.2
+    Means over policies: those of a. rank minus bce is 0.4, 0.2, 0.0 and 0.1, -0.1, 0.3: 0.15 in the mean, seeds 0.2
     and 0.1, questions 0.25, 0.05 and 0.15. MS: seeds 3 * 2 * 0.05^2 = 0.015, questions 2 * 2 * 0.1^2 / 2 = 0.02; what is
     left is 0.1, 0.1, -0.2 and the opposite, MS 2 * 0.06 / 2 = 0.06. So seeds add nothing.
     """

@@ -90,7 +90,10 @@ def test_best_of_n_is_that_of_evaluate(tmp_path, files, n):
 def test_what_is_kept_of_a_candidate(tmp_path, files):
     write_judged(files, ReadOptions(), 1, tmp_path / "judged.jsonl")
     pool = read_pool(tmp_path / "judged.jsonl")
-    rows = {(r.extra["question_id"], r.extra["policy"], tuple(r.steps), c) for r, c in zip(pool.records, pool.correct)}
+    rows = {
+        (r.extra["question_id"], r.extra["policy"], tuple(r.steps), c)
+        for r, c in zip(pool.records, pool.correct, strict=True)
+    }
     assert rows == {
         *(("p1", "weak", ("so", f"it is {a}"), c) for a, c in ((4, 1), (5, 0), (6, 0))),
         *(("p1", "strong", ("so", f"it is {a}"), c) for a, c in ((4, 1), ("4.0", 1), (14, 0), (9, 0))),
