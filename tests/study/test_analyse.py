@@ -49,8 +49,8 @@ def test_means_and_differences_by_hand(tmp_path):
     """Two seeds and three questions. rank: 0.9, 0.6, 0.3 and 0.7, 0.4, 0.4; bce: 0.5, 0.4, 0.3 and 0.6, 0.5, 0.1.
 
     Means over policies: those of a. rank minus bce is 0.4, 0.2, 0.0 and 0.1, -0.1, 0.3: 0.15 in the mean, seeds 0.2
-    and 0.1, questions 0.25, 0.05 and 0.15. MS: seeds 3 * 2 * 0.05^2 = 0.015, questions 2 * 2 * 0.1^2 / 2 = 0.02; what is
-    left is 0.1, 0.1, -0.2 and the opposite, MS 2 * 0.06 / 2 = 0.06. So seeds add nothing.
+    and 0.1, questions 0.25, 0.05 and 0.15. MS: seeds 3 * 2 * 0.05^2 = 0.015, questions 2 * 2 * 0.1^2 / 2 = 0.02; what
+    is left is 0.1, 0.1, -0.2 and the opposite, MS 2 * 0.06 / 2 = 0.06. So seeds add nothing.
     """
     grid = cells(CONFIG)
     rank = {5: result(0.8, (0.9, 0.6, 0.3)), 7: result(0.1, (0.7, 0.4, 0.4))}
@@ -150,13 +150,13 @@ def test_seeds_that_diverged_are_left_out_on_both_sides(tmp_path):
     assert by(found, loss="bce", model="llama", labels="given")["best_of_n"]["mean"] == pytest.approx(0.7)
 
 
-def test_no_seed_in_common(tmp_path):
-    """The first seed of either is there by definition, unless the rates differ; then there is nothing to pair."""
+def test_no_baseline_to_compare_with(tmp_path):
+    """All rates of the baseline diverged with the first seed, so it has none."""
     grid = cells(CONFIG)
     blown = result(diverged="step 9: loss nan")
     results = every(grid)
-    for seed, trial in ((5, "rank"), (7, "rank")):
-        results[Trial(Cell(trial, 4.0, "llama", "given"), 0.01, seed)] = blown if seed == 7 else result(0.9)
+    for seed, own in ((5, result(0.9)), (7, blown)):
+        results[Trial(Cell("rank", 4.0, "llama", "given"), 0.01, seed)] = own
     for rate in CONFIG.learning_rates:
         results[Trial(Cell("bce", None, "llama", "given"), rate, 5)] = blown
     found = analyse(CONFIG, grid, results, pool(tmp_path))

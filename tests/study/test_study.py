@@ -18,7 +18,7 @@ TINY = (
     "--labels given --steps 4 --warmup-steps 1 --problems 40 --tuning-problems 4 --test-problems 6 --n 2 --workers 1 "
     "--no-progress --aggregate min last"
 )
-BASE = "--losses rank bce --learning-rates 1e-3 2e-3 --seeds 0 1 --zetas"
+BASE = "--workers 2 --losses rank bce --learning-rates 1e-3 2e-3 --seeds 0 1 --zetas"
 ONE = "--losses bce --learning-rates 1e-3 --seeds 0 --zetas"
 
 
@@ -295,7 +295,7 @@ def test_questions_in_both_pools_are_refused(world, tmp_path, no_training, capsy
 
 
 def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process, capsys):
-    """Nothing was trained yet, nothing is lost: data that is not there, too many candidates, too long, then right."""
+    """Nothing was trained yet, nothing is lost: data that is not there, too many candidates, too long, right."""
     options = f"{ONE} {own_data(world)}"
     assert study(tmp_path / "own", options.replace("train.jsonl", "typo.jsonl")) == 1
     assert "typo.jsonl: no file or folder of this name" in capsys.readouterr().err
