@@ -6,6 +6,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -106,6 +107,16 @@ def _workers(config: StudyConfig) -> int:
 
 
 def _start(workers: int) -> None:
+    """In each worker, which ends with the process that it works for, however that ends."""
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()
+
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
