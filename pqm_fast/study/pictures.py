@@ -44,8 +44,8 @@ def _colors(found: dict[str, Any]) -> dict[str, str]:
 def _losses(axes: Any, found: dict[str, Any]) -> None:
     """A group of points for each kind of labels and each further model."""
     config, first, colors = found["config"], _first(found), _colors(found)
-    groups = {f"labels: {text}": select(found, **first | {"labels": text}) for text in config["labels"]}
-    groups |= {f"model: {name}": select(found, **first | {"model": name}) for name in config["models"][1:]}
+    groups = {f"labels\n{text}": select(found, **first | {"labels": text}) for text in config["labels"]}
+    groups |= {f"model\n{name}": select(found, **first | {"model": name}) for name in config["models"][1:]}
     width = 0.8 / len(colors)
     for i, (loss, color) in enumerate(colors.items()):
         for x, cells in enumerate(groups.values()):
@@ -57,7 +57,8 @@ def _losses(axes: Any, found: dict[str, Any]) -> None:
     n, questions = found["pool"]["n"], found["pool"]["questions"]
     axes.set(ylabel=f"best of {n}, mean over policies", title=f"{questions} test questions, 95% intervals")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # none where every training diverged
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
 
 
 def _curves(axes: Any, found: dict[str, Any]) -> None:
