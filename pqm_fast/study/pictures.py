@@ -48,11 +48,13 @@ def _losses(axes: Any, found: dict[str, Any]) -> None:
     groups |= {f"model\n{name}": select(found, **first | {"model": name}) for name in config["models"][1:]}
     width = 0.8 / len(colors)
     for i, (loss, color) in enumerate(colors.items()):
+        label: str | None = loss  # of its first point
         for x, cells in enumerate(groups.values()):
             own = next((cell for cell in cells if cell["loss"] == loss and "best_of_n" in cell), None)
             if own is not None:
                 place = x + (i - (len(colors) - 1) / 2) * width
-                _point(axes, place, own["best_of_n"], color, loss if x == 0 else None)
+                _point(axes, place, own["best_of_n"], color, label)
+                label = None
     axes.set_xticks(range(len(groups)), list(groups))
     n, questions = found["pool"]["n"], found["pool"]["questions"]
     axes.set(ylabel=f"best of {n}, mean over policies", title=f"{questions} test questions, 95% intervals")

@@ -48,9 +48,9 @@ def test_every_cell_has_its_point(tmp_path, figures):
     expected = sum(1 for cell in found["cells"] if cell["zeta"] != 0.0)
     assert len(points(losses)) == expected == 9
     assert [text.get_text() for text in losses.get_xticklabels()] == [
-        "labels: given",
-        "labels: flip:0.2",
-        "model: qwen2",
+        "labels\ngiven",
+        "labels\nflip:0.2",
+        "model\nqwen2",
     ]
     assert {text.get_text() for text in losses.get_legend().get_texts()} == {"rank", "bce", "orm"}
     own = [line for line in curves.get_lines() if list(line.get_xdata()) == [1, 2]]
