@@ -3,11 +3,12 @@
 import json
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from pqm_fast.data.dataset import source_key
-from pqm_fast.data.read import read_records
+from pqm_fast.data.read import SkipSummary, read_all, read_records
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
 from pqm_fast.study.config import StudyConfig
@@ -50,7 +51,7 @@ def prepare(config: StudyConfig) -> Materials:
     if not left_out.exists():
         found = write_judged(tuning, config.read, config.n, judged["tuning"])
         found += write_judged(test, config.read, config.n, judged["test"])
-        _check_apart(judged["tuning"], judged["test"])
+        _check_apart(config, given, judged)
         write_json(left_out, found)
     return Materials(
         trials=config.folder / "trials",
@@ -134,10 +135,13 @@ def _labelled(config: StudyConfig, given: Files, data: Path, text: str) -> str:
     return str(out)
 
 
-def _check_apart(tuning: Path, test: Path) -> None:
-    shared = {record.prompt for record in read_records(tuning)} & {record.prompt for record in read_records(test)}
-    if shared:
-        raise PQMError(
-            f"tuning, test: {len(shared)} questions are in both, such as {min(shared)[:80]!r}; rates must be chosen on "
-            "other questions than those that are reported"
-        )
+def _check_apart(config: StudyConfig, given: Files, judged: dict[str, Path]) -> None:
+    """Rates must be chosen, and losses judged, on questions that nothing was trained on."""
+    asked = {name: {record.prompt for record in read_records(path)} for name, path in judged.items()}
+    asked["data"] = {record.prompt for record in read_all(given, config.read, SkipSummary())}
+    for one, other in combinations(asked, 2):
+        if shared := asked[one] & asked[other]:
+            raise PQMError(
+                f"{one}, {other}: {len(shared)} questions are in both, such as {min(shared)[:80]!r}; training, the "
+                "choice of rates and the test each need questions of their own"
+            )

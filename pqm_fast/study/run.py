@@ -56,6 +56,7 @@ def _run(config: StudyConfig, materials: Materials, grid: list[Cell]) -> dict[Tr
     running: dict[Future[None], Trial] = {}
     total = len(grid) * (len(config.learning_rates) + len(config.seeds) - 1)
     count = _workers(config)
+    others = set(multiprocessing.active_children())  # of whoever calls this
     executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (count,))
     with executor, tqdm(total=total, unit="trial", disable=not config.progress) as bar:
 
@@ -93,8 +94,8 @@ def _run(config: StudyConfig, materials: Materials, grid: list[Cell]) -> dict[Tr
             ) from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():  # what they were at is done again, or resumed
-                process.terminate()
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # what it was at is done again, or resumed
             raise
     return results
 

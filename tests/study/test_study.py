@@ -293,6 +293,15 @@ def test_questions_in_both_pools_are_refused(world, tmp_path, no_training, capsy
     assert json.loads(shared)["question"][:20] in said
 
 
+def test_test_questions_that_are_trained_on_are_refused(world, tmp_path, no_training, capsys):
+    folder = world / "data" / "world"
+    question = json.loads((folder / "test.jsonl").read_text().splitlines()[2])["question"]
+    with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": question, "completions": ["a: 1 +1 =2"], "labels": [1]}) + "\n")
+    assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 1
+    assert f"test, data: 1 questions are in both, such as {question!r}" in capsys.readouterr().err
+
+
 def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process, capsys):
     """Nothing was trained yet, nothing is lost: data that is not there, too many candidates, too long, right."""
     options = f"{ONE} {own_data(world)}"
