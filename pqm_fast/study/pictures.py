@@ -73,7 +73,7 @@ def _curves(axes: Any, found: dict[str, Any]) -> None:
     vote = sum(own["majority_vote"] for own in policies) / len(policies)
     axes.axhline(vote, color="gray", linestyle=":")
     name = "majority vote of all of a policy's candidates"
-    axes.annotate(name, (1, vote), textcoords="offset points", xytext=(0, 4), color="gray")
+    axes.annotate(name, (ns[-1], vote), textcoords="offset points", xytext=(0, 4), ha="right", color="gray")
     axes.set_xscale("log", base=2)
     axes.set_xticks(ns, [str(n) for n in ns])
     axes.set(xlabel="candidates N", ylabel="best of N", title=f"{first['model']}, labels {first['labels']}")
