@@ -38,3 +38,16 @@ def shared_data():
 def shared_tokenizer():
     """The folder of the real Qwen2 tokenizer, or a skip with the reason."""
     return _shared(SHARED / "tokenizers" / "qwen2")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The matplotlib figures that are saved, before they are closed."""
+    import matplotlib.pyplot as plt
+
+    saved = []
+    close = plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: saved.append(figure))
+    yield saved
+    for figure in saved:
+        close(figure)

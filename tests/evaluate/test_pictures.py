@@ -32,19 +32,6 @@ def steps():
     ]
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The matplotlib figures that are saved, before they are closed."""
-    import matplotlib.pyplot as plt
-
-    saved = []
-    close = plt.close
-    monkeypatch.setattr(plt, "close", lambda figure: saved.append(figure))
-    yield saved
-    for figure in saved:
-        close(figure)
-
-
 def shown(figure):
     return [ax for ax in figure.axes if ax.get_visible()]
 

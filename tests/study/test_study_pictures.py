@@ -11,19 +11,6 @@ from pqm_fast.study.grid import cells
 from pqm_fast.study.pictures import draw
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The matplotlib figures that are saved, before they are closed."""
-    import matplotlib.pyplot as plt
-
-    saved = []
-    close = plt.close
-    monkeypatch.setattr(plt, "close", lambda figure: saved.append(figure))
-    yield saved
-    for figure in saved:
-        close(figure)
-
-
 def drawn(config, folder, trials=None):
     grid = cells(config)
     found = analyse(config, grid, trials or every(grid, config), pool(folder))
