@@ -10,14 +10,19 @@ from typing import Any
 import torch
 
 
+COMMIT = "PQM_FAST_COMMIT"
+"""Says the commit where the files are, but not their history."""
+
+
 def describe() -> dict[str, Any]:
-    """Device, versions and, in a checkout, the commit (with `+` where files differ from it)."""
+    """Device, versions and the commit: what PQM_FAST_COMMIT in the environment says or, in a checkout, its own (with
+    `+` where files differ from it)."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     return {
         "device": device,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("pqm-fast", "torch", "transformers", "triton")},
-        "commit": _commit(),
+        "commit": os.environ.get(COMMIT) or _commit(),
     }
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pqm_fast.errors import PQMError
+
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -15,6 +17,8 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
     """(result, None), or (None, why there is none): a way that fails must not end the measurement of the others."""
     try:
         return work(), None
+    except PQMError as error:  # ours, and it says it all
+        return None, str(error)
     except Exception as error:  # whatever another's model raises; what it was stands in the results
         # with nothing left, CUDA, Triton and cuBLAS fail in words of their own
         signs = (OUT_OF_MEMORY, "cublas_status_alloc_failed")
@@ -22,6 +26,12 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
             return None, OUT_OF_MEMORY
         traceback.print_exc()
         return None, f"{type(error).__name__}: {error}"
+
+
+def attempt_alone(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The same, and nothing of it stays on the device."""
+    try:
+        return attempt(work)
     finally:
         release()
 
@@ -51,7 +61,7 @@ def try_settings(
             if len(fastest(tried)) == tries:
                 return tried
             least = min((t["seconds"] for t in tried if t["seconds"]), default=None)
-            found, why = attempt(partial(run, setting))
+            found, why = attempt_alone(partial(run, setting))
             tried.append({"setting": setting, "seconds": None, "why": why} | (found or {}))
             if found and least and found["seconds"] > least:
                 break

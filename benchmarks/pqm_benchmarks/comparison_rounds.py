@@ -3,14 +3,24 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pqm_benchmarks.comparison import Add, Record
 
 Setting = dict[str, Any]
-Tried = list[dict[str, Any]]
+Tried = Sequence[dict[str, Any]]
 """{"setting", "seconds", "why"} of each setting that was tried: why there are no seconds."""
 Round = TypeVar("Round")
+
+
+class Found(NamedTuple):
+    """What a way can be timed in."""
+
+    settings: list[Setting]
+    """The best one first."""
+    tried: Tried = ()
+    wrong: str | None = None
+    """Why it must not be timed in any of them."""
 
 
 class Way(Protocol):
@@ -35,19 +45,17 @@ def take_turns(
     ways: Mapping[str, Way],
     rounds: int,
     unit: str,
-    search: Callable[[str], tuple[Tried, str | None]],
+    search: Callable[[str], Found],
     measure: Callable[[str, Setting], Round],
     record: Callable[[str, Setting, list[Round]], Record],
     add: Add,
 ) -> None:
     """Measures every way once in each round. In the first one, each looks for its setting before.
 
-    `search` tries the settings of a way, and says why it must not be timed in any of them (None: it may). `measure` is
-    one round of a way. `record` makes of all rounds so far what is stored of it, with {unit}_per_s; how it is called,
-    its setting and those tried are added here. Calls `add` with records and failures after every way.
+    `search` finds the settings of a way. `measure` is one round of a way. `record` makes of all rounds so far what is
+    stored of it, with {unit}_per_s; how it is called, its setting and those tried are added here. Calls `add` with
+    records and failures after every way.
     """
-    from pqm_benchmarks.attempts import fastest
-
     tried: dict[str, Tried] = {}
     settings: dict[str, list[Setting]] = {}
     measured: dict[str, list[Round]] = {}
@@ -56,10 +64,9 @@ def take_turns(
     for name in [*ways] * rounds:
         way = ways[name]
         if name not in tried:
-            tried[name], wrong = search(name)
+            settings[name], tried[name], wrong = search(name)
             for t in tried[name]:
                 print(f"{way.title}, {t['setting']}: {t['why'] or format(t['seconds'], '.3f') + ' s'}", flush=True)
-            settings[name] = fastest(tried[name])
             if not settings[name]:
                 failed[name] = "; ".join(dict.fromkeys(t["why"] for t in tried[name]))
             elif wrong:
@@ -81,10 +88,10 @@ def take_turns(
 def _first_that_runs(settings: Sequence[Setting], measure: Callable[[Setting], Any]) -> tuple[Any, Any, str | None]:
     """(setting, what was measured, None) or, of the last one, (setting, None, why there is nothing): the fastest may
     not have the memory for all questions."""
-    from pqm_benchmarks.attempts import attempt
+    from pqm_benchmarks.attempts import attempt_alone
 
     for setting in settings:
-        found, why = attempt(partial(measure, setting))
+        found, why = attempt_alone(partial(measure, setting))
         if why is None:
             break
     return setting, found, why

@@ -148,7 +148,7 @@ def check(name: str, call: Call, inputs: Inputs, loss: str, norm: bool) -> None:
             raise PQMError(
                 f"{name}, loss {loss}, {list(inputs.hidden.shape)} {inputs.hidden.dtype}, "
                 f"{'with' if norm else 'without'} norm: the {what} is off by {error:.2g} of its size, more than "
-                f"{tolerance:.2g}; nothing is timed until that is mended"
+                f"{tolerance:.2g}; it is not timed until that is mended"
             )
 
 

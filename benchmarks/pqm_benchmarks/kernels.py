@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -60,7 +61,7 @@ def run(config: KernelBench) -> dict[str, Any]:
     """Measures (or reads), writes OUT/kernels.json, prints the table, draws the pictures. Returns what is in the file.
 
     Raises:
-        PQMError: an option that makes no sense, or an implementation whose loss or gradient is wrong.
+        PQMError: an option that makes no sense, or nothing that could be measured.
     """
     from pqm_benchmarks.pictures import draw
 
@@ -90,6 +91,7 @@ def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dic
     """
     import torch
 
+    from pqm_benchmarks.attempts import attempt
     from pqm_benchmarks.implementations import why_not
     from pqm_benchmarks.inputs import SIZES, count_inputs, make_inputs
     from pqm_benchmarks.measure import copy_rate
@@ -118,50 +120,85 @@ def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dic
             "records": [record | _rates(record, copy_gb_s) for record in records],
         }
 
-    for size, width in itertools.product(sizes, widths):
+    def make(size: str, width: int) -> list["Inputs"]:
         count = count_inputs(SIZES[size], width, dtype, device)
-        inputs = [make_inputs(SIZES[size], width, dtype, device, config.seed, i) for i in range(count)]
+        return [make_inputs(SIZES[size], width, dtype, device, config.seed, i) for i in range(count)]
+
+    for size, width in itertools.product(sizes, widths):
+        inputs, why = attempt(partial(make, size, width))
+        if why is not None:
+            left_out[f"{size}, D {width}"] = why
+            continue
         for loss in config.losses:
             reasons = {name: why_not(name, loss, device) for name in config.implementations}
             left_out |= {f"{name}, {loss}": why for name, why in reasons.items() if why}
             names = [name for name, why in reasons.items() if not why]
             for norm in norms:
                 what = {"size": size, **asdict(SIZES[size]), "width": width, "loss": loss, "norm": norm}
-                records += _measure_case(what, names, inputs, device, config.repeats)
+                found, failed = _measure_case(what, names, inputs, device, config.repeats)
+                records += found
+                left_out |= {f"{name}, {_case(what)}": why for name, why in failed.items()}
+                if records:
+                    store(results())
         del inputs
-        if not records:
-            raise PQMError(f"nothing can be measured here: {'; '.join(sorted(set(left_out.values())))}")
         copies.append(copy_rate(device))
-        store(results())
+    if not records:
+        raise PQMError(f"nothing can be measured here: {'; '.join(sorted(set(left_out.values())))}")
+    store(results())
     return results()
 
 
 def _measure_case(
     what: dict[str, Any], names: Sequence[str], inputs: Sequence["Inputs"], device: "torch.device", repeats: int
-) -> list[dict[str, Any]]:
-    """The records of one size, width, loss and norm. Everything is checked before anything is timed."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The records of one size, width, loss and norm, and why there are none of an implementation. Everything is
+    checked before anything is timed; one that is wrong or fails is left out, and the others go on."""
     import torch
 
-    from pqm_benchmarks.implementations import IMPLEMENTATIONS, check
+    from pqm_benchmarks.attempts import attempt
+    from pqm_benchmarks.implementations import IMPLEMENTATIONS, Call, check
     from pqm_benchmarks.inputs import floor_bytes
     from pqm_benchmarks.measure import extra_bytes, gpu_seconds, wall_seconds
 
     if "compiled" in names:
         torch.compiler.reset()  # else it would generalise over the cases so far, or give up on them
-    calls = {name: [IMPLEMENTATIONS[name](each, what["loss"], what["norm"]) for each in inputs] for name in names}
+    calls: dict[str, list[Call]] = {}
+    failed: dict[str, str] = {}
+
+    def checked(name: str) -> list[Call]:
+        made = [IMPLEMENTATIONS[name](each, what["loss"], what["norm"]) for each in inputs]
+        check(name, made[0], inputs[0], what["loss"], what["norm"])
+        return made
+
     for name in names:
-        check(name, calls[name][0], inputs[0], what["loss"], what["norm"])
+        made, why = attempt(partial(checked, name))
+        if why is None:
+            calls[name] = made
+        else:
+            failed[name] = why
+            print(f"{_case(what)}, {name}: left out, {why}", flush=True)
     records = []
     for passed in PASSES:
-        runs = {name: [getattr(call, passed.replace("+", "_")) for call in calls[name]] for name in names}
-        times: dict[str, list[tuple[float, float | None, str | None]]] = {name: [] for name in names}
-        for _ in range(ROUNDS):
-            for name in names:
-                wall = wall_seconds(runs[name], repeats, device)
-                gpu, why_no_graph = gpu_seconds(runs[name], repeats) if device.type == "cuda" else (None, None)
-                times[name].append((wall, gpu, why_no_graph))
-        for name in names:
-            walls, gpus, reasons = zip(*times[name], strict=True)
+        runs = {name: [getattr(call, passed.replace("+", "_")) for call in own] for name, own in calls.items()}
+        times: dict[str, list[Any]] = {name: [] for name in calls}
+
+        def timed(own: list[Any]) -> tuple[float, float | None, str | None, int | None]:
+            wall = wall_seconds(own, repeats, device)
+            if device.type != "cuda":
+                return wall, None, None, None
+            return wall, *gpu_seconds(own, repeats), extra_bytes(own[0])
+
+        for name in [*calls] * ROUNDS:
+            if name not in failed:
+                found, why = attempt(partial(timed, runs[name]))
+                times[name].append(found)
+                if why is not None:
+                    failed[name] = f"{passed}: {why}"
+                    print(f"{_case(what)}, {name}: left out, {failed[name]}", flush=True)
+        for name in calls:
+            if name in failed:
+                continue
+            walls, gpus, reasons, extra = zip(*times[name], strict=True)
             record = what | {
                 "pass": passed,
                 "implementation": name,
@@ -171,16 +208,18 @@ def _measure_case(
                 "gpu_us": 1e6 * sum(gpus) / ROUNDS if device.type == "cuda" else None,
                 "graph": device.type == "cuda" and not any(reasons),
                 "why_no_graph": reasons[0],
-                "extra_bytes": extra_bytes(runs[name][0]) if device.type == "cuda" else None,
+                "extra_bytes": extra[0],
                 "floor_bytes": floor_bytes(inputs[0], backward=passed != "forward"),
                 "inputs_in_turn": len(inputs),
             }
             records.append(record)
             clocks = [f"{clock} {record[f'{clock}_us']:,.1f} us" for clock in ("gpu", "wall") if record[f"{clock}_us"]]
-            norm = "norm" if what["norm"] else "no norm"
-            case = f"{what['size']}, D {what['width']}, {what['loss']}, {norm}, {passed}, {name}"
-            print(f"{case}: {', '.join(clocks)}", flush=True)
-    return records
+            print(f"{_case(what)}, {passed}, {name}: {', '.join(clocks)}", flush=True)
+    return records, failed
+
+
+def _case(what: dict[str, Any]) -> str:
+    return f"{what['size']}, D {what['width']}, {what['loss']}, {'norm' if what['norm'] else 'no norm'}"
 
 
 def _chosen(

@@ -1,5 +1,6 @@
 """Time, memory and copy bandwidth. On a GPU, calls take turns over inputs that together exceed the L2."""
 
+import gc
 import itertools
 import statistics
 import time
@@ -102,6 +103,7 @@ def extra_bytes(call: Call) -> int:
     """The most memory a call holds at a time on the GPU, without its inputs and outputs; as asked for, unrounded."""
     call()
     torch.cuda.synchronize()
+    gc.collect()  # what is freed in between would count as memory that the call gave back
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     torch.cuda.reset_peak_memory_stats()
     outputs = call()

@@ -4,13 +4,13 @@ Needs torch, transformers, numpy and, for the picture, matplotlib; `run` is also
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
-from pqm_benchmarks.comparison_rounds import Setting, Tried, over_median, take_turns
+from pqm_benchmarks.comparison_rounds import Found, Setting, over_median, take_turns
 from pqm_benchmarks.score_report import table
 
 if TYPE_CHECKING:
@@ -70,18 +70,20 @@ def run(config: ScoreBench) -> Results:
     return report(config, "score", partial(measure, config), table, draw)
 
 
-def measure(config: ScoreBench, store: Callable[[Results], None]) -> Results:
+def measure(
+    config: ScoreBench, store: Callable[[Results], None], settings: Mapping[str, Setting] | None = None
+) -> Results:
     """As `compare` has it.
 
     A record is one way to score with one model: its setting, what it computes, `lap_seconds` and `ahead_seconds`
     (batches made before) of each round, rates over the median pass, the error of its scores and the most memory that
-    tensors held.
+    tensors held. With `settings` of each way none is looked for.
     """
     chosen = choose(config, get_args(WayName), ("compiled",), ("questions", "solutions", "rounds"))
     questions, solutions = _sizes(config, *((6, 128) if chosen.device.type == "cuda" else (2, 8)))
     config = replace(config, questions=questions, solutions=solutions)
     workload = partial(_workload, config, questions, solutions)
-    return compare(config, chosen, workload, partial(_measure_shape, config, chosen), store)
+    return compare(config, chosen, workload, partial(_measure_shape, config, chosen, settings), store)
 
 
 def _sizes(config: ScoreBench, questions: int, solutions: int) -> tuple[int, int]:
@@ -108,9 +110,11 @@ def _count(config: ScoreBench) -> Results:
     return counted
 
 
-def _measure_shape(config: ScoreBench, chosen: Chosen, model: Any, questions: Any, add: Add) -> None:
+def _measure_shape(
+    config: ScoreBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
+) -> None:
     """The records of one model, as `take_turns` has it."""
-    from pqm_benchmarks.attempts import release, try_settings
+    from pqm_benchmarks.attempts import fastest, release, try_settings
     from pqm_benchmarks.score_check import Expected
     from pqm_benchmarks.score_ways import WAYS
     from pqm_benchmarks.train_step.steady import Case
@@ -123,9 +127,12 @@ def _measure_shape(config: ScoreBench, chosen: Chosen, model: Any, questions: An
     expected = Expected.of(*case)
     release()
 
-    def search(name: str) -> tuple[Tried, None]:
+    def search(name: str) -> Found:
         """Wrong scores are found by `measure`, before it times anything."""
-        return try_settings(WAYS[name].families, partial(_try, WAYS[name], half), chosen.tries), None
+        if given is not None:
+            return Found([given[name]])
+        tried = try_settings(WAYS[name].families, partial(_try, WAYS[name], half), chosen.tries)
+        return Found(fastest(tried), tried)
 
     def measure(name: str, setting: Setting) -> Round:
         return _round(WAYS[name], case, setting, expected, config.seconds)

@@ -3,14 +3,15 @@
 Needs torch, transformers, numpy and, for the picture, matplotlib; `run` is also how to start it from Python.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
-from pqm_benchmarks.comparison_rounds import Setting, Tried, over_median, take_turns
+from pqm_benchmarks.comparison_rounds import Found, Setting, over_median, take_turns
 from pqm_benchmarks.train_report import table
+from pqm_fast.errors import PQMError
 
 if TYPE_CHECKING:
     from pqm_benchmarks.train_step.steady import Case, Laps
@@ -63,25 +64,36 @@ def run(config: TrainBench) -> Results:
     return report(config, "train", partial(measure, config), table, draw)
 
 
-def measure(config: TrainBench, store: Callable[[Results], None]) -> Results:
+def measure(
+    config: TrainBench, store: Callable[[Results], None], settings: Mapping[str, Setting] | None = None
+) -> Results:
     """As `compare` has it.
 
     A record is one way to train one model: its setting, what it computes, `lap_seconds` of each round, rates over
-    the median pass, and the most memory that tensors held.
+    the median pass, and the most memory that tensors held. With `settings` of each way none is looked for; passes are
+    then of one optimizer step, so that losses can be compared.
+
+    Raises:
+        PQMError: an option that makes no sense.
     """
     from pqm_benchmarks.workload import make_workload
 
+    if settings is not None and config.steps != 1:
+        raise PQMError(f"steps: must be 1 where settings are given, found {config.steps}")
     chosen = choose(config, get_args(WayName), ("compiled", "all"), ("questions", "steps", "rounds"))
     count = config.questions * config.steps
 
     def workload(vocabulary: int) -> Any:
         return make_workload(count, config.seed, config.tree_ratio, vocabulary=vocabulary)
 
-    return compare(config, chosen, workload, partial(_measure_shape, config, chosen), store)
+    return compare(config, chosen, workload, partial(_measure_shape, config, chosen, settings), store)
 
 
-def _measure_shape(config: TrainBench, chosen: Chosen, model: Any, questions: Any, add: Add) -> None:
+def _measure_shape(
+    config: TrainBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
+) -> None:
     """The records of one model, as `take_turns` has it."""
+    from pqm_benchmarks.attempts import fastest
     from pqm_benchmarks.train_step.ladder import WAYS
     from pqm_benchmarks.train_step.steady import Case, try_settings
     from pqm_benchmarks.work import count_products
@@ -91,13 +103,20 @@ def _measure_shape(config: TrainBench, chosen: Chosen, model: Any, questions: An
     one_step = whole._replace(questions=questions[: config.questions])
     losses: dict[str, list[float]] = {}
 
-    def search(name: str) -> tuple[Tried, str | None]:
+    def search(name: str) -> Found:
+        if given is not None:
+            return Found([given[name]])
         tried = try_settings(WAYS[name], one_step, chosen.tries)
         losses[name] = [t["loss"] for t in tried if t["seconds"]]
-        return tried, _wrong_loss(name, losses)
+        return Found(fastest(tried), tried, _wrong_loss(name, losses))
 
     def measure(name: str, setting: Setting) -> Round:
-        return _round(WAYS[name], whole, setting, config.steps, products, config.seconds)
+        found = _round(WAYS[name], whole, setting, config.steps, products, config.seconds)
+        if given is not None:  # else the search has seen the loss
+            losses[name] = [found.laps.loss]
+            if wrong := _wrong_loss(name, losses):
+                raise PQMError(wrong)
+        return found
 
     def record(name: str, setting: Setting, rounds: list[Round]) -> Record:
         return _record(WAYS[name], whole, products, rounds)
@@ -114,7 +133,7 @@ def _wrong_loss(name: str, losses: dict[str, list[float]]) -> str | None:
     [first, *_] = [losses[way][0] for way in OURS if losses.get(way)]
     wrong = [loss for loss in losses[name] if not abs(loss - first) <= SAME_LOSS * abs(first)]
     if wrong:
-        return f"its loss is {wrong[0]}, where {first} was expected; nothing is timed until that is mended"
+        return f"its loss is {wrong[0]}, where {first} was expected; it is not timed until that is mended"
     return None
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from pqm_benchmarks import score, score_report, score_ways, train, train_report
-from pqm_benchmarks.comparison_rounds import over_median, take_turns
+from pqm_benchmarks.attempts import fastest
+from pqm_benchmarks.comparison_rounds import Found, over_median, take_turns
 from pqm_benchmarks.train_step import ladder
 from pqm_benchmarks.work import prefix_tree
 from pqm_benchmarks.workload import make_workload
@@ -185,7 +186,7 @@ def turns(seconds, measure, ways="ab", rounds=2, wrong=None):
             {"setting": {"size": i}, "seconds": s, "why": None if s else f"{name}{i // 2} broke"}
             for i, s in enumerate(seconds[name])
         ]
-        return tried, (wrong or {}).get(name)
+        return Found(fastest(tried), tried, (wrong or {}).get(name))
 
     def one_round(name, setting):
         calls.append(f"{name}{setting['size']}")

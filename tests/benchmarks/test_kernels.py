@@ -158,17 +158,50 @@ def spoilt(wrong, factor, monkeypatch):
 
 
 @pytest.mark.parametrize(("wrong", "factor"), [("loss", 1.001), ("gradient", 1.001), ("loss", math.nan)])
-def test_nothing_is_timed_if_an_implementation_is_wrong(tmp_path, capsys, monkeypatch, wrong, factor):
+def test_what_is_wrong_is_told_and_not_timed(tmp_path, capsys, monkeypatch, wrong, factor):
     spoilt(wrong, factor, monkeypatch)
-    assert bench(tmp_path, *TINY, "--device", "cpu", "--implementations", "published", "eager") == 1
-    shown = capsys.readouterr()
-    if math.isnan(factor):
-        assert "is off by nan of its size" in shown.err
-    else:
-        assert f"eager, loss rank, [256, 64] torch.float32, without norm: the {wrong}" in shown.err
-        assert "is off by 0.001 of its size" in shown.err
-    assert " us" not in shown.out
-    assert list(tmp_path.iterdir()) == []
+    run = [*TINY, "--device", "cpu", "--norm", "without", "--implementations"]
+    assert bench(tmp_path / "both", *run, "eager", "published") == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "both" / "kernels.json").read_text())
+    [(what, why)] = results["left_out"].items()
+    assert what == "eager, tiny, D 64, rank, no norm"
+    assert f"eager, loss rank, [256, 64] torch.float32, without norm: the {wrong}" in why
+    assert ("off by nan of" if math.isnan(factor) else "off by 0.001 of") in why
+    assert f"{what.removeprefix('eager, ')}, eager: left out, {why}" in shown
+    assert f"left out: {what} ({why})" in shown
+    assert {record["implementation"] for record in results["records"]} == {"published"}
+    assert bench(tmp_path / "alone", *run, "eager") == 1
+    assert "nothing can be measured here: eager, loss rank" in capsys.readouterr().err
+    assert not (tmp_path / "alone").exists()
+
+
+def test_what_fails_while_it_is_timed_is_left_out(tmp_path, monkeypatch):
+    """Whatever it raises; the pass that was timed before stays."""
+
+    def call(inputs, loss, norm):
+        right = implementations.eager(inputs, loss, norm)
+        return Failing(right.loss_and_scores, right.leaves, [])
+
+    class Failing(Call):
+        def __init__(self, run, leaves, calls):
+            super().__init__(run, leaves)
+            object.__setattr__(self, "calls", calls)
+
+        def forward_backward(self):
+            self.calls.append(1)
+            if len(self.calls) > 1:  # the first one is the check
+                raise torch.OutOfMemoryError("1 GB wanted")
+            return super().forward_backward()
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "eager", call)
+    run = [*TINY, "--device", "cpu", "--norm", "without", "--implementations", "eager", "published"]
+    assert bench(tmp_path, *run) == 0
+    results = json.loads((tmp_path / "kernels.json").read_text())
+    assert results["left_out"] == {"eager, tiny, D 64, rank, no norm": "forward+backward: out of memory"}
+    assert [(r["implementation"], r["pass"]) for r in results["records"]] == [
+        ("eager", "forward"), ("published", "forward"), ("published", "forward+backward"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
