@@ -6,6 +6,7 @@ setup(
     packages=[
         "pqm_kernels",
         "pqm_benchmarks",
+        "pqm_benchmarks.gpu",
         "pqm_benchmarks.train_step",
         *find_packages(include=["pqm_fast", "pqm_fast.*"]),
     ],

@@ -7,17 +7,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pqm_benchmarks.comparison_report import Record, Results, merge
-from pqm_benchmarks.shapes import SHAPES, TINY, ShapeName
+from pqm_benchmarks.shapes import EVERY, AnyShape
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
 
 if TYPE_CHECKING:
     import torch
 
-AnyShape = ShapeName | Literal["tiny"]
 Add = Callable[[list[Record], list[dict[str, str]]], None]
 """Takes the records of a model so far, and {"way", "why"} of each way that has none."""
 
@@ -65,7 +64,7 @@ def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positi
         value = getattr(config, option)
         if value is not None and value < 1:
             raise PQMError(f"{option}: must be positive, found {value}")
-    for option, found, known in (("shapes", config.shapes, (*SHAPES, "tiny")), ("ways", config.ways, ways)):
+    for option, found, known in (("shapes", config.shapes, EVERY), ("ways", config.ways, ways)):
         if unknown := [value for value in found if value not in known]:
             raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     on_gpu = name == "cuda"
@@ -122,7 +121,7 @@ def compare(
         }
 
     for shape in chosen.shapes:
-        sizes = (SHAPES | {"tiny": TINY})[shape]
+        sizes = EVERY[shape]
         questions = workload(min(32_000, sizes.vocab_size))
         described |= describe_workload(questions)
 

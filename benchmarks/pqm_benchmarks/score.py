@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
+from pqm_benchmarks.comparison import Add, Chosen, Record, Results, choose, compare, report
 from pqm_benchmarks.comparison_rounds import Found, Setting, over_median, take_turns
 from pqm_benchmarks.score_report import table
+from pqm_benchmarks.shapes import AnyShape
 
 if TYPE_CHECKING:
     from pqm_benchmarks.score_check import Expected

@@ -1,10 +1,12 @@
 """What a score.json says, as text: rates and operations of every way, the target, and what is missing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pqm_benchmarks import comparison_report
 from pqm_benchmarks.comparison_report import (
     Columns,
+    Record,
     Results,
     Targets,
     by_way,
@@ -53,19 +55,32 @@ def table(results: Results) -> str:
     return comparison_report.table(results, workload, "published", COLUMNS, _targets(results), _notes(results))
 
 
+def targets(results: Results) -> Targets:
+    """Those that there is something measured for."""
+    found = Targets(results)
+    for target, own, other in _measured_targets(results):
+        faster = own["solutions_per_s"] / other["solutions_per_s"]
+        found.add_times(f"{target.shape}: solutions/s", other, target.times, faster)
+    return found
+
+
 def _targets(results: Results) -> str:
-    found, notes = Targets(results), []
+    notes = []
+    for _, own, other in _measured_targets(results):
+        faster, fewer = own["solutions_per_s"] / other["solutions_per_s"], other["flops"] / own["flops"]
+        notes.append(
+            f"{fewer:.2f}x of it is fewer operations, {faster / fewer:.2f}x more of them a second; batches are made "
+            "within the time"
+        )
+    return targets(results).text(*notes)
+
+
+def _measured_targets(results: Results) -> Iterator[tuple[Target, Record, Record]]:
+    """(target, our record, that of the way it is held against)."""
     for target in TARGETS:
         ways = by_way(results, target.shape)
         if OWN in ways and target.way in ways:
-            own, other = ways[OWN], ways[target.way]
-            faster, fewer = own["solutions_per_s"] / other["solutions_per_s"], other["flops"] / own["flops"]
-            found.add_times(f"{target.shape}: solutions/s", other, target.times, faster)
-            notes.append(
-                f"{fewer:.2f}x of it is fewer operations, {faster / fewer:.2f}x more of them a second; batches are "
-                "made within the time"
-            )
-    return found.text(*notes)
+            yield target, ways[OWN], ways[target.way]
 
 
 def _notes(results: Results) -> list[str]:

@@ -28,10 +28,10 @@ def count(questions: "Questions", ways: Sequence[str], shapes: Sequence[str]) ->
     its usual setting. Compiled layers compute what the others do, and are left out."""
     from pqm_benchmarks.comparison import describe_workload
     from pqm_benchmarks.score_ways import WAYS
-    from pqm_benchmarks.shapes import SHAPES, TINY
+    from pqm_benchmarks.shapes import EVERY
     from pqm_benchmarks.work import count_products
 
-    products = {name: count_products((SHAPES | {"tiny": TINY})[name].config()) for name in shapes}
+    products = {name: count_products(EVERY[name].config()) for name in shapes}
     solutions = sum(map(len, questions))
     counted = {}
     for name in ways:

@@ -1,9 +1,10 @@
 """The models that figures are given for: the sizes in their public config.json, and no weights."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 ShapeName = Literal["Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "deepseek-math-7b"]
+AnyShape = ShapeName | Literal["Qwen2.5-7B-8L", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,9 @@ SHAPES: dict[str, Shape] = {
     "deepseek-math-7b": Shape("deepseek-ai/deepseek-math-7b-base", "llama", 4096, 30, 32, 32, 11008, 102400, False),
 }
 
-TINY = Shape("nowhere: to see that it works", "qwen2", 64, 2, 4, 2, 128, 512, True)
+EVERY: dict[str, Shape] = SHAPES | {
+    # no full step of 7B fits 80 GB: 8 of its 28 layers, with all of its embeddings
+    "Qwen2.5-7B-8L": replace(SHAPES["Qwen2.5-7B"], source="Qwen/Qwen2.5-7B, 8 of 28 layers", num_hidden_layers=8),
+    "tiny": Shape("nowhere: to see that it works", "qwen2", 64, 2, 4, 2, 128, 512, True),
+}
+"""Those too that are run and not counted."""

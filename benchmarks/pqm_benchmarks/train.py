@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pqm_benchmarks.comparison import Add, AnyShape, Chosen, Record, Results, choose, compare, report
+from pqm_benchmarks.comparison import Add, Chosen, Record, Results, choose, compare, report
 from pqm_benchmarks.comparison_rounds import Found, Setting, over_median, take_turns
+from pqm_benchmarks.shapes import AnyShape
 from pqm_benchmarks.train_report import table
 from pqm_fast.errors import PQMError
 

@@ -1,0 +1,22 @@
+"""The process of one stage, which `run` starts: `python -m pqm_benchmarks.gpu STAGE ...`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pqm_benchmarks.gpu.job import Job
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage")
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--earlier", type=Path)
+    given = parser.parse_args()
+    return Job(given.device, given.out, given.report, given.earlier).work(given.stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

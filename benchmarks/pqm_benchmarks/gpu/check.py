@@ -1,0 +1,181 @@
+"""Is this card right, and how fast is it? One case each of the op, AdamW and attention against float64, in seconds.
+
+What is ours may err at most twice as much as plain PyTorch in the same precision.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from pqm_kernels import AdamW
+from torch import Tensor
+
+from pqm_benchmarks.devices import matrix_rate, peak_of
+from pqm_benchmarks.gpu.job import Job
+from pqm_benchmarks.implementations import NORM_EPS, ZETA, fused
+from pqm_benchmarks.inputs import SIZES, Inputs, make_inputs
+from pqm_benchmarks.measure import copy_rate
+from pqm_benchmarks.workload import make_workload
+from pqm_fast.attention import Planner, choose_backend
+from pqm_fast.attention.rule import Rule
+from pqm_fast.data.pack import PackedBatch, pack
+from pqm_fast.environment import describe
+from pqm_fast.errors import PQMError
+
+TIMES = 2.0  # the error that is allowed, over that of plain PyTorch,
+LEAST = 1e-5  # and what is none: float32 in any case
+HEADS, SHARED_HEADS, HEAD = 14, 2, 64  # as in Qwen2.5-0.5B
+
+Compared = Iterator[tuple[str, Tensor, Tensor, Tensor]]
+"""(what, ours, plain PyTorch at the same precision, float64)."""
+
+
+def check(job: Job) -> None:
+    """Raises PQMError for an error that is too large."""
+    device = torch.device(job.device)
+    dtype = torch.bfloat16 if job.on_gpu else torch.float32
+    environment = describe()
+    job.store(environment=environment)
+    copy, matrix = copy_rate(device), matrix_rate(device, dtype)
+    rates = {"copy_gb_s": copy, "matrix_tflops": matrix, "peak": peak_of(environment["device"])}
+    if job.on_gpu:
+        rates["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / 2**30
+    headline = f"copy {copy:,.0f} GB/s, matrix product {matrix:,.0f} TFLOP/s" if job.on_gpu else "on a CPU"
+    job.store(headline=headline, rates=rates)
+
+    errors: dict[str, dict[str, float]] = {}
+    wrong: list[str] = []
+    comparisons: dict[str, Callable[[torch.device, torch.dtype], Compared]] = {
+        "op": _op,
+        "AdamW": _adamw,
+        "attention": _attention,
+        "attention in trees": _attention_in_trees,
+    }
+    for name, compare in comparisons.items():
+        for what, ours, plain, exact in compare(device, dtype):
+            error, allowed = _error(ours, exact), TIMES * _error(plain, exact) + LEAST
+            errors[f"{name}, {what}"] = {"error": error, "allowed": allowed}
+            print(f"{name}, {what}: error {error:.2g}, allowed {allowed:.2g}", flush=True)
+            if not error <= allowed:  # NaN is wrong too
+                wrong.append(f"{name}, {what}: error {error:.2g}, allowed {allowed:.2g}")
+        right = f"{len(errors) - len(wrong)} of {len(errors)} results right"
+        job.store(headline=f"{headline}; {right}", errors=errors)
+    if wrong:
+        raise PQMError("; ".join(wrong))
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """|found - exact| / |exact|, Euclidean."""
+    return float(torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact))
+
+
+def _op(device: torch.device, dtype: torch.dtype) -> Compared:
+    """Gather, norm, head and loss in one, forward and backward."""
+    size, width = (SIZES["training"], 1536) if device.type == "cuda" else (SIZES["tiny"], 64)
+    inputs = make_inputs(size, width, dtype, device, 0, 0)
+    exact = _op_in_pytorch(inputs, torch.float64)
+    plain = _op_in_pytorch(inputs, torch.float32)
+    names = ("loss", "scores", "gradient of hidden", "of weight", "of bias", "of norm weight")
+    yield from zip(names, fused(inputs, "rank", True).forward_backward(), plain, exact, strict=True)
+
+
+def _op_in_pytorch(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Eq. 10 trajectory by trajectory, as it is written in the paper."""
+    given = (inputs.hidden, inputs.weight, inputs.bias, inputs.norm_weight)
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in given]
+    hidden, weight, bias, norm_weight = leaves
+    x = hidden[inputs.step_index]
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * norm_weight
+    q = (x * weight).sum(-1) + bias
+    losses = []
+    counts = inputs.cu_steps.diff().tolist()
+    for own, labels in zip(q.split(counts), inputs.labels.split(counts), strict=True):
+        right, wrong = own[labels == 1], own[labels == 0]
+        below = 1 + (wrong + ZETA).exp().sum()
+        terms = list((below + right.exp().cumsum(0)).log() - right)
+        terms += [below.log()] if len(wrong) else []
+        losses.append(torch.stack(terms).mean())
+    loss = torch.stack(losses).mean()
+    of_hidden, *of_head = torch.autograd.grad(loss, leaves)
+    if dtype == torch.float32:
+        of_hidden = of_hidden.to(inputs.hidden.dtype)
+    return loss.detach(), q.detach(), of_hidden, *of_head
+
+
+def _adamw(device: torch.device, dtype: torch.dtype) -> Compared:
+    """Ten steps of float32 master weights: how far each has moved."""
+    options: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    start = torch.randn(2**20 if device.type == "cuda" else 2**12, device=device).mul(0.02).to(dtype)
+    gradients = [torch.randn(start.shape, device=device).mul(1e-3).to(dtype) for _ in range(10)]
+
+    def run(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+        for gradient in gradients:
+            parameter.grad = gradient.to(parameter.dtype)
+            optimizer.step()
+
+    ours = torch.nn.Parameter(start.clone())
+    update = AdamW([ours], backend="triton", **options)
+    run(update, ours)
+
+    def moved_by_torch(precision: torch.dtype) -> Tensor:
+        weight = torch.nn.Parameter(start.to(precision, copy=True))
+        run(torch.optim.AdamW([weight], foreach=False, **options), weight)
+        return weight.detach().double() - start.double()
+
+    moved = update.master(ours).double() - start.double()
+    yield "moved", moved, moved_by_torch(torch.float32), moved_by_torch(torch.float64)
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> Compared:
+    """End to end."""
+    yield from _attend(device, dtype, prefix_tree=False)
+
+
+def _attention_in_trees(device: torch.device, dtype: torch.dtype) -> Compared:
+    yield from _attend(device, dtype, prefix_tree=True)
+
+
+def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Compared:
+    questions = 4 if device.type == "cuda" else 1
+    solutions = [own[:3] for own in make_workload(4, 0)[:questions]]
+    pairs = list(enumerate(trajectory for own in solutions for trajectory in own))
+    tokens = sum(len(trajectory.input_ids) for _, trajectory in pairs)
+    numbers = np.repeat(np.arange(questions), 3) if prefix_tree else None
+    batch = pack(pairs, question=numbers, pad_to=tokens + 100)
+    config = SimpleNamespace(head_dim=HEAD)
+    config.get_text_config = lambda: config
+    planner = Planner(choose_backend("auto", device, dtype, config, prefix_tree=prefix_tree))
+    packing = planner(batch).to(device)
+    shape = len(batch.input_ids), HEAD
+    query, upstream = (torch.randn(1, HEADS, *shape, device=device).to(dtype) for _ in range(2))
+    key, value = (torch.randn(1, SHARED_HEADS, *shape, device=device).to(dtype) for _ in range(2))
+    upstream = upstream.transpose(1, 2).clone()
+    upstream[:, batch.num_tokens :] = 0  # of the padding nothing is read
+    sees = _sees(batch).to(device)
+
+    def run(attend: Callable[..., Tensor], precision: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.to(precision).requires_grad_() for x in (query, key, value)]
+        out = attend(*leaves)
+        gradients = torch.autograd.grad(out, leaves, upstream.to(precision))
+        return out[:, : batch.num_tokens].detach(), *(g[:, :, : batch.num_tokens] for g in gradients)
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return packing.tokens.attend(q, k, v, scaling=None)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(HEADS // SHARED_HEADS, 1) for x in (k, v))
+        scores = (q @ k.mT * HEAD**-0.5).masked_fill(~sees, float("-inf"))
+        weights = scores.softmax(-1) if scores.dtype == torch.float64 else scores.float().softmax(-1).to(v.dtype)
+        return (weights @ v).transpose(1, 2)
+
+    names = ("output", "gradient of query", "of key", "of value")
+    yield from zip(names, run(ours, dtype), run(plain, dtype), run(plain, torch.float64), strict=True)
+
+
+def _sees(batch: PackedBatch) -> Tensor:
+    """[T, T] bool: token i sees token j."""
+    end = torch.from_numpy(Rule.of(batch).end)
+    place = torch.arange(len(end))
+    return (place[None, :] <= place[:, None]) & (place[:, None] < end[None, :])

@@ -1,0 +1,61 @@
+"""Hardware counters of the op's kernels, from Nsight Compute where it is installed."""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import sys
+
+import torch
+
+from pqm_benchmarks.gpu.job import Job, Skipped
+from pqm_benchmarks.implementations import fused
+from pqm_benchmarks.inputs import SIZES, make_inputs
+from pqm_fast.errors import PQMError
+
+KERNELS = "regex:forward_kernel|rows_kernel"
+WIDTH = 4096
+SHOWN = ("Duration", "Memory Throughput", "DRAM Throughput", "Compute (SM) Throughput", "Registers Per Thread",
+         "Achieved Occupancy", "Theoretical Occupancy", "Elapsed Cycles")  # fmt: skip
+
+
+def counters(job: Job) -> None:
+    """One forward and backward at the bandwidth size. Raises PQMError if ncu reads nothing."""
+    ncu = shutil.which("ncu")
+    if not job.on_gpu or ncu is None:
+        raise Skipped("needs a GPU and Nsight Compute (ncu)")
+    # the clocks are the card owner's: measured as they are
+    command = [ncu, "--set", "basic", "--clock-control", "none", "--kernel-name", KERNELS, "--csv", "--page", "details"]
+    done = subprocess.run(
+        [*command, sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True, env=os.environ, check=False
+    )
+    print(done.stdout, flush=True)
+    found = read(done.stdout)
+    if done.returncode or not found:
+        raise PQMError(f"ncu ended with exit code {done.returncode} and {len(found)} kernels: see the log")
+    told = (f"{name}: {own.get('DRAM Throughput', '?')} of DRAM bandwidth" for name, own in found.items())
+    job.store(headline="; ".join(told), counters=found)
+
+
+def read(text: str) -> dict[str, dict[str, str]]:
+    """What ncu's CSV says of each kernel: the metrics that are worth a look, with their units."""
+    lines = text.splitlines()
+    head = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(io.StringIO("\n".join(lines[head:]))):
+        if row.get("Metric Name") in SHOWN:
+            value = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+            found.setdefault(row["Kernel Name"].partition("(")[0], {})[row["Metric Name"]] = value
+    return found
+
+
+def run_op() -> None:
+    """What ncu watches."""
+    inputs = make_inputs(SIZES["bandwidth"], WIDTH, torch.bfloat16, torch.device("cuda"), 0, 0)
+    fused(inputs, "rank", True).forward_backward()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    run_op()

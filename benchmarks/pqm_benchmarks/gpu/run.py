@@ -1,0 +1,157 @@
+"""Runs the stages one after the other, each in a process with a limit; what one had found is kept, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pqm_benchmarks.gpu.stages import LISTS, MINUTES, Stage
+from pqm_benchmarks.gpu.summary import text
+from pqm_fast.environment import COMMIT
+from pqm_fast.errors import PQMError
+from pqm_fast.files import write_json
+
+GOOD = ("passed", "skipped")
+GRACE = 3.0  # seconds from the signal to end to the one that cannot be ignored
+POLL = 0.3
+Summary = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; `minutes` None: what the list is for."""
+
+    out: Path
+    minutes: float | None = None
+    list: str = "first"
+    stages: tuple[str, ...] = ()
+    device: str = "auto"
+    commit: str | None = None
+    earlier: Path | None = None
+
+
+def run(request: Request) -> int:
+    """Writes OUT/summary.json (a list of stages: name, seconds, limit, status, why, figures), OUT/log.txt and the
+    measurements, and prints a summary. Returns 0 if every stage passed or had nothing to do, else 1.
+
+    Raises:
+        PQMError: an unknown stage, a folder that is not empty, no time.
+    """
+    device = _device(request.device)
+    stages = _stages(request)
+    usual = MINUTES[request.list][device]
+    minutes = usual if request.minutes is None else request.minutes
+    if not 0 < minutes < float("inf"):
+        raise PQMError(f"minutes: must be positive, found {minutes}")
+    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+        raise PQMError(f"{request.out}: is there already, and not an empty folder; choose another --out")
+    if request.earlier is not None and not (request.earlier / "summary.json").is_file():
+        raise PQMError(f"{request.earlier}: holds no summary.json of an earlier run")
+    request.out.mkdir(parents=True, exist_ok=True)
+    summary: Summary = [
+        {"name": s.name, "seconds": 0.0, "limit": 0.0, "status": "not started", "why": None, "figures": {}}
+        for s in stages
+    ]
+    with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
+        for stage, row in zip(stages, summary, strict=True):
+            seconds = stage.seconds if device == "cuda" else stage.cpu_seconds
+            row["limit"] = seconds * minutes / usual
+            print(f"{stage.name}: {stage.what} (at most {row['limit']:.0f} s)", flush=True)
+            _run_stage(stage, row, summary, request, device, Path(folder) / f"{stage.name}.json")
+            print(f"  {row['status']} after {row['seconds']:.0f} s", flush=True)
+    print("\n" + text(summary), flush=True)
+    return 0 if all(row["status"] in GOOD for row in summary) else 1
+
+
+def _run_stage(
+    stage: Stage, row: dict[str, Any], summary: Summary, request: Request, device: str, report: Path
+) -> None:
+    """Fills `row` while the stage goes on, and stores the summary whenever there is news."""
+    command = [sys.executable, "-u", "-m", "pqm_benchmarks.gpu", stage.name, "--device", device]
+    command += ["--out", str(request.out), "--report", str(report)]
+    if request.earlier is not None:
+        command += ["--earlier", str(request.earlier)]
+    log = request.out / "log.txt"
+    row["status"], started, seen = "running", time.monotonic(), None
+    with open(log, "a", encoding="utf-8") as output:
+        output.write(f"\n==== {stage.name}: {stage.what}\n")
+        output.flush()
+        # a session of its own: what the stage has started ends with it
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=_environment(request, device), start_new_session=True
+        )
+        try:
+            while (over := process.poll()) is None and time.monotonic() - started < row["limit"]:
+                if (news := _changed(report)) != seen:
+                    seen = news
+                    _store(row, summary, request, report, started)
+                time.sleep(POLL)
+        finally:
+            _end(process)
+    _store(row, summary, request, report, started)
+    if over is None:
+        row |= {"status": "timed out", "why": f"not finished after {row['limit']:.0f} s"}
+    elif row["status"] == "running":  # it died before it could say how it ended
+        row |= {"status": "failed", "why": f"ended with exit code {over}: see {log.name}"}
+    write_json(request.out / "summary.json", summary)
+
+
+def _store(row: dict[str, Any], summary: Summary, request: Request, report: Path, started: float) -> None:
+    row["seconds"] = round(time.monotonic() - started, 1)
+    if report.exists():
+        row |= json.loads(report.read_text(encoding="utf-8"))
+    write_json(request.out / "summary.json", summary)
+
+
+def _changed(report: Path) -> int | None:
+    return report.stat().st_mtime_ns if report.exists() else None
+
+
+def _end(process: subprocess.Popen) -> None:
+    """The stage, if it goes on, and whatever it has left running."""
+    for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # nobody is left
+            break
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _environment(request: Request, device: str) -> dict[str, str]:
+    """Of a stage: the same modules, whatever folder it works in, and the defaults that a benchmark needs."""
+    paths = [str(Path(path or ".").resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    own = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    if request.commit:
+        own[COMMIT] = request.commit
+    if device == "cpu":
+        own |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    defaults = {"HF_HUB_OFFLINE": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    return {**defaults, **os.environ, **own}
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PQMError("device: there is no CUDA device here; give auto or cpu")
+    return name
+
+
+def _stages(request: Request) -> Sequence[Stage]:
+    known = {stage.name: stage for stage in LISTS[request.list]}
+    if unknown := [name for name in request.stages if name not in known]:
+        raise PQMError(f"stages: expected some of {', '.join(known)}, found {', '.join(unknown)}")
+    return [stage for name, stage in known.items() if not request.stages or name in request.stages]

@@ -1,0 +1,162 @@
+"""The benchmarks at sizes that are known to fit 80 GB: one setting of each way, one round, two seconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pqm_benchmarks import kernels as kernel_bench
+from pqm_benchmarks import report as kernel_report
+from pqm_benchmarks import score as score_bench
+from pqm_benchmarks import score_report, train_report
+from pqm_benchmarks import train as train_bench
+from pqm_benchmarks.comparison_report import Results
+from pqm_benchmarks.gpu.job import Job
+from pqm_benchmarks.shapes import AnyShape
+from pqm_fast.errors import PQMError
+from pqm_fast.files import write_json
+
+Settings = dict[str, dict[str, Any]]
+"""Of each way, in the order in which they are timed."""
+# Which of them fit was found with PyTorch's own allocator on a stand-in of 79.6 GiB.
+TRAIN: dict[AnyShape, Settings] = {
+    "Qwen2.5-0.5B": {
+        "reference": {"parts": 1},
+        "trl": {"batch": 32, "recompute": False},
+        "packed": {"micro_batches": 1, "recompute": 0.0},
+        "all": {"micro_batches": 1, "recompute": 0.0},
+    },
+    "Qwen2.5-1.5B": {
+        "reference": {"parts": 1},
+        "trl": {"batch": 16, "recompute": False},
+        "all": {"micro_batches": 2, "recompute": 0.0},
+    },
+    "Qwen2.5-7B-8L": {
+        "reference": {"parts": 2},
+        "trl": {"batch": 8, "recompute": False},
+        "all": {"micro_batches": 2, "recompute": 0.0},
+    },
+    "Qwen2.5-7B": {
+        "trl": {"batch": 8, "recompute": True},
+        "all": {"micro_batches": 2, "recompute": 1.0},
+    },
+    "tiny": {
+        "reference": {"parts": 1},
+        "trl": {"batch": 16, "recompute": False},
+        "packed": {"micro_batches": 1, "recompute": 0.0},
+        "tree": {"micro_batches": 2, "recompute": 0.0},
+    },
+}
+SCORE: Settings = {
+    "published": {"batch": 4},
+    "packed_rows": {"max_tokens": 16384},
+    "tree_rows": {"max_tokens": 16384},
+}
+WHOLE_7B = 120 * 2**30
+"""Bytes of a card on which a step of the whole model fits: ours needs 109 to 113 GiB."""
+
+
+def kernels(job: Job) -> None:
+    """The bandwidth and the training size, with norm. Raises PQMError if the fused op is left out somewhere."""
+    config = kernel_bench.KernelBench(
+        device=job.device,
+        sizes=("training", "bandwidth") if job.on_gpu else ("tiny",),
+        widths=(1536, 4096) if job.on_gpu else (64,),
+        norm="with",
+        implementations=("published", "compiled", "fused") if job.on_gpu else ("published", "eager", "fused"),
+        repeats=50 if job.on_gpu else 1,
+    )
+
+    def tell(results: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "headline": f"{len(results['records'])} timings, copy {results['copy_gb_s']:,.0f} GB/s",
+            "targets": kernel_report.found_targets(results) if job.on_gpu else [],
+            "left_out": results["left_out"],
+        }
+
+    results = _measure(job, "kernels", lambda store: kernel_bench.measure(config, store), tell)
+    if wrong := [f"{what}: {why}" for what, why in results["left_out"].items() if what.startswith("fused")]:
+        raise PQMError("; ".join(wrong))
+
+
+def train_half(job: Job) -> None:
+    """At 0.5B."""
+    _train(job, "train-0.5B", "Qwen2.5-0.5B")
+
+
+def train_one_and_a_half(job: Job) -> None:
+    """At 1.5B."""
+    _train(job, "train-1.5B", "Qwen2.5-1.5B")
+
+
+def train_seven(job: Job) -> None:
+    """At 7B, cut to 8 layers where the whole does not fit."""
+    import torch
+
+    whole = job.on_gpu and torch.cuda.get_device_properties(0).total_memory >= WHOLE_7B
+    _train(job, "train-7B", "Qwen2.5-7B" if whole else "Qwen2.5-7B-8L")
+
+
+def _train(job: Job, name: str, shape: AnyShape) -> None:
+    shape = shape if job.on_gpu else "tiny"
+    settings = TRAIN[shape]
+    config = train_bench.TrainBench(
+        device=job.device,
+        shapes=(shape,),
+        ways=tuple(settings),  # type: ignore[arg-type]
+        questions=6 if job.on_gpu else 1,
+        steps=1,
+        seconds=2.0 if job.on_gpu else 0.0,
+        rounds=1,
+    )
+    tell = _teller(job, "trajectories", train_report.targets)
+    results = _measure(job, name, lambda store: train_bench.measure(config, store, settings), tell)
+    _ours_is_there(results, list(settings)[-1])
+
+
+def score(job: Job) -> None:
+    """128 candidates of one question at 7B."""
+    config = score_bench.ScoreBench(
+        device=job.device,
+        shapes=("Qwen2.5-7B" if job.on_gpu else "tiny",),
+        ways=tuple(SCORE),  # type: ignore[arg-type]
+        questions=1,
+        solutions=128 if job.on_gpu else 8,
+        seconds=2.0 if job.on_gpu else 0.0,
+        rounds=1,
+    )
+    tell = _teller(job, "solutions", score_report.targets)
+    results = _measure(job, "score-7B", lambda store: score_bench.measure(config, store, SCORE), tell)
+    _ours_is_there(results, "tree_rows")
+
+
+def _measure(
+    job: Job,
+    name: str,
+    measure: Callable[[Callable[[Results], None]], Results],
+    tell: Callable[[Results], dict[str, Any]],
+) -> Results:
+    """Stores OUT/NAME.json and what the summary says of it, whenever there is more."""
+
+    def store(results: Results) -> None:
+        write_json(job.out / f"{name}.json", results)
+        job.store(**tell(results))
+
+    return measure(store)
+
+
+def _teller(job: Job, unit: str, targets: Callable[[Results], Any]) -> Callable[[Results], dict[str, Any]]:
+    def tell(results: Results) -> dict[str, Any]:
+        rates = [f"{r['title']} {kernel_report.short(r[f'{unit}_per_s'])}" for r in results["records"]]
+        return {
+            "headline": f"{unit}/s: {', '.join(rates)}",
+            "targets": targets(results).rows if job.on_gpu else [],
+            "left_out": {f"{failed['way']}, {failed['shape']}": failed["why"] for failed in results["failed"]},
+        }
+
+    return tell
+
+
+def _ours_is_there(results: Results, own: str) -> None:
+    """Another's way may be missing; without ours there is nothing to say."""
+    missing = [failed["why"] for failed in results["failed"] if failed["way"] == own]
+    if missing:
+        raise PQMError(f"{own}: {missing[0]}")

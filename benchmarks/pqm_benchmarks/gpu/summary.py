@@ -1,0 +1,48 @@
+"""A summary.json as text, in about 30 lines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pqm_benchmarks.report import aligned
+
+MOST = 6  # lines of what was left out, and of tests that failed
+
+
+def text(summary: Sequence[dict[str, Any]]) -> str:
+    """Card, versions and commit; a line for each stage; the figures against their targets; what was left out."""
+    rows = [[row["name"], row["status"], f"{row['seconds']:,.0f} s", _told(row)] for row in summary]
+    parts = [*heading(summary), aligned(rows, left=(0, 1, 3))]
+    if found := targets(summary):
+        parts.append(aligned([["target", "", "measured", ""], *found], left=(0, 3)))
+    left_out = [f"{what}: {why}" for row in summary for what, why in row["figures"].get("left_out", {}).items()]
+    failures = [f"{test}: {why}" for row in summary for test, why in row["figures"].get("failures", {}).items()]
+    parts += _some("left out", left_out) + _some("failed", failures)
+    return "\n".join(parts)
+
+
+def heading(summary: Sequence[dict[str, Any]]) -> list[str]:
+    """A line, if any stage said where it ran."""
+    environment = next((r["figures"]["environment"] for r in summary if "environment" in r["figures"]), None)
+    if environment is None:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    return [f"{environment['device']}; {versions}; commit {environment['commit'] or 'unknown'}"]
+
+
+def targets(summary: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """[what, bound, measured, verdict] of all stages."""
+    return [target for row in summary for target in row["figures"].get("targets", ())]
+
+
+def _told(row: dict[str, Any]) -> str:
+    told = (row["figures"].get("headline"), row["why"] and " ".join(row["why"].split()))
+    return _short("; ".join(filter(None, told)))
+
+
+def _some(what: str, lines: list[str]) -> list[str]:
+    shown = [_short(f"{what}: {' '.join(line.split())}") for line in lines[:MOST]]
+    return shown + ([f"{what}: {len(lines) - MOST} more, in summary.json"] if len(lines) > MOST else [])
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 160 else line[:157] + "..."
