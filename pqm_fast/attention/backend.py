@@ -22,8 +22,13 @@ def choose_backend(
     """
     if requested == "auto":
         # SDPA needs no compiling and has kernels of its own for float32; trees would cost it masks
-        candidates = BACKENDS if dtype != torch.float32 or prefix_tree else BACKENDS[-1:]
-        return next(b for b in candidates if _obstacle(b, device, dtype, config, prefix_tree) is None)
+        candidates = BACKENDS if dtype != torch.float32 or prefix_tree else BACKENDS[::-1]
+        obstacles = {b: _obstacle(b, device, dtype, config, prefix_tree) for b in candidates}
+        for candidate, obstacle in obstacles.items():
+            if obstacle is None:
+                return candidate
+        reasons = ". ".join(f"{name!r}: {obstacle}" for name, obstacle in obstacles.items())
+        raise PQMError(f"no attention can be used here. {reasons}")
     if requested not in BACKENDS:
         raise PQMError(f"attention {requested!r} is not known: choose from auto, {', '.join(BACKENDS)}")
     backend: Backend = requested
@@ -34,15 +39,22 @@ def choose_backend(
 
 
 def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any, prefix_tree: bool) -> str | None:
-    """Why `backend` cannot serve this and what would, None if it can. SDPA serves everything."""
-    if backend == "sdpa":
-        return None
+    """Why `backend` cannot serve this and what would, None if it can. Off a GPU SDPA serves everything."""
     if device.type != "cuda":
-        return f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
+        return None if backend == "sdpa" else f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
     text = config.get_text_config()
     dims, dropout = _head_dims(text), _dropout(text)
+    sizes = " and ".join(map(str, sorted(dims)))
     softcap = bool(getattr(text, "attn_logit_softcapping", None))
     capability = compute_capability(device)
+    if backend == "sdpa":  # what its kernels that keep no scores take
+        if dtype not in (torch.float16, torch.float32, *([torch.bfloat16] if capability >= kernels.AMPERE else [])):
+            return f"it has no kernel for {dtype} on a GPU of compute capability {capability}; compute in float32"
+        if any(dim * dtype.itemsize % 16 for dim in dims):
+            return f"its kernels take heads of whole 16 bytes, not of {sizes} numbers of {dtype}; take 'flex'"
+        if softcap and prefix_tree:
+            return "it would keep every score of a tree to cap them, as config.json asks for; take 'flex'"
+        return None
     if capability < kernels.AMPERE:
         return f"it needs compute capability {kernels.AMPERE} or more, and this GPU has {capability}; take 'sdpa'"
     if backend == "flex" or prefix_tree:
@@ -56,7 +68,6 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
         return f"its kernels take float16 and bfloat16, and this is {dtype}; compute in bfloat16 or take 'sdpa'"
     head_dim = max(dims)
     if min(dims) != head_dim or head_dim > 256 or head_dim % 8:
-        sizes = " and ".join(map(str, sorted(dims)))
         return f"its kernels take heads of one size, a multiple of 8 up to 256, not of {sizes}; take 'flex'"
     if backend == "varlen":
         if not has_varlen():

@@ -1,15 +1,21 @@
 """Attention through PyTorch's SDPA: sequences of about the same length run as one padded batch, so that no [T, T]
-mask is needed. For any device, with gradients."""
+mask is needed. For any device, with gradients; on a GPU through kernels that keep no scores, or not at all."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pqm_fast.attention.precision import compute_dtype
 from pqm_fast.attention.rule import Rule
+
+# On a GPU. PyTorch's own choice may fall to its "math" kernel, which keeps every score; cuDNN's makes a plan anew for
+# each shape, and here nearly every batch has shapes of its own.
+KEEP_NO_SCORES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
 @dataclass(frozen=True)
@@ -91,16 +97,7 @@ class Grouped:
             if softcap and mask is not None:
                 out = _softcapped(q_g, k_g, v_g, mask, softcap, scaling, dropout)
             else:
-                out = F.scaled_dot_product_attention(
-                    q_g,
-                    k_g,
-                    v_g,
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    dropout_p=dropout,
-                    scale=scaling,
-                    enable_gqa=q.shape[1] != k.shape[1],
-                )
+                out = _uncapped(q_g, k_g, v_g, mask, scaling, dropout)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return flat.index_select(0, self.inverse).unsqueeze(0)
@@ -114,8 +111,10 @@ class Grouped:
             seen = (j <= i) & (i < self.end[j]) & (column < group.lengths[:, None, None])
             if window is not None:
                 seen &= self.position[i] - self.position[j] < window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self.masks[number, window, dtype] = mask[:, None]
+            *shape, columns = seen.shape
+            # rows of whole 16 bytes: a mask of others SDPA would copy, and keep, in every layer
+            whole = torch.full((*shape, columns + -columns % 8), float("-inf"), dtype=dtype, device=seen.device)
+            self.masks[number, window, dtype] = whole[..., :columns].masked_fill_(seen, 0.0)[:, None]
         return self.masks[number, window, dtype]
 
 
@@ -130,6 +129,35 @@ def _take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows.view(-1)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)
 
 
+def _every_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[n, H_kv, K, d] -> [n, heads, K, d]."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _uncapped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Under the mask, or causal without one. [n, H, Q, d]."""
+    if query.is_cuda:  # whose kernel for masks and for float32 takes no fewer heads of keys
+        key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
+    with sdpa_kernel(KEEP_NO_SCORES) if query.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+
 def _softcapped(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -140,8 +168,7 @@ def _softcapped(
     dropout: float,
 ) -> torch.Tensor:
     """Attention with scores capped to +-softcap by a tanh (Gemma 2), which SDPA does not have. [n, H, Q, d]."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
     return F.dropout(scores.float().softmax(-1).to(value.dtype), dropout) @ value

@@ -1,7 +1,7 @@
 """How the decoder layers are computed: compiled, with other kernels, in 8-bit floats, kept or computed again."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,20 +33,42 @@ def compile_layers(model: StepQModel, **how: Any) -> None:
     """
     layers = decoder_layers(model)
     for layer in layers[:-1] if model.step_rows_only else layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False, **how)
+        layer.__class__ = _compiled(type(layer), **how)  # type: ignore[arg-type]
 
 
 def recompute(model: StepQModel, count: int) -> None:
     """The first `count` layers keep their input alone, and compute what their backward needs once more."""
     # Around the compiled layer: inside it, transformers' own checkpointing would keep the layer from being compiled.
     for layer in decoder_layers(model)[:count] if count else ():
-        layer.forward = partial(_checkpointed, layer.forward)
+        layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]
 
 
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+# One class for all layers of a class: what is compiled for one of them serves the others, in later models too.
+@cache
+def _compiled(layer_class: type[nn.Module], **how: Any) -> type[nn.Module]:
+    return _subclass(layer_class, torch.compile(layer_class.forward, dynamic=False, **how))
+
+
+@cache
+def _checkpointed(layer_class: type[nn.Module]) -> type[nn.Module]:
+    def forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return layer_class.forward(layer, *args, **kwargs)
+        return checkpoint(layer_class.forward, layer, *args, use_reentrant=False, **kwargs)
+
+    return _subclass(layer_class, forward)
+
+
+def _subclass(layer_class: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
+    """One with another `forward` and the same name, which transformers looks at.
+
+    A `forward` of the layer's own would hold the layer that holds it: a model would stay in memory until the garbage
+    collector comes by.
+    """
+    names = {"__module__": layer_class.__module__, "__qualname__": layer_class.__qualname__}
+    made: Any = type(layer_class.__name__, (layer_class,), names)
+    made.forward = forward  # not before: transformers wraps the `forward` that a class is made with
+    return made
 
 
 def use_liger(model: StepQModel) -> None:

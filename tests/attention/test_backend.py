@@ -38,11 +38,15 @@ def config(architecture="qwen2", **changes):
         pytest.param((FLASH_2,), {"dtype": torch.float16}, "flash", id="float16"),
         pytest.param((FLASH_2,), {"dtype": torch.float32}, "sdpa", id="float32"),
         pytest.param((FLASH_2,), {"dtype": torch.float32, "prefix_tree": True}, "flex", id="float32 in trees"),
+        pytest.param((), {"dtype": torch.float32, "config": config(head_dim=50)}, "flex", id="float32, heads of 50"),
         pytest.param((FLASH_2,), {"prefix_tree": True}, "flash", id="trees"),
         pytest.param((), {"prefix_tree": True}, "varlen", id="trees, nothing installed"),
         pytest.param((FLASH_2,), {"device": CPU}, "sdpa", id="CPU"),
         pytest.param((FLASH_2,), {"device": torch.device("mps")}, "sdpa", id="another device"),
-        pytest.param((FLASH_2,), {"capability": 7}, "sdpa", id="old GPU"),
+        pytest.param((FLASH_2,), {"capability": 7, "dtype": torch.float16}, "sdpa", id="old GPU"),
+        pytest.param(
+            (FLASH_2,), {"capability": 7, "dtype": torch.float32, "prefix_tree": True}, "sdpa", id="its trees"
+        ),
         pytest.param((FLASH_3,), {"capability": 10}, "varlen", id="a release for other GPUs"),
         pytest.param((), {"varlen": False}, "flex", id="PyTorch without flash attention"),
         pytest.param((FLASH_2,), {"config": config("gemma2")}, "flash", id="soft caps"),
@@ -99,6 +103,27 @@ def test_auto_takes_the_fastest_that_serves(machine, installed, changes, expecte
         pytest.param("flash", (FLASH_2,), {"config": config(head_dim=320)}, "256, not of 320; take 'flex'", id="heads"),
         pytest.param("flash", (FLASH_4,), {"config": config("gemma2")}, "no installed release .*softcap=True", id="4"),
         pytest.param("flash", (FLASH_3,), {"capability": 10}, "on compute capability 10; install flash-attn 2", id="3"),
+        pytest.param(
+            "sdpa", (), {"config": config(head_dim=84)}, "16 bytes, not of 84 .*bfloat16; take 'flex'", id="84"
+        ),
+        pytest.param("sdpa", (), {"dtype": torch.float64}, "no kernel for torch.float64 on a GPU", id="float64"),
+        pytest.param(
+            "sdpa", (), {"capability": 7}, "no kernel for torch.bfloat16 .* capability 7; .* float32", id="Turing"
+        ),
+        pytest.param(
+            "sdpa",
+            (),
+            {"config": config("gemma2"), "prefix_tree": True},
+            "keep every score of a tree to cap them, .*; take 'flex'",
+            id="soft caps in trees",
+        ),
+        pytest.param(
+            "auto",
+            (),
+            {"config": config("gemma2", attention_dropout=0.1), "prefix_tree": True},
+            r"no attention can be used here\. 'flash': .*no dropout.*\. 'flex': .*no dropout.*\. 'sdpa': .*every score",
+            id="nothing at all",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(machine, requested, installed, changes, message):
@@ -109,11 +134,9 @@ def test_what_cannot_be_is_said(machine, requested, installed, changes, message)
         choose_backend(requested, **given)
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_sdpa_serves_everything(machine, device):
-    machine(capability=7, varlen=False)
+def test_sdpa_serves_everything_on_a_cpu():
     odd = config("gemma2", head_dim=12, attention_dropout=0.1)
-    assert choose_backend("sdpa", device, torch.float64, odd, prefix_tree=True) == "sdpa"
+    assert choose_backend("sdpa", CPU, torch.float64, odd, prefix_tree=True) == "sdpa"
 
 
 def test_heads_of_latent_attention(machine):

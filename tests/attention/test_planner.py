@@ -26,29 +26,6 @@ def tensors(x):
     return [t for part in x for t in tensors(part)] if isinstance(x, list | tuple) else []
 
 
-def test_plain_packing_needs_no_mask():
-    batch, _ = plain((9, 17, 30), 4)
-    packing = Planner("sdpa")(batch).to("cpu")
-    q = torch.randn(1, 2, 60, 16)
-    packing.tokens.attend(q, q, q, scaling=None)
-    packing.tokens.attend(q, q, q, scaling=None, window=30)
-    assert packing.tokens.masks == {}
-
-
-def test_masks_are_made_once_and_per_tree():
-    sequences = [(t, *s) for t in range(4) for s in random_tree(np.random.default_rng(t), 4, 12, 2)]
-    batch, _ = forest(sequences)
-    tokens = Planner("sdpa")(batch).to("cpu").tokens
-    q = torch.randn(1, 2, batch.num_tokens, 16)
-    for _ in range(3):
-        tokens.attend(q, q, q, scaling=None)
-    kept = {key: mask.data_ptr() for key, mask in tokens.masks.items()}
-    tokens.attend(q, q, q, scaling=None)
-    assert {key: mask.data_ptr() for key, mask in tokens.masks.items()} == kept
-    # at most the square of twice the length of each
-    assert sum(mask.numel() for mask in tokens.masks.values()) <= sum((2 * n) ** 2 for n in batch.lengths)
-
-
 def test_packing_lists_each_row_once():
     batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_index=(1, 2, 1, 3, 5))
     packing = Planner("sdpa", step_rows=True)(batch)
@@ -189,7 +166,7 @@ def test_every_tensor_is_pinned(monkeypatch, backend, name):
 def test_a_loader_pins_it_and_nothing_waits(backend, name):
     planner = Planner(backend, step_rows=True, windows=(None, 4))
     [packing] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
-    assert all(t.is_pinned() for t in tensors(packing))
+    assert all(t.is_pinned() for t in tensors(packing) if t.numel())  # what is empty has no memory to pin
     torch.cuda.set_sync_debug_mode("error")
     try:
         moved = packing.to("cuda")

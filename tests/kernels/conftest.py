@@ -1,4 +1,5 @@
-"""For every test of the op: the device it runs on, and fresh memory that shows what a kernel fails to write."""
+"""For every test of the op: the device it runs on, fresh memory that shows what a kernel fails to write, and sums of
+plain PyTorch in one order."""
 
 import math
 
@@ -29,3 +30,11 @@ def poison(monkeypatch):
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+@pytest.fixture(autouse=True)
+def one_order():
+    """On a GPU plain PyTorch adds up the gradients of a row's steps in any order by itself, but tests compare bits."""
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)  # some it calls have no fixed order
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,6 +1,9 @@
 """Compiled, recomputed and replaced layers: the same gradient, and nothing compiled anew once warm."""
 
+import copy
+import gc
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from torch._dynamo.utils import counters
 from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.train.layers import compile_layers, decoder_layers, recompute, use_float8, use_liger
+from pqm_fast.train.lora import add_adapters
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +107,64 @@ def test_recomputed_layers_score_as_before(tmp_path):
     expected = model.scores(batch)
     recompute(model, 3)
     assert torch.equal(model.scores(batch), expected)
+
+
+def compiled_and_recomputed(tmp_path, architecture="llama"):
+    model = make_model(tmp_path, architecture)
+    compile_layers(model, backend="aot_eager")
+    recompute(model, 2)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_a_model_that_nobody_uses_is_gone_at_once(tmp_path, architecture):
+    """On a GPU it would hold its memory until the garbage collector comes by."""
+    model = compiled_and_recomputed(tmp_path, architecture)
+    learn(model, batches()[0])
+    parts = [weakref.ref(part) for part in (*model.modules(), *model.parameters())]
+    gc.disable()
+    try:
+        del model
+        assert not any(part() is not None for part in parts)
+    finally:
+        gc.enable()
+
+
+def test_layers_keep_their_names(tmp_path):
+    plain, model = make_model(tmp_path), compiled_and_recomputed(tmp_path)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert list(map(repr, decoder_layers(model))) == list(map(repr, decoder_layers(plain)))
+    for layer, before in zip(decoder_layers(model), decoder_layers(plain), strict=True):
+        assert isinstance(layer, type(before))
+        assert str(type(layer)) == str(type(before))
+
+
+def test_a_copy_has_weights_of_its_own(tmp_path):
+    model = compiled_and_recomputed(tmp_path)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    whole = make_model(tmp_path)
+    whole.load_state_dict(model.state_dict())
+    batch = batches()[0]
+    assert torch.allclose(model.eval().scores(batch), whole.eval().scores(batch), atol=1e-6)
+    assert not twin.eval().scores(batch).any()
+
+
+def test_adapters_learn_in_compiled_layers(tmp_path):
+    pytest.importorskip("peft")
+    model, found = make_model(tmp_path), []
+    add_adapters(model, 2, 4)
+    whole = copy.deepcopy(model)
+    compile_layers(model, backend="aot_eager")
+    recompute(model, 2)
+    for each in (model, whole):
+        found.append(learn(each, batches()[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[1][1].items():
+        assert torch.allclose(found[0][1][name], gradient, atol=1e-6), name
 
 
 def test_dropout_is_the_same_the_second_time(tmp_path):
