@@ -25,7 +25,7 @@ from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
 from pqm_fast.options import Attention
-from pqm_fast.pretrained import load_classifier, load_config, quiet_transformers
+from pqm_fast.pretrained import dtype_name, load_classifier, load_config, quiet_transformers
 
 CONFIG_KEY = "pqm_fast"
 
@@ -183,7 +183,7 @@ class StepQModel(nn.Module):
         too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
-        classifier = load_classifier(path, load_config(path), dtype, notes)
+        classifier = load_classifier(path, load_config(path), dtype, device, notes)
         try:
             classifier.set_attn_implementation(NAME)
             model = cls(classifier, step_rows_only=step_rows_only, attention=attention).to(device)
@@ -249,7 +249,7 @@ class StepQModel(nn.Module):
             tokenizer.save_pretrained(temporary)
             # transformers names the dtype of the model, which stays as it is, not that of the tensors it was given
             config = json.loads((Path(temporary) / "config.json").read_text(encoding="utf-8"))
-            config["dtype"] = str(dtype).removeprefix("torch.")
+            config["dtype"] = dtype_name(dtype)
             write_json(Path(temporary) / "config.json", config)
             files = sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json")
             for file in files:

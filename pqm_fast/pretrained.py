@@ -1,12 +1,15 @@
 """What transformers loads for us, with one clear message for whatever it cannot load."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -23,6 +26,10 @@ from transformers.utils import logging as hf_logging
 from pqm_fast.errors import PQMError
 
 PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
+# On a CPU, models less wide gain nothing from bfloat16.
+LEAST_WIDTH = 256
+# Products must be so many times as fast in bfloat16: all other work gains less from it, or nothing.
+CLEARLY_FASTER = 1.5
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,11 +44,47 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on a GPU, float32 on a CPU; otherwise a name of torch's."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
+def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | None = None) -> torch.dtype:
+    """A name of torch's, or `auto`: bfloat16 on a GPU, and on a CPU that is clearly faster in it at the size of the
+    model of folder or hub id `path`; otherwise float32.
+
+    `notes` is told what was measured. Raises PQMError for a model that is no decoder.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16
+    config = load_config(path).get_text_config()
+    if device.type != "cpu" or config.hidden_size < LEAST_WIDTH:
+        return torch.float32
+    inner = getattr(config, "intermediate_size", None)  # GPT-2 has none, Gemma 3n one for each layer
+    gain = bfloat16_gain(config.hidden_size, inner if isinstance(inner, int) else 4 * config.hidden_size)
+    picked = torch.bfloat16 if gain >= CLEARLY_FASTER else torch.float32
+    if notes is not None:
+        notes.append(
+            f"dtype {dtype_name(picked)}: this CPU multiplies {gain:.1f} times as fast in bfloat16 as in float32"
+        )
+    return picked
+
+
+@cache
+def bfloat16_gain(width: int, inner: int) -> float:
+    """How many times as fast this CPU multiplies some rows by a [width, inner] matrix in bfloat16 as in float32."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weight = torch.ones(128, width, dtype=dtype), torch.ones(inner, width, dtype=dtype)
+        seconds = []
+        for _ in range(4):
+            started = time.perf_counter()
+            F.linear(rows, weight)
+            seconds.append(time.perf_counter() - started)
+        best[dtype] = min(seconds)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in options and files."""
+    return str(dtype).removeprefix("torch.")
 
 
 def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
@@ -93,8 +136,11 @@ def load_config(path: str) -> Any:
     return config
 
 
-def load_classifier(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
-    """The `*ForTokenClassification` of a folder or hub id; random weights where the folder holds none.
+def load_classifier(
+    path: str, config: Any, dtype: torch.dtype, device: torch.device | str, notes: list[str]
+) -> PreTrainedModel:
+    """The `*ForTokenClassification` of a folder or hub id, on the CPU; where the folder holds no weights, with random
+    ones that are drawn on `device`.
 
     What a user should know of how the weights came about is appended to `notes`. Raises PQMError.
     """
@@ -102,7 +148,8 @@ def load_classifier(path: str, config: Any, dtype: torch.dtype, notes: list[str]
         if _has_weights(path):
             return _load_weights(path, config, dtype, notes)
         config.dtype = dtype
-        classifier = _classification_class(type(config))._from_config(config, dtype=dtype)
+        with torch.device(device):
+            classifier = _classification_class(type(config))._from_config(config, dtype=dtype)
     except PQMError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class ScoringOptions:
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"
-    """bfloat16 on a GPU, float32 on a CPU."""
+    """auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly faster in it, otherwise float32."""
     attention: Attention = "auto"
     """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels; prefix trees
     take FlexAttention. sdpa is what a CPU has."""
@@ -59,7 +59,9 @@ def score(config: ScoreConfig) -> Path:
     if out.exists():
         raise PQMError(f"{out}: exists already; delete it or choose another --out")
     skipped, cut = SkipSummary(), 0
-    done = _done(part, config)
+    begun = _begun(part)
+    config = _settled(config, begun)
+    done = _done(part, config, begun) if begun is not None else set()
     scored = score_records(config.model, config.data, config.read, config.scoring, skipped, done)
     first = next(scored, None)  # nothing is written before the input and the model are known to be good
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +107,36 @@ def _begun_with(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _done(part: Path, config: ScoreConfig) -> set[str]:
-    """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
+def _begun(part: Path) -> dict[str, Any] | None:
+    """What `_means` was of the interrupted run that `part` is of, if there is one."""
     if not part.exists():
-        return set()
+        return None
+    try:
+        return json.loads(_begun_with(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(part, error) from error
+
+
+def _settled(config: ScoreConfig, begun: dict[str, Any] | None) -> ScoreConfig:
+    """With the dtype that auto stands for; what was begun goes on in its own."""
+    from pqm_fast.pretrained import dtype_name, pick_device, pick_dtype
+
+    dtype: Any = config.scoring.dtype
+    if dtype == "auto" and begun is not None:
+        dtype = begun.get("dtype", "auto")
+    if dtype == "auto":
+        dtype = dtype_name(pick_dtype("auto", pick_device(config.scoring.device), config.model))
+    return replace(config, scoring=replace(config.scoring, dtype=dtype))
+
+
+def _damaged(part: Path, error: Exception) -> PQMError:
+    return PQMError(f"{part}: damaged ({error}); delete it to start over")
+
+
+def _done(part: Path, config: ScoreConfig, begun: dict[str, Any]) -> set[str]:
+    """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
     done, end = set(), 0
     try:
-        before = json.loads(_begun_with(part).read_text(encoding="utf-8"))
         with open(part, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -119,10 +144,10 @@ def _done(part: Path, config: ScoreConfig) -> set[str]:
                 done.add(json.loads(line)["id"])
                 end += len(line)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PQMError(f"{part}: damaged ({error}); delete it to start over") from error
+        raise _damaged(part, error) from error
     now = _means(config)
-    if changed := [name for name in now if before.get(name) != now[name]]:
-        values = ", ".join(f"{name} ({before.get(name)!r} then, {now[name]!r} now)" for name in changed)
+    if changed := [name for name in now if begun.get(name) != now[name]]:
+        values = ", ".join(f"{name} ({begun.get(name)!r} then, {now[name]!r} now)" for name in changed)
         raise PQMError(f"{part}: was begun with other options: {values}; delete it to start over")
     os.truncate(part, end)
     return done

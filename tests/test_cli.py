@@ -412,6 +412,27 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
 
 
+@pytest.mark.parametrize(("begun", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypatch, capsys, begun, now):
+    """Whatever auto would be by then."""
+    out, data, run = tmp_path / "out.jsonl", world / "data.jsonl", world / "run"
+    assert score(tmp_path / "in_half.jsonl", data, run, "--dtype=bfloat16") == 0
+    expected = {"bfloat16": (tmp_path / "in_half.jsonl").read_bytes(), "float32": whole}
+    assert expected["bfloat16"] != whole
+    picked = {"pqm_fast.pretrained.LEAST_WIDTH": 0, "pqm_fast.pretrained.bfloat16_gain": lambda *_: 2.0}
+    with monkeypatch.context() as patch:
+        for name, value in picked.items() if begun == "bfloat16" else ():
+            patch.setattr(name, value)
+        interrupted(world, out, patch, chunks=3)
+    for name, value in picked.items() if now == "bfloat16" else ():
+        monkeypatch.setattr(name, value)
+    capsys.readouterr()
+    assert score(out, data, run, f"--dtype={now}") == 1
+    assert f"dtype ('{begun}' then, '{now}' now)" in capsys.readouterr().err
+    assert score(out, data, run) == 0
+    assert out.read_bytes() == expected[begun]
+
+
 def test_score_interrupted_after_its_last_record(world, whole, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     scored = interrupted(world, out, monkeypatch, chunks=3)

@@ -10,13 +10,13 @@ import torch
 from pqm_kernels import trajectory_losses
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from pqm_fast import attention, last_layer
+from pqm_fast import attention, last_layer, pretrained
 from pqm_fast.data.encode import Encoder, Template
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.model import Recipe, StepQModel, check_packing
-from pqm_fast.pretrained import load_tokenizer
+from pqm_fast.pretrained import load_classifier, load_config, load_tokenizer, pick_dtype
 from pqm_fast.scorer import Scorer
 
 STEP_ROWS = ("llama", "mistral", "qwen2", "qwen3")
@@ -248,6 +248,75 @@ def test_half_precision_passes_the_check(tmp_path):
     for architecture in tiny.ARCHITECTURES:
         folder = tiny.model_folder(tmp_path / architecture, architecture)
         assert StepQModel.from_pretrained(str(folder), dtype=torch.bfloat16).classifier.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_random_weights_are_drawn_on_their_device(tmp_path, architecture):
+    folder = str(tiny.model_folder(tmp_path / architecture, architecture))
+    notes = []
+    made = load_classifier(folder, load_config(folder), torch.bfloat16, "meta", notes)
+    assert {t.device.type for t in (*made.parameters(), *made.buffers())} == {"meta"}
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert "random" in notes[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_random_weights_on_the_cpu_are_those_of_transformers(tmp_path, architecture):
+    """Also the buffers, such as the frequencies of rotary embeddings."""
+    folder = str(tiny.model_folder(tmp_path / architecture, architecture))
+    torch.manual_seed(3)
+    own = load_classifier(folder, load_config(folder), torch.float32, torch.device("cpu"), [])
+    torch.manual_seed(3)
+    expected = AutoModelForTokenClassification.from_config(load_config(folder))
+    for tensors in ("named_parameters", "named_buffers"):
+        found = dict(getattr(own, tensors)())
+        assert all(torch.equal(found.pop(name), tensor) for name, tensor in getattr(expected, tensors)())
+        assert not found
+
+
+@pytest.mark.gpu
+def test_random_weights_on_a_gpu_keep_the_rotary_frequencies(tmp_path):
+    folder = str(tiny.model_folder(tmp_path / "llama"))
+    on_gpu, on_cpu = (
+        dict(load_classifier(folder, load_config(folder), torch.float32, device, []).named_buffers())
+        for device in ("cuda", "cpu")
+    )
+    assert on_gpu.keys() == on_cpu.keys()
+    for name, tensor in on_gpu.items():
+        torch.testing.assert_close(tensor.cpu(), on_cpu[name], rtol=2**-22, atol=0.0)
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.2, torch.float32), (1.4, torch.float32), (1.5, torch.bfloat16)])
+def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_in_it(tmp_path, monkeypatch, gain, expected):
+    measured = []
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *sizes: measured.append(sizes) or gain)
+    wide = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, intermediate_size=300))
+    cpu, notes = torch.device("cpu"), []
+    assert pick_dtype("auto", cpu, wide, notes) == expected
+    name = str(expected).removeprefix("torch.")
+    assert notes == [f"dtype {name}: this CPU multiplies {gain} times as fast in bfloat16 as in float32"]
+    assert measured == [(256, 300)]
+    assert pick_dtype("auto", cpu, str(tiny.model_folder(tmp_path / "gpt2", "gpt2", n_embd=512)), notes) == expected
+    assert measured[1:] == [(512, 2048)]
+
+
+def test_a_dtype_that_needs_no_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: pytest.fail("measured"))
+    cpu, narrow, notes = torch.device("cpu"), str(tiny.model_folder(tmp_path / "narrow", hidden_size=248)), []
+    assert pick_dtype("auto", cpu, narrow, notes) == torch.float32
+    assert pick_dtype("bfloat16", cpu, "nowhere", notes) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda"), "nowhere", notes) == torch.bfloat16
+    assert notes == []
+
+
+def test_a_gain_is_measured_once_for_each_size(monkeypatch):
+    """The best of several tries counts; the clock is made up."""
+    pretrained.bfloat16_gain.cache_clear()
+    ends = [9.0, 6.0, 3.0, 5.0, 9.0, 1.0, 2.0, 1.5]
+    ticks = iter([tick for end in ends for tick in (0.0, end)])
+    monkeypatch.setattr("pqm_fast.pretrained.time.perf_counter", lambda: next(ticks))
+    assert [pretrained.bfloat16_gain(8, 4) for _ in range(2)] == [3.0, 3.0]
+    pretrained.bfloat16_gain.cache_clear()
 
 
 def test_what_is_no_usable_model_is_refused_by_name(tmp_path):

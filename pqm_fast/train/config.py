@@ -50,7 +50,8 @@ class TrainConfig:
 
     micro_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens of one forward pass; trajectories are packed into it without padding. auto: 16384, or where the memory
-    of the GPU is estimated not to suffice half of that, and so on, with accumulation doubled in turn."""
+    of the GPU or of the machine is estimated not to suffice half of that, and so on, with accumulation doubled in
+    turn."""
     prefix_tree: bool = False
     """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
     fewer tokens. Costs a mask in attention, and batches hold whole questions, so they are less of a mixture: let
@@ -81,8 +82,8 @@ class TrainConfig:
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"
-    """Of the weights and the computation: bfloat16 on a GPU, float32 on a CPU. The optimizer (adamw)
-    keeps float32 master weights for either."""
+    """Of the weights and the computation. auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly faster
+    in it, otherwise float32. The optimizer (adamw) keeps float32 master weights for either."""
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the weights in the final checkpoint."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
@@ -102,7 +103,7 @@ class TrainConfig:
     auto: compiled on a GPU, eager on a CPU."""
     recompute_layers: int | Literal["auto", "all"] = "auto"
     """Decoder layers whose activations are computed again in the backward pass instead of being kept: less memory,
-    more time. auto: as few as the memory of the GPU is estimated to need, none on a CPU."""
+    more time. auto: as few as the memory is estimated to need; on a CPU micro-batches are made smaller first."""
     float8: bool = False
     """Products of matrices in 8-bit floats (torchao; Ada, Hopper and later GPUs). Not exact: compare before you rely
     on it."""

@@ -17,6 +17,7 @@ from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.files import write_json
+from pqm_fast.pretrained import dtype_name
 from pqm_fast.train.checkpoint import (
     complete_checkpoints,
     final_weights,
@@ -78,7 +79,7 @@ def _loop(run: Run, optimizer: torch.optim.Optimizer, log: RunLog, start: int) -
                 if evaluates and len(run.held_out):
                     log.write("eval", step, evaluate(run, run.held_out, config.eval_limit))
                 if saves:
-                    state = {"step": step, **_identity(run)}
+                    state = {"step": step, "dtype": dtype_name(run.model.classifier.dtype), **_identity(run)}
                     save_checkpoint(config.folder / "checkpoints", run.model, optimizer, state, config.keep_checkpoints)
 
 

@@ -1,22 +1,29 @@
-"""What a step will need of a GPU's memory, estimated before the first one, and the sizes that fit."""
+"""What a step will need of memory, estimated before the first one, and the sizes that fit."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.errors import PQMError
 from pqm_fast.model import StepQModel
 from pqm_fast.train.layers import decoder_layers
 
 Auto = Literal["auto"]
 MOST_TOKENS = 16384
-# Below, layers are computed again first: whole questions in trees would leave a fifth of 4,096 tokens empty.
+# Below, a GPU computes layers again first: whole questions in trees would leave a fifth of 4,096 tokens empty.
 FEWEST_TOKENS = 8192
+# Measured on a CPU, which needs seconds for more: what a layer keeps grows with the tokens.
+MEASURED_TOKENS = 1024
 # Not yet held against a GPU: for the allocator's gaps, workspaces of matrix products, the head.
 RESERVE = 0.08
+# Measured on a CPU: glibc keeps what was freed between blocks that stay, up to a third of the estimate on top of it.
+HOST_RESERVE = 0.3
 
 
 @dataclass(frozen=True)
@@ -114,18 +121,20 @@ def choose(
     depth: int,
     longest: int,
     fits: Callable[[Sizes], bool],
+    fewest: int = FEWEST_TOKENS,
 ) -> Sizes:
     """Sizes with nothing left on auto: the largest micro-batch first, then the fewest layers computed again.
 
-    A micro-batch is made smaller, with more of them in a step, before anything is computed again, for that costs up
-    to a third more. It takes the `longest` trajectory whole. If nothing fits, the least that there is.
+    A micro-batch is made smaller, down to `fewest` tokens, with more of them in a step, before anything is computed
+    again, for that costs up to a third more. It takes the `longest` trajectory whole. If nothing fits, the least that
+    there is.
     """
     every = [(tokens, accumulation)] if tokens != "auto" else list(_halved(accumulation, longest))
     if recompute_layers != "auto":
         again = depth if recompute_layers == "all" else min(recompute_layers, depth)
         candidates = [Sizes(*one, again) for one in every]
     else:
-        large = [one for one in every if one[0] >= FEWEST_TOKENS] or every[:1]
+        large = [one for one in every if one[0] >= fewest] or every[:1]
         candidates = [Sizes(*one, 0) for one in large]
         candidates += [Sizes(*large[-1], again) for again in range(1, depth + 1)]
         candidates += [Sizes(*one, depth) for one in every[len(large) :]]
@@ -151,16 +160,24 @@ def fit_memory(
     longest: int,
     optimizer: str,
 ) -> tuple[Sizes, str | None]:
-    """`choose` for the memory of the model's GPU, and what to tell the user about it. Elsewhere everything fits."""
-    if model.device.type != "cuda" or (tokens != "auto" and recompute_layers == 0):
-        depth = len(decoder_layers(model)) if recompute_layers not in ("auto", 0) else 0
-        fits_all = choose(tokens, accumulation, recompute_layers, depth=depth, longest=longest, fits=lambda sizes: True)
-        return fits_all, None
-    depth = len(decoder_layers(model))
-    layer = measure_layer(model, max(MOST_TOKENS, longest) if tokens == "auto" else tokens)
-    free, _ = torch.cuda.mem_get_info(model.device)
-    held = torch.cuda.memory_reserved(model.device)  # by this process: the weights, and what it can use again
-    available = int((free + held) * (1 - RESERVE))
+    """`choose` for the memory of the model's device, and what to tell the user about it.
+
+    Raises PQMError on a GPU, and for layers to be computed again, if the model's layers are not found.
+    """
+    if tokens != "auto" and recompute_layers == 0:
+        return Sizes(tokens, accumulation, 0), None
+    on_gpu = model.device.type == "cuda"
+    try:
+        depth = len(decoder_layers(model))
+    except PQMError:
+        if on_gpu or recompute_layers not in ("auto", 0):
+            raise
+        sizes = choose(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
+        return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
+    most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
+    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS))
+    free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
+    available = int(free * (1 - reserve))
     sizes = choose(
         tokens,
         accumulation,
@@ -168,8 +185,53 @@ def fit_memory(
         depth=depth,
         longest=longest,
         fits=lambda sizes: needs(model, layer, sizes, optimizer).total <= available,
+        fewest=FEWEST_TOKENS if on_gpu else 0,  # a CPU is as fast with small micro-batches
     )
     return sizes, needs(model, layer, sizes, optimizer).describe(available)
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    """Bytes for the model, what it holds already among them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)  # by this process: the weights, and what it can use again
+
+
+def free_on_host(root: Path = Path("/")) -> int:
+    """Bytes that the machine, and every control group (v1 or v2) around this process, can still give.
+
+    Files kept in memory count as free. So do weights that come from one, until the first update copies them: nothing
+    is added for what the process holds already.
+    """
+    free = list(_free_in_groups(root))
+    if (machine := root / "proc/meminfo").exists():
+        free.append(1024 * _numbers(machine)["MemAvailable:"])
+    return min(free, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _free_in_groups(root: Path) -> Iterable[int]:
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text().splitlines() if listed.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, total = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            total = "total_"
+        else:
+            continue
+        own = mount / path.lstrip("/")
+        for group in (own, *own.parents):  # a container may see the host's path, and its own group at the mount
+            if not group.is_relative_to(mount) or not (group / limit).exists():
+                continue
+            if (most := (group / limit).read_text().strip()) != "max":
+                held = _numbers(group / "memory.stat")
+                files = held[f"{total}active_file"] + held[f"{total}inactive_file"]
+                yield int(most) - int((group / usage).read_text()) + files
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Of lines that begin with a name and a number."""
+    return {name: int(number) for name, number, *_ in map(str.split, file.read_text().splitlines())}
 
 
 class _Captured(Exception):

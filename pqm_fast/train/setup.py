@@ -90,9 +90,10 @@ def prepare(config: TrainConfig) -> Run:
     torch.manual_seed(config.seed)
     notes: list[str] = []
     device = pick_device(config.device)
+    begun = newest_state(config.folder / "checkpoints") if config.resume else None
     model = StepQModel.from_pretrained(
         config.model,
-        dtype=pick_dtype(config.dtype, device),
+        dtype=_dtype(config, device, begun, notes),
         device=device,
         attention=config.attention,
         prefix_tree=config.prefix_tree,
@@ -116,7 +117,7 @@ def prepare(config: TrainConfig) -> Run:
         raise PQMError(f"max_length: {length} is more than the model's context of {model.context} tokens")
     if length > most:
         raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most}")
-    sizes = prepare_layers(model, config, length, notes)
+    sizes = prepare_layers(model, config, length, begun, notes)
     encoder = Encoder(tokenizer, template, length)
     training = _load(config.data, config, encoder, notes)
     if config.eval_data:
@@ -156,8 +157,21 @@ def prepare(config: TrainConfig) -> Run:
     return run
 
 
-def prepare_layers(model: StepQModel, config: TrainConfig, longest: int, notes: list[str]) -> Sizes:
-    """Sets up how the layers are computed, and settles what the options leave to the memory that there is."""
+def _dtype(config: TrainConfig, device: torch.device, begun: dict[str, Any] | None, notes: list[str]) -> torch.dtype:
+    """A run goes on in the dtype that it began with, whatever would be picked now."""
+    if begun is None or config.dtype != "auto":
+        return pick_dtype(config.dtype, device, config.model, notes)
+    # a run from before it was stored had the dtype of its device
+    return getattr(torch, begun.get("dtype", "bfloat16" if device.type == "cuda" else "float32"))
+
+
+def prepare_layers(
+    model: StepQModel, config: TrainConfig, longest: int, begun: dict[str, Any] | None, notes: list[str]
+) -> Sizes:
+    """Sets up how the layers are computed, and settles what the options leave to the memory that there is.
+
+    `begun`: the state of a run to be continued, which keeps its sizes.
+    """
     if config.lora_rank:
         add_adapters(model, config.lora_rank, config.lora_alpha)
         notes.append("only adapters and the Q-value head learn; the embedding of a new step token stays as it is")
@@ -173,8 +187,8 @@ def prepare_layers(model: StepQModel, config: TrainConfig, longest: int, notes: 
         compile_layers(model)
 
     tokens, accumulation = config.micro_batch_tokens, config.accumulation
-    if config.resume and (state := newest_state(config.folder / "checkpoints")):
-        tokens, accumulation = state["micro_batch_tokens"], state["accumulation"]
+    if begun is not None:
+        tokens, accumulation = begun["micro_batch_tokens"], begun["accumulation"]
     sizes, note = fit_memory(
         model, tokens, accumulation, config.recompute_layers, longest=longest, optimizer=config.optimizer
     )

@@ -108,6 +108,41 @@ def test_a_run_from_before_an_option_existed_is_resumed(configure, tmp_path):
     train(configure(save_every=5, max_steps=8, resume=True))
 
 
+@pytest.mark.parametrize(("begun", "now"), [(2.0, 1.0), (1.0, 2.0)])
+def test_a_resumed_run_keeps_its_dtype(configure, tmp_path, monkeypatch, begun, now):
+    """Whatever is measured when it goes on."""
+    model = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, num_hidden_layers=1))
+    options = {"model": model, "save_every": 2, "max_steps": 3, "recompute_layers": 0}
+    name, other = ("bfloat16", "float32") if begun > now else ("float32", "bfloat16")
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: begun)
+    train(configure("whole", **options))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    cut_off(tmp_path / "cut")
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: now)
+    assert any(note.startswith(f"dtype {other}: ") for note in prepare(configure("new", **options)).notes)
+    resumed = prepare(configure("cut", **options, resume=True))
+    assert resumed.model.classifier.dtype == getattr(torch, name)
+    assert not any(note.startswith("dtype") for note in resumed.notes)
+    train(configure("cut", **options, resume=True))
+    whole, cut = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_a_run_from_before_the_dtype_was_stored_is_in_float32(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: 1.0)
+    model = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, num_hidden_layers=1))
+    options = {"model": model, "save_every": 2, "max_steps": 3}
+    train(configure(**options))
+    cut_off(tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-0000002" / "state.json"
+    state = json.loads(file.read_text())
+    assert state.pop("dtype") == "float32"
+    file.write_text(json.dumps(state))
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: 2.0)
+    assert prepare(configure(**options, resume=True)).model.classifier.dtype == torch.float32
+    train(configure(**options, resume=True))
+
+
 def test_a_complete_run_is_not_resumed(configure):
     train(configure(save_every=5, max_steps=6))
     with pytest.raises(PQMError, match="the run is complete"):

@@ -1,5 +1,6 @@
 """The estimate of memory: what autograd keeps, counted by hand, and the sizes that are chosen from it."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,17 @@ from pqm_fast.attention import NAME
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.model import StepQModel
 from pqm_fast.train.layers import compile_layers, recompute
-from pqm_fast.train.memory import LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
+from pqm_fast.train.memory import (
+    HOST_RESERVE,
+    LayerBytes,
+    Needs,
+    Sizes,
+    choose,
+    fit_memory,
+    free_on_host,
+    measure_layer,
+    needs,
+)
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.step import Objective, train_step
 
@@ -127,9 +138,121 @@ def test_what_was_asked_for_is_kept():
     assert choices(10**9, recompute_layers=99) == Sizes(16384, 2, 28)
 
 
-def test_a_cpu_takes_the_largest(tmp_path):
+def test_where_small_batches_cost_nothing_layers_are_computed_again_last():
+    assert choices(8192 * 30 - 1, fewest=0) == Sizes(4096, 8, 0)
+    assert choices(1024 * 30, fewest=0) == Sizes(1024, 32, 0)
+    assert choices(1024 * 30 - 1, fewest=0) == Sizes(1024, 32, 1)
+    assert choices(0, fewest=0) == Sizes(1024, 32, 28)
+    assert choices(0, fewest=0, recompute_layers=5) == Sizes(1024, 32, 5)
+
+
+@pytest.fixture
+def on_cpu(tmp_path, monkeypatch):
+    """`fit_memory` for a tiny model on a CPU with so much free memory, and `needs` of sizes."""
     model = make_model(tmp_path)
-    assert fit_memory(model, "auto", 1, "auto", longest=64, optimizer="adamw") == (Sizes(16384, 1, 0), None)
+    layer = measure_layer(model, 1024)
+
+    def fit(free, tokens="auto", recompute_layers="auto"):
+        monkeypatch.setattr("pqm_fast.train.memory.free_on_host", lambda: free)
+        return fit_memory(model, tokens, 1, recompute_layers, longest=64, optimizer="adamw")
+
+    return fit, lambda *sizes: needs(model, layer, Sizes(*sizes), "adamw").total
+
+
+def test_a_cpu_takes_what_fits(on_cpu):
+    def sizes(room, **options):
+        return fit(room / (1 - HOST_RESERVE) + 2, **options)[0]
+
+    fit, total = on_cpu
+    assert sizes(total(16384, 1, 0)) == Sizes(16384, 1, 0)
+    assert sizes(total(16384, 1, 0) - 10) == Sizes(8192, 2, 0)
+    assert sizes(total(64, 256, 0)) == Sizes(64, 256, 0)
+    assert sizes(total(64, 256, 0) - 10).recompute_layers > 0
+    assert sizes(0) == Sizes(64, 256, 3)
+    assert sizes(total(512, 1, 2), tokens=512) == Sizes(512, 1, 2)
+    assert sizes(0, recompute_layers=0) == Sizes(64, 256, 0)
+
+
+def test_a_cpu_says_what_it_estimates(on_cpu):
+    fit, _ = on_cpu
+    sizes, note = fit(10**11)
+    assert sizes == Sizes(16384, 1, 0)
+    assert note.startswith("memory, estimated: weights 0.0 +")
+    assert note.endswith(f" GB of {100 * (1 - HOST_RESERVE):.1f}")
+    assert "it may not fit" in fit(0)[1]
+    assert fit(0, tokens=512, recompute_layers=0) == (Sizes(512, 1, 0), None)
+
+
+def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
+    fit, _ = on_cpu
+    measured = []
+    monkeypatch.setattr(
+        "pqm_fast.train.memory.measure_layer", lambda model, tokens: measured.append(tokens) or LayerBytes(1, 1)
+    )
+    for tokens in ("auto", 4096, 512):
+        fit(10**11, tokens=tokens)
+    assert measured == [1024, 1024, 512]
+
+
+def write_files(root, texts):
+    for name, text in texts.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+MEMINFO = "MemTotal:       2000 kB\nMemFree:         100 kB\nMemAvailable:   1000 kB\nHugePages_Total:       0\n"
+
+
+def machine(root, *groups):
+    """proc/meminfo with 1,024,000 bytes available, and lines of proc/self/cgroup."""
+    write_files(root, {"proc/meminfo": MEMINFO, "proc/self/cgroup": "".join(f"{line}\n" for line in groups)})
+
+
+def write_group(folder, limit, used, files):
+    """A control group of version 2; of the bytes used `files` are of files."""
+    stat = f"anon {used - files}\ninactive_file {files - 10}\nactive_file 10\n"
+    write_files(folder, {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat})
+
+
+def test_free_memory_without_control_groups(tmp_path):
+    assert free_on_host(tmp_path) >= free_on_host() > 0  # nothing says what is free: all that the machine has
+    write_files(tmp_path, {"proc/meminfo": MEMINFO})
+    assert free_on_host(tmp_path) == 1000 * 1024
+    machine(tmp_path, "0::/")  # the outermost group has no limit, and no file for one
+    assert free_on_host(tmp_path) == 1000 * 1024
+
+
+def test_free_memory_in_control_groups(tmp_path):
+    """The tightest of the groups around the process and of the machine itself."""
+    machine(tmp_path, "0::/outer/inner")
+    mount = tmp_path / "sys" / "fs" / "cgroup"
+    write_group(mount / "outer" / "inner", "max", 300_000, 100_000)
+    assert free_on_host(tmp_path) == 1000 * 1024
+    write_group(mount / "outer", 700_000, 400_000, 100_000)
+    assert free_on_host(tmp_path) == 400_000
+    write_group(mount / "outer" / "inner", 500_000, 300_000, 100_000)
+    assert free_on_host(tmp_path) == 300_000
+    write_group(mount / "beside", 1, 1, 10)
+    assert free_on_host(tmp_path) == 300_000
+
+
+@pytest.mark.parametrize("path", ["/", "/kubepods/of/the/host", "/../elsewhere"])
+def test_free_memory_in_a_container(tmp_path, path):
+    """Its own group lies at the mount, whatever path the host has for it."""
+    machine(tmp_path, f"0::{path}")
+    write_group(tmp_path / "sys" / "fs" / "cgroup", 500_000, 300_000, 10)
+    assert free_on_host(tmp_path) == 200_010
+
+
+def test_free_memory_in_control_groups_of_the_first_version(tmp_path):
+    machine(tmp_path, "9:name=systemd:/a", "5:cpu,cpuacct:/a", "4:memory:/docker/a:b", "0::/")
+    group = tmp_path / "sys" / "fs" / "cgroup" / "memory" / "docker" / "a:b"
+    stat = "inactive_file 1\nactive_file 1\ntotal_inactive_file 50000\ntotal_active_file 1000\n"
+    texts = {"memory.limit_in_bytes": "500000\n", "memory.usage_in_bytes": "300000\n", "memory.stat": stat}
+    write_files(group, texts)
+    write_files(group.parents[1], texts | {"memory.limit_in_bytes": "9223372036854771712\n"})
+    assert free_on_host(tmp_path) == 251_000
 
 
 def test_the_estimate_in_words():
@@ -139,7 +262,16 @@ def test_the_estimate_in_words():
     assert needed.describe(100 * 10**9).startswith(f"{text}100.0: it may not fit. --optimizer adamw-8bit")
 
 
+@pytest.fixture
+def clean_gpu():
+    """Nothing of an earlier test in memory, nothing compiled."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("clean_gpu")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("again", [0, 2, 6])
 def test_the_estimate_is_close_to_the_peak(compiled, again):
@@ -161,6 +293,7 @@ def test_the_estimate_is_close_to_the_peak(compiled, again):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("clean_gpu")
 @pytest.mark.parametrize("again", [0, 2])
 @pytest.mark.parametrize("trees", [False, True])
 def test_a_step_waits_for_nothing(again, trees):
