@@ -4,13 +4,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := .venv/.extras
 
-.PHONY: demo test check format clean
+.PHONY: demo test gpu check format clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: $(EXTRAS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+gpu: $(READY)
+	$(BIN)/python -m pqm_benchmarks gpu --out runs/gpu-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-
 COMMIT = "PQM_FAST_COMMIT"
 """Says the commit where the files are, but not their history."""
 

@@ -1,4 +1,4 @@
-"""The process of one stage, which `run` starts: `python -m pqm_benchmarks.gpu STAGE ...`."""
+"""The process of one stage, which `run` starts: `python -m pqm_benchmarks.gpu MODULE:FUNCTION ...`."""
 
 import argparse
 import sys
@@ -9,13 +9,13 @@ from pqm_benchmarks.gpu.job import Job
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage")
+    parser.add_argument("work")
     parser.add_argument("--device", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--earlier", type=Path)
     given = parser.parse_args()
-    return Job(given.device, given.out, given.report, given.earlier).work(given.stage)
+    return Job(given.device, given.out, given.report, given.earlier).do(given.work)
 
 
 if __name__ == "__main__":

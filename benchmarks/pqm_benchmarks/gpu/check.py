@@ -37,7 +37,7 @@ def check(job: Job) -> None:
     device = torch.device(job.device)
     dtype = torch.bfloat16 if job.on_gpu else torch.float32
     environment = describe()
-    job.store(environment=environment)
+    job.store(environment=environment, device=job.device)
     copy, matrix = copy_rate(device), matrix_rate(device, dtype)
     rates = {"copy_gb_s": copy, "matrix_tflops": matrix, "peak": peak_of(environment["device"])}
     if job.on_gpu:
@@ -90,9 +90,9 @@ def _op_in_pytorch(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * norm_weight
     q = (x * weight).sum(-1) + bias
     losses = []
-    counts = inputs.cu_steps.diff().tolist()
-    for own, labels in zip(q.split(counts), inputs.labels.split(counts), strict=True):
-        right, wrong = own[labels == 1], own[labels == 0]
+    counts = inputs.cu_steps.cpu().diff().tolist()
+    for own, labels in zip(q.split(counts), inputs.labels.cpu().split(counts), strict=True):
+        right, wrong = (own[labels.eq(value).nonzero().squeeze(-1).to(own.device)] for value in (1, 0))
         below = 1 + (wrong + ZETA).exp().sum()
         terms = list((below + right.exp().cumsum(0)).log() - right)
         terms += [below.log()] if len(wrong) else []

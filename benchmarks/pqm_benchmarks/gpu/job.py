@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks.gpu.stages import LISTS
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
 
@@ -39,9 +38,8 @@ class Job:
         self.figures |= figures
         self._write({})
 
-    def work(self, stage: str) -> int:
-        """Runs it. Returns the exit code."""
-        [work] = {s.work for stages in LISTS.values() for s in stages if s.name == stage}
+    def do(self, work: str) -> int:
+        """Runs `module:function`. Returns the exit code."""
         module, _, function = work.partition(":")
         try:
             getattr(importlib.import_module(module), function)(self)

@@ -59,10 +59,11 @@ def run(request: Request) -> int:
         {"name": s.name, "seconds": 0.0, "limit": 0.0, "status": "not started", "why": None, "figures": {}}
         for s in stages
     ]
+    due = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
         for stage, row in zip(stages, summary, strict=True):
-            seconds = stage.seconds if device == "cuda" else stage.cpu_seconds
-            row["limit"] = seconds * minutes / usual
+            due += (stage.seconds if device == "cuda" else stage.cpu_seconds) * minutes / usual
+            row["limit"] = round(due - time.monotonic(), 1)
             print(f"{stage.name}: {stage.what} (at most {row['limit']:.0f} s)", flush=True)
             _run_stage(stage, row, summary, request, device, Path(folder) / f"{stage.name}.json")
             print(f"  {row['status']} after {row['seconds']:.0f} s", flush=True)
@@ -74,7 +75,7 @@ def _run_stage(
     stage: Stage, row: dict[str, Any], summary: Summary, request: Request, device: str, report: Path
 ) -> None:
     """Fills `row` while the stage goes on, and stores the summary whenever there is news."""
-    command = [sys.executable, "-u", "-m", "pqm_benchmarks.gpu", stage.name, "--device", device]
+    command = [sys.executable, "-u", "-m", "pqm_benchmarks.gpu", stage.work, "--device", device]
     command += ["--out", str(request.out), "--report", str(report)]
     if request.earlier is not None:
         command += ["--earlier", str(request.earlier)]
@@ -129,15 +130,14 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _environment(request: Request, device: str) -> dict[str, str]:
-    """Of a stage: the same modules, whatever folder it works in, and the defaults that a benchmark needs."""
+    """Of a stage: the same modules, whatever folder it works in; nothing is fetched."""
     paths = [str(Path(path or ".").resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     own = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
     if request.commit:
         own[COMMIT] = request.commit
     if device == "cpu":
         own |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    defaults = {"HF_HUB_OFFLINE": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    return {**defaults, **os.environ, **own}
+    return {"HF_HUB_OFFLINE": "1", **os.environ, **own}
 
 
 def _device(name: str) -> str:

@@ -1,0 +1,134 @@
+"""From what `gpu` has written to what the repository shows: stored files, pictures, and the README's section."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pqm_benchmarks import pictures, score_picture, train_picture
+from pqm_benchmarks.comparison_report import Results, merge
+from pqm_benchmarks.gpu.stages import LISTS
+from pqm_benchmarks.gpu.summary import heading, targets
+from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_file
+
+STORED = Path("benchmarks/results")
+IMAGES = Path("docs/images")
+BEGIN, END = "<!-- gpu: written by `python -m pqm_benchmarks publish` -->", "<!-- /gpu -->"
+NOTHING = (
+    "**Nothing has run on a GPU yet**, so no speed figure stands here: "
+    "[docs/gpu-status.md](docs/gpu-status.md) says what has to be run."
+)
+Summary = list[dict[str, Any]]
+
+
+def publish(folder: Path, root: Path) -> str:
+    """Copies the run in `folder` into the checkout `root`, draws its pictures, and writes the README's section anew
+    from all runs that are stored there. Returns that section.
+
+    Raises:
+        PQMError: no run in `folder`, or one that must not be shown: of a CPU, or on a card that computes wrong; no
+            README with the marks in `root`.
+    """
+    summary = _read(folder)
+    checked = [row for row in summary if row["name"] == "check"]
+    if not checked or checked[0]["figures"].get("device") != "cuda":
+        raise PQMError(f"{folder}: not measured on a GPU (its stage check says so); nothing is published")
+    if checked[0]["status"] != "passed":
+        raise PQMError(f"{folder}: the stage check {checked[0]['status']}: {checked[0]['why']}; nothing is published")
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if not (BEGIN in text and END in text.partition(BEGIN)[2]):
+        raise PQMError(f"{readme}: has no place for the figures, from {BEGIN} to {END}")
+    stored = root / STORED / _name(summary)
+    if stored.exists():
+        shutil.rmtree(stored)  # an earlier run on such a card
+    stored.mkdir(parents=True)
+    for file in sorted(folder.glob("*.json")):
+        shutil.copy(file, stored)
+    _draw(stored, root / IMAGES)
+    section = written(root)
+    before, _, rest = text.partition(BEGIN)
+    with atomic_file(readme) as temporary:
+        whole = f"{before}{BEGIN}\n\n{section}\n\n{END}{rest.partition(END)[2]}"
+        temporary.write_text(whole, encoding="utf-8")
+    return section
+
+
+def written(root: Path) -> str:
+    """The README's section, in Markdown, of the runs that are stored in `root`."""
+    runs = [_section(file.parent, root) for file in sorted((root / STORED).glob("gpu-*/summary.json"))]
+    return "\n\n".join(runs) or NOTHING
+
+
+def _section(stored: Path, root: Path) -> str:
+    summary = _read(stored)
+    device, _, versions = heading(summary)[0].partition("; ")
+    lines = [
+        f"Measured on one **{device}** ({versions}; [stored]({stored.relative_to(root).as_posix()})):",
+        "",
+        "| | target | measured | |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in targets(summary)),
+        "",
+        *(f"- {row['name']}: {row['status']}{_more(row)}" for row in summary),
+    ]
+    images = sorted((root / IMAGES).glob(f"{stored.name}-*.png"))
+    lines += ["", *(f"![{image.stem}]({image.relative_to(root).as_posix()})" for image in images)] if images else []
+    return "\n".join(lines)
+
+
+def _more(row: dict[str, Any]) -> str:
+    left_out = (f"without {what} ({why})" for what, why in row["figures"].get("left_out", {}).items())
+    told = filter(None, (row["figures"].get("headline"), row["why"], *left_out))
+    more = "; ".join(" ".join(part.split()) for part in told)
+    return f"; {more}" if more else ""
+
+
+def _name(summary: Summary) -> str:
+    """Of the folder: the card and, but for the first, the list."""
+    device = next(row["figures"]["environment"]["device"] for row in summary if "environment" in row["figures"])
+    card = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-")
+    names = {row["name"] for row in summary}
+    [first, *others] = LISTS
+    lists = [name for name in others if names & ({s.name for s in LISTS[name]} - {s.name for s in LISTS[first]})]
+    return "-".join(["gpu", card, *lists])
+
+
+def _draw(stored: Path, images: Path) -> None:
+    """What there are files for; names begin with that of the folder."""
+    images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob(f"{stored.name}-*.png"):
+        old.unlink()
+    made = stored / "pictures"
+    made.mkdir()
+    for draw, results in _drawings(stored):
+        if results["records"]:
+            draw(results, made)
+    for picture in made.iterdir():
+        shutil.move(picture, images / f"{stored.name}-{picture.name}")
+    made.rmdir()
+
+
+def _drawings(stored: Path) -> Iterator[tuple[Callable[[Results, Path], Any], Results]]:
+    def load(pattern: str) -> dict[str, Results]:
+        return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(stored.glob(pattern))}
+
+    for results in load("kernels.json").values():
+        yield pictures.draw, results
+    for draw, files in ((train_picture.draw, load("train-*.json")), (score_picture.draw, load("score-*.json"))):
+        if files:
+            yield draw, merge(files)
+
+
+def _read(folder: Path) -> Summary:
+    file = folder / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        for row in summary:
+            row["name"], row["status"], row["why"], row["figures"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PQMError(f"{file}: no summary of `python -m pqm_benchmarks gpu` ({error!r})") from error
+    return summary
