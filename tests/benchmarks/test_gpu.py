@@ -257,6 +257,16 @@ def test_tests_that_cannot_be_collected_are_failures(job, suite):
     assert "nowhere_at_all" in stored(job)["figures"]["failures"]["tests/test_broken.py"]
 
 
+def test_a_crash_loses_one_test(job, suite):
+    cases = "".join(f"def test_{i}(): pass\n" for i in range(20))
+    (suite / "test_crash.py").write_text(f"import os\ndef test_crash(): os._exit(9)\n{cases}")
+    with pytest.raises(PQMError, match=r"^1 failed$"):
+        tests._run(job, ((["tests/test_crash.py"], 2),))
+    figures = stored(job)["figures"]
+    assert figures["passed"] == 20
+    assert "crashed" in figures["failures"]["tests/test_crash.py::test_crash"]
+
+
 def test_no_tests_is_a_failure(job, suite):
     with pytest.raises(PQMError, match="pytest ended with exit code 5"):
         tests._run(job, ((["tests/test_right.py", "-k", "nothing"], 0),))

@@ -237,7 +237,6 @@ def test_parts_of_a_large_parameter(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.xdist_group("large")  # never beside another that needs so much memory
 def test_more_than_int32_elements(device):
     """30 GB: 2^31 weights and a block more."""
     size = 2**31 + 1024

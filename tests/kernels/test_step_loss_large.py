@@ -99,7 +99,6 @@ def test_hidden_past_int32(backend, far):
 
 
 @pytest.mark.gpu
-@pytest.mark.xdist_group("large")  # 13 GB: never beside another that needs so much
 def test_gradient_past_int32(device):
     """Offsets of rows of hidden and of its gradient beyond 2^31 elements."""
     case = make_case(device, rows=64, width=4096, dtype=torch.bfloat16, lengths=[5, 3])

@@ -68,7 +68,7 @@ def _start(arguments: list[str], processes: int, file: Path) -> subprocess.Popen
     command = [sys.executable, "-m", "pytest", "-p", "pqm_benchmarks.gpu.outcomes", "-p", "no:cacheprovider"]
     command += ["--tb=short", *arguments]
     if processes and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(processes), "--dist", "loadgroup"]
+        command += ["-n", str(processes), "--dist", "worksteal"]  # with others a crash may end the run
     # what a worker of several may take of the processor
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {FILE: str(file), "OMP_NUM_THREADS": "1"})
 
