@@ -182,15 +182,15 @@ def _measure_case(
         runs = {name: [getattr(call, passed.replace("+", "_")) for call in own] for name, own in calls.items()}
         times: dict[str, list[Any]] = {name: [] for name in calls}
 
-        def timed(own: list[Any]) -> tuple[float, float | None, str | None, int | None]:
+        def timed(own: list[Any], again: bool) -> tuple[float, float | None, str | None, int | None]:
             wall = wall_seconds(own, repeats, device)
             if device.type != "cuda":
                 return wall, None, None, None
-            return wall, *gpu_seconds(own, repeats), extra_bytes(own[0])
+            return wall, *gpu_seconds(own, repeats), None if again else extra_bytes(own[0])
 
         for name in [*calls] * ROUNDS:
             if name not in failed:
-                found, why = attempt(partial(timed, runs[name]))
+                found, why = attempt(partial(timed, runs[name], bool(times[name])))
                 times[name].append(found)
                 if why is not None:
                     failed[name] = f"{passed}: {why}"
