@@ -48,6 +48,8 @@ class Chosen:
     shapes: tuple[AnyShape, ...]
     tries: int
     """Settings that are tried of each way, at most."""
+    order: tuple[str, ...]
+    """Of all ways there are, in results: others, then ours one switch at a time."""
 
 
 def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positive: Sequence[str]) -> Chosen:
@@ -76,6 +78,7 @@ def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positi
         tuple(dict.fromkeys(config.ways or usual)),
         tuple(dict.fromkeys(config.shapes or shapes)),
         config.tries or (100 if on_gpu else 1),
+        tuple(ways),
     )
 
 
@@ -126,7 +129,8 @@ def compare(
         described |= describe_workload(questions)
 
         def add(found: list[Record], why: list[dict[str, str]], before: int = len(records), shape: str = shape) -> None:
-            records[before:] = [{"shape": shape} | record for record in found]
+            in_order = sorted(found, key=lambda record: chosen.order.index(record["way"]))
+            records[before:] = [{"shape": shape} | record for record in in_order]
             failed[:] = [f for f in failed if f["shape"] != shape] + [{"shape": shape} | f for f in why]
             store(results())
 

@@ -4,13 +4,11 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pqm_benchmarks.report import aligned, short
+from pqm_benchmarks.report import DEVICE, aligned, short
 from pqm_fast.errors import PQMError
 
 Record = dict[str, Any]
 Results = dict[str, Any]
-
-DEVICE = "NVIDIA H200"  # the targets are for one
 
 
 def merge(files: dict[str, Results]) -> Results:

@@ -20,6 +20,7 @@ from pqm_benchmarks.comparison_report import (
 from pqm_benchmarks.report import short
 
 OWN = "all"  # the way with every switch on
+OURS = ("packed", "tree", "step_rows", "compiled", OWN)  # one switch more each
 # Math-Shepherd as the published code trains on it: two epochs, and how its users' log says that went
 # (WindyLee0822/Process_Q_Model, issue 7). How many GPUs that was the log does not say.
 EPOCHS, TRAJECTORIES, PUBLISHED_STEPS, PUBLISHED_SECONDS = 2, 889_106, 532, 15.3

@@ -85,7 +85,7 @@ def measure_layer(model: StepQModel, tokens: int) -> LayerBytes:
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in not_counted:
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold its graph, which holds it, and stay for good
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = layer(hidden, *args[1:], **kwargs)
@@ -103,8 +103,9 @@ def needs(model: StepQModel, layer: LayerBytes, sizes: Sizes, optimizer: str) ->
     states = 2 * (half + single) if optimizer == "adamw-8bit" else 10 * half + 8 * single
     again, depth = sizes.recompute_layers, len(decoder_layers(model))
     waiting = (depth - again) * layer.kept + again * layer.recomputed
-    # in the backward of a layer the gradients of what it kept, and before them what it computes again
-    working = layer.kept * (2 if again else 1)
+    # In the backward of a layer the gradients of what it kept. The last layers come first; where they too are computed
+    # again, what that gives is there besides.
+    working = layer.kept * (2 if again == depth else 1)
     return Needs(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=(4 if sizes.accumulation > 1 else 2) * half + 4 * single,
@@ -203,8 +204,8 @@ def free_on_host(root: Path = Path("/")) -> int:
     is added for what the process holds already.
     """
     free = list(_free_in_groups(root))
-    if (machine := root / "proc/meminfo").exists():
-        free.append(1024 * _numbers(machine)["MemAvailable:"])
+    if available := _numbers(root / "proc/meminfo").get("MemAvailable:"):
+        free.append(1024 * available)
     return min(free, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -225,13 +226,14 @@ def _free_in_groups(root: Path) -> Iterable[int]:
                 continue
             if (most := (group / limit).read_text().strip()) != "max":
                 held = _numbers(group / "memory.stat")
-                files = held[f"{total}active_file"] + held[f"{total}inactive_file"]
-                yield int(most) - int((group / usage).read_text()) + files
+                files = (held.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+                yield int(most) - int((group / usage).read_text()) + sum(files)
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Of lines that begin with a name and a number."""
-    return {name: int(number) for name, number, *_ in map(str.split, file.read_text().splitlines())}
+    """Of lines that begin with a name and a number; none if there is no such file."""
+    lines = file.read_text().splitlines() if file.exists() else ()
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
 class _Captured(Exception):

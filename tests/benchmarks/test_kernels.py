@@ -273,8 +273,10 @@ def made_up(size, passed, name, width=64, **figures):
 
 
 def lines_of(records):
-    shown = targets({"environment": {"device": "made up"}, "records": records}).splitlines()
-    assert shown[0] == "targets, set for one H200; measured on made up"
+    shown = targets({"environment": {"device": "NVIDIA H200"}, "records": records}).splitlines()
+    assert shown[0] == "targets, set for one NVIDIA H200; measured on NVIDIA H200"
+    elsewhere = targets({"environment": {"device": "NVIDIA H100"}, "records": records}).splitlines()
+    assert all(line.endswith("not judged") for line in elsewhere[2:])
     return [line for line in shown[2:] if line]
 
 

@@ -1,6 +1,7 @@
 """The estimate of memory: what autograd keeps, counted by hand, and the sizes that are chosen from it."""
 
 import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from pqm_fast.attention import NAME
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.model import StepQModel
+from pqm_fast.train import memory
 from pqm_fast.train.layers import compile_layers, recompute
 from pqm_fast.train.memory import (
     HOST_RESERVE,
@@ -40,6 +42,28 @@ def test_what_a_layer_keeps_is_what_autograd_frees(tmp_path):
     least = 4 * (64 * 8 + 160 * 3)
     assert least <= measured.kept <= 3 * least
     assert measure_layer(model, 1024).kept == pytest.approx(measured.kept, rel=0.02)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_was_measured_is_freed(tmp_path, monkeypatch, compiled):
+    """At once: what autograd keeps must not keep itself."""
+    model = make_model(tmp_path)
+    if compiled:
+        torch.compiler.reset()
+        compile_layers(model, backend="aot_eager")
+    seen = []
+
+    def noted(tensor):
+        seen.append(weakref.ref(tensor))
+        return storage(tensor)
+
+    storage = memory._storage
+    monkeypatch.setattr(memory, "_storage", noted)
+    measure_layer(model, 256)
+    gc.collect()
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    assert len(seen) > 20
+    assert not [ref() for ref in seen if ref() is not None and id(ref()) not in own]
 
 
 class Linear(nn.Module):
@@ -105,7 +129,7 @@ def test_activations_at_their_peak(tmp_path):
         return needs(model, layer, Sizes(50, 1, again), "adamw").activations
 
     assert activations(0) == 50 * (3 * 100 + 100)
-    assert activations(1) == 50 * (2 * 100 + 10 + 200)
+    assert activations(1) == 50 * (2 * 100 + 10 + 100)  # the layer computed again comes when the others are done
     assert activations(3) == 50 * (3 * 10 + 200)
 
 
@@ -217,6 +241,8 @@ def write_group(folder, limit, used, files):
 
 def test_free_memory_without_control_groups(tmp_path):
     assert free_on_host(tmp_path) >= free_on_host() > 0  # nothing says what is free: all that the machine has
+    write_files(tmp_path, {"proc/meminfo": "MemFree:  100 kB\n"})  # of old or small systems: the same
+    assert free_on_host(tmp_path) >= free_on_host() > 0
     write_files(tmp_path, {"proc/meminfo": MEMINFO})
     assert free_on_host(tmp_path) == 1000 * 1024
     machine(tmp_path, "0::/")  # the outermost group has no limit, and no file for one
@@ -235,6 +261,8 @@ def test_free_memory_in_control_groups(tmp_path):
     assert free_on_host(tmp_path) == 300_000
     write_group(mount / "beside", 1, 1, 10)
     assert free_on_host(tmp_path) == 300_000
+    (mount / "outer" / "inner" / "memory.stat").unlink()  # not every system says how much is of files
+    assert free_on_host(tmp_path) == 200_000
 
 
 @pytest.mark.parametrize("path", ["/", "/kubepods/of/the/host", "/../elsewhere"])

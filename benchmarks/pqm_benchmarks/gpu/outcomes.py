@@ -3,6 +3,7 @@ once, so that a run that is ended says what it had found."""
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,30 @@ MOST = 1500  # characters of a reason
 
 
 def pytest_configure(config: Any) -> None:
-    if not hasattr(config, "workerinput"):  # what a worker finds the process that started it is told too
+    if hasattr(config, "workerinput"):  # what it finds the process that started it is told too
+        config.pluginmanager.register(_Worker())
+    else:
         config.pluginmanager.register(_Outcomes(Path(os.environ[FILE])))
+
+
+class _Worker:
+    """Ends once CUDA is broken (an illegal access, say, after which every call fails): another one takes its place, and
+    one test is lost instead of all that were to come."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed = self.failed or report.outcome == "failed"
+
+    def pytest_runtest_logfinish(self) -> None:
+        torch = sys.modules.get("torch")
+        if self.failed and torch is not None and torch.cuda.is_initialized():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                os._exit(1)
+        self.failed = False
 
 
 class _Outcomes:

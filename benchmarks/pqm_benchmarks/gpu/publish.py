@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pqm_benchmarks import pictures, score_picture, train_picture
 from pqm_benchmarks.comparison_report import Results, merge
 from pqm_benchmarks.gpu.stages import LISTS
 from pqm_benchmarks.gpu.summary import heading, targets
+from pqm_benchmarks.report import DEVICE
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
 
@@ -42,13 +44,18 @@ def publish(folder: Path, root: Path) -> str:
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if not (BEGIN in text and END in text.partition(BEGIN)[2]):
         raise PQMError(f"{readme}: has no place for the figures, from {BEGIN} to {END}")
-    stored = root / STORED / _name(summary)
-    if stored.exists():
-        shutil.rmtree(stored)  # an earlier run on such a card
-    stored.mkdir(parents=True)
-    for file in sorted(folder.glob("*.json")):
-        shutil.copy(file, stored)
-    _draw(stored, root / IMAGES)
+    stored, images = root / STORED / _name(summary), root / IMAGES
+    with tempfile.TemporaryDirectory() as temporary:
+        drawn = _draw(folder, Path(temporary))  # before anything is written: it may fail
+        shutil.rmtree(stored, ignore_errors=True)  # an earlier run on such a card
+        for old in images.glob(f"{stored.name}-*.png"):
+            old.unlink()
+        stored.mkdir(parents=True)
+        images.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.glob("*.json")):
+            shutil.copy(file, stored)
+        for picture in drawn:
+            shutil.copy(picture, images / f"{stored.name}-{picture.name}")
     section = written(root)
     before, _, rest = text.partition(BEGIN)
     with atomic_file(readme) as temporary:
@@ -67,7 +74,8 @@ def _section(stored: Path, root: Path) -> str:
     summary = _read(stored)
     device, _, versions = heading(summary)[0].partition("; ")
     lines = [
-        f"Measured on one **{device}** ({versions}; [stored]({stored.relative_to(root).as_posix()})):",
+        f"Measured on one **{device}** ({versions}; [stored]({stored.relative_to(root).as_posix()})). "
+        f"Targets are for one {DEVICE}, and judged there.",
         "",
         "| | target | measured | |",
         "|---|---|---|---|",
@@ -97,24 +105,17 @@ def _name(summary: Summary) -> str:
     return "-".join(["gpu", card, *lists])
 
 
-def _draw(stored: Path, images: Path) -> None:
-    """What there are files for; names begin with that of the folder."""
-    images.mkdir(parents=True, exist_ok=True)
-    for old in images.glob(f"{stored.name}-*.png"):
-        old.unlink()
-    made = stored / "pictures"
-    made.mkdir()
-    for draw, results in _drawings(stored):
+def _draw(folder: Path, made: Path) -> list[Path]:
+    """The pictures of what there are files for, in `made`."""
+    for draw, results in _drawings(folder):
         if results["records"]:
             draw(results, made)
-    for picture in made.iterdir():
-        shutil.move(picture, images / f"{stored.name}-{picture.name}")
-    made.rmdir()
+    return sorted(made.iterdir())
 
 
-def _drawings(stored: Path) -> Iterator[tuple[Callable[[Results, Path], Any], Results]]:
+def _drawings(folder: Path) -> Iterator[tuple[Callable[[Results, Path], Any], Results]]:
     def load(pattern: str) -> dict[str, Results]:
-        return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(stored.glob(pattern))}
+        return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(pattern))}
 
     for results in load("kernels.json").values():
         yield pictures.draw, results

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,18 @@ def run(request: Request) -> int:
         for s in stages
     ]
     due = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
-        for stage, row in zip(stages, summary, strict=True):
-            due += (stage.seconds if device == "cuda" else stage.cpu_seconds) * minutes / usual
-            row["limit"] = round(due - time.monotonic(), 1)
-            print(f"{stage.name}: {stage.what} (at most {row['limit']:.0f} s)", flush=True)
-            _run_stage(stage, row, summary, request, device, Path(folder) / f"{stage.name}.json")
-            print(f"  {row['status']} after {row['seconds']:.0f} s", flush=True)
+    # asked to end, this ends the stage that is running first
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
+            for stage, row in zip(stages, summary, strict=True):
+                due += (stage.seconds if device == "cuda" else stage.cpu_seconds) * minutes / usual
+                row["limit"] = round(due - time.monotonic(), 1)
+                print(f"{stage.name}: {stage.what} (at most {row['limit']:.0f} s)", flush=True)
+                _run_stage(stage, row, summary, request, device, Path(folder) / f"{stage.name}.json")
+                print(f"  {row['status']} after {row['seconds']:.0f} s", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print("\n" + text(summary), flush=True)
     return 0 if all(row["status"] in GOOD for row in summary) else 1
 
@@ -84,9 +90,9 @@ def _run_stage(
     with open(log, "a", encoding="utf-8") as output:
         output.write(f"\n==== {stage.name}: {stage.what}\n")
         output.flush()
-        # a session of its own: what the stage has started ends with it
+        # a group of its own, so that what the stage has started ends with it; in this session, to end with this command
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=_environment(request, device), start_new_session=True
+            command, stdout=output, stderr=output, env=_environment(request, device), preexec_fn=os.setpgrp
         )
         try:
             while (over := process.poll()) is None and time.monotonic() - started < row["limit"]:
@@ -117,16 +123,13 @@ def _changed(report: Path) -> int | None:
 
 def _end(process: subprocess.Popen) -> None:
     """The stage, if it goes on, and whatever it has left running."""
-    for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:  # nobody is left
-            break
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+            return
+        with suppress(subprocess.TimeoutExpired):  # one that waits for a driver may not even be killed: go on without
+            process.wait(GRACE)
 
 
 def _environment(request: Request, device: str) -> dict[str, str]:

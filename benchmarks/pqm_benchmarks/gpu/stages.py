@@ -21,25 +21,25 @@ def _stage(name: str, what: str, work: str, seconds: int, cpu_seconds: int) -> S
     return Stage(name, what, f"pqm_benchmarks.gpu.{work}", seconds, cpu_seconds)
 
 
-CHECK = _stage("check", "rates of the card; op, AdamW and attention against float64", "check:check", 30, 24)
+CHECK = _stage("check", "rates of the card; op, AdamW and attention against float64", "check:check", 60, 24)
 
 LISTS: dict[str, tuple[Stage, ...]] = {
     "first": (
         CHECK,
         _stage("tests", "the tests of the kernels, and those that need a GPU", "tests:everything", 115, 20),
         _stage("kernels", "the fused op against published code and torch.compile", "speed:kernels", 85, 10),
-        _stage("train-0.5B", "training steps: published, TRL, packed, all", "speed:train_half", 70, 22),
+        _stage("train-0.5B", "training steps: published, TRL, packed, all", "speed:train_half", 60, 22),
         _stage("run", "train, save and score at the 0.5B shape, plain and in trees", "whole_run:whole_run", 60, 22),
-        _stage("train-1.5B", "training steps: published, TRL, all", "speed:train_one_and_a_half", 60, 1),
-        _stage("score-7B", "scoring: published, packed, trees", "speed:score", 60, 20),
+        _stage("train-1.5B", "training steps: published, TRL, all", "speed:train_one_and_a_half", 50, 1),
+        _stage("score-7B", "scoring: published, packed, trees", "speed:score", 50, 20),
     ),
     "second": (
         CHECK,
-        _stage("failures", "the tests that failed in --earlier", "tests:again", 30, 10),
-        _stage("train-7B", "training steps at 7B, 8 layers where the whole does not fit", "speed:train_seven", 45, 1),
-        _stage("profile", "idle share, longest kernels, share of attention in a step", "profile:profile_steps", 45, 22),
-        _stage("counters", "ncu on the kernels of the op", "counters:counters", 20, 6),
-        _stage("tiles", "the kernels with other tiles", "tiles:tiles", 30, 20),
+        _stage("failures", "the tests that failed in --earlier", "tests:again", 25, 10),
+        _stage("train-7B", "training steps at 7B, 8 layers where the whole does not fit", "speed:train_seven", 40, 1),
+        _stage("profile", "idle share, longest kernels, share of attention in a step", "profile:profile_steps", 40, 22),
+        _stage("counters", "ncu on the kernels of the op", "counters:counters", 15, 6),
+        _stage("tiles", "the kernels with other tiles", "tiles:tiles", 20, 20),
     ),
 }
 MINUTES = {"first": {"cuda": 9.0, "cpu": 2.0}, "second": {"cuda": 3.5, "cpu": 1.5}}

@@ -30,14 +30,14 @@ def everything(job: Job) -> None:
 
 
 def again(job: Job) -> None:
-    """What failed in the run in `job.earlier`, one after the other."""
+    """What failed in the run in `job.earlier`."""
     if job.earlier is None:
         raise Skipped("no --earlier was given")
     rows = json.loads((job.earlier / "summary.json").read_text(encoding="utf-8"))
     failed = [test for row in rows for test in row["figures"].get("failures", {})]
     if not failed:
         raise Skipped("no test had failed")
-    _run(job, ((failed, 0),))
+    _run(job, ((failed, 4),))
 
 
 def _run(job: Job, runs: Sequence[tuple[list[str], int]]) -> None:
@@ -69,8 +69,9 @@ def _start(arguments: list[str], processes: int, file: Path) -> subprocess.Popen
     command += ["--tb=short", *arguments]
     if processes and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(processes), "--dist", "worksteal"]  # with others a crash may end the run
-    # what a worker of several may take of the processor
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {FILE: str(file), "OMP_NUM_THREADS": "1"})
+    # they share the processor: one thread each, to compute and to compile
+    own = {FILE: str(file), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | own)
 
 
 def _outcomes(files: Sequence[Path]) -> Iterator[list[Any]]:
