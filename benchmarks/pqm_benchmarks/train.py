@@ -128,11 +128,11 @@ def _measure_shape(
 
 
 def _wrong_loss(name: str, losses: dict[str, list[float]]) -> str | None:
-    """Why a way of ours is not timed: in some setting its loss is not that of the first of ours. `losses` has those of
-    all settings that ran, of every way so far."""
+    """Why a way of ours is not timed: in some setting its loss is not that of the first of ours that ran. `losses` has
+    those of all settings that ran, of every way so far."""
     if name not in OURS or not losses[name]:
         return None
-    [first, *_] = [losses[way][0] for way in OURS if losses.get(way)]
+    first = next(own[0] for way, own in losses.items() if way in OURS and own)  # in the order of time
     wrong = [loss for loss in losses[name] if not abs(loss - first) <= SAME_LOSS * abs(first)]
     if wrong:
         return f"its loss is {wrong[0]}, where {first} was expected; it is not timed until that is mended"

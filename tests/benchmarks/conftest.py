@@ -1,8 +1,10 @@
 """Tiny runs of `pqm-fast bench score` and `bench train` on the CPU."""
 
 import functools
+import json
 
 import pytest
+from pqm_benchmarks.gpu.job import Job
 
 from pqm_fast.cli import main
 
@@ -31,3 +33,15 @@ def whole_run(bench, tmp_path_factory):
         return made
 
     return folder
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Of a stage of `python -m pqm_benchmarks gpu`, on the CPU."""
+    return Job("cpu", tmp_path, tmp_path / "report.json")
+
+
+@pytest.fixture
+def stored(job):
+    """Call: what the stage has told so far."""
+    return lambda: json.loads(job.report.read_text())

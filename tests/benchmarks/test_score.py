@@ -12,7 +12,7 @@ from pqm_benchmarks.score import ScoreBench
 from pqm_benchmarks.score_picture import draw
 from pqm_benchmarks.score_report import table
 from pqm_benchmarks.score_ways import WAYS
-from pqm_benchmarks.shapes import TINY
+from pqm_benchmarks.shapes import EVERY
 from pqm_benchmarks.work import count_products, prefix_tree
 from pqm_benchmarks.workload import make_workload
 
@@ -74,7 +74,7 @@ def test_a_run_stores_what_only_scoring_has(results):
     assert min(computed["published"], computed["padded"]) > tokens
     assert by_way["published"]["setting"] == {"batch": 4}
     assert by_way["published"]["batches"] == 3
-    products = count_products(TINY.config())
+    products = count_products(EVERY["tiny"].config())
     for way, record in by_way.items():
         layout = WAYS[way].layout(list(WAYS[way].batches(groups, record["setting"])))
         assert record["flops"] == sum(score_work.forward(layout, products).values())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pqm_benchmarks.comparison_report import merge
-from pqm_benchmarks.shapes import TINY
+from pqm_benchmarks.shapes import EVERY
 from pqm_benchmarks.train_picture import draw
 from pqm_benchmarks.train_report import TARGETS, table
 from pqm_benchmarks.train_step import ladder
@@ -142,5 +142,5 @@ def test_a_rung_that_loses_is_drawn_too(results, tmp_path):
 
 def test_products_are_those_of_the_real_model():
     """6 x the parameters of the layers is what a token costs, but for norms and biases."""
-    products = count_products(TINY.config())
+    products = count_products(EVERY["tiny"].config())
     assert products.layers == pytest.approx(6 * products.non_embedding, rel=0.01)
