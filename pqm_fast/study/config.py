@@ -77,7 +77,7 @@ class StudyConfig:
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"
-    """bfloat16 on a GPU, float32 on a CPU."""
+    """auto: bfloat16 on a GPU, float32 on a CPU."""
     attention: Attention = "auto"
     """As for `pqm-fast train`."""
     layers: Layers = "auto"

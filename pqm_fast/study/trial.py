@@ -13,6 +13,7 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.files import write_json
+from pqm_fast.options import DType
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials
 from pqm_fast.study.grid import Trial
@@ -98,7 +99,7 @@ def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path
             warmup_steps=config.warmup_steps,
             seed=trial.seed,
             device=config.device,
-            dtype=config.dtype,
+            dtype=_dtype(config),
             lora_rank=config.lora_rank,
             attention=config.attention,
             layers=config.layers,
@@ -110,13 +111,21 @@ def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path
     )
 
 
+def _dtype(config: StudyConfig) -> DType:
+    """The same in all trials, which what a CPU is measured to be faster in might not be."""
+    from pqm_fast.pretrained import pick_device
+
+    on_cpu = pick_device(config.device).type == "cpu"
+    return "float32" if config.dtype == "auto" and on_cpu else config.dtype
+
+
 def _scorer(config: StudyConfig, folder: Path) -> Any:
     from pqm_fast.scorer import Scorer
 
     return Scorer.from_pretrained(
         folder,
         device=config.device,
-        dtype=config.dtype,
+        dtype=_dtype(config),
         max_length=config.max_length,
         prefix_tree=config.prefix_tree,
         attention=config.attention,

@@ -13,6 +13,8 @@ import pytest
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
 from pqm_fast.study import run as module
+from pqm_fast.study.config import StudyConfig
+from pqm_fast.study.trial import _dtype
 
 TINY = (
     "--labels given --steps 4 --warmup-steps 1 --problems 40 --tuning-problems 4 --test-problems 6 --n 2 --workers 1 "
@@ -371,3 +373,10 @@ def test_other_backbones_and_labels(tmp_path, in_process):
     for name in ("qwen2", "mistral"):
         configs = [json.loads(path.read_text()) for path in (tmp_path / "s" / "runs").glob(f"*_{name}_*/config.json")]
         assert {config["model_type"] for config in configs} == {name}
+
+
+def test_all_trials_have_one_dtype(monkeypatch):
+    """Whatever a CPU is measured to be faster in, which may be another in each process."""
+    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *sizes: 10.0)
+    assert _dtype(StudyConfig(device="cpu")) == "float32"
+    assert _dtype(StudyConfig(device="cpu", dtype="bfloat16")) == "bfloat16"
