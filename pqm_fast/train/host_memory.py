@@ -1,0 +1,44 @@
+"""What there is of a machine's memory, for one process in it."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def free_on_host(root: Path = Path("/")) -> int:
+    """Bytes that the machine, and every control group (v1 or v2) around this process, can still give.
+
+    Files kept in memory count as free. So do weights that come from one, until the first update copies them: nothing
+    is added for what the process holds already.
+    """
+    free = list(_free_in_groups(root))
+    if available := _numbers(root / "proc/meminfo").get("MemAvailable:"):
+        free.append(1024 * available)
+    return min(free, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _free_in_groups(root: Path) -> Iterable[int]:
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text().splitlines() if listed.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, total = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            total = "total_"
+        else:
+            continue
+        own = mount / path.lstrip("/")
+        for group in (own, *own.parents):  # a container may see the host's path, and its own group at the mount
+            if not group.is_relative_to(mount) or not (group / limit).exists():
+                continue
+            if (most := (group / limit).read_text().strip()) != "max":
+                held = _numbers(group / "memory.stat")
+                files = (held.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+                yield int(most) - int((group / usage).read_text()) + sum(files)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Of lines that begin with a name and a number; none if there is no such file."""
+    lines = file.read_text().splitlines() if file.exists() else ()
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
