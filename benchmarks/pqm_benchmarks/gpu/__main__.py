@@ -1,6 +1,7 @@
 """The process of one stage, which `run` starts: `python -m pqm_benchmarks.gpu MODULE:FUNCTION ...`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from pqm_benchmarks.gpu.job import Job
 
 
 def main() -> int:
+    os.setpgrp()  # a group, so that what the stage has started ends with it
     parser = argparse.ArgumentParser()
     parser.add_argument("work")
     parser.add_argument("--device", required=True)

@@ -90,10 +90,7 @@ def _run_stage(
     with open(log, "a", encoding="utf-8") as output:
         output.write(f"\n==== {stage.name}: {stage.what}\n")
         output.flush()
-        # a group of its own, so that what the stage has started ends with it; in this session, to end with this command
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=_environment(request, device), preexec_fn=os.setpgrp
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(request, device))
         try:
             while (over := process.poll()) is None and time.monotonic() - started < row["limit"]:
                 if (news := _changed(report)) != seen:
@@ -126,8 +123,8 @@ def _end(process: subprocess.Popen) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-        except ProcessLookupError:  # nobody is left
-            return
+        except ProcessLookupError:  # nobody is left, or it has no group yet
+            process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):  # one that waits for a driver may not even be killed: go on without
             process.wait(GRACE)
 
