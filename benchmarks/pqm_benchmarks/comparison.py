@@ -59,9 +59,9 @@ def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positi
     """
     import torch
 
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cuda", "cpu") or (name == "cuda" and not torch.cuda.is_available()):
-        raise PQMError(f"device: expected cpu, or cuda where there is one, found {config.device!r}")
+    from pqm_benchmarks.devices import pick
+
+    device = pick(config.device)
     for option in (*positive, "tries"):
         value = getattr(config, option)
         if value is not None and value < 1:
@@ -69,11 +69,11 @@ def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positi
     for option, found, known in (("shapes", config.shapes, EVERY), ("ways", config.ways, ways)):
         if unknown := [value for value in found if value not in known]:
             raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
-    on_gpu = name == "cuda"
+    on_gpu = device.type == "cuda"
     usual = ways if on_gpu else [way for way in ways if way not in compiled]
     shapes: tuple[AnyShape, ...] = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B") if on_gpu else ("tiny",)
     return Chosen(
-        torch.device(name),
+        device,
         torch.bfloat16 if on_gpu else torch.float32,
         tuple(dict.fromkeys(config.ways or usual)),
         tuple(dict.fromkeys(config.shapes or shapes)),

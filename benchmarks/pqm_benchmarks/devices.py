@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from pqm_benchmarks.measure import gpu_seconds, wall_seconds
+from pqm_fast.errors import PQMError
 
 # Dense bfloat16 peak of a device, TFLOP/s, by the start of what its name has after "NVIDIA "; the first one counts.
 PEAKS = {
@@ -17,6 +18,15 @@ PEAKS = {
     "A100": 312.0,
 }
 MATRIX = {"cuda": 8192, "cpu": 256}
+
+
+def pick(name: str) -> torch.device:
+    """`auto`: cuda if there is one, otherwise cpu. Raises PQMError for another device, or one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cuda", "cpu") or (name == "cuda" and not torch.cuda.is_available()):
+        raise PQMError(f"device: expected cpu, or cuda where there is one, found {name!r}")
+    return torch.device(name)
 
 
 def peak_of(device_name: str) -> tuple[str, float] | None:

@@ -92,12 +92,13 @@ def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dic
     import torch
 
     from pqm_benchmarks.attempts import attempt
+    from pqm_benchmarks.devices import pick
     from pqm_benchmarks.implementations import why_not
     from pqm_benchmarks.inputs import SIZES, count_inputs, make_inputs
     from pqm_benchmarks.measure import copy_rate
     from pqm_fast.environment import describe
 
-    device = _device(config.device)
+    device = pick(config.device)
     sizes, widths, dtype, norms = _chosen(config, device)
     left_out: dict[str, str] = {}
     copies = [copy_rate(device)]
@@ -256,16 +257,6 @@ def _rates(record: dict[str, Any], copy_gb_s: float) -> dict[str, float]:
         "gb_s": gb_s,
         "percent_of_copy": 100 * gb_s / copy_gb_s,
     }
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cuda", "cpu") or (name == "cuda" and not torch.cuda.is_available()):
-        raise PQMError(f"device: expected cpu, or cuda where there is one, found {name!r}")
-    return torch.device(name)
 
 
 def _read(path: Path) -> dict[str, Any]:

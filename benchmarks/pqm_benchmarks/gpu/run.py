@@ -43,9 +43,11 @@ def run(request: Request) -> int:
     measurements, and prints a summary. Returns 0 if every stage passed or had nothing to do, else 1.
 
     Raises:
-        PQMError: an unknown stage, a folder that is not empty, no time.
+        PQMError: an unknown stage or device, a folder that is not empty, no time.
     """
-    device = _device(request.device)
+    from pqm_benchmarks.devices import pick
+
+    device = pick(request.device).type
     stages = _stages(request)
     usual = MINUTES[request.list][device]
     minutes = usual if request.minutes is None else request.minutes
@@ -138,16 +140,6 @@ def _environment(request: Request, device: str) -> dict[str, str]:
     if device == "cpu":
         own |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     return {"HF_HUB_OFFLINE": "1", **os.environ, **own}
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise PQMError("device: there is no CUDA device here; give auto or cpu")
-    return name
 
 
 def _stages(request: Request) -> Sequence[Stage]:
