@@ -35,6 +35,12 @@ def shared_data():
 
 
 @pytest.fixture
+def shared_cases():
+    """The folder of small inputs after public reports, or a skip with the reason."""
+    return _shared(SHARED / "cases")
+
+
+@pytest.fixture
 def shared_tokenizer():
     """The folder of the real Qwen2 tokenizer, or a skip with the reason."""
     return _shared(SHARED / "tokenizers" / "qwen2")

@@ -1,4 +1,4 @@
-"""Symbolic equality by math-verify, in a child process that does not outlive its time.
+"""What is left to math-verify: values and symbolic equality, in a child process that does not outlive its time.
 
 Answers come from a language model, and some take hours to evaluate (`9^{9^{9^9}}`). math-verify limits itself with a
 signal that Python handles, which waits while C code computes and works in the main thread alone. The child leaves the
@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from functools import lru_cache
+from typing import Any
 
 from pqm_fast.errors import PQMError
 
@@ -48,13 +49,33 @@ def symbolically_equal(a: str, b: str) -> bool:
         return bool(verdict)
 
 
-def _ask(a: str, b: str) -> bool | None:
-    """The child's verdict, or None if it ended over it."""
+@lru_cache(maxsize=65536)
+def symbolic_values(text: str) -> tuple[tuple[str, str], ...] | None:
+    """Real and imaginary part, as decimals, of what math-verify reads: of a number once, of an expression with
+    variables at the points of `expression.coordinate`. None if it reads neither, or not within `LIMIT` seconds (with a
+    warning).
+
+    Raises:
+        PQMError: math-verify cannot be loaded.
+    """
+    with _lock:
+        if text in _endless:
+            return None
+        found = _ask(text)
+        if found is None:
+            _endless.add(text)
+            warnings.warn(f"no value of {text!r} (it took over {LIMIT} s, or broke off)", stacklevel=2)
+            return None
+        return tuple((real, imaginary) for real, imaginary in found) or None
+
+
+def _ask(*question: str) -> Any:
+    """The child's reply, or None if it ended over it."""
     child = _running()
     assert child.stdin is not None
     assert child.stdout is not None
     try:
-        child.stdin.write(json.dumps([a, b]) + "\n")
+        child.stdin.write(json.dumps(question) + "\n")
         child.stdin.flush()
         reply = child.stdout.readline()
     except BaseException:  # interrupted: a later question must not read this answer
@@ -63,7 +84,7 @@ def _ask(a: str, b: str) -> bool | None:
     if not reply:
         _stop()
         return None
-    return reply == "true\n"
+    return json.loads(reply)
 
 
 def _running() -> subprocess.Popen[str]:
@@ -99,10 +120,13 @@ def _stop() -> None:
 
 
 def _serve() -> None:
-    """The child: a line [a, b] in, a line true or false out, until the input ends."""
+    """The child, until its input ends: a line [a, b] in, a line true or false out; a line [a] in, its values out."""
     import resource
 
     from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Expr
+
+    from pqm_fast.evaluate.answers.value import DIGITS, POINTS, coordinate
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
@@ -117,10 +141,34 @@ def _serve() -> None:
     def parsed(text: str) -> list:
         return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
 
+    def values(text: str) -> list[tuple[str, str]]:
+        found = next((own for own in parsed(text) if isinstance(own, Expr)), None)
+        if found is None:
+            return []
+        at = []
+        for k in range(POINTS if found.free_symbols else 1):
+            # a name of several letters was a command
+            point = {
+                s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
+                for s in found.free_symbols
+            }
+            try:
+                real, imaginary = found.doit().evalf(DIGITS, subs=point).as_real_imag()
+            except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
+                return []
+            if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
+                return []
+            at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        return at
+
     for line in sys.stdin:
+        texts = json.loads(line)
         signal.alarm(LIMIT)
-        x, y = map(parsed, json.loads(line))
-        # verify is not symmetric: it may simplify an assignment on one side only.
-        equal = verify(x, y, timeout_seconds=None) or verify(y, x, timeout_seconds=None)
+        if len(texts) == 1:
+            reply: Any = values(texts[0])
+        else:
+            x, y = map(parsed, texts)
+            # verify is not symmetric: it may simplify an assignment on one side only.
+            reply = bool(verify(x, y, timeout_seconds=None) or verify(y, x, timeout_seconds=None))
         signal.alarm(0)
-        print(json.dumps(bool(equal)), file=replies, flush=True)
+        print(json.dumps(reply), file=replies, flush=True)

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pqm_fast.data.checks import show
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
-from pqm_fast.evaluate.answers import final_answer, group_answers, marked_answer, same_answer
+from pqm_fast.evaluate.answers import answer_of, group_answers, is_cut_off, marked_answer, right_answer
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
 from pqm_fast.evaluate.estimate import Estimate
 from pqm_fast.evaluate.steps import Scored, checked
@@ -21,6 +22,7 @@ CUT_OFF = (
     "candidates have steps without a score (they were cut off): scored by the steps that have one; "
     "`last` never prefers one whose last step has none"
 )
+CUT_SHORT = "candidates cut off (`finish_reason` length): no answer, no vote, and wrong unless `correct` says otherwise"
 Pair = tuple[Record, Sequence[float | None]]
 Pools = list[np.ndarray]  # per question, the numbers of its candidates
 
@@ -42,11 +44,13 @@ def evaluate_pools(
     ties: str = "share",
     draws: int = DRAWS,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Best-of-N over candidate solutions: records with `question_id` in `extra`.
 
-    A candidate is correct as its `extra["correct"]` says; without that, if its final answer is the same as
-    `extra["answer"]` (a solution without a final answer is wrong). `extra["policy"]` names who wrote it.
+    A candidate is correct as its `extra["correct"]` says; without that, if its final answer is right for
+    `extra["answer"]` (`right_answer`). A solution without a final answer is wrong; so is one that was cut off
+    (`extra["finish_reason"]` is `length`), for it has none. `extra["policy"]` names who wrote it.
 
     Args:
         scored: pairs of (record, step scores).
@@ -54,6 +58,7 @@ def evaluate_pools(
         ns: subset sizes; default 1, 2, 4, ... up to the largest that half of the questions allow.
         ties: who wins a tied majority vote of the whole pool, `share` or `first` (`majority_vote`).
         draws, seed: random subsets per question for the votes of n, where there are more than that.
+        progress: show a bar over the questions while their answers are compared.
 
     Returns:
         `overall` (all candidates of a question as one pool) and `policies` (one entry per policy): each holds
@@ -72,7 +77,7 @@ def evaluate_pools(
     groups = _by_question(scored, missing)
     result: dict[str, Any] = {}
     if groups:
-        candidates, pools = _columns(groups, how, missing)
+        candidates, pools = _columns(groups, how, missing, progress)
         asked = ns or ()
         if ns is None:
             half = sorted(map(len, pools))[len(pools) // 2]
@@ -110,16 +115,20 @@ def _by_question(scored: Scored, missing: Counter[str]) -> list[list[Pair]]:
     return list(pools.values())
 
 
-def _columns(groups: list[list[Pair]], how: Sequence[str], missing: Counter[str]) -> tuple[_Candidates, Pools]:
+def _columns(
+    groups: list[list[Pair]], how: Sequence[str], missing: Counter[str], progress: bool
+) -> tuple[_Candidates, Pools]:
     pairs = [pair for group in groups for pair in group]
     correct, classes = [], []
-    for group in groups:
-        answers = [final_answer("\n".join(record.steps)) for record, _ in group]
+    for group in tqdm(groups, desc="answers", unit="question", disable=not progress, dynamic_ncols=True):
+        answers = [answer_of(record) for record, _ in group]
         own = group_answers(answers)
         classes += own
         correct += judged([record for record, _ in group], answers)
-    for (_, scores), number in zip(pairs, classes, strict=True):
-        if number < 0:
+    for (record, scores), number in zip(pairs, classes, strict=True):
+        if is_cut_off(record):
+            missing[CUT_SHORT] += 1
+        elif number < 0:
             missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
         if all(score is None for score in scores):
             missing["candidates without a scored step: kept, and never preferred"] += 1
@@ -153,7 +162,7 @@ def judged(records: Sequence[Record], answers: Sequence[str | None]) -> list[flo
         if given is None and answer is not None:
             key = answer, str(record.extra["answer"])
             if key not in right:  # GSM8K and MATH give a whole solution as the answer
-                right[key] = same_answer(answer, marked_answer(key[1]) or key[1])
+                right[key] = right_answer(answer, marked_answer(key[1]) or key[1])
             given = right[key]
         correct.append(float(given or 0))
     return correct

@@ -68,7 +68,14 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
         parts.append(evaluate_steps(labelled, config.threshold, config.by, others))
     if candidates:
         parts.append(
-            evaluate_pools(candidates, config.aggregate, config.n or None, draws=config.draws, seed=config.seed)
+            evaluate_pools(
+                candidates,
+                config.aggregate,
+                config.n or None,
+                draws=config.draws,
+                seed=config.seed,
+                progress=config.scoring.progress and not quiet,
+            )
         )
     if not parts:
         raise PQMError(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.evaluate.answers import is_cut_off
 from pqm_fast.sample.journal import Journal
 from pqm_fast.sample.judge import right
 from pqm_fast.sample.policy import Outcome, Request, complete, open_policy, parse_policy, request_seed
@@ -87,7 +88,7 @@ class Rollouts:
 
     def own_answer(self, record: Record) -> dict[int, int]:
         """{last step: 1 or 0}: a whole solution is its own rollout, nothing is left to write. {} if it was cut off."""
-        if record.extra.get("finish_reason") == "length":
+        if is_cut_off(record):
             return {}
         text = "\n".join(record.steps)
         return {len(record.steps): int(right("", text, True, str(record.extra["answer"])))}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.answers import final_answer, group_answers
+from pqm_fast.evaluate.answers import answer_of, group_answers
 from pqm_fast.evaluate.best_of_n import mean_accuracy, pass_at_n
 from pqm_fast.evaluate.vote import majority_vote
 from pqm_fast.study.config import StudyConfig
@@ -124,7 +124,7 @@ def _pool(config: StudyConfig, test: Pool) -> dict[str, Any]:
     for policy, members in test.members.items():
         groups = list(members.values())
         correct = [test.correct[own] for own in groups]
-        answers = [[final_answer("\n".join(test.records[i].steps)) for i in own] for own in groups]
+        answers = [[answer_of(test.records[i]) for i in own] for own in groups]
         policies[policy] = {
             "questions": len(groups),
             "mean_accuracy": mean_accuracy(correct).mean,

@@ -14,7 +14,7 @@ from pqm_fast.data.read import SkipSummary, read_all, read_records
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate_all
-from pqm_fast.evaluate.answers import final_answer
+from pqm_fast.evaluate.answers import answer_of
 from pqm_fast.evaluate.best_of_n import expected_best
 from pqm_fast.evaluate.pools import check_correct, judged
 
@@ -72,7 +72,7 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
             )
     rows, few = [], 0
     for question, records in questions.items():
-        answers = [final_answer("\n".join(record.steps)) for record in records]
+        answers = [answer_of(record) for record in records]
         by_policy: dict[str, list[dict[str, object]]] = defaultdict(list)
         for record, correct in zip(records, judged(records, answers), strict=True):
             row = {"prompt": record.prompt, "completions": record.steps, "labels": record.labels}

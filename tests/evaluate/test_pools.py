@@ -123,6 +123,36 @@ def test_votes_are_sampled_from_the_seed():
         evaluate_pools(pool, draws=1)
 
 
+def test_a_cut_off_candidate_has_no_answer():
+    """A number in it may be any, as in annotate."""
+    pool = [
+        candidate("q1", "m", ["It is 12, and"], [2.0], answer="12", finish_reason="length"),
+        candidate("q1", "m", ["It is 13"], [1.0], answer="12", finish_reason="stop"),
+        candidate("q1", "m", ["It is 12"], [1.0], answer="12"),
+        candidate("q1", "m", ["It is 12, or"], [1.0], answer="12", finish_reason="length", correct=True),
+    ]
+    found = evaluate_pools(pool)
+    assert found["overall"]["mean_accuracy"]["mean"] == 0.5
+    assert found["overall"]["majority_vote"]["votes"] == 2
+    assert found["left_out"][0].startswith("2 candidates cut off (`finish_reason` length): no answer, no vote")
+
+
+def test_answers_of_other_kinds_are_wrong_and_have_votes_of_their_own():
+    """A point is no list, no set, and no other point, in whatever order they come."""
+    texts = [r"\boxed{(3,4)}", r"\boxed{(4,3)}", r"\boxed{3, 4}", r"\boxed{\{3,4\}}", r"\boxed{4}, \boxed{3}"]
+    pool = [candidate("q1", "m", [text], [0.0], answer="(3,4)") for text in texts]
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        found = evaluate_pools([pool[i] for i in order])["overall"]
+        assert found["mean_accuracy"]["mean"] == 0.2
+        assert found["majority_vote"]["mean"] == 0  # the list has two votes
+
+
+def test_tiny_numbers_differ():
+    texts = [r"\boxed{1.05 \times 10^{-34}}", r"\boxed{6.63e-34}", r"\boxed{-6.63 \times 10^{-34}}"]
+    pool = [candidate("q1", "m", [text], [0.0], answer="6.63*10^-34") for text in texts]
+    assert evaluate_pools(pool)["overall"]["mean_accuracy"]["mean"] == pytest.approx(1 / 3)
+
+
 def test_cut_off_candidates_are_said():
     cut = candidate("q1", "p", ["a", "b", "it is 1"], [3.0, None, None], answer="2")
     whole = candidate("q1", "p", ["it is 2"], [2.0], answer="2")

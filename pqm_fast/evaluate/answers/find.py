@@ -1,0 +1,163 @@
+r"""Where the final answer stands in a solution."""
+
+import re
+
+from pqm_fast.data.records import Record
+
+_INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_NUMBER = rf"(?:{_INT}(?:\.\d+)?|\.\d+)"
+_POWER = r"\^\s?(?:\{\s?[-−+]?[\d./]+\s?\}|[-−+]?\d+)"
+_FRACTION = r"\\[dtc]?frac\s*(?:\{\s*-?\d+\s*\}\s*\{\s*\d+\s*\}|\d\s*\d)"
+
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_is = (
+    r"\b(?:answers?|(?:correct|right)[ \t]+(?:option|choice))[\s*]*"
+    r"(?:(?:is|are|=|would[ \t]+be|will[ \t]+be)(?![\w])|:)[\s:*]*"
+)
+_MARK = re.compile(_is, re.IGNORECASE)
+_MARKED = re.compile(
+    r"<answer>(?P<tag>(?:(?!<answer>)(?s:.))*?)</answer>"
+    r"|^#+[ \t]*(?:final[ \t]+)?answer[ \t:]*\n\s*(?P<header>\S.*)"  # PRM800K: "# Answer\n\n29"
+    rf"|{_is}(?P<phrase>[^\s:*].*)"  # Math-Shepherd: "The answer is: 29"
+    r"|^(?-i:A):[ \t]*(?P<letter>\S.*)\Z"  # "A: 29" on the last line
+    r"|^####[ \t]*(?P<hashes>\S.*)\Z",  # GSM8K: "#### 29" on the last line
+    re.IGNORECASE | re.MULTILINE,
+)
+# what an answer goes on with that is not of it
+_END = re.compile(
+    r"\.(?=\s|$)|[;!?](?=\s|$)|,\s?(?:and )?not\s|\sand not\s"
+    r"|,?\s(?:because|since|which|as|so|where|when|while|rather than|instead of|after)\s"
+    r"|\s\((?=[a-z]{2,}[^()]*\)?[\s.]*\Z)"
+)
+_REMARK = re.compile(r",\s(?!and\b|or\b)(?=[a-z]{3,})")  # 3.5 meters, rounded to one decimal
+_VERDICT = re.compile(
+    r"(?:in)?correct|right|wrong|reasonable|clear|obvious|above|below|as follows|given|shown|found|unique|not\b.*",
+    re.IGNORECASE,
+)
+_WORDS = re.compile(r"(?:[A-Za-z',]+\s+){2,}(?=[-−]?\\?\$?\.?\d)")  # It takes 5 hours
+_DELIMITED = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|`([^`]+)`|\(([A-J])\)", re.DOTALL)
+# what stands before it: "the total cost is", "therefore", "equal to", "option"
+_LEAD = re.compile(
+    r"""(?:(?:thus|therefore|hence|so|then|that|simply|just|exactly|approximately|about|around|roughly|now|indeed
+      |given\ by|equal\ to|equals|option|choice|letter|obviously|clearly|found\ to\ be|to\ be)\b[\s,:]*)+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SENTENCE = re.compile(
+    r"""(?:the|this|that|it|there|he|she|they|we|i|you|his|her|their|final|total)\b[^=\\$\d]*?
+      \b(?:is|are|was|be|equals|has|have|gets?|costs?|needs?|makes?|pays?|=)[ \t*:]+(?!(?:is|are|was)\b)(?=\S)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CHOICE = re.compile(r"\*{0,2}\(?([A-J])(?:\)|[.:](?=\s))\*{0,2}(?:\s|\Z)")
+_LAST_NUMBER = re.compile(
+    rf"""(?P<sign>[-−]?)\\?\$?(?P<value>\d+\s*{_FRACTION}|{_FRACTION}|\d+\ \d+/\d+(?![\d/])
+      |(?:{_NUMBER}[ ]?(?:[x×*]|\\times|\\cdot)[ ]?(?=10\^))?  # 2 x 10^3
+       {_NUMBER}(?:e[-+]?\d+|{_POWER})?(?:/\d+)?)""",
+    re.ASCII | re.IGNORECASE | re.VERBOSE,
+)
+
+
+def final_answer(text: str) -> str | None:
+    r"""The answer a solution ends with, as written, or None.
+
+    A marked one, if there is (`marked_answer`), else the last number or fraction in the text (so `a: 7 -2 =5` gives 5).
+    """
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
+    last = None
+    for last in _LAST_NUMBER.finditer(text):  # noqa: B007
+        pass
+    if last is None:
+        return None
+    binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last.start() - 20) : last.start()])
+    return last["value"] if binary else last["sign"] + last["value"]
+
+
+def is_cut_off(record: Record) -> bool:
+    """Whether the solution was cut off at a length limit: a number in it may be any."""
+    return record.extra.get("finish_reason") == "length"
+
+
+def answer_of(record: Record) -> str | None:
+    """The final answer of a record's solution; None if it gives none, or was cut off."""
+    return None if is_cut_off(record) else final_answer("\n".join(record.steps))
+
+
+def marked_answer(text: str) -> str | None:
+    r"""The answer that a solution marks as such, or None.
+
+    In this order: the last complete `\boxed{...}`, with those before it in the same sentence as a list; else the last
+    of `<answer>...</answer>`, `# Answer` with the answer below it, `... answer is X` or `Answer: X`, and, on the last
+    line only, `A: X` or `#### X`.
+    """
+    boxed = _last_boxed(text)
+    if boxed:
+        return boxed
+    answer = None
+    for match in _MARKED.finditer(text.rstrip()):
+        kind = match.lastgroup or ""
+        found = match[kind].strip()
+        found = _value(found) if kind == "phrase" else _inside(found)
+        if not (kind == "phrase" and _VERDICT.fullmatch(found)):
+            answer = found or answer
+    return answer
+
+
+def _value(phrase: str) -> str:
+    """`The total cost is $12. ...` -> `$12`"""
+    phrase = _LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase
+    if choice := _CHOICE.match(phrase):
+        return choice[1]
+    phrase = _END.split(phrase, maxsplit=1)[0].strip()
+    again = [match.end() for match in _MARK.finditer(phrase)]  # "Final Answer: The final answer is 5"
+    phrase = phrase[again[-1] :] if again else phrase
+    phrase = _LEAD.sub("", phrase, count=1) if again and _LEAD.match(phrase) else phrase
+    if sentence := _SENTENCE.match(phrase) or _WORDS.match(phrase):
+        phrase = phrase[sentence.end() :]
+        phrase = _inside(_LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase)
+        phrase = re.sub(r"\A\\?\$(?=[^$]*\Z)", "", phrase)
+    head = _REMARK.split(phrase, maxsplit=1)[0]
+    return _inside(head if re.search(r"\d", head) else phrase)
+
+
+def _inside(text: str) -> str:
+    """Without delimiters of mathematics, bold or code around the whole."""
+    text = text.strip()
+    while match := _DELIMITED.fullmatch(text):
+        text = next(filter(None, match.groups())).strip()
+    return text
+
+
+_CORRECTION = re.compile(
+    r"[.!?]\s|\n|=|\b(?:no|not|wait|actually|instead|rather|sorry|but|however|so|thus|therefore|hence|then|which|equivalent"
+    r"|equivalently|ie|simplif\w*|answer|gives?|giving|becomes?)\b",
+    re.IGNORECASE,
+)
+
+
+def _last_boxed(text: str) -> str | None:
+    """The content of the last balanced box, in one pass; an unclosed one (a cut-off solution) is ignored."""
+    if "box" not in text:
+        return None
+    open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
+    boxes: list[tuple[int, int, str]] = []
+    for token in _BOXED.finditer(text):
+        if token[0] == "{":
+            open_braces.append(None)
+        elif token[0].endswith("{") and len(token[0]) > 2:  # not the escaped brace
+            open_braces.append((token.start(), token.end()))
+        elif token[0] == "}" and open_braces:
+            opened = open_braces.pop()
+            if opened is not None:
+                content = text[opened[1] : token.start()].strip()
+                inner = bool(boxes) and boxes[-1][0] > opened[0]  # \boxed{\boxed{5}}
+                if content and not inner:
+                    boxes.append((opened[0], token.end(), content))
+    together = boxes[-1:]
+    for box in boxes[-2::-1]:
+        between = re.sub(r"[a-zA-Z]\w*\s*=\s*\Z", "", text[box[1] : together[0][0]].replace("$", "").rstrip())
+        if _CORRECTION.search(between):
+            break
+        together.insert(0, box)
+    contents = list(dict.fromkeys(box[2] for box in together))
+    return ", ".join(contents) if contents else None

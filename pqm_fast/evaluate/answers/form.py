@@ -1,0 +1,314 @@
+r"""The canonical form of an answer: two answers are the same where their `Form.key` is.
+
+An answer is a number (with a unit), an expression with variables, an equation, an inequality, a list, a set, a tuple,
+an interval, a matrix, or a text. A tuple, a list and a set are three kinds; `(1, 2)` is a tuple and the open interval.
+Keys are compared by equality, which makes sameness an equivalence whatever the notation.
+"""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from pqm_fast.evaluate.answers.brackets import elements, encloses, split
+from pqm_fast.evaluate.answers.keys import Key, expression_key, number_key
+from pqm_fast.evaluate.answers.notation import normalise
+from pqm_fast.evaluate.answers.parse import GREEK, Node, NotRead, is_rounded, parse, variables
+from pqm_fast.evaluate.answers.relations import equation_key, inequality_key
+from pqm_fast.evaluate.answers.units import Quantity, compound, quantity
+from pqm_fast.evaluate.answers.value import NoValue, at_points, has_small_term, to_float, value
+from pqm_fast.evaluate.answers.words import compact, has_words, is_mathematics, is_product
+
+MAX_LENGTH = 300  # characters; anything longer is no answer, and is only equal to the same text
+
+
+class Form(NamedTuple):
+    key: Key
+    bare: tuple[Key, ...] = ()
+    """Without what may be left out: the variable of `x = 5`, the unit of `5 feet`."""
+    unit: tuple[str, str] = ("", "")
+    """In one spelling: what it is measured in, and per what."""
+    name: str = ""
+    unread: bool = False
+    """Mathematics that is not read here: `key` is its text, and math-verify decides."""
+
+
+@lru_cache(maxsize=65536)
+def form(answer: str) -> Form:
+    """Never raises on odd text."""
+    if len(answer) > MAX_LENGTH:
+        return Form(("text", answer.strip()))
+    text = normalise(answer)
+    if not text:
+        return Form(("text", answer.strip()))
+    if option := _OPTION.fullmatch(text):
+        text = next(filter(None, option.groups()))
+    try:
+        return _form(text)
+    except RecursionError:
+        return Form(("text", compact(text)))
+
+
+# `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`: the letter of a choice, whatever the text behind it
+_OPTION = re.compile(
+    r"(?:\\text\{)?\(?([A-J])\)\}?(?:\s[^()]*)?|\\text\{\(?([A-J])[).:]?\}(?:\s[^()]*)?|([A-J])[.:](?:\s[^()]*)?"
+)
+
+
+def _form(text: str) -> Form:
+    for read in (_based, _modulo, _union, _compound, _named, _several, _bracketed, _related, _plus_minus, _quantity):
+        found = read(text)
+        if found is not None:
+            return found
+    return Form(("text", compact(text)), unread=is_mathematics(text))
+
+
+def _key(text: str) -> Key:
+    own = _form(text.strip())
+    if own.unread:
+        raise _Unread
+    return own.key
+
+
+class _Unread(Exception):
+    """A part of a list, set, ... is for math-verify, and so is the whole."""
+
+
+def _whole(read: Callable[[str], Form | None]) -> Callable[[str], Form | None]:
+    """A reader of compound answers: None where a part is not read here."""
+
+    def reader(text: str) -> Form | None:
+        try:
+            return read(text)
+        except _Unread:
+            return None
+
+    return reader
+
+
+_MODULO = re.compile(r"(.*?)\s*(?:\\pmod\s*\{?\s*(\w+)\s*\}?|\(?\s*\\?(?:mod|bmod)\s*\{?\s*(\w+)\s*\}?\s*\)?)\s*")
+
+
+def _modulo(text: str) -> Form | None:
+    match = _MODULO.fullmatch(text)
+    if match is None:
+        return None
+    name, _, left = match[1].rpartition(r"\equiv")
+    try:
+        number, modulus = value(parse(left)), value(parse(match[2] or match[3]))
+    except (NotRead, KeyError):
+        return None
+    if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (number, modulus)) or modulus <= 0:
+        return None
+    return Form(("remainder", int(number % modulus), int(modulus)), name=name.strip())
+
+
+_BASES = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
+_BASED = re.compile(
+    r"\(?([0-9A-F]+)\)?(?:_\{?|\s*\(?(?:in\s+)?(?:\\text\{\s*)?base\s*\}?\s*-?)(?:\\text\{)?\(?(\d+|"
+    + "|".join(_BASES)
+    + r")\)?\}?\}?\)?"
+)
+
+
+def _based(text: str) -> Form | None:
+    """`1011_2`: its digits, as a question after another base asks for them; not the number 11."""
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    base = _BASES.index(match[2]) + 2 if match[2] in _BASES else int(match[2])
+    return Form(("base", match[1].lstrip("0") or "0", base))
+
+
+@_whole
+def _union(text: str) -> Form | None:
+    parts = split(text, r"\cup")
+    if len(parts) == 1 and re.search(r"[<>]|\\[lg]e\b|\\ne\b", text):
+        parts = split(text, " or ")
+    if len(parts) == 1:
+        return None
+    keys = {_key(re.sub(r"^\s*[a-zA-Z]\s*\\in\s*", "", part)) for part in parts}
+    return Form(("union", frozenset(keys)) if len(keys) > 1 else keys.pop())
+
+
+def _compound(text: str) -> Form | None:
+    parts = compound(text)
+    if parts is None:
+        return None
+    total = sum(value(parse(part.number)) * part.unit.factor for part in parts)
+    return Form(("quantity", number_key(total), parts[0].unit.dimension))
+
+
+_NAME = re.compile(
+    rf"\s*((?:\\(?:{'|'.join(GREEK)})|[a-zA-Z]{{1,3}})(?:_(?:\w|\{{\w+\}}))?'?(?:\([a-z](?:,\s?[a-z])*\))?)\s*(?:=|\\approx|\\in(?![a-z]))(.*)"
+)
+
+
+@_whole
+def _named(text: str) -> Form | None:
+    r"""`x = 5`, `x = 1 or x = 2`, `f(x) = x^2`, `x \in [0, 1]`."""
+    match = _NAME.fullmatch(text)
+    if match is None or (match[1].isalpha() and len(match[1]) > 1 and not is_product(match[1])):
+        return None
+    name, right = match[1], match[2]
+    again = re.compile(rf"(?<=[\s,;])\s*{re.escape(name)}\s*=")
+    right = again.sub(" ", right)
+    if "=" in right and len(elements(right)) > 1:
+        return None  # x = 2 and y = 3
+    right = right.rpartition("=")[2]
+    if not right.strip():
+        return None
+    bare = _form(right.strip())
+    if bare.unread:
+        raise _Unread
+    key: Key = ("named", name, bare.key)
+    if bare.key[0] == "expression" or bare.key[0] == "number":
+        key = equation_key(name, right) or key
+    elif re.search(r"\\in(?![a-z])", text):
+        key = bare.key
+    return Form(key, bare=(bare.key, *bare.bare), unit=bare.unit, name=name)
+
+
+@_whole
+def _several(text: str) -> Form | None:
+    r"""`3, 5`, `3 and 5`, `3 or 5`: a list, in any order."""
+    parts = elements(text)
+    if len(parts) < 2:
+        return None
+    return Form(("list", tuple(sorted((_key(part) for part in parts), key=repr))))
+
+
+_PAIRS = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
+_BRACKETED = re.compile(r"(\(|\[|\]|\\\{|\\langle)(.*)(\)|\]|\[|\\\}|\\rangle)", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{[pbvBV]?matrix\}(.*)\\end\{[pbvBV]?matrix\}", re.DOTALL)
+
+
+_BUILDER = re.compile(
+    r"\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\||\\mid|:)(.*(?:[<>]|\\[lg]e\b|\\ne\b).*)"
+)  # {x : x > 1}
+
+
+@_whole
+def _bracketed(text: str) -> Form | None:
+    if text == r"\emptyset":
+        return Form(("set", frozenset()))
+    if text == r"\mathbb{R}":
+        return _form(r"(-\infty, \infty)")
+    if rows := _MATRIX.fullmatch(text):
+        cells = [[_key(cell) for cell in row.split("&")] for row in rows[1].split(r"\\") if row.strip()]
+        return Form(("matrix", tuple(map(tuple, cells))))
+    match = _BRACKETED.fullmatch(text)
+    if match is None or not encloses(text, match[1], match[3]):
+        return None
+    opening, inside, closing = match[1], match[2], match[3]
+    parts = elements(inside)
+    if opening == r"\{" and closing == r"\}":
+        if builder := _BUILDER.fullmatch(inside):
+            return _form(builder[1])
+        if re.search(r"\||\\mid|:", inside):
+            return None
+        return Form(("set", frozenset(map(_key, parts)) if inside.strip() else frozenset()))
+    if len(parts) == 2 and opening in "([]" and closing in ")][":
+        low, high = map(_key, parts)
+        left, right = opening == "[", closing == "]"
+        if (opening == "(" and closing == ")") or (opening == "]" and closing == "["):
+            return Form(("tuple", low, high))
+        return Form(("interval", low, high, left, right))
+    if _PAIRS.get(opening) != closing:
+        return None
+    if len(parts) == 1:
+        return None if opening == r"\langle" else _form(inside.strip()) if opening == "(" else None
+    return Form(("tuple" if opening == "(" else "vector", *map(_key, parts)))
+
+
+_RELATIONS = re.compile(r"(\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|<|>|=|\\approx)")
+
+
+@_whole
+def _related(text: str) -> Form | None:
+    r"""`2 + 3 = 5`, `3x - y = 2`, `1 < x \le 2`."""
+    sides = _RELATIONS.split(text)
+    if len(sides) < 3:
+        return None
+    signs, sides = sides[1::2], sides[::2]
+    if set(signs) <= {"=", r"\approx"}:
+        try:
+            if len(sides) == 2 and any(variables(parse(side)) for side in sides):
+                if parse(sides[1]).do == "variable" and not variables(parse(sides[0])):
+                    return _form(f"{sides[1]} = {sides[0]}")
+                key = equation_key(*sides)
+                return None if key is None else Form(key)
+            known = not any(variables(parse(side)) for side in sides[:-1])
+        except NotRead:
+            return None
+        return _form(sides[-1].strip()) if known and sides[-1].strip() else None
+    try:
+        key = inequality_key(sides, signs)
+        return None if key is None else Form(key)
+    except NotRead:
+        return None
+
+
+@_whole
+def _plus_minus(text: str) -> Form | None:
+    if r"\pm" not in text:
+        return None
+    both = [text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")]
+    return Form(("list", tuple(sorted((_key(own) for own in both), key=repr))))
+
+
+def _quantity(text: str) -> Form | None:
+    """A number with or without a unit, or an expression."""
+    own = quantity(text)
+    if own is None or has_words(own.number) or not own.number.strip():
+        return None
+    try:
+        node = parse(own.number)
+        return _expression(node, own) if variables(node) else _number(node, own)
+    except NoValue:
+        return Form(("text", compact(text)))  # a number that cannot be written out is only itself
+    except NotRead:
+        return None
+
+
+def _number(node: Node, own: Quantity) -> Form:
+    fine = has_small_term(node)
+    exact = fine or not is_rounded(node)
+    plain = value(node) * own.scale
+    key = number_key(plain, exact, fine)
+    if own.unit.main or own.unit.per:
+        scaled = number_key(
+            plain * own.unit.factor if isinstance(plain, Fraction) else to_float(own.unit.factor) * plain, exact
+        )
+        if own.unit.dimension == "angle":
+            radians = number_key(to_float(plain) * value(parse(r"\pi/180")), exact)
+            return Form(radians, bare=(key,), unit=(own.unit.main, own.unit.per))
+        whole: Key = ("quantity", scaled, own.unit.dimension) if own.unit.dimension else scaled
+        return Form(whole, bare=(key,), unit=(own.unit.main, own.unit.per))
+    return Form(key)
+
+
+def _expression(node: Node, own: Quantity) -> Form | None:
+    key = expression_key(at_points(node))
+    if own.scale != 1 or own.unit.per:
+        return None
+    if own.unit.main:
+        return Form(("quantity", key, own.unit.main), bare=(key,), unit=(own.unit.main, own.unit.per))
+    return Form(key)

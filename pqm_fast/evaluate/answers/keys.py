@@ -1,0 +1,58 @@
+"""What numbers and expressions are compared by."""
+
+from fractions import Fraction
+from typing import Any
+
+from pqm_fast.evaluate.answers.value import SAME, digits, to_float
+
+Key = tuple[Any, ...]
+"""Two answers are the same where their keys are."""
+
+ROUNDED = 6  # decimals, or digits of a number below 0.1
+_NEAR = Fraction(1, 10**12)
+_TINY = Fraction(1, 10**SAME)
+_SIMPLE = 1000  # denominators of the fractions that a number may be confused with
+
+
+def expression_key(at: list[Any]) -> Key:
+    """Of the values at fixed points of the variables."""
+    found = tuple(map(digits, at))
+    return number_key(at[0]) if len(set(found)) == 1 else ("expression", *found)  # x - x + 5 is 5
+
+
+def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:
+    """The six-digit rule: two numbers are the same if they are once rounded to six decimals; below 0.1 to six digits.
+
+    A whole number is only itself. So is an exact number that is not, but nearly is, a simple fraction: `1 + 10^{-20}`
+    is not 1, and 0.33333333333333333333 (a decimal: not `exact`) is 1/3. A `fine` number is only itself.
+    """
+    if not isinstance(number, Fraction):
+        if number.imag != 0:
+            return ("complex", number_key(to_float(number.real), exact), number_key(to_float(number.imag), exact))
+        number = number.real
+        if number in (float("inf"), float("-inf")):
+            return ("number", "infinity" if number > 0 else "-infinity")
+        if abs(number) > 10**30 or 0 < abs(number) * 10**300 < 1:
+            return ("number", digits(number))
+        top, bottom = number.as_integer_ratio() if isinstance(number, float) else _ratio(number)
+        number = Fraction(top, bottom)
+    if number.denominator == 1:
+        return ("number", str(number) if number.numerator.bit_length() < 10_000 else hex(number.numerator))
+    simple = number.limit_denominator(_SIMPLE)
+    apart = abs(number - simple)
+    if exact and abs(number) * _TINY < apart < abs(number) * _NEAR:
+        return ("number", digits(number))
+    decimals = ROUNDED
+    if abs(number) < Fraction(1, 10):
+        decimals += len(str(int(1 / abs(number)))) - 1
+    scale = 10**decimals
+    rounded = Fraction((2 * number.numerator * scale + number.denominator) // (2 * number.denominator), scale)
+    if fine and abs(number - rounded) > abs(number) * _TINY:
+        return ("number", digits(number))
+    return ("number", str(rounded))
+
+
+def _ratio(number: Any) -> tuple[int, int]:
+    sign, mantissa, exponent, _ = number._mpf_
+    mantissa = -mantissa if sign else mantissa
+    return (int(mantissa) << exponent, 1) if exponent >= 0 else (int(mantissa), 1 << -exponent)

@@ -1,0 +1,304 @@
+r"""An expression in LaTeX or plain notation, as a tree.
+
+Read are arithmetic, roots, powers, logarithms, trigonometric functions, binomials, factorials, i, e and pi; a letter
+is a variable. What is not of this kind (integrals, sets, words) raises `NotRead`.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+DEPTH = 60  # of nested brackets
+
+TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
+HYPERBOLIC = ("sinh", "cosh", "tanh")
+_FUNCTIONS = {*TRIGONOMETRIC, *HYPERBOLIC, *(f"arc{name}" for name in TRIGONOMETRIC), "ln", "log", "lg", "exp"}
+_SHORT = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+FUNCTION_WORDS = {*_FUNCTIONS, *_SHORT, "sqrt", "abs", "pi", "infinity", "inf", "binom"}
+GREEK = (
+    *(
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "kappa",
+        "lambda",
+    ),
+    *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "ell"),
+    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega"),
+)
+
+
+class NotRead(ValueError):
+    """The text is no expression of this kind."""
+
+
+class Node(NamedTuple):
+    do: str
+    parts: tuple[Any, ...]
+
+
+_words = "|".join(sorted(FUNCTION_WORDS, key=len, reverse=True))
+_TOKEN = re.compile(
+    rf"""\s*(?:
+      (?P<mixed>\d+(?:\s+\d+\s*/\s*\d+(?![\d.])|\s*\\frac\s*(?:\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}}|\d\s*\d)))
+     |(?P<repeating>\d*\.\d*(?:\\overline\s*\{{\s*\d+\s*\}}|\(\d+\)|(?:\\dot\s*\{{\s*\d\s*\}})+(?:\d*\\dot\s*\{{\s*\d\s*\}})?))
+     |(?P<number>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+|\.(?!\d))?|\.\d+)(?P<power>[eE][-+]?\d+(?![\d.]))?
+     |(?P<degrees>degrees?(?![a-zA-Z]))
+     |(?P<command>\\(?:[a-zA-Z]+|.))
+     |(?P<word>(?<![a-zA-Z])(?:{_words})(?![a-zA-Z]))
+     |(?P<letter>[a-zA-Z])
+     |(?P<sign>\*\*|[-+*/^_()\[\]{{}}|!%,'])
+    )""",
+    re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=65536)
+def parse(text: str) -> Node:
+    """Raises `NotRead`."""
+    return _Parser(text).whole()
+
+
+class _Parser:
+    """Recursive descent: sum, product, sign, power, atom."""
+
+    def __init__(self, text: str):
+        self.tokens: list[tuple[str, str]] = []
+        place, text = 0, text.rstrip()
+        while place < len(text):
+            match = _TOKEN.match(text, place)
+            if match is None:
+                raise NotRead(text)
+            kind = next(name for name, own in match.groupdict().items() if own is not None)
+            token = (match["number"] + (match["power"] or "")) if kind == "number" else match[kind]
+            self.tokens.append((kind, token))
+            place = match.end()
+        numbers = ("number", "repeating", "mixed")
+        for k, ((a, _), (b, _)) in enumerate(pairwise(self.tokens)):
+            if a in numbers and b in numbers and (k == 0 or self.tokens[k - 1][1] != "_"):
+                raise NotRead(f"{text}: numbers side by side")
+        self.at, self.depth, self.bars = 0, 0, 0
+
+    def whole(self) -> Node:
+        node = self.sum()
+        if self.at < len(self.tokens):
+            raise NotRead(self.token)
+        return node
+
+    @property
+    def token(self) -> str:
+        return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
+
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
+
+    def take(self, *wanted: str) -> str:
+        """The next token if it is one of those, else nothing."""
+        if self.token and self.token in wanted:
+            self.at += 1
+            return self.tokens[self.at - 1][1]
+        return ""
+
+    def expect(self, token: str) -> None:
+        if not self.take(token):
+            raise NotRead(f"{token} expected, found {self.token or 'the end'}")
+
+    def sum(self) -> Node:
+        self.depth += 1
+        if self.depth > DEPTH:
+            raise NotRead("too many nested brackets")
+        node = self.product()
+        while sign := self.take("+", "-"):
+            other = self.product()
+            node = Node("add", (node, other if sign == "+" else Node("negative", (other,))))
+        self.depth -= 1
+        return node
+
+    def product(self) -> Node:
+        node = self.signed()
+        while True:
+            if self.take("*", r"\cdot", r"\times"):
+                node = Node("multiply", (node, self.signed()))
+            elif self.take("/", r"\div"):
+                node = Node("divide", (node, self.signed()))
+            elif self.starts_atom():
+                node = Node("multiply", (node, self.power()))
+            else:
+                return node
+
+    def starts_atom(self) -> bool:
+        if self.token == "|":
+            return not self.bars
+        return (
+            self.kind in ("number", "mixed", "repeating", "word", "letter")
+            or self.token in ("(", "[", "{")
+            or (self.kind == "command" and self.token[1:] in _ATOM_COMMANDS)
+        )
+
+    def signed(self) -> Node:
+        if self.take("-"):
+            return Node("negative", (self.signed(),))
+        self.take("+")
+        return self.power()
+
+    def power(self) -> Node:
+        node = self.atom()
+        while True:
+            if self.take("!"):
+                node = Node("factorial", (node,))
+            elif self.take("%", r"\%"):
+                node = Node("divide", (node, _number("100")))
+            elif self.kind == "degrees":
+                self.at += 1
+                half_turn = Node("divide", (Node("constant", ("pi",)), _number("180")))
+                node = Node("multiply", (node, half_turn))
+            elif self.take("^", "**"):
+                return Node("power", (node, self.exponent()))
+            else:
+                return node
+
+    def exponent(self) -> Node:
+        if self.take("-"):
+            return Node("negative", (self.exponent(),))
+        self.take("+")
+        return self.power()
+
+    def atom(self) -> Node:
+        kind, token = self.kind, self.token
+        self.at += 1
+        if kind == "number":
+            return _number(token)
+        if kind == "mixed":
+            whole, *rest = re.findall(r"\d+", token)
+            top, bottom = rest if len(rest) == 2 else rest[0]  # \frac12
+            return Node("add", (_number(whole), Node("divide", (_number(top), _number(bottom)))))
+        if kind == "repeating":
+            return Node("number", (_repeating(token), False))
+        if token in ("(", "[", "{"):
+            return self.closed({"(": ")", "[": "]", "{": "}"}[token])
+        if token == "|":
+            return self.absolute("|")
+        if kind == "letter":
+            return self.variable(token)
+        if kind == "word" or kind == "command":
+            return self.command(token.lstrip("\\"))
+        raise NotRead(token or "the end")
+
+    def closed(self, end: str) -> Node:
+        bars, self.bars = self.bars, 0
+        node = self.sum()
+        self.bars = bars
+        self.expect(end)
+        return node
+
+    def absolute(self, end: str) -> Node:
+        self.bars += 1
+        node = self.sum()
+        self.bars -= 1
+        self.expect(end)
+        return Node("abs", (node,))
+
+    def variable(self, name: str) -> Node:
+        if self.take("_"):
+            if self.take("{"):
+                index = ""
+                while self.token and self.token != "}":
+                    index += self.token
+                    self.at += 1
+                self.expect("}")
+            else:
+                index = self.token
+                self.at += 1
+            return Node("variable", (f"{name}_{index}",))
+        while self.take("'"):
+            name += "'"
+        if name in ("e", "i"):
+            return Node("constant", (name,))
+        return Node("variable", (name,))
+
+    def command(self, name: str) -> Node:
+        if name == "frac":
+            return Node("divide", (self.argument(), self.argument()))
+        if name == "sqrt":
+            index = self.closed("]") if self.take("[") else _number("2")
+            return Node("root", (self.argument(), index))
+        if name in ("binom", "dbinom", "tbinom"):
+            return Node("binomial", (self.argument(), self.argument()))
+        if name in ("lvert", "abs"):
+            return self.absolute(r"\rvert") if name == "lvert" else Node("abs", (self.argument(),))
+        if name in ("lfloor", "lceil"):
+            node = self.closed(rf"\r{name[1:]}")
+            return Node(name[1:], (node,))
+        if name in ("pi", "imath"):
+            return Node("constant", (name[0] if name == "imath" else name,))
+        if name in ("infty", "infinity", "inf"):
+            return Node("constant", ("infinity",))
+        name = _SHORT.get(name, name)
+        if name in _FUNCTIONS:
+            return self.function(name)
+        if name in GREEK:
+            return self.variable(f"\\{name}")
+        raise NotRead(name)
+
+    def argument(self) -> Node:
+        r"""In braces or brackets, or a single digit or letter as in \frac12."""
+        if self.kind == "number" and len(self.token) > 1 and self.token.isdigit():
+            digit, rest = self.token[0], self.token[1:]
+            self.tokens[self.at] = ("number", rest)
+            return _number(digit)
+        return self.atom()
+
+    def function(self, name: str) -> Node:
+        base = self.argument() if name == "log" and self.take("_") else None
+        exponent = self.exponent() if self.take("^") else None
+        if name in TRIGONOMETRIC and exponent == Node("negative", (_number("1"),)):
+            name, exponent = f"arc{name}", None
+        if self.token in ("(", "[", "{"):
+            node = self.power() if self.token == "(" and exponent is None else self.atom()
+        else:  # \sin 2x: up to the next function, sign or bracket
+            node = self.signed()
+            while self.kind in ("number", "letter", "mixed") or self.token in (r"\pi", r"\frac", r"\sqrt"):
+                node = Node("multiply", (node, self.power()))
+        node = Node("logarithm", (node, base)) if base is not None else Node("function", (name, node))
+        return node if exponent is None else Node("power", (node, exponent))
+
+
+_ATOM_COMMANDS = {
+    *_FUNCTIONS,
+    *GREEK,
+    *("frac", "sqrt", "pi", "binom", "dbinom", "tbinom", "lvert", "lfloor", "lceil", "infty", "imath"),
+}
+
+
+def _number(text: str) -> Node:
+    """`decimal`: with a point, it may be rounded."""
+    return Node("number", (Fraction(text.replace(",", "").rstrip(".")), "." in text.rstrip(".")))
+
+
+def _repeating(text: str) -> Fraction:
+    before, _, after = text.partition(".")
+    match = re.match(r"\d*", after)
+    fixed, period = match[0] if match else "", "".join(re.findall(r"\d+", after[match.end() if match else 0 :]))
+    start = Fraction(int(before or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
+    return start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+
+
+def variables(node: Node) -> set[str]:
+    if node.do == "variable":
+        return {node.parts[0]}
+    return set().union(*(variables(part) for part in node.parts if isinstance(part, Node)))
+
+
+def is_rounded(node: Node) -> bool:
+    """Whether it holds a decimal, which may stand for a number near it."""
+    return (node.do == "number" and node.parts[1]) or any(is_rounded(p) for p in node.parts if isinstance(p, Node))

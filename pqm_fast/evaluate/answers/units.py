@@ -1,0 +1,159 @@
+r"""Units of measure in answers: `5 feet 6 inches`, `12\text{ cm}^2`, `$18 per day`, `30^\circ`, `12.5%`."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS
+
+# dimension, size in a unit of that dimension, names; the first is how messages and comparisons call it
+_TABLE = [
+    ("length", "1/1000", "mm millimeter millimetre"),
+    ("length", "1/100", "cm centimeter centimetre"),
+    ("length", "1", "m meter metre"),
+    ("length", "1000", "km kilometer kilometre"),
+    ("length", "0.0254", "in inch inches"),
+    ("length", "0.3048", "ft foot feet"),
+    ("length", "0.9144", "yd yard"),
+    ("length", "1609.344", "mi mile"),
+    ("time", "1/1000", "ms millisecond"),
+    ("time", "1", "s sec second"),
+    ("time", "60", "min minute"),
+    ("time", "3600", "h hr hour"),
+    ("time", "86400", "d day"),
+    ("time", "604800", "wk week"),
+    ("months", "1", "month"),
+    ("months", "12", "yr year"),
+    ("mass", "1/1000", "mg milligram"),
+    ("mass", "1", "g gram"),
+    ("mass", "1000", "kg kilogram"),
+    ("mass", "28.349523125", "oz ounce"),
+    ("mass", "453.59237", "pound lb £"),  # pounds of money and of mass have one name
+    ("volume", "1/1000", "ml milliliter millilitre"),
+    ("volume", "1", "l liter litre"),
+    ("money", "1/100", "¢ cent penny pennies"),
+    ("money", "1", "$ dollar"),
+    ("money of Europe", "1", "€ euro"),
+    ("", "1/100", "% percent"),
+    ("angle", "1", "degree deg"),
+]
+_UNITS = {
+    name: (names.split()[0], dimension, Fraction(size)) for dimension, size, names in _TABLE for name in names.split()
+}
+_SHORT = sorted((name for name in _UNITS if 2 <= len(name) <= 3 and name.isalpha()), key=len, reverse=True)
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_POWERS = {"square": 2, "sq": 2, "cubic": 3}
+_NO_UNITS = FUNCTION_WORDS | {
+    *("half", "third", "quarter", "and", "or", "plus", "minus", "times", "over", "more", "less", "squared", "cubed"),
+    *("mod", "choose", "base", "divided", "equals", "not", "but", "to", "is", "by"),
+}
+
+_word = rf"(?:[a-zA-Z]{{3,}}|(?:{'|'.join(_SHORT)}|sq)(?![a-zA-Z]))\.?"
+_raised = r"(?:\s*\^\s*\{?\s*\d\s*\}?)?"
+_PLAIN = re.compile(
+    rf"(?<=[\d)}}!.])\s*(?:per\s+|/\s*)?{_word}{_raised}(?:(?:\s+|\s*/\s*){_word}{_raised}){{0,4}}(?:\s*/\s*[hs]{_raised})?\s*\Z"
+)
+_LETTER = re.compile(r"(?<=[\d)}.])(?:\s*m\s*/\s*s(?:\s*\^\s*\{?2\}?)?|\s+[mghls])\s*\Z")  # 5m is a product
+_IN_TEXT = re.compile(rf"(?<=[\d)}}!.])\s*\\text\s*\{{([^{{}}]*)\}}({_raised})\s*\Z")
+_SYMBOL = re.compile(r"\s*(-?)\s*\\?([$€£¢])\s*")
+_AFTER = re.compile(r"(?<=[\d)}!.])\s*\\?([%$€£¢])\s*\Z")
+_NUMBER = r"(?:\d[\d,]*(?:\.\d+)?)"
+_COMPOUND = re.compile(rf"\s*({_NUMBER}(?:\s+\d+/\d+)?)\s*({_word})\s*(?:,|and\b)?\s*")
+
+
+_ANGLE_OF = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*[^()]*\Z")
+
+
+class Unit(NamedTuple):
+    """`main` and `per` are the unit in one spelling (`cm^2`; `$` and `day`), or empty. `factor` turns the number into
+    one of `dimension` (`length^2`)."""
+
+    main: str = ""
+    per: str = ""
+    dimension: str = ""
+    factor: Fraction = Fraction(1)
+
+
+class Quantity(NamedTuple):
+    number: str  # text of an expression
+    scale: int  # 1,000,000 for `2 million`
+    unit: Unit
+
+
+def quantity(text: str) -> Quantity | None:
+    """A number with its unit, or without one; None if what stands about the number is no unit."""
+    symbol = _SYMBOL.match(text)
+    number = symbol[1] + text[symbol.end() :] if symbol else text
+    found = Unit(*_named(symbol[2])) if symbol else Unit()
+    if after := _AFTER.search(number):
+        number = number[: after.start()]
+        return None if symbol else Quantity(number, 1, Unit(*_named(after[1])))
+    match = _IN_TEXT.search(number) or _PLAIN.search(number) or _LETTER.search(number)
+    if match is None:
+        return Quantity(number, 1, found)
+    phrase = match[1] + match[2] if match.re is _IN_TEXT else match[0]
+    scale, words = 1, phrase.split()
+    while words and words[0].lower() in _SCALES:
+        scale *= _SCALES[words.pop(0).lower()]
+    unit = _unit(" ".join(words))
+    if unit is not None and unit.main == "degree" and _ANGLE_OF.search(number):
+        return Quantity(text, 1, found)  # \cos 60 degrees
+    if unit is None or (found.main and unit.main and found.main != unit.main):
+        return None
+    if found.main and unit.main == "":  # $18 per day
+        per = unit.dimension
+        unit = Unit(found.main, unit.per, found.dimension + per, found.factor * unit.factor)
+    return Quantity(number[: match.start()], scale, unit)
+
+
+def compound(text: str) -> list[Quantity] | None:
+    """`5 feet 6 inches`: at least two quantities of one dimension, else None."""
+    parts, place = [], 0
+    while place < len(text):
+        match = _COMPOUND.match(text, place)
+        unit = _unit(match[2]) if match else None
+        if match is None or unit is None or not unit.dimension:
+            return None
+        parts.append(Quantity(match[1], 1, unit))
+        place = match.end()
+    return parts if len(parts) > 1 and len({part.unit.dimension for part in parts}) == 1 else None
+
+
+def _named(word: str) -> tuple[str, str, str, Fraction]:
+    name, dimension, factor = _UNITS[word]
+    return name, "", dimension, factor
+
+
+def _unit(phrase: str) -> Unit | None:
+    phrase = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkph\b", "km/hour", phrase))
+    above, *below = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
+    parts = [_product(part) for part in (above, *below)]
+    if None in parts or (below and not all(below)):
+        return None
+    main, dimension, factor = parts[0] or ("", "", Fraction(1))
+    names = []
+    for part in parts[1:]:
+        name, of, size = part or ("", "", Fraction(1))
+        names.append(name)
+        dimension, factor = f"{dimension}/{of}", factor / size
+    return Unit(main, "/".join(names), dimension, factor)
+
+
+def _product(phrase: str) -> tuple[str, str, Fraction] | None:
+    """(name, dimension, factor) of words and powers without `per`."""
+    names, dimensions, factor, power = [], [], Fraction(1), 1
+    for word, raised in re.findall(r"([a-zA-Z$€£¢%]+)\.?\s*(?:\^\s*\{?\s*(\d)\s*\}?)?", phrase):
+        if word.lower() in _NO_UNITS:
+            return None
+        if word.lower() in _POWERS:
+            power = _POWERS[word.lower()]
+            continue
+        own = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
+        singular = word.lower().removesuffix("s") if len(word) > 3 else word.lower()
+        name, dimension, size = _UNITS[own] if own else (singular, singular, Fraction(1))
+        exponent = int(raised) if raised else power
+        suffix = f"^{exponent}" if exponent > 1 else ""
+        names.append(name + suffix)
+        dimensions.append(dimension + suffix if dimension else "")
+        factor, power = factor * size**exponent, 1
+    return " ".join(names), " ".join(dimensions), factor
