@@ -219,8 +219,8 @@ def test_rollouts_that_never_end_or_are_empty_count_as_wrong(serve, tmp_path):
 
 def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path):
     row = {"prompt": "Why?", "completions": ["x", r"\boxed{x^2}"], "answer": "x^2", "id": "r"}
-    server = serve(lambda body: r"\boxed{9^{9^{9^{9}}}}")
-    with pytest.warns(UserWarning, match="no verdict whether"):
+    server = serve(lambda body: r"\boxed{\sum_{k=1}^{3} 7^{99999999 k}}")
+    with pytest.warns(UserWarning, match="no value of"):
         assert annotate(write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl", server.policy, rollouts=3) == 0
     [found] = rows_of(tmp_path / "out.jsonl")
     assert found["labels"] == [0.0, 1.0]
