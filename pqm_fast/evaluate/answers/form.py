@@ -53,6 +53,7 @@ def form(answer: str) -> Form:
 # `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`: the letter of a choice, whatever the text behind it
 _OPTION = re.compile(
     r"(?:\\text\{)?\(?([A-J])\)\}?(?:\s[^()]*)?|\\text\{\(?([A-J])[).:]?\}(?:\s[^()]*)?|([A-J])[.:](?:\s[^()]*)?"
+    r"|(?i:option|choice)\s+\(?([A-J])\)?"
 )
 
 
@@ -195,8 +196,8 @@ def _several(text: str) -> Form | None:
     return Form(("list", tuple(sorted((_key(part) for part in parts), key=repr))))
 
 
-_PAIRS = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
-_BRACKETED = re.compile(r"(\(|\[|\]|\\\{|\\langle)(.*)(\)|\]|\[|\\\}|\\rangle)", re.DOTALL)
+_PAIRS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\langle": r"\rangle"}
+_BRACKETED = re.compile(r"(\(|\[|\]|\\?\{|\\langle)(.*?)(\)|\]|\[|\\?\}|\\rangle)", re.DOTALL)
 _MATRIX = re.compile(r"\\begin\{[pbvBV]?matrix\}(.*)\\end\{[pbvBV]?matrix\}", re.DOTALL)
 
 
@@ -219,7 +220,9 @@ def _bracketed(text: str) -> Form | None:
         return None
     opening, inside, closing = match[1], match[2], match[3]
     parts = elements(inside)
-    if opening == r"\{" and closing == r"\}":
+    if opening == "{" and len(parts) < 2:
+        return None  # braces that only group
+    if opening.endswith("{") and closing.endswith("}"):
         if builder := _BUILDER.fullmatch(inside):
             return _form(builder[1])
         if re.search(r"\||\\mid|:", inside):

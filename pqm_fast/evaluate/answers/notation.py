@@ -20,7 +20,8 @@ _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−–—‐‑‒﹣－", "-"),
         **dict.fromkeys("·⋅∙•", r"\cdot "),
-        **dict.fromkeys("×✕", r"\times "),
+        **dict.fromkeys("×✕✖", r"\times "),
+        "∗": "*",
         **dict.fromkeys("∕⁄／", "/"),
         **dict.fromkeys("≤⩽≦", r"\le "),
         **dict.fromkeys("≥⩾≧", r"\ge "),
@@ -74,14 +75,16 @@ _REWRITE = [
         (r"\\(?:lor|vee)(?![a-zA-Z])", " or "),
         (rf"{_LOOK}\{{\s*([A-Zei])\s*\}}", r"\1 "),  # a small letter may be a unit
         (rf"{_LOOK}\{{\s*({'|'.join(sorted(FUNCTION_WORDS))})\s*\}}", r"\\\1 "),
-        (r"(?<![\\a-zA-Z])(?:pi)(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z])log(2|10)(?=\s*\()", r"\\log_{\1}"),
         (r"(?<![\\a-zA-Z])(?:infinity|oo|inf)(?![a-zA-Z])", r"\\infty "),
+        (r"(?<![\\a-zA-Z\d])([xyz])(\d)(?![\d.])", r"\1_\2"),  # x1 is no product
         (r"\s+", " "),
     ]
 ]
 _WHOLE = re.compile(rf"\s*(?:{_LOOK}|\\(?:boxed|fbox)\s*)\{{([^{{}}]*)\}}\s*\Z")
 _TEXT = re.compile(rf"{_LOOK}\{{([^{{}}]*)\}}")
-_ENDS = re.compile(r"[\s.,;:]+\Z")
+_ENDS = re.compile(r"(?:[\s.,;:]|\\\\)+\Z")
 _GOES_ON = re.compile(r"(\d*\.\d*?)(\d+?)\2+\s*(?:\.{3}|…|\\[lc]?dots)")  # 0.1666...
 _THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?: \d{3})+(?!,?\d| ?\d|\s*/)")  # 1 000 000
 

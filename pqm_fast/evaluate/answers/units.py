@@ -36,6 +36,7 @@ _TABLE = [
     ("money of Europe", "1", "€ euro"),
     ("", "1/100", "% percent"),
     ("angle", "1", "degree deg"),
+    ("", "1", "radian rad"),
 ]
 _UNITS = {
     name: (names.split()[0], dimension, Fraction(size)) for dimension, size, names in _TABLE for name in names.split()
@@ -54,7 +55,7 @@ _PLAIN = re.compile(
     rf"(?<=[\d)}}!.])\s*(?:per\s+|/\s*)?{_word}{_raised}(?:(?:\s+|\s*/\s*){_word}{_raised}){{0,4}}(?:\s*/\s*[hs]{_raised})?\s*\Z"
 )
 _LETTER = re.compile(r"(?<=[\d)}.])(?:\s*m\s*/\s*s(?:\s*\^\s*\{?2\}?)?|\s+[mghls])\s*\Z")  # 5m is a product
-_IN_TEXT = re.compile(rf"(?<=[\d)}}!.])\s*\\text\s*\{{([^{{}}]*)\}}({_raised})\s*\Z")
+_IN_TEXT = re.compile(rf"(?<=\S)\s*\\text\s*\{{([^{{}}]*)\}}({_raised})\s*\Z")
 _SYMBOL = re.compile(r"\s*(-?)\s*\\?([$€£¢])\s*")
 _AFTER = re.compile(r"(?<=[\d)}!.])\s*\\?([%$€£¢])\s*\Z")
 _NUMBER = r"(?:\d[\d,]*(?:\.\d+)?)"
