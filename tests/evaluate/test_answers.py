@@ -140,6 +140,7 @@ SAME = {
         r"45^{\circ}",
         r"\arctan 1",
         r"\tan^{-1}(1)",
+        r"\frac{\pi}{4} \text{ rad}",
     ],
     "infinity": [r"\infty", "infinity", "∞", "oo"],
     "logarithms": [
@@ -173,7 +174,7 @@ SAME = {
     "tuples": ["(1, 2)", r"\left(1,2\right)", "(1,2)", "( 1.0 , 2 )", "1<x<2", "2 > x > 1"],
     "tuples of three": ["(1,2,3)", "(1, 2, 3)"],
     "points": ["(1,2), (3,4)", "(3,4) and (1,2)"],
-    "sets": [r"\{1,2\}", r"\left\{2,1\right\}", r"\{1, 2, 2\}", r"\lbrace 1,2 \rbrace"],
+    "sets": [r"\{1,2\}", r"\left\{2,1\right\}", r"\{1, 2, 2\}", r"\lbrace 1,2 \rbrace", "{1,2}"],
     "empty set": [r"\emptyset", r"\varnothing", "∅", r"\{\}"],
     "closed intervals": [
         "[0,1]",
@@ -210,6 +211,7 @@ SAME = {
         r"\boxed{C}",
         "C) 12 apples",
         r"\mathrm{C}",
+        "option C",
     ],
     "words": ["Evelyn", r"\text{Evelyn}", "evelyn", "EVELYN."],
     "sentences": ["10+John's age", "10 + John's age"],
@@ -266,7 +268,7 @@ DIFFERENT = {
     "bounds": ["x<2", r"x\le 2", "x>2", r"x\ne 2", "x=2", "(0,2)"],
     "lists": ["2, 3", "2, 3, 3", "2", "3", "2 and a half", "23"],
     "variables": ["x=5", "y=5", "x", "y", "x=6"],
-    "letters": ["B", "b", "2B", "2b", "AB", "C"],
+    "letters": ["B", "b", "2B", "2b", "AB", "C", "x_1", "x2", "x"],
     "words": ["no", "on", "yes", "listen", "silent"],
     "lines": ["y=2x+1", "y=2x-1", "x=2y+1", "2x+1"],
     "expressions": ["x^2", "x^3", "|x|", "x", r"\sqrt{x^2}+1", "x+10^{-20}", "5 sin x"],
