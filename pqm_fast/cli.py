@@ -1,11 +1,13 @@
 """`pqm-fast COMMAND`: one function per command, heavy imports inside."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pqm_fast.errors import PQMError
+from pqm_fast.signals import Stopped, stop_raises
 
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
@@ -36,7 +38,8 @@ python -m pqm_benchmarks gpu --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage."""
+    """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage;
+    130 and 143 where SIGINT and SIGTERM ended it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -51,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pqm-fast: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        command(arguments[1:])
+        with stop_raises():
+            command(arguments[1:])
     except SystemExit as exit:  # --help, and usage errors, both told by tyro
         return int(exit.code or 0)
     except PQMError as error:
@@ -67,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "fewer tokens in a forward pass (--micro-batch-tokens, --max-tokens) or --recompute-layers all need less"
         print(f"pqm-fast: error: the device is out of memory; {hint}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("pqm-fast: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        how = "terminated" if number == signal.SIGTERM else "interrupted"
+        print(f"pqm-fast: {how}; {stop}" if str(stop) else f"pqm-fast: {how}", file=sys.stderr)
+        return 128 + number
     return 0
 
 
