@@ -1,12 +1,104 @@
 """Files appear whole or not at all: write beside, flush to disk, rename."""
 
+import fcntl
 import json
 import os
+import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+HELD = "held"  # in a temporary folder: the file that its writer has a lock on, for as long as it lives
+LONG = 3600.0  # seconds after which a temporary folder without that file is nobody's
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; on success that file is flushed and takes the name `path`, on an error it goes.
+
+    Raises OSError, with `path` in it, for what cannot be written.
+    """
+    with temporary_beside(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder that does not exist yet."""
+    with temporary_beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        os.rename(temporary, path)
+        _sync(path.parent)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yields a free path on the file system of `path`, in a folder that nobody else can guess or write to.
+
+    Process numbers would be no name for it: two containers that share a folder may have the same. The folder is gone at
+    the end; if its writer is killed, the next writer of `path` removes it, or `remove_leftovers`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    held = os.open(folder / "new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # without locks (some file systems) it is never taken for a left-over
+            fcntl.flock(held, fcntl.LOCK_EX)
+        os.rename(folder / "new", folder / HELD)  # there it is locked from the first
+        yield folder / path.name
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+    finally:
+        os.close(held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what killed writers left in `folder`, of one name or of all. What a living one is at stays.
+
+    A writer is dead if the lock on its file is free. Between making the folder and the lock, for microseconds, there is
+    none: such a folder is left for an hour.
+    """
+    pattern = rf"\.{'.+' if name is None else re.escape(name)}\.tmp-\w{{8}}"
+    for found in list(folder.iterdir()) if folder.is_dir() else []:
+        if re.fullmatch(pattern, found.name) and _is_abandoned(found):
+            shutil.rmtree(found, ignore_errors=True)  # refuses links
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        held = os.open(folder / HELD, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            return time.time() - folder.lstat().st_mtime > LONG
+        return False
+    except OSError:  # another user's
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(held)
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -15,38 +107,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed and takes the name, on an error it goes."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder that does not exist yet."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        os.rename(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

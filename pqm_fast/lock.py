@@ -62,9 +62,9 @@ def _take(file: Path, path: Path, what: str) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(handle)
+            other = _holder(handle)
             os.close(handle)
-            raise PQMError(f"{path}: {holder} writes there; wait for it, or choose another --out") from None
+            raise PQMError(f"{path}: {other} writes there; wait for it, or choose another --out") from None
         except OSError as error:  # a file system without locks
             print(
                 f"{path}: no lock could be taken here ({error.strerror}); see to it that nothing else writes there",

@@ -6,7 +6,6 @@ folder with one label per token: the Q-value.
 
 import json
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pqm_fast.attention import NAME, Packing, Planner, choose_backend
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
+from pqm_fast.files import temporary_beside, write_json
 from pqm_fast.options import Attention
 from pqm_fast.pretrained import dtype_name, load_classifier, load_config, quiet_transformers
 
@@ -239,8 +238,7 @@ class StepQModel(nn.Module):
 
         `state` has the weights if they are not the classifier's own state dict (adapters merged in, masters).
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        with temporary_beside(folder / "model") as temporary:
             state = self.classifier.state_dict() if state is None else state
             state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
             setattr(self.config, CONFIG_KEY, asdict(recipe))
@@ -248,10 +246,10 @@ class StepQModel(nn.Module):
                 self.classifier.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
             # transformers names the dtype of the model, which stays as it is, not that of the tensors it was given
-            config = json.loads((Path(temporary) / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
             config["dtype"] = dtype_name(dtype)
-            write_json(Path(temporary) / "config.json", config)
-            files = sorted(Path(temporary).iterdir(), key=lambda file: file.name == "config.json")
+            write_json(temporary / "config.json", config)
+            files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
 

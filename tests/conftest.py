@@ -1,6 +1,8 @@
 """Shared test set-up: the interpreter for Triton where there is no GPU, and the optional real data."""
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,3 +59,19 @@ def figures(monkeypatch):
     yield saved
     for figure in saved:
         close(figure)
+
+
+@pytest.fixture
+def file_size_limit():
+    """`with file_size_limit(BYTES)`: no file of this process may grow beyond it, as on a full disk."""
+
+    @contextmanager
+    def limit(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

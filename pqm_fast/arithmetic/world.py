@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pqm_fast.arithmetic.models import write_model
 from pqm_fast.arithmetic.policies import TRAINED, Policy, make_policies
 from pqm_fast.arithmetic.problems import MAX_OPERATIONS, Problem, draw_problems, step_labels
 from pqm_fast.errors import PQMError
+from pqm_fast.files import temporary_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,8 @@ def write_world(
     policies = make_policies(seed)
     world = World(folder / "train.jsonl", folder / "pool.jsonl", folder / "model")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as temporary:
-        partial = Path(temporary)
+    with temporary_beside(folder / "world") as partial:
+        partial.mkdir()
         trained = [policies[name] for name in TRAINED]
         _write_lines(partial / world.train.name, _trajectories(train, trained, samples, seed))
         _write_lines(partial / world.pool.name, _pool(test, list(policies.values()), candidates, seed))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,11 +18,11 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import Trajectory
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.data.sources import open_source
+from pqm_fast.data.state import file_digest, source_key
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.files import atomic_folder, write_json
+from pqm_fast.files import atomic_folder, remove_leftovers, temporary_beside, write_json
 
-LAYOUT = 2  # raise it when what is stored changes: older caches are then ignored
+LAYOUT = 3  # raise it when what is stored changes: older caches are then ignored
 CHUNK = 2000  # records tokenised at a time: enough for every core, little memory
 
 # name -> dtype. `ids`, `rows`, `labels` and `names` are flat; each `*_end` holds where every trajectory's part ends.
@@ -102,21 +103,61 @@ class TrajectoryDataset:
 def load_dataset(
     paths: Sequence[str], options: ReadOptions, encoder: Encoder, cache_dir: str | None = None
 ) -> TrajectoryDataset:
-    """Reads and tokenises labelled records, or takes what an earlier call left in the cache.
+    """Reads and tokenises labelled records, or takes what an earlier call left in the cache, if every byte of it is as
+    it was written; otherwise it is made again, and `.notes` says so.
 
     Raises PQMError naming the record for anything that cannot be used; with `options.skip_bad` such records are
     counted in `.notes` instead. A record without any label cannot be trained on and counts as bad.
     """
-    folder = _cache_root(cache_dir) / _cache_key(paths, options, encoder)
-    if not (folder / "info.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    root, key = _cache_root(cache_dir), _cache_key(paths, options, encoder)
+    folder = root / key
+    remove_leftovers(root)
+    notes = []
+    if folder.exists() and (damage := _damage(folder)):
+        notes.append(f"{damage}: the stored tokens are damaged and were made again")
+        with temporary_beside(folder) as aside:
+            os.rename(folder, aside)
+    if not folder.exists():
+        _make(folder, paths, options, encoder)
+        if _cache_key(paths, options, encoder) != key:
+            shutil.rmtree(folder)
+            raise PQMError(f"{', '.join(paths)}: changed while being read; start again when it is complete")
+    dataset = TrajectoryDataset(folder)
+    dataset.notes = notes + dataset.notes
+    return dataset
+
+
+def _damage(folder: Path) -> str | None:
+    """The file of a cached data set that is not as it was written, and what is wrong with it."""
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        if info.pop("checksum") != _checksum_of(info):
+            return f"{folder / 'info.json'}: not as it was written"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{folder / 'info.json'}: {error}"
+    for name, checksum in info["columns"].items():
         try:
-            with atomic_folder(folder) as temporary:
-                _write(temporary, paths, options, encoder)
-        except OSError:
-            if not (folder / "info.json").exists():  # else another run made the same one meanwhile
-                raise
-    return TrajectoryDataset(folder)
+            if file_digest(folder / name) != checksum:
+                return f"{folder / name}: not as it was written"
+        except OSError as error:
+            return f"{folder / name}: {error.strerror}"
+    return None
+
+
+def _checksum_of(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _make(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
+    try:
+        with atomic_folder(folder) as temporary:
+            _write(temporary, paths, options, encoder)
+    except OSError as error:
+        if not (folder / "info.json").exists():  # else another run made the same one meanwhile
+            raise PQMError(
+                f"{error.filename or folder}: the tokens cannot be stored ({error.strerror}); make room there, or "
+                "choose another --cache-dir"
+            ) from error
 
 
 def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
@@ -124,6 +165,7 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
     ends = {"ids_end": 0, "steps_end": 0, "names_end": 0}
     count = cut_records = cut_steps = without_label = 0
     digest = hashlib.blake2b(digest_size=16)
+    checksums = {name: hashlib.sha256() for name in COLUMNS}
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in COLUMNS}
         for records in chunks(read_all(paths, options, skipped), CHUNK):
@@ -158,9 +200,10 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
                 cut_steps += encoded.steps_cut
             for column, dtype in COLUMNS.items():
                 if parts[column]:
-                    flat = np.concatenate(parts[column]).astype(dtype)
-                    digest.update(flat.tobytes())
-                    flat.tofile(files[column])
+                    flat = np.concatenate(parts[column]).astype(dtype).tobytes()
+                    digest.update(flat)
+                    checksums[column].update(flat)
+                    files[column].write(flat)
     if not count:
         raise PQMError(f"{', '.join(paths)}: no usable record. {skipped}")
     notes = []
@@ -173,7 +216,9 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
         )
     if without_label:
         notes.append(f"{without_label:,} more were left out: all their labelled steps were cut off")
-    write_json(folder / "info.json", {"notes": notes, "digest": digest.hexdigest()})
+    columns = {name: checksum.hexdigest() for name, checksum in checksums.items()}
+    info = {"notes": notes, "digest": digest.hexdigest(), "columns": columns}
+    write_json(folder / "info.json", info | {"checksum": _checksum_of(info)})
 
 
 def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
@@ -230,15 +275,3 @@ def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> 
     ]
     parts += [source_key(path) for path in paths]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
-
-
-def source_key(path: str) -> list[Any]:
-    """What tells one state of a source from another: size and time of local files, the revision of a hub data set."""
-    local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
-    if local is None:
-        open_source(path)  # says so if there is no such source
-        from datasets import load_dataset_builder
-
-        return [path, load_dataset_builder(path.partition(":")[0]).hash]
-    files = [f for f in sorted(local.rglob("*")) if f.is_file()] if local.is_dir() else [local]
-    return [path, *([str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from pqm_fast.data.state import model_key
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.options import DType
 
@@ -138,9 +139,7 @@ def parse_policy(text: str) -> PolicyName:
 def policy_state(text: str) -> list[Any]:
     """What tells one policy from another: the model of a server, wherever that is, and the weights of a folder."""
     name = parse_policy(text)
-    folder = Path(name.model)
-    weights = sorted(folder.glob("*.safetensors")) if name.kind == "hub" and folder.is_dir() else []
-    return [name.kind, name.model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights)]
+    return [name.kind, name.model, *(model_key(Path(name.model)) if name.kind == "hub" else [])]
 
 
 def open_policy(text: str, options: PolicyOptions) -> Policy:

@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.dataset import source_key
 from pqm_fast.data.read import SkipSummary, read_all, read_records
+from pqm_fast.data.state import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
 from pqm_fast.study.config import StudyConfig

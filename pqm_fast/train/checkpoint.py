@@ -44,7 +44,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def interrupted_checkpoints(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else []
-    return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-\d+", p.name))
+    return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-\w{8}", p.name))
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:

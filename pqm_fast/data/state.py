@@ -1,0 +1,42 @@
+"""What tells one state of files from another: their contents, since size and time survive an edit."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.data.sources import open_source
+
+# what a model computes depends on; a run folder holds much else, such as scores that are being written
+MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja")
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256, for which processors have instructions."""
+    digest = hashlib.sha256()
+    with open(file, "rb", buffering=0) as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def source_key(path: str) -> list[Any]:
+    """The contents of local files, the revision of a hub data set."""
+    local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
+    if local is None:
+        open_source(path)  # says so if there is no such source
+        from datasets import load_dataset_builder
+
+        return [path, load_dataset_builder(path.partition(":")[0]).hash]
+    if local.is_dir():
+        return [path, *_contents(local, local.rglob("*"))]
+    return [path, *([file_digest(local)] if local.is_file() else [])]
+
+
+def model_key(folder: Path) -> list[Any]:
+    """Weights, config and tokenizer of a model's folder; [] for what is no folder, such as a hub id."""
+    return _contents(folder, (file for pattern in MODEL_FILES for file in folder.glob(pattern)))
+
+
+def _contents(folder: Path, files: Iterable[Path]) -> list[list[str]]:
+    return [[str(file.relative_to(folder)), file_digest(file)] for file in sorted(set(files)) if file.is_file()]

@@ -1,0 +1,141 @@
+"""Stored tokens: whole, or made again; never another data set, never a part of one."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from pqm_fast.data.dataset import COLUMNS, load_dataset
+from pqm_fast.data.encode import Encoder, Template
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.errors import PQMError
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny.write_data(tmp_path / "data.jsonl", count=30, questions=10)
+
+
+class Slow:
+    """Encodes, and then waits until it may go on."""
+
+    def __init__(self, encoder: Encoder, after: threading.Event, reached: threading.Event):
+        self.encoder, self.after, self.reached = encoder, after, reached
+
+    def __getattr__(self, name):
+        return getattr(self.encoder, name)
+
+    def __call__(self, records):
+        self.reached.set()
+        assert self.after.wait(30)
+        return self.encoder(records)
+
+
+def encoder() -> Encoder:
+    return Encoder(tiny.tokenizer(), Template(step_token="last"), 64)
+
+
+def load(data, cache: Path, by=None):
+    return load_dataset([str(data)], ReadOptions(), by or encoder(), str(cache))
+
+
+@pytest.mark.fault(
+    "two runs with equal process numbers tokenise one data set into one cache",
+    how="two writers in one process, the second from beginning to end while the first is in the middle",
+    lost="nothing: the work of one of them is done twice",
+    recovers="each writes a folder of its own; the first one that is whole takes the name, and both train on it",
+)
+def test_two_writers_with_one_process_number(data, tmp_path):
+    go_on, reached, found = threading.Event(), threading.Event(), []
+    slow = Slow(encoder(), go_on, reached)
+    first = threading.Thread(target=lambda: found.append(load(data, tmp_path / "cache", slow)))
+    first.start()
+    assert reached.wait(30)
+    found.append(load(data, tmp_path / "cache"))
+    go_on.set()
+    first.join(30)
+    assert [len(one) for one in found] == [30, 30]
+    assert len({one.digest for one in found}) == 1
+    for name in COLUMNS:
+        np.testing.assert_array_equal(found[0].columns[name], found[1].columns[name])
+    assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")] == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.fault(
+    "stored tokens are damaged",
+    how="a flipped bit, a file cut in half and a file removed, in each column in turn",
+    lost="nothing",
+    recovers="every byte is checked when a cache is opened: the file is named, and the tokens are made again",
+)
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_damaged_tokens_are_named_and_made_again(data, tmp_path, damage):
+    whole = load(data, tmp_path / "cache")
+    expected = {name: column.copy() for name, column in whole.columns.items()}
+    for name in (*COLUMNS, "info.json"):
+        damage(whole.folder / name)
+        again = load(data, tmp_path / "cache")
+        [note] = again.notes
+        assert note.startswith(f"{again.folder / name}: ")
+        assert note.endswith("the stored tokens are damaged and were made again")
+        assert again.digest == whole.digest
+        for column in COLUMNS:
+            np.testing.assert_array_equal(again.columns[column], expected[column])
+    assert load(data, tmp_path / "cache").notes == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [whole.folder.name]
+
+
+@pytest.mark.fault(
+    "the data are edited, with the size and time that they had",
+    how="a word replaced by one as long, and the file's times set back",
+    lost="nothing",
+    recovers="tokens and resumed runs are known by the contents of their files",
+)
+def test_an_edit_of_the_same_size_and_time_is_found(data, tmp_path):
+    before, times = load(data, tmp_path / "cache"), os.stat(data)
+    text = Path(data).read_text()
+    Path(data).write_text(text.replace('"w3 w4"', '"w4 w3"'))
+    os.utime(data, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (os.stat(data).st_size, os.stat(data).st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert load(data, tmp_path / "cache").digest != before.digest
+    Path(data).write_text(text)  # another time, the same contents: the tokens are still there
+    assert load(data, tmp_path / "cache").folder == before.folder
+
+
+def test_an_edit_while_the_data_are_read_is_found(data, tmp_path):
+    """Otherwise the tokens of one state would be kept under the name of another."""
+
+    class Edits(Slow):
+        def __call__(self, records):
+            with open(data, "a") as file:
+                file.write('{"prompt": "w3", "completions": ["w4"], "labels": [1]}\n')
+            return self.encoder(records)
+
+    with pytest.raises(PQMError, match="changed while being read"):
+        load(data, tmp_path / "cache", Edits(encoder(), None, None))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.fault(
+    "the disk is full while tokens are stored",
+    how="a limit on the size of files (RLIMIT_FSIZE), below that of the tokens",
+    lost="nothing",
+    recovers="one message with the file and what to do; nothing is left in the cache",
+)
+def test_no_room_for_the_tokens(data, tmp_path, file_size_limit):
+    with file_size_limit(200), pytest.raises(PQMError, match=r"the tokens cannot be stored \(File too large\)"):
+        load(data, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(load(data, tmp_path / "cache")) == 30
