@@ -245,12 +245,9 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _file_options(file: str) -> list[str]:
-    import yaml
+    from pqm_fast.yaml_file import read_yaml
 
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PQMError(f"{file}: cannot be read as YAML or JSON: {error}") from error
+    values = read_yaml(Path(file))
     if not isinstance(values, dict):
         raise PQMError(f"{file}: holds no options; write one `name: value` a line")
     return list(_as_arguments(values))

@@ -16,6 +16,7 @@ from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.files import atomic_file, write_json
+from pqm_fast.lock import is_empty, locked
 from pqm_fast.score import ScoreConfig, ScoringOptions, score
 from pqm_fast.train.config import Loss, TrainConfig
 
@@ -53,13 +54,18 @@ class DemoConfig:
 
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Returns {loss: {"policies": {policy: FIGURES}, "training_seconds", "runs"}}: means, and each seed's run."""
+    if not config.seeds:
+        raise PQMError("seeds: give at least one")
+    with locked(Path(config.out), "demo", folder=True):
+        return _demo(config)
+
+
+def _demo(config: DemoConfig) -> dict[str, Any]:
     from pqm_fast.arithmetic.world import write_world
     from pqm_fast.environment import describe
 
-    if not config.seeds:
-        raise PQMError("seeds: give at least one")
     folder = Path(config.out)
-    if folder.exists() and any(folder.iterdir()):
+    if not is_empty(folder):
         raise PQMError(f"{folder}: is not empty; delete it or choose another --out")
     world = write_world(
         folder / "world", problems=config.problems, test_problems=config.test_problems, seed=config.world_seed

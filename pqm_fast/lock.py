@@ -24,7 +24,7 @@ def locked(path: Path, what: str, *, folder: bool = False) -> Iterator[None]:
     killed process leaves is a file that nobody holds, and the next one takes it.
 
     Raises:
-        PQMError: another process holds it, which the message names.
+        PQMError: another process holds it, which the message names; or `path` cannot be there, since a file is.
     """
     file = path / NAME if folder else path.with_name(f".{path.name}{NAME}")
     made = _make(file.parent)
@@ -51,7 +51,10 @@ def is_empty(folder: Path) -> bool:
 def _make(folder: Path) -> list[Path]:
     """Makes a folder with its parents. Returns those that were not there, the deepest first."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise PQMError(f"{folder}: is a file, or below one; choose another --out") from None
     return missing
 
 

@@ -1,17 +1,17 @@
 """`pqm-fast score`: the Q-value of every step of whole files, resumable."""
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.data.read import SkipSummary
+from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.errors import PQMError
+from pqm_fast.data.state import model_key, source_key
+from pqm_fast.files import atomic_file
+from pqm_fast.journal import Journal, begun
+from pqm_fast.lock import locked
 from pqm_fast.options import Attention, DType
 
 
@@ -53,27 +53,30 @@ class ScoreConfig:
 
 def score(config: ScoreConfig) -> Path:
     """Scores files, whatever their size. Returns the path written; raises PQMError for what cannot be scored."""
+    with locked(Path(config.out), "score"):
+        return _score(config)
+
+
+def _score(config: ScoreConfig) -> Path:
     from pqm_fast.scorer import score_records
 
-    out, part = Path(config.out), Path(config.out + ".part")
-    if out.exists():
-        raise PQMError(f"{out}: exists already; delete it or choose another --out")
-    skipped, cut = SkipSummary(), 0
-    begun = _begun(part)
-    config = _settled(config, begun)
-    done = _done(part, config, begun) if begun is not None else set()
-    scored = score_records(config.model, config.data, config.read, config.scoring, skipped, done)
-    first = next(scored, None)  # nothing is written before the input and the model are known to be good
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _begun_with(part).write_text(json.dumps(_means(config)), encoding="utf-8")
-    with open(part, "a", encoding="utf-8") as file:
-        for record, scores in chain([first] if first else [], scored):
-            file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
+    out, skipped, cut = Path(config.out), SkipSummary(), 0
+    config = _settled(config, begun(out))
+    journal = Journal(out, _means(config))
+    places: dict[str, int] = {}  # where each record stands, by its id
+    journal.replay(lambda place, row: places.update({row["id"]: place}))
+    with journal.kept():
+        for record, scores in score_records(
+            config.model, config.data, config.read, config.scoring, skipped, frozenset(places)
+        ):
+            places[record.id] = journal.append(_row(record, scores))
             cut += None in scores
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out)
-    _begun_with(part).unlink()
+        ids: Iterable[str] = places
+        if journal.damaged:  # what was done again stands at the end
+            ids = (record.id for record in read_all(config.data, config.read, SkipSummary()) if record.id in places)
+        with atomic_file(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(f"{journal.text(places[id])}\n" for id in ids)
+    journal.remove()
     if skipped.total:
         print(skipped)
     if cut:
@@ -90,31 +93,14 @@ def _row(record: Record, scores: Sequence[float | None]) -> dict[str, Any]:
 
 def _means(config: ScoreConfig) -> dict[str, Any]:
     """What the scores depend on, beyond rounding."""
-    from pqm_fast.data.dataset import source_key
-
-    weights = sorted(Path(config.model).glob("*.safetensors"))
     return {
         "model": str(Path(config.model).resolve()),
-        "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+        "weights": model_key(Path(config.model)),
         "data": [source_key(name) for name in config.data],
         "read": asdict(config.read) | {"skip_bad": None},  # a run that stopped at a bad record may go on without it
         "max_length": config.scoring.max_length,
         "dtype": config.scoring.dtype,
     }
-
-
-def _begun_with(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _begun(part: Path) -> dict[str, Any] | None:
-    """What `_means` was of the interrupted run that `part` is of, if there is one."""
-    if not part.exists():
-        return None
-    try:
-        return json.loads(_begun_with(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(part, error) from error
 
 
 def _settled(config: ScoreConfig, begun: dict[str, Any] | None) -> ScoreConfig:
@@ -127,27 +113,3 @@ def _settled(config: ScoreConfig, begun: dict[str, Any] | None) -> ScoreConfig:
     if dtype == "auto":
         dtype = dtype_name(pick_dtype("auto", pick_device(config.scoring.device), config.model))
     return replace(config, scoring=replace(config.scoring, dtype=dtype))
-
-
-def _damaged(part: Path, error: Exception) -> PQMError:
-    return PQMError(f"{part}: damaged ({error}); delete it to start over")
-
-
-def _done(part: Path, config: ScoreConfig, begun: dict[str, Any]) -> set[str]:
-    """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
-    done, end = set(), 0
-    try:
-        with open(part, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                done.add(json.loads(line)["id"])
-                end += len(line)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(part, error) from error
-    now = _means(config)
-    if changed := [name for name in now if begun.get(name) != now[name]]:
-        values = ", ".join(f"{name} ({begun.get(name)!r} then, {now[name]!r} now)" for name in changed)
-        raise PQMError(f"{part}: was begun with other options: {values}; delete it to start over")
-    os.truncate(part, end)
-    return done

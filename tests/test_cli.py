@@ -6,6 +6,8 @@ import inspect
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -32,6 +34,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.demo import DemoConfig
 from pqm_fast.evaluate import step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
+from pqm_fast.journal import Journal
 from pqm_fast.score import ScoreConfig
 from pqm_fast.train.config import TrainConfig
 
@@ -401,8 +404,11 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     scored = interrupted(world, out, monkeypatch, chunks=3)
     assert not out.exists()
-    assert part.read_bytes() == b"".join(whole.splitlines(keepends=True)[:24])
-    assert capsys.readouterr().err == "pqm-fast: interrupted\n"
+    assert [json.loads(line.rpartition(b"\t")[0]) for line in part.read_bytes().splitlines()] == [
+        json.loads(line) for line in whole.splitlines()[:24]
+    ]
+    kept = f"what is done is kept in {part}, and the same command goes on from there"
+    assert capsys.readouterr().err == f"pqm-fast: interrupted; {kept}\n"
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)  # what had not reached the disk
     left = part.read_bytes().count(b"\n")
     assert score(out, world / "data.jsonl", world / "run") == 0
@@ -433,13 +439,72 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert out.read_bytes() == expected[begun]
 
 
-def test_score_interrupted_after_its_last_record(world, whole, tmp_path, monkeypatch):
-    out = tmp_path / "out.jsonl"
+def test_damaged_scores_are_computed_again(world, whole, tmp_path, monkeypatch, capsys):
+    """In the middle: the output is in the order of the records all the same."""
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     scored = interrupted(world, out, monkeypatch, chunks=3)
-    (tmp_path / "out.jsonl.part").write_bytes(whole)
+    lines = part.read_bytes().splitlines(keepends=True)
+    lines[9] = lines[9].replace(b"w", b"v", 1)
+    part.write_bytes(b"".join(lines))
     assert score(out, world / "data.jsonl", world / "run") == 0
+    assert f"{part}: 1 damaged (line 10): done again" in capsys.readouterr().out
+    assert out.read_bytes() == whole
+    assert scored == [8, 8, 8]  # its chunk, and the two that were missing
+
+
+@pytest.mark.fault(
+    "the disk is full, in `score`",
+    how="limits on the size of files (RLIMIT_FSIZE): within OUT.part, and as OUT is written from it",
+    lost="nothing",
+    recovers="exit code 1 and one message with the file and what is kept; with room, the same command goes on",
+)
+@pytest.mark.fault(
+    "`score` is asked to end (Slurm, Kubernetes)",
+    how="SIGTERM to its process in the middle",
+    lost="the records of the batch under way",
+    recovers="exit code 143 and what is kept; the same command goes on from there",
+)
+def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, capsys, file_size_limit):
+    """To its last record, and then to the end of the output; in between it is terminated."""
+    out, data, run = tmp_path / "out.jsonl", world / "data.jsonl", world / "run"
+    kept = f"; what is done is kept in {out}.part"
+    with file_size_limit(2000):
+        assert score(out, data, run) == 1
+    assert capsys.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}\n"
+    original = scorer_module.Scorer.score_encoded
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            scorer_module.Scorer,
+            "score_encoded",
+            lambda self, solutions: original(self, solutions) and os.kill(os.getpid(), signal.SIGTERM),
+        )
+        assert score(out, data, run) == 143
+    assert capsys.readouterr().err == f"pqm-fast: terminated{kept}, and the same command goes on from there\n"
+    with monkeypatch.context() as patch, file_size_limit(len(whole) - 1):
+        patch.setattr(Journal, "append", without_limit(Journal.append))
+        assert score(out, data, run) == 1
+    assert capsys.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}\n"
+    assert not out.exists()
+    scored = []
+    monkeypatch.setattr(scorer_module.Scorer, "score_encoded", lambda self, solutions: scored.append(solutions))
+    assert score(out, data, run) == 0
     assert out.read_bytes() == whole
     assert scored == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def without_limit(method):
+    """OUT.part, with its checksums, is larger than OUT: a disk that is full only for the second."""
+
+    def unlimited(*arguments):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))
+        try:
+            return method(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return unlimited
 
 
 def test_other_sources_train_alike(world, tmp_path):

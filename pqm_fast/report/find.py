@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pqm_fast.errors import PQMError
 from pqm_fast.train.log import read_metrics
+from pqm_fast.yaml_file import read_yaml
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ def _file(path: Path) -> Run:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN: no figure
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PQMError(f"{path}: damaged, not JSON: {error}") from error
 
 
@@ -127,7 +126,7 @@ def _has_scores(path: Path) -> bool:
         line = file.readline()
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "completions" in row and "scores" in row
 
@@ -135,10 +134,7 @@ def _has_scores(path: Path) -> bool:
 def _options(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PQMError(f"{path}: damaged, not YAML: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise PQMError(f"{path}: damaged, it holds no options")
     return dict(_flat(values))

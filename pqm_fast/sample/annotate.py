@@ -10,9 +10,11 @@ from tqdm import tqdm
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
+from pqm_fast.data.state import source_key
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_file
-from pqm_fast.sample.journal import Journal
+from pqm_fast.journal import Journal
+from pqm_fast.lock import locked
 from pqm_fast.sample.policy import PolicyOptions, policy_state
 from pqm_fast.sample.rollouts import Rollouts
 from pqm_fast.sample.search import Label, Search, step_labels
@@ -54,8 +56,11 @@ class AnnotateConfig:
 
 def annotate(config: AnnotateConfig) -> Path:
     """Returns the path written. Raises PQMError for what cannot be labelled; what was done by then is kept."""
-    from pqm_fast.data.dataset import source_key
+    with locked(Path(config.out), "annotate"):
+        return _annotate(config)
 
+
+def _annotate(config: AnnotateConfig) -> Path:
     means = {
         "policy": policy_state(config.policy),
         "data": [source_key(name) for name in config.data],

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class PolicyOptions:
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer whose chat template a server's prompts take. Default: the model's name."""
     timeout: float = 600.0
-    """Seconds to wait for a server's next byte: with most servers the time of one whole completion."""
+    """Seconds that a server may take for a whole reply, the time it takes to write the completion included."""
     retries: int = 8
     """How often a request to a server is tried again, after 1, 2, 4, ... seconds (at most 60), before giving up."""
     device: str = "auto"
@@ -127,7 +128,8 @@ def parse_policy(text: str) -> PolicyName:
         except ValueError:  # a port that is no number
             usable = False
         if not usable or not model:
-            raise PQMError(f"policy {text}: name a server and its model as http://localhost:8000/v1#MODEL")
+            shown = re.sub(r"//.*@", "//***@", text)  # a name and password are nobody's business
+            raise PQMError(f"policy {shown}: name a server and its model as http://localhost:8000/v1#MODEL")
         return PolicyName("server", place.rstrip("/"), model)
     if text.startswith("arithmetic:"):
         return PolicyName("arithmetic", "", text.removeprefix("arithmetic:"))

@@ -10,9 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pqm_fast.data.state import source_key
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_file
-from pqm_fast.sample.journal import Journal
+from pqm_fast.journal import Journal
+from pqm_fast.lock import locked
 from pqm_fast.sample.policy import (
     Completion,
     PolicyOptions,
@@ -58,6 +60,11 @@ def sample(config: SampleConfig) -> Path:
     names = [parse_policy(text).model for text in config.policy]
     if not names or len(set(names)) < len(names):
         raise PQMError(f"policy: {', '.join(names) or 'none'} given; name at least one, and each model once")
+    with locked(Path(config.out), "sample"):
+        return _sample(config, names)
+
+
+def _sample(config: SampleConfig, names: list[str]) -> Path:
     out = Path(config.out)
     journal = Journal(out, _means(config))
     questions = list(read_questions(config.data))
@@ -144,7 +151,7 @@ def _write(
             responses = []
             for p, name in enumerate(names):
                 for s in range(config.n):
-                    written = journal.read(places[(p * len(questions) + q) * config.n + s])
+                    written = journal.row(places[(p * len(questions) + q) * config.n + s])
                     reason = "stop" if written["finished"] else "length"
                     steps = split_steps(written["text"], separator)
                     responses.append({"steps": steps, "model_name": name, "sample": s, "finish_reason": reason})
@@ -156,8 +163,6 @@ def _write(
 
 def _means(config: SampleConfig) -> dict[str, Any]:
     """What the solutions depend on, beyond rounding."""
-    from pqm_fast.data.dataset import source_key
-
     return {
         "policy": [policy_state(text) for text in config.policy],
         "data": [source_key(name) for name in config.data],

@@ -13,17 +13,19 @@ import random
 import socket
 import ssl
 import threading
+from base64 import b64encode
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from textwrap import shorten
 from time import time
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, build_opener
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request as HTTPRequest
 
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.sample.policy import Completion, Outcome, PolicyOptions, Request
+from pqm_fast.sample.post import make_opener, post
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED_WAIT = 1.0, 60.0, 300.0  # seconds
@@ -31,14 +33,20 @@ CUT = ("length", "content_filter")  # reasons to finish, among many for having s
 BROKEN = ("abort", "error")  # vLLM's where it gave up the request
 REFUSED = (400, 413, 422)  # this prompt is not taken, others may be
 NOT_THERE = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it was there before
+MOST_SAID = 2000  # bytes of a reply that a message may quote
 PASSING = (408, 409, 425, 429)  # and every 5xx: the same request may work later
 
 
 class ServerPolicy:
-    """`url` up to and with /v1. The key of a server that asks for one stands in the variable OPENAI_API_KEY."""
+    """`url` up to and with /v1. The key of a server that asks for one stands in the variable OPENAI_API_KEY; a name and
+    password in the URL (http://NAME:PASSWORD@HOST) are sent as such. Neither stands in any message.
+
+    Raises PQMError for a key that no header can hold.
+    """
 
     def __init__(self, url: str, model: str, options: PolicyOptions):
-        self.url, self.model, self.options = f"{url}/completions", model, options
+        place, self.secrets, self.authorization = _apart(url)
+        self.url, self.model, self.options = f"{place}/completions", model, options
         self.prompt_format = options.prompt_format
         if options.prompt_format == "chat":
             from pqm_fast.pretrained import load_tokenizer
@@ -49,7 +57,7 @@ class ServerPolicy:
         self.closed = threading.Event()
         self.todo: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-        self.opener = build_opener(_NoRedirect)
+        self.opener = make_opener()
         for _ in range(options.parallel):
             # as daemons: an interrupted command ends at once, whatever its requests wait for
             threading.Thread(target=self._work, daemon=True).start()
@@ -91,14 +99,13 @@ class ServerPolicy:
         for attempt in range(self.options.retries + 1):
             asked_wait = 0.0
             try:
-                with self.opener.open(call, timeout=self.options.timeout) as response:
-                    completion = _parse(response.read())
+                completion = _parse(post(self.opener, call, self.options.timeout))
                 self.answered = True
                 return completion
             except HTTPError as error:
                 self.answered = True
                 with error:
-                    found = f"HTTP {error.code}: {_said(error)}"
+                    found = f"HTTP {error.code}: {self._shown(_said(error), 300) or error.reason}"
                 if error.code in REFUSED:
                     return RecordError(f"{self.url} refuses it with {found}", "refused by the server")
                 if error.code not in PASSING and error.code < 500:
@@ -106,7 +113,7 @@ class ServerPolicy:
                 asked_wait = _retry_after(error)
             except (OSError, HTTPException, ValueError) as error:
                 reason = error.reason if isinstance(error, URLError) else error
-                found = shorten(str(reason), 200) or type(reason).__name__
+                found = self._shown(str(reason), 200) or type(reason).__name__
                 if not self.answered and isinstance(reason, NOT_THERE):
                     raise PQMError(f"{self.url}: no server there ({found}); start it, or mend the URL") from error
             wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
@@ -131,16 +138,31 @@ class ServerPolicy:
         if options.stop:
             body["stop"] = list(options.stop)
         headers = {"Content-Type": "application/json", "User-Agent": "pqm-fast"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
+        if self.authorization:
+            headers["Authorization"] = self.authorization
         return HTTPRequest(self.url, json.dumps(body).encode(), headers)
 
+    def _shown(self, text: str, most: int) -> str:
+        """What somebody else wrote, as it may stand in a message: servers repeat keys that they do not know."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return shorten(text[: MOST_SAID // 2], most)  # a secret that was cut off at the end of `text` is not in it
 
-class _NoRedirect(HTTPRedirectHandler):
-    """urllib would follow a redirect with a GET, and take the key to another host."""
 
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
+def _apart(url: str) -> tuple[str, list[str], str]:
+    """(the URL without name and password, what must not be shown, the header Authorization or nothing)."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    place, secrets, authorization = urlunsplit(parts._replace(netloc=host)), [], ""
+    if user:
+        name, _, password = map(unquote, user.partition(":"))
+        basic = b64encode(f"{name}:{password}".encode()).decode()
+        secrets, authorization = [basic, user, password], f"Basic {basic}"
+    if key := os.environ.get("OPENAI_API_KEY", "").strip():
+        if not (key.isascii() and key.isprintable()):
+            raise PQMError("OPENAI_API_KEY: holds characters that no key can have, such as a line break; set it again")
+        secrets, authorization = [*secrets, key], f"Bearer {key}"
+    return place, [secret for secret in secrets if secret], authorization
 
 
 def _parse(body: bytes) -> Completion:
@@ -150,8 +172,8 @@ def _parse(body: bytes) -> Completion:
         text, reason = choice["text"], choice.get("finish_reason")
         if not isinstance(text, str) or reason in BROKEN:
             raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        found = shorten(body.decode("utf-8", "replace"), 120) or "nothing"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        found = body[:MOST_SAID].decode("utf-8", "replace") or "nothing"
         raise ValueError(f"no completion in the answer: {found}") from error
     # JSON may hold half a surrogate pair, which no file takes
     return Completion(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), reason not in CUT)
@@ -160,9 +182,9 @@ def _parse(body: bytes) -> Completion:
 def _said(error: HTTPError) -> str:
     """The server's own words, if they can be had."""
     try:
-        return shorten(error.read(2000).decode("utf-8", "replace"), 300) or error.reason
+        return error.read(MOST_SAID).decode("utf-8", "replace")
     except (OSError, HTTPException):
-        return error.reason
+        return ""
 
 
 def _retry_after(error: HTTPError) -> float:

@@ -11,6 +11,7 @@ from pqm_fast.data.read import SkipSummary, read_all, read_records
 from pqm_fast.data.state import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
+from pqm_fast.lock import is_empty
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.labels import parse_labels, write_labelled
@@ -72,7 +73,7 @@ def conditions(config: StudyConfig) -> dict[str, Any]:
 def _check_folder(config: StudyConfig) -> None:
     file = config.folder / "study.json"
     if not file.exists():
-        if config.folder.exists() and (not config.folder.is_dir() or any(config.folder.iterdir())):
+        if not is_empty(config.folder):
             raise PQMError(f"{config.out}: is not an empty folder; choose another --out")
         write_json(file, conditions(config))
         return

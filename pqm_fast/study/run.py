@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
+from pqm_fast.lock import locked
 from pqm_fast.study.analyse import Result, analyse, chosen, read_result
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials, prepare
@@ -28,6 +29,11 @@ def study(config: StudyConfig) -> dict[str, Any]:
     Raises:
         PQMError: data or a folder that cannot be used, or a trial that failed otherwise than by diverging.
     """
+    with locked(config.folder, "study", folder=True):
+        return _study(config)
+
+
+def _study(config: StudyConfig) -> dict[str, Any]:
     from pqm_fast.environment import describe
     from pqm_fast.study.pictures import draw
 

@@ -17,6 +17,7 @@ from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.files import write_json
+from pqm_fast.lock import locked
 from pqm_fast.pretrained import dtype_name
 from pqm_fast.train.checkpoint import (
     complete_checkpoints,
@@ -37,6 +38,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises PQMError for input that cannot be used, and for a loss that is no longer finite.
     """
+    with locked(config.folder, "train", folder=True):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> dict[str, Any]:
     run = prepare(config)
     optimizer = make_optimizer(run.model, config)
     start = _resume(run, optimizer) if config.resume else 0

@@ -19,6 +19,7 @@ from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
+from pqm_fast.lock import is_empty
 from pqm_fast.model import Recipe, StepQModel
 from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
 from pqm_fast.train.checkpoint import newest_state
@@ -237,7 +238,7 @@ def _check_folder(config: TrainConfig) -> None:
     if config.folder.exists() and not config.folder.is_dir():
         raise PQMError(f"{config.out}: is a file; choose another run folder")
     if not config.resume:
-        if config.folder.exists() and any(config.folder.iterdir()):
+        if not is_empty(config.folder):
             what = "already holds a run" if stored.exists() else "is not empty"
             raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
         return

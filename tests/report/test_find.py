@@ -71,9 +71,9 @@ def test_no_path():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.yaml", b"a: [", "damaged, not YAML"),
+        ("config.yaml", b"a: [", "cannot be read as YAML"),
         ("config.yaml", b"- 1", "damaged, it holds no options"),
-        ("config.yaml", b"\xff", "damaged, not YAML"),
+        ("config.yaml", b"\xff", "cannot be read as YAML"),
         ("metrics.jsonl", b'{"epoch": 1}\n', "not the metrics of `pqm-fast train`"),
         ("metrics.jsonl", b"\xff", "damaged, not UTF-8"),
         ("result.json", b"{", "damaged, not JSON"),

@@ -132,18 +132,50 @@ def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, c
         assert "delete it to start over" in error
     part.with_name("out.jsonl.part.json").unlink()
     assert sample(data, out, "arithmetic:strong", n=2) == 1
-    assert f"{part}: damaged (" in capfd.readouterr().err
+    assert f"{part}: {part}.json is damaged (" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["{]", "7", '{"number": 99999, "text": "", "finished": true}', '{"text": ""}'])
 def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line):
+    """The foreign line and the one that it replaces, in the middle; what is lost is sampled again, and only that."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
         patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert sample(data, out, "arithmetic:strong", n=1) == 130
-    part.write_text(line + "\n" + part.read_text())
-    assert sample(data, out, "arithmetic:strong", n=1) == 1
-    assert f"{part}: damaged (" in capfd.readouterr().err
+    lines = part.read_text(encoding="utf-8").split("\n")
+    lines[2] = line
+    part.write_text("\n".join(lines), encoding="utf-8")
+    asked = []
+    original = ArithmeticPolicy._complete
+    monkeypatch.setattr(ArithmeticPolicy, "_complete", lambda self, r: asked.append(r) or original(self, r))
+    assert sample(data, out, "arithmetic:strong", n=1) == 0
+    assert f"{part}: 1 damaged (line 3): done again" in capfd.readouterr().out
+    assert len(asked) == 1
+    assert sample(data, tmp_path / "whole.jsonl", "arithmetic:strong", n=1) == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.fault(
+    "the disk is full, in `sample`",
+    how="limits on the size of files (RLIMIT_FSIZE): within OUT.part, and as OUT is written from it",
+    lost="nothing",
+    recovers="exit code 1 and one message with the file and what is kept; with room, the same command goes on",
+)
+def test_no_room(data, tmp_path, capfd, file_size_limit):
+    out = tmp_path / "out.jsonl"
+    assert sample(data, tmp_path / "whole.jsonl", "arithmetic:strong", n=3) == 0
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    with file_size_limit(1000):
+        assert sample(data, out, "arithmetic:strong", n=3) == 1
+    kept = f"; what is done is kept in {out}.part\n"
+    assert capfd.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}"
+    with file_size_limit(len(whole) - 1):  # OUT.part has fewer bytes
+        assert sample(data, out, "arithmetic:strong", n=3) == 1
+    assert capfd.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}"
+    assert not out.exists()
+    assert sample(data, out, "arithmetic:strong", n=3) == 0
+    assert out.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "questions.jsonl", "whole.jsonl"]
 
 
 # ---- the questions --------------------------------------------------------------------------------------------------

@@ -274,8 +274,15 @@ def test_a_prompt_that_the_server_refuses(serve, data, tmp_path, capfd, code):
     assert "no question could be taken" in capfd.readouterr().err
 
 
-def test_an_interrupted_command_ends_at_once(serve, data, tmp_path):
-    """Ctrl-C while all requests hang; what was there before stays."""
+@pytest.mark.fault(
+    "`sample` or `annotate` is asked to end (Ctrl-C, Slurm, Kubernetes) while it waits for a server",
+    how="SIGINT and SIGTERM to the process, with all requests hanging",
+    lost="the requests under way",
+    recovers="it ends at once with code 130 or 143 and says what is kept; the same command goes on from there",
+)
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_an_interrupted_command_ends_at_once(serve, data, tmp_path, number, how):
+    """What was there before stays."""
     server = serve()
     server.late = 30
     server.fault = lambda body, attempt: "late" if len(server.served) >= 5 else None
@@ -293,9 +300,10 @@ def test_an_interrupted_command_ends_at_once(serve, data, tmp_path):
         time.sleep(0.02)
         assert child.poll() is None
     time.sleep(0.2)
-    child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=10)[1] == "pqm-fast: interrupted\n"
-    assert child.returncode == 130
+    child.send_signal(number)
+    kept = f"what is done is kept in {out}.part, and the same command goes on from there"
+    assert child.communicate(timeout=10)[1] == f"pqm-fast: {how}; {kept}\n"
+    assert child.returncode == 128 + number
     assert (tmp_path / "pool.jsonl.part").read_bytes().count(b"\n") >= 5
 
 

@@ -1,0 +1,34 @@
+"""YAML and JSON that somebody else may have written, read within bounds."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pqm_fast.errors import PQMError
+
+MOST_NODES = 100_000  # values and names, each as often as aliases (`*name`) repeat it
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds. Raises PQMError if it cannot be read, or is more than options would ever be."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None and (count := _nodes(root, {})) > MOST_NODES:
+            raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are taken")
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise PQMError(f"{path}: cannot be read as YAML or JSON: it is nested too deeply") from error
+    except Exception as error:  # what the constructors of numbers and dates raise has no common class
+        raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there are once every alias is written out. Raises RecursionError for one within itself."""
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        own = [part for child in children for part in (child if pairs else [child])]
+        known[id(node)] = 1 + sum(_nodes(child, known) for child in own)
+    return known[id(node)]

@@ -1,0 +1,78 @@
+"""SIGTERM and SIGINT: the first asks, the second ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pqm_fast.signals import Stopped, stop_raises, stop_requested
+
+WORK = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+from pqm_fast.signals import stop_requested
+with stop_requested() as stop:
+    print("working", flush=True)
+    while not stop:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.fault(
+    "a second signal while the first is being obeyed",
+    how="SIGTERM or SIGINT twice to a process that takes a minute to end",
+    lost="what had not been saved",
+    recovers="the process ends at once; the next run goes on from what was saved before",
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_at_once(number):
+    child = subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "working\n"
+    child.send_signal(number)
+    assert child.stdout.readline() == "saving\n"
+    child.send_signal(number)
+    assert child.wait(10) == -number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_handlers_are_those_from_before_at_the_end(number):
+    def mine(*_):
+        raise AssertionError
+
+    before = signal.signal(number, mine)
+    try:
+        with stop_requested() as stop:
+            assert not stop
+            os.kill(os.getpid(), number)
+            assert stop
+            assert stop.stopped("saved").args == ("saved",)
+            assert stop.stopped("saved").number == number
+        assert signal.getsignal(number) is mine
+        with pytest.raises(Stopped) as caught, stop_raises():
+            os.kill(os.getpid(), number)
+        assert caught.value.number == number
+        assert signal.getsignal(number) is mine
+        signal.signal(number, signal.SIG_IGN)
+        with stop_raises(), stop_requested() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop  # what is ignored stays so
+    finally:
+        signal.signal(number, before)
+
+
+def test_another_thread_changes_nothing():
+    found = []
+
+    def work():
+        with stop_requested() as stop, stop_raises():
+            found.append(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not found[0]
