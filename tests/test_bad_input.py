@@ -555,6 +555,20 @@ def test_usage_errors(arguments, part, capfd, tmp_path, monkeypatch):
         ("\x00", "cannot be read"),
         ("- model", "holds no options"),
         ("", "holds no options"),
+        ("seed: 2024-13-45", "month must be in 1..12"),
+        ("data: &a [*a]", "nested too deeply"),
+        pytest.param(
+            "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(20)),
+            "3,229,379,887,561,996,731 values, aliases included, where at most 100,000 are taken",
+            id="laughs",
+            marks=pytest.mark.fault(
+                "a file of options is made to fill the memory",
+                how="YAML whose aliases stand for 9 to the power of 19 values; lists nested 1,000 deep",
+                lost="nothing",
+                recovers="refused in one message, before anything is expanded",
+            ),
+        ),
+        pytest.param("data: " + "[" * 1_000, "nested too deeply", id="deep"),
     ],
 )
 def test_broken_config_file(fails, tmp_path, text, part):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pqm_fast.cli import main
 from pqm_fast.errors import PQMError
 from pqm_fast.lock import is_empty, locked
 
@@ -60,6 +61,34 @@ def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
     with locked(path, "train", folder=folder):
         pass
     assert [p.name for p in tmp_path.rglob("*") if not p.is_dir()] == []
+
+
+@pytest.mark.fault(
+    "two commands write to one place",
+    how="each command with an output that another one holds the lock on",
+    lost="nothing",
+    recovers="the second ends at once with code 1 and says who writes there: command, process, host, since when",
+)
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("train --model m --data d", True),
+        ("study", True),
+        ("demo", True),
+        ("score --model m --data d", False),
+        ("sample --policy arithmetic:copy --data d", False),
+        ("annotate --policy arithmetic:copy --data d", False),
+    ],
+)
+def test_each_command_takes_the_lock(tmp_path, capsys, command, folder):
+    """Before it looks at anything else: models and data that are not there are not what it ends with."""
+    out = tmp_path / "out"
+    with locked(out, "train", folder=folder):
+        assert main([*command.split(), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"pqm-fast: error: {out}: `pqm-fast train` (process {os.getpid()} on ")
+    assert error.endswith(") writes there; wait for it, or choose another --out\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left(tmp_path):

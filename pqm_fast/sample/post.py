@@ -70,7 +70,7 @@ class _Connection(HTTPConnection):
 class _TLSConnection(_Connection, HTTPSConnection):
     def connect(self) -> None:
         super().connect()
-        self.sock.deadline = self.deadline
+        self.sock.deadline = self.deadline  # type: ignore[union-attr]
 
 
 class _HTTP(HTTPHandler):
@@ -80,7 +80,7 @@ class _HTTP(HTTPHandler):
 
 class _HTTPS(HTTPSHandler):
     def https_open(self, request: Request) -> Any:
-        return self.do_open(_TLSConnection, request, context=self._context)
+        return self.do_open(_TLSConnection, request, context=self._context)  # type: ignore[attr-defined]
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -14,6 +14,7 @@ from pqm_fast.sample.policy import Request
 
 # what a handler does instead of answering
 FAULTS = ("late", "429", "500", "503", "drop", "cut", "short", "garbage", "html", "no choices", "null text", "abort")
+FAULTS += ("dribble", "dribbled head", "huge", "deep")
 
 
 def solve(body: dict[str, Any], policy: str = "careless") -> str:
@@ -101,6 +102,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "late":
             time.sleep(self.server.late)
             self._reply(200, whole)
+        elif fault == "dribble":  # a byte now and then, each of them within the time-out
+            self._reply(200, "", {}, 10**6)
+            self._dribble(b" ")
+        elif fault == "dribbled head":
+            self._dribble(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif fault == "huge":
+            self._reply(200, "", {}, None)
+            while True:
+                self.wfile.write(bytes(2**20))
+        elif fault == "key":  # as servers do that do not know it
+            self._reply(401, f"no such key: {self.headers['Authorization']}")
         elif fault == "drop":
             self.close_connection = True  # not a byte
         elif fault == "cut":  # fewer bytes than the header says
@@ -110,7 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             bodies = {"garbage": "{]", "html": "<html>Bad gateway</html>", "no choices": '{"choices": []}'}
             bodies["abort"] = whole.replace("stop", "abort")
+            bodies["deep"] = "[" * 200_000
             self._reply(200, bodies.get(fault, '{"choices": [{"text": null}]}'))
+
+    def _dribble(self, part: bytes) -> None:
+        while True:
+            self.wfile.write(part)
+            time.sleep(0.05)
 
     def _reply(self, code: int, text: str, extra: dict[str, str] | None = None, length: int | None = -1) -> None:
         body = text.encode()

@@ -1,7 +1,9 @@
 """A server that fails in every way, over real HTTP: nothing is lost and nothing is asked twice without need."""
 
 import json
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -81,6 +83,13 @@ def test_every_fault_is_mended_by_trying_again(serve, data, tmp_path):
     assert not list(tmp_path.glob("*.part*"))
 
 
+@pytest.mark.fault(
+    "a server fails, or is hostile",
+    how="a real server on the loopback that is late, drops, cuts or garbles its reply, sends it a byte at a time or "
+    "without end, or nests JSON 200,000 deep",
+    lost="nothing",
+    recovers="a reply has a limit of time as a whole and of 64 MiB; the request is tried again",
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_alone(serve, fault):
     server = serve()
@@ -339,6 +348,60 @@ def test_stop_key_and_header(serve, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     ask(server.policy)
     assert "Authorization" not in server.headers[1]
+
+
+@pytest.mark.fault(
+    "a server repeats the key or password that it was sent",
+    how="a real server that answers 401 with the header it got, cut off and in full",
+    lost="nothing",
+    recovers="neither stands in the message or in a file; a key that no header can hold is refused without showing it",
+)
+@pytest.mark.parametrize(
+    ("key", "user", "sent"),
+    [
+        ("sk-abcdefghijkl\n", "", "Bearer sk-abcdefghijkl"),
+        (None, "ann:s%2Fcret%20word@", "Basic YW5uOnMvY3JldCB3b3Jk"),
+        ("sk-abcdefghijkl", "ann:s%2Fcret%20word@", "Bearer sk-abcdefghijkl"),
+        ("sk-abc\ndefghijkl", "", None),
+        ("sk-abcdefghijkl", "ann:s%2Fcret%20word@no port:", None),
+    ],
+    ids="abcde",
+)
+def test_neither_key_nor_password_is_shown(serve, data, tmp_path, capfd, monkeypatch, key, user, sent):
+    server = serve()
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    policy, out = server.policy.replace("//", f"//{user}"), tmp_path / "out.jsonl"
+    server.fault = lambda body, attempt: "key" if len(server.served) > 3 else None
+    assert sample(data, out, policy, n=3, parallel=1) == 1
+    if sent is None:
+        assert not server.seen
+    else:
+        assert {header["Authorization"] for header in server.headers} == {sent}
+    shown = "".join(capfd.readouterr()) + "".join(path.read_text() for path in tmp_path.iterdir())
+    assert sent is None or "no such key: B" in shown
+    for secret in ("abc", "ghijkl", "cret", "YW5u", "ann"):
+        assert secret not in shown
+    server.fault = lambda body, attempt: None
+    assert (sample(data, out, policy, n=3) == 0) == (sent is not None)
+    assert "cret" not in out.read_text() if sent else not out.exists()
+
+
+def test_tls_is_bounded_too(serve, tmp_path, monkeypatch):
+    """With a certificate made here."""
+    if not (openssl := shutil.which("openssl")):
+        pytest.skip("needs the openssl command to make a certificate")
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "own.pem", *names]
+    subprocess.run([openssl, *made], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    server = serve(lambda body: "the rest")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.fault = lambda body, attempt: ["dribble", "dribbled head", "huge"][attempt] if attempt < 3 else None
+    assert ask(server.policy.replace("http", "https"), timeout=0.4) == Completion("the rest", True)
+    assert len(server.seen) == 4
 
 
 def test_steps_so_far_are_part_of_the_prompt(serve):
