@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 from pqm_fast.errors import PQMError
 from pqm_fast.files import write_json
+
+SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
 
 
 class Journal:
@@ -26,7 +29,7 @@ class Journal:
             raise PQMError(f"{out}: exists already; delete it or choose another --out")
         self.path, self.begun_with = _paths(out)
         self.means = json.loads(json.dumps(means))
-        self.size = 0
+        self.size, self.saved = 0, 0.0
         self.damaged: list[int] = []
         """Lines, from 1, that `replay` found not to be as they were written."""
         self.file: Any = None
@@ -56,7 +59,7 @@ class Journal:
             print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): done again, the others are kept")
 
     def append(self, row: dict[str, Any]) -> int:
-        """Writes a row and hands it to the system. Returns where it stands.
+        """Writes a row, which then survives the process, and within SAVE_SECONDS the machine. Returns where it stands.
 
         Raises PQMError if the file is no longer there, OSError if it cannot be written.
         """
@@ -70,6 +73,9 @@ class Journal:
         rest = memoryview(line)
         while rest:
             rest = rest[self.file.write(rest) :]
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            os.fsync(self.file.fileno())
+            self.saved = time.monotonic()
         if not (self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())):
             raise PQMError(f"{self.path}: was removed while being written; run the command again")
         self.size += len(line)
@@ -120,11 +126,11 @@ class Journal:
         self.begun_with.unlink(missing_ok=True)
 
     def _check(self, before: dict[str, Any]) -> None:
-        changed = [
-            f"{name} ({before.get(name)!r} then, {now!r} now)" if len(repr(now)) < 100 else f"{name} (other contents)"
-            for name, now in self.means.items()
-            if before.get(name) != now
-        ]
+        changed = []
+        for name, now in self.means.items():
+            if (then := before.get(name)) != now:
+                values = f"{then!r} then, {now!r} now"
+                changed.append(f"{name} ({values if len(values) < 300 else 'other files, or other contents'})")
         if changed:
             raise PQMError(f"{self.path}: was begun with other options: {', '.join(changed)}; delete it to start over")
 

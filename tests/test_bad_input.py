@@ -1,6 +1,7 @@
 """Bad input, end to end: one clear message, a non-zero exit code, and nothing half-written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pqm_fast.cli import main
 from pqm_fast.data.dataset import TrajectoryDataset
+from pqm_fast.journal import Journal
 from pqm_fast.train.log import read_metrics
 
 GOOD = [
@@ -403,12 +405,11 @@ def test_scores_begun_with_something_else(command, fails, world, tmp_path):
     part, begun = tmp_path / "out.part", tmp_path / "out.part.json"
     assert main(command("score")) == 0
     (tmp_path / "out").rename(part)
-    fails(command("score"), part, "damaged", "delete it to start over")  # nothing says what it was begun with
+    fails(command("score"), part, "damaged", "delete both to start over")  # nothing says what it was begun with
     part.unlink()
     model = shutil.copytree(world / "run", tmp_path / "model")
     interrupt(command("score", model=model))
-    as_it_was = part.read_bytes()
-    assert as_it_was.count(b"\n") == 0
+    assert part.read_bytes().count(b"\n") == 1
     other = write(tmp_path / "other.jsonl", GOOD)
     for changed, arguments in {
         "model": command("score"),
@@ -417,19 +418,21 @@ def test_scores_begun_with_something_else(command, fails, world, tmp_path):
         "read": command("score", model=model, format="trl"),
     }.items():
         fails(arguments, f"{part}: was begun with other options: {changed} (", "delete it to start over")
-    part.write_text("{}\n")
-    fails(command("score", model=model), part, "damaged")
-    part.write_bytes(as_it_was)
-    (model / "model.safetensors").write_bytes((world / "run" / "model.safetensors").read_bytes())  # trained again
+    weights = model / "model.safetensors"
+    times, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1  # trained again, of the same size, and its time put back
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     fails(command("score", model=model), part, "other options: weights")
     begun.write_text("{")
     fails(command("score", model=model), part, "damaged")
 
 
 def interrupt(arguments):
-    """Runs `score` until it is about to write its first line."""
+    """Runs `score` until it has written its first line."""
+    append = Journal.append
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pqm_fast.score._row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Journal, "append", lambda *row: append(*row) < 0 or (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(arguments) == 130
 
 
