@@ -11,6 +11,7 @@ from typing import Any
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary
 from pqm_fast.data.records import Record
+from pqm_fast.data.scores import SCORED_BY, model_name
 from pqm_fast.errors import PQMError
 from pqm_fast.options import Attention, DType
 
@@ -68,7 +69,7 @@ def score(config: ScoreConfig) -> Path:
     _begun_with(part).write_text(json.dumps(_means(config)), encoding="utf-8")
     with open(part, "a", encoding="utf-8") as file:
         for record, scores in chain([first] if first else [], scored):
-            file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_row(record, scores, model_name(config.model)), ensure_ascii=False) + "\n")
             cut += None in scores
         file.flush()
         os.fsync(file.fileno())
@@ -81,11 +82,12 @@ def score(config: ScoreConfig) -> Path:
     return out
 
 
-def _row(record: Record, scores: Sequence[float | None]) -> dict[str, Any]:
+def _row(record: Record, scores: Sequence[float | None], model: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id, "prompt": record.prompt, "completions": record.steps}
     if record.labels is not None:
         row["labels"] = record.labels
-    return row | {"scores": scores} | {k: v for k, v in record.extra.items() if k not in (*row, "scores")}
+    found = {"scores": scores, SCORED_BY: model}
+    return row | found | {k: v for k, v in record.extra.items() if k not in (*row, *found)}
 
 
 def _means(config: ScoreConfig) -> dict[str, Any]:

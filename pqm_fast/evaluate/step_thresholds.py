@@ -17,9 +17,7 @@ Counted = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 OF_STEPS: dict[str, Counted] = {
     "step_accuracy": lambda c, w, correct, wrong: (correct - c + w) / (correct + wrong),
     "balanced_accuracy": lambda c, w, correct, wrong: ((correct - c) / correct + w / wrong) / 2,
-    "prm_score": lambda c, w, correct, wrong: (
-        (correct - c) / (2 * correct + wrong - c - w) + w / (c + w + wrong)
-    ),
+    "prm_score": lambda c, w, correct, wrong: (correct - c) / (2 * correct + wrong - c - w) + w / (c + w + wrong),
 }
 
 
