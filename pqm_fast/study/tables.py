@@ -101,7 +101,12 @@ def _zeta(found: dict[str, Any]) -> str:
     zetas = sorted({config["zeta"], *config["zetas"]})
     cells = select(found, loss="rank", model=config["models"][0], labels=config["labels"][0], zeta=zetas)
     rows = [
-        [f"{cell['zeta']:g}", _interval(cell.get("best_of_n")), _difference(cell.get("against")), *_step_cells(found, cell)]
+        [
+            f"{cell['zeta']:g}",
+            _interval(cell.get("best_of_n")),
+            _difference(cell.get("against")),
+            *_step_cells(found, cell),
+        ]
         for cell in sorted(cells, key=lambda cell: cell["zeta"])
     ]
     head = ["zeta", f"best of {found['pool']['n']}", f"minus {config['baseline']}", *_step_columns(found).values()]
