@@ -8,6 +8,7 @@ from typing import Any
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
+from pqm_fast.data.scores import SCORED_BY, model_name
 from pqm_fast.data.state import model_key, source_key
 from pqm_fast.files import atomic_file
 from pqm_fast.journal import Journal, begun
@@ -69,7 +70,7 @@ def _score(config: ScoreConfig) -> Path:
         for record, scores in score_records(
             config.model, config.data, config.read, config.scoring, skipped, frozenset(places)
         ):
-            places[record.id] = journal.append(_row(record, scores))
+            places[record.id] = journal.append(_row(record, scores, model_name(config.model)))
             cut += None in scores
         ids: Iterable[str] = places
         if journal.damaged:  # what was done again stands at the end
@@ -84,11 +85,12 @@ def _score(config: ScoreConfig) -> Path:
     return out
 
 
-def _row(record: Record, scores: Sequence[float | None]) -> dict[str, Any]:
+def _row(record: Record, scores: Sequence[float | None], model: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id, "prompt": record.prompt, "completions": record.steps}
     if record.labels is not None:
         row["labels"] = record.labels
-    return row | {"scores": scores} | {k: v for k, v in record.extra.items() if k not in (*row, "scores")}
+    found = {"scores": scores, SCORED_BY: model}
+    return row | found | {k: v for k, v in record.extra.items() if k not in (*row, *found)}
 
 
 def _means(config: ScoreConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pqm_fast.data import dataset as dataset_module
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.demo import DemoConfig
-from pqm_fast.evaluate import step_metrics
+from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.journal import Journal
 from pqm_fast.score import ScoreConfig
@@ -309,24 +309,27 @@ def test_score_then_evaluate(world, tmp_path, capsys):
     data, scored = world / "data.jsonl", tmp_path / "scored.jsonl"
     assert score(scored, data, world / "run") == 0
     given, found = rows_of(data), rows_of(scored)
-    assert [{k: v for k, v in row.items() if k != "scores"} for row in found] == given
+    assert [{k: v for k, v in row.items() if k not in ("scores", "scored_by")} for row in found] == given
+    assert {row["scored_by"] for row in found} == {str((world / "run").resolve())}
     assert all(len(row["scores"]) == len(row["completions"]) for row in found)
     assert not list(tmp_path.glob("*.part*"))
     capsys.readouterr()
 
     assert main(["evaluate", "--data", str(scored), "--out", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
-    expected = step_metrics([row["scores"] for row in found], [row["labels"] for row in given])
-    assert result["records"] == 40
+    q, y = [row["scores"] for row in found], [row["labels"] for row in given]
+    expected = step_metrics(q, y) | calibrated_metrics(q, y, cross_thresholds(q, y, [row["prompt"] for row in given]))
+    assert (result["records"], result["model"]) == (40, str((world / "run").resolve()))
     assert result["steps"] == expected
     out = capsys.readouterr().out
     assert out.startswith("Steps\n")
-    assert re.search(rf"step accuracy +{expected['step_accuracy']:.3f}\n", out)
+    fixed, calibrated = expected["step_accuracy"], expected["step_accuracy_calibrated"]
+    assert re.search(rf"step accuracy +{fixed:.3f} +{calibrated:.3f}\n", out)
 
     arguments = ["--data", str(data), "--model", str(world / "run"), "--device", "cpu", "--no-progress"]
     assert main(["evaluate", *arguments, "--out", str(tmp_path / "at_once.json")]) == 0
     at_once = json.loads((tmp_path / "at_once.json").read_text())
-    assert at_once == result
+    assert at_once == result | {"data": [str(data)]}
 
 
 def test_pool_of_candidates(world, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pqm_fast.data.checks import show
@@ -9,6 +10,12 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 
 Scores = Sequence[float | None]
+SCORED_BY = "scored_by"  # the field of a scored record that names the model
+
+
+def model_name(model: str) -> str:
+    """What a model is called in files that its scores end up in: the whole path of a folder, else the hub id."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
 
 
 def scores_of(record: Record, source: str, otherwise: str = "") -> Scores:

@@ -6,6 +6,7 @@ pool decide. So one sort gives the expectation for every n: no sampling, and no 
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,11 @@ def mean_accuracy(correct: Sequence[Values]) -> Estimate:
     if any(len(own) == 0 for own in correct):
         raise PQMError(f"question {[len(own) for own in correct].index(0)} has no candidates")
     return Estimate.of([float(np.mean(own)) for own in correct])
+
+
+def something_to_choose(entry: dict[str, Any]) -> bool:
+    """Whether a pool that `evaluate_pools` describes has several candidates of a question, and an n above 1."""
+    return any(int(n) > 1 for n in entry["pass_at_n"])
 
 
 def expected_best(scores: Sequence[Values], correct: Sequence[Values], ns: Sequence[int]) -> np.ndarray:

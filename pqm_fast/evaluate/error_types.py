@@ -3,39 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from pqm_fast.evaluate.step_metrics import Trajectories, flatten, step_metrics
+from pqm_fast.evaluate.prm_score import prm_score
+from pqm_fast.evaluate.step_metrics import Trajectories, step_metrics
+from pqm_fast.evaluate.step_thresholds import StepThresholds, calibrated, calibrated_metrics
 
 
 def by_type(
-    scores: Trajectories, labels: Trajectories, types: Sequence[str], threshold: float = 0.0
+    scores: Trajectories,
+    labels: Trajectories,
+    types: Sequence[str],
+    threshold: float = 0.0,
+    thresholds: StepThresholds | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """For each type, sorted: the result of `step_metrics` and that of `prm_score`. Arguments and errors as there."""
-    found = {}
+    """For each type, sorted: the results of `step_metrics`, `prm_score` and `calibrated_metrics`, and
+    `prm_score_calibrated`.
+
+    `thresholds` are of the model, not of a type: chosen over all types of other questions. Other arguments and errors
+    as there.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for name in sorted(set(types)):
         own = [i for i, kind in enumerate(types) if kind == name]
         q, y = [scores[i] for i in own], [labels[i] for i in own]
-        found[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold)
+        chosen = None if thresholds is None else thresholds.of(own)
+        found[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, chosen)
+        best = None if chosen is None else prm_score(q, y, chosen.each("prm_score"))["prm_score"]
+        found[name][calibrated("prm_score")] = best
     return found
-
-
-def prm_score(scores: Trajectories, labels: Trajectories, threshold: float = 0.0) -> dict[str, float | None]:
-    """PRMBench's figure (arXiv 2501.03124): the mean of two F1 scores over steps.
-
-    Returns:
-        `f1_correct`: F1 with the correct steps as the class to find (predicted: q >= `threshold`); `f1_wrong`: with the
-        wrong ones; `prm_score`: their mean. Each is None where undefined: no step of the class.
-    """
-    q, label, _ = flatten(scores, labels)
-    used = ~(np.isnan(q) | np.isnan(label))
-    predicted, correct = q[used] >= threshold, label[used] >= 0.5
-    one, two = _f1(predicted, correct), _f1(~predicted, ~correct)
-    mean = None if one is None or two is None else (one + two) / 2
-    return {"f1_correct": one, "f1_wrong": two, "prm_score": mean}
-
-
-def _f1(predicted: np.ndarray, actual: np.ndarray) -> float | None:
-    if not actual.any():
-        return None
-    return float(2 * (predicted & actual).sum() / (predicted.sum() + actual.sum()))

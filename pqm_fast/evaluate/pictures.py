@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pqm_fast.evaluate.best_of_n import something_to_choose
+from pqm_fast.evaluate.step_thresholds import calibrated
 from pqm_fast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -57,10 +59,10 @@ def _pool_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
     if "overall" not in summary:
         return
     policies = sorted(summary["policies"].items(), key=lambda item: -item[1]["questions"])
-    if len(policies) != 1:  # then it is the same
+    if len(policies) != 1 and something_to_choose(summary["overall"]):  # of one policy it is the same
         shown = f"all {len(policies)} policies" if policies else "all candidates"
         yield lambda ax: _best_of_n(ax, summary["overall"], shown)
-    curves = [(name, entry) for name, entry in policies if len(entry["pass_at_n"]) > 1]  # one point is no curve
+    curves = [(name, entry) for name, entry in policies if something_to_choose(entry)]
     for name, entry in curves[: PANELS - 1]:
         yield lambda ax, name=name, entry=entry: _best_of_n(ax, entry, name)  # type: ignore[misc]
 
@@ -130,17 +132,23 @@ def _positions(ax: "Axes", rows: list[dict[str, Any]], overall: dict[str, Any]) 
         label=f"model (all steps {overall['auroc']:.3f})",
     )
     ax.plot(x, [r["position_only"] for r in rows], "--o", color=GREY, markersize=4, label="position only")
+    ax.plot(x, [r["length_only"] for r in rows], ":s", color=GREY, markersize=4, label="length only")
     ax.axhline(0.5, color="black", linewidth=1, linestyle=":")
     ax.set_xticks(list(x), names, rotation=45 if len(names) > 5 else 0)
-    ax.set(ylim=(min(0.4, *(min(r["auroc"], r["position_only"]) - 0.05 for r in rows)), 1.02), xlabel="step")
+    ax.set(
+        ylim=(min(0.4, *(min(r["auroc"], r["position_only"], r["length_only"]) - 0.05 for r in rows)), 1.02),
+        xlabel="step",
+    )
     ax.set_title("AUROC by position")
     _legend_below(ax)
 
 
 def _types(ax: "Axes", found: dict[str, Any]) -> None:
     types = list(found["types"].items())[::-1]  # the first on top
+    # at a fixed threshold they would show where the scores lie, not what they tell apart
+    known = any(own[calibrated("accuracy_on_correct")] is not None for _, own in types)
     for offset, key, color in ((0.2, "accuracy_on_correct", "#9cc3e6"), (-0.2, "accuracy_on_wrong", COLORS["min"])):
-        values = [own[key] or 0.0 for _, own in types]
+        values = [own[calibrated(key) if known else key] or 0.0 for _, own in types]
         ax.barh(
             [i + offset for i in range(len(types))],
             values,
@@ -150,7 +158,7 @@ def _types(ax: "Axes", found: dict[str, Any]) -> None:
         )
     ax.set_yticks(range(len(types)), [name.replace("_", " ") for name, _ in types])
     ax.set(xlim=(0, 1), xlabel="share of steps judged right")
-    ax.set_title(f"Accuracy by {found['field'].replace('_', ' ')}")
+    ax.set_title(f"Accuracy by {found['field'].replace('_', ' ')}, {'calibrated' if known else 'fixed threshold'}")
     _legend_below(ax)
 
 

@@ -1,16 +1,16 @@
 """ProcessBench: does the model find the first wrong step, and leave correct solutions alone?"""
 
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.calibrate import candidates, cross, deal, right_between, share_inside
 from pqm_fast.evaluate.estimate import Z
+from pqm_fast.evaluate.step_metrics import flatten
 
 Solutions = Sequence[Sequence[float | None]]
-FOLDS = 5
 
 
 def processbench(scores: Solutions, first_errors: Sequence[int], threshold: float = 0.0) -> dict[str, Any]:
@@ -46,19 +46,12 @@ def calibrate_threshold(scores: Solutions, first_errors: Sequence[int]) -> float
     """
     _check(scores, first_errors)
     erroneous = np.array(first_errors) >= 0
-    if erroneous.all() or not erroneous.any():
+    found = _best(_bounds(scores, first_errors), erroneous)
+    if found is None:
         raise PQMError(
             f"a threshold needs erroneous and correct solutions, found {erroneous.sum()} and {(~erroneous).sum()}"
         )
-    bounds = np.array([_right_between(s, label) for s, label in zip(scores, first_errors, strict=True)])
-    ends = np.unique(bounds[np.isfinite(bounds)])
-    if not ends.size:
-        return 0.0
-    # One candidate below all ends, one in each gap between two, one above all.
-    candidates = np.r_[ends[0] - 1, (ends[:-1] + ends[1:]) / 2, ends[-1] + 1]
-    a, c = (_share_inside(bounds[own], candidates) for own in (erroneous, ~erroneous))
-    f1 = 2 * a * c / np.maximum(a + c, np.finfo(float).tiny)
-    return float(candidates[np.argmax(f1)])
+    return found
 
 
 def cross_calibrated(scores: Solutions, first_errors: Sequence[int], questions: Sequence[str]) -> dict[str, Any] | None:
@@ -71,18 +64,29 @@ def cross_calibrated(scores: Solutions, first_errors: Sequence[int], questions: 
         As `processbench`, and `thresholds`, one per fold. None if some four folds lack erroneous or correct solutions.
     """
     _check(scores, first_errors)
-    order = sorted(set(questions), key=lambda text: sha256(text.encode("utf-8", "surrogatepass")).digest())
-    fold_of = {question: i % FOLDS for i, question in enumerate(order)}
-    folds = [fold_of[question] for question in questions]
-    thresholds = []
-    for fold in range(FOLDS):
-        others = [i for i, own in enumerate(folds) if own != fold]
-        labels = [first_errors[i] for i in others]
-        if max(labels, default=-1) < 0 or min(labels) >= 0:
-            return None
-        thresholds.append(calibrate_threshold([scores[i] for i in others], labels))
+    folds, erroneous, bounds = deal(questions), np.array(first_errors) >= 0, _bounds(scores, first_errors)
+    thresholds = cross(folds, lambda others: _best(bounds[others], erroneous[others]))
+    if thresholds is None:
+        return None
     hits = _hits(scores, first_errors, [thresholds[fold] for fold in folds])
     return {**_figures(hits, first_errors), "thresholds": thresholds}
+
+
+def _bounds(scores: Solutions, first_errors: Sequence[int]) -> np.ndarray:
+    """[solutions, 2] the thresholds (lo, hi] for which each is judged right."""
+    q, _, solution = flatten(scores, scores)
+    starts = np.searchsorted(solution, np.arange(len(scores)))
+    label = np.array(first_errors, dtype=np.int64)
+    return right_between(q, ~np.isnan(q), solution, np.where(label < 0, -1, starts + label))
+
+
+def _best(bounds: np.ndarray, erroneous: np.ndarray) -> float | None:
+    """None without erroneous or without correct solutions: then F1 is undefined."""
+    if erroneous.all() or not erroneous.any():
+        return None
+    tried = candidates(bounds)
+    a, c = (share_inside(bounds[own], tried) for own in (erroneous, ~erroneous))
+    return float(tried[np.argmax(2 * a * c / np.maximum(a + c, np.finfo(float).tiny))])
 
 
 def _check(scores: Solutions, first_errors: Sequence[int]) -> None:
@@ -122,18 +126,3 @@ def _figures(hits: list[bool], first_errors: Sequence[int]) -> dict[str, Any]:
         "erroneous": len(own[True]),
         "correct": len(own[False]),
     }
-
-
-def _right_between(steps: Sequence[float | None], label: int) -> tuple[float, float]:
-    """(lo, hi]: the thresholds for which the prediction is `label`; (inf, inf) for none."""
-    before = steps if label < 0 else steps[:label]
-    high = min((q for q in before if q is not None), default=float("inf"))
-    own = float("-inf") if label < 0 else steps[label]
-    return (own, high) if own is not None and own < high else (float("inf"), float("inf"))
-
-
-def _share_inside(bounds: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """[candidates] share of the intervals (lo, hi] that hold each."""
-    opened = np.searchsorted(np.sort(bounds[:, 0]), candidates, side="left")  # lo < candidate
-    closed = np.searchsorted(np.sort(bounds[:, 1]), candidates, side="left")  # hi < candidate
-    return (opened - closed) / len(bounds)

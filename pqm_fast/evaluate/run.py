@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.data.scores import Scores, scores_of
+from pqm_fast.data.scores import SCORED_BY, Scores, model_name, scores_of
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.pools import check_correct, evaluate_pools
 from pqm_fast.evaluate.steps import evaluate_steps
@@ -36,10 +36,11 @@ class EvaluateConfig:
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
-    """A step counts as predicted wrong below this Q-value."""
+    """A step counts as predicted wrong below this Q-value. Comparative losses do not put their scores on both sides
+    of 0: compare models by the calibrated figures, which stand beside those at this threshold."""
     calibrate: tuple[str, ...] = ()
-    """Records of other questions, as in --data: the threshold with the highest ProcessBench F1 on them is used too.
-    Default: for each fifth of the questions it comes from the other four."""
+    """Records of other questions, as in --data: the calibrated figures are at the thresholds that are best on them.
+    Default: for each fifth of the questions they come from the other four."""
     by: str = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
@@ -62,7 +63,12 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
             check_correct(record)
         except PQMError as error:
             raise PQMError(f"{', '.join(config.data)}: {error}") from error
-    result: dict[str, Any] = {"records": len(scored), "left_out": [str(skipped)] if skipped.total else []}
+    result: dict[str, Any] = {
+        "model": _model(config, scored),
+        "data": list(config.data),
+        "records": len(scored),
+        "left_out": [str(skipped)] if skipped.total else [],
+    }
     parts = []
     if labelled:
         parts.append(evaluate_steps(labelled, config.threshold, config.by, others))
@@ -94,6 +100,14 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
             if not quiet:
                 print(f"\npicture: {picture}")
     return result
+
+
+def _model(config: EvaluateConfig, scored: list[Scored]) -> str | None:
+    """The one that all scores are of; None if the records do not say, or name several."""
+    if config.model is not None:
+        return model_name(config.model)
+    names = {str(name) if (name := record.extra.get(SCORED_BY)) else None for record, _ in scored}
+    return names.pop() if len(names) == 1 else None
 
 
 def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary) -> Iterator[Scored]:

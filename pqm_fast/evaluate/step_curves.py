@@ -1,5 +1,7 @@
-"""Where step scores hold: calibration by predicted probability, and AUROC by the step's position."""
+"""Where step scores hold: calibration by predicted probability, and AUROC beside what position and length give."""
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -40,25 +42,35 @@ def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
     }
 
 
-def auroc_by_position(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
-    """AUROC among steps at like positions, beside that of a score that knows the position alone.
+def auroc_by_position(
+    scores: Trajectories, labels: Trajectories, lengths: Sequence[Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """AUROC among steps at like positions, beside those of scores that know the position, or the length, alone.
 
     Where later steps are wrong more often, a score that only falls with the position has an AUROC above 0.5 over all
-    steps; among steps at one position it has exactly that. What a model knows beyond it shows in the rows.
+    steps; among steps at one position it has exactly that. In the same way for longer steps. What a model knows beyond
+    it shows in the rows, and among steps of one position or one length.
+
+    Args:
+        scores, labels: as for `step_metrics`.
+        lengths: of the steps, in the same shape, in any unit.
 
     Returns:
-        `all` and `rows`: {first, last (positions from 1), correct, wrong (steps), auroc, position_only} each, `rows`
-        for the positions 1, 2, 3-4, 5-8, ...; `same_position`: the share of (correct, wrong) pairs of steps at the
-        same position that are in order, for which `position_only` would be 0.5. None where undefined.
+        `all` and `rows`: {first, last (positions from 1), correct, wrong (steps), auroc, position_only (earlier is
+        better), length_only (shorter is better)} each, `rows` for the positions 1, 2, 3-4, 5-8, ...; `same_position`
+        and `same_length`: the share of (correct, wrong) pairs of steps at the same position, of the same length, that
+        are in order, for which `position_only`, `length_only` would be 0.5. None where undefined, as what needs
+        `lengths` is without them.
 
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
     """
     q, label, trajectory = flatten(scores, labels)
-    lengths = np.bincount(trajectory, minlength=len(scores))
-    position = np.arange(q.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
+    counts = np.bincount(trajectory, minlength=len(scores))
+    position = np.arange(q.size) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     used = ~(np.isnan(q) | np.isnan(label))
     q, correct, position = q[used], label[used] >= 0.5, position[used]
+    length = None if lengths is None else np.array(list(chain.from_iterable(lengths)), dtype=np.int64)[used]
 
     def row(first: int, last: int) -> dict[str, Any]:
         own = (position >= first) & (position <= last)
@@ -69,7 +81,8 @@ def auroc_by_position(scores: Trajectories, labels: Trajectories) -> dict[str, A
             "correct": int(correct[own].sum()),
             "wrong": int((~correct[own]).sum()),
             "auroc": share_in_order(q[own], correct[own], one),
-            "position_only": share_in_order(-position[own].astype(float), correct[own], one),
+            "position_only": share_in_order(-position[own], correct[own], one),
+            "length_only": None if length is None else share_in_order(-length[own], correct[own], one),
         }
 
     longest = int(position.max(initial=0))
@@ -78,4 +91,5 @@ def auroc_by_position(scores: Trajectories, labels: Trajectories) -> dict[str, A
         "all": row(1, longest),
         "rows": [row(first, min(last, longest)) for first, last in doublings],
         "same_position": share_in_order(q, correct, position),
+        "same_length": None if length is None else share_in_order(q, correct, length),
     }

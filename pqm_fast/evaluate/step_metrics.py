@@ -9,9 +9,10 @@ import numpy as np
 from pqm_fast.errors import PQMError
 
 Trajectories = Sequence[Sequence[float | None]]
+Threshold = float | np.ndarray  # one, or one per trajectory
 
 
-def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 0.0) -> dict[str, float | None]:
+def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshold = 0.0) -> dict[str, float | None]:
     """Metrics over all steps that have both a score and a label (None stands for a missing one).
 
     A step counts as correct iff its label is >= 0.5, and as predicted correct iff q >= `threshold`.
@@ -19,11 +20,12 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 
     Args:
         scores: one list of Q-values per trajectory, one entry per step.
         labels: the labels in [0, 1], in the same shape.
-        threshold: fixed beforehand, never picked on the data it is scored on.
+        threshold: fixed beforehand, never picked on the data it is scored on; one, or one for each trajectory.
 
     Returns:
         A dict; a figure that is undefined (say, AUROC without a wrong step) is None.
-        `step_accuracy`, `accuracy_on_correct`, `accuracy_on_wrong`: share of steps predicted as labelled.
+        `step_accuracy`, `accuracy_on_correct`, `accuracy_on_wrong`: share of steps predicted as labelled;
+        `balanced_accuracy`: the mean of the last two, 0.5 for what knows nothing, however rare wrong steps are.
         `auroc`: over all steps, ties count half.
         `pair_accuracy`: share of (correct, wrong) pairs within one trajectory with q_correct > q_wrong, ties
         half.
@@ -36,27 +38,46 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: float = 
         PQMError: scores and labels differ in shape, or a score is NaN.
     """
     q, label, trajectory = flatten(scores, labels)
-    labelled = ~np.isnan(label)
-    used = labelled & ~np.isnan(q)
-    correct = label >= 0.5
-    hit = (q >= threshold) == correct
-    true_error = _first(labelled & ~correct, trajectory, len(scores))
-    predicted_error = _first(used & (q < threshold), trajectory, len(scores))
-    seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
-    q, correct, hit, trajectory = q[used], correct[used], hit[used], trajectory[used]
+    used = ~(np.isnan(label) | np.isnan(q))
+    q, correct, trajectory = q[used], label[used] >= 0.5, trajectory[used]
     gap = (_mean(q[correct]), _mean(q[~correct]))
+    at_threshold = threshold_metrics(scores, labels, threshold)
+    first_error = at_threshold.pop("first_error_accuracy")
     return {
-        "step_accuracy": _mean(hit),
-        "accuracy_on_correct": _mean(hit[correct]),
-        "accuracy_on_wrong": _mean(hit[~correct]),
+        **at_threshold,
         "auroc": share_in_order(q, correct, np.zeros_like(trajectory)),
         "pair_accuracy": share_in_order(q, correct, trajectory),
-        "first_error_accuracy": _mean((true_error == predicted_error)[seen]),
+        "first_error_accuracy": first_error,
         "mean_gap": None if gap[0] is None or gap[1] is None else gap[0] - gap[1],
-        "trajectories": int(seen.sum()),
+        "trajectories": int((np.bincount(trajectory, minlength=len(scores)) > 0).sum()),
         "steps": int(used.sum()),
         "share_correct": _mean(correct),
     }
+
+
+def threshold_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshold) -> dict[str, float | None]:
+    """Those of `step_metrics` that depend on the threshold."""
+    q, label, trajectory = flatten(scores, labels)
+    labelled = ~np.isnan(label)
+    used = labelled & ~np.isnan(q)
+    correct, passed = label >= 0.5, q >= of_each_step(threshold, trajectory)
+    true_error = first_flagged(labelled & ~correct, trajectory, len(scores))
+    predicted_error = first_flagged(used & ~passed, trajectory, len(scores))
+    seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
+    hit, correct = (passed == correct)[used], correct[used]
+    on_correct, on_wrong = _mean(hit[correct]), _mean(hit[~correct])
+    return {
+        "step_accuracy": _mean(hit),
+        "balanced_accuracy": None if on_correct is None or on_wrong is None else (on_correct + on_wrong) / 2,
+        "accuracy_on_correct": on_correct,
+        "accuracy_on_wrong": on_wrong,
+        "first_error_accuracy": _mean((true_error == predicted_error)[seen]),
+    }
+
+
+def of_each_step(threshold: Threshold, trajectory: np.ndarray) -> Threshold:
+    """Of each step's trajectory, if there is one for each."""
+    return threshold[trajectory] if isinstance(threshold, np.ndarray) else threshold
 
 
 def flat_floor(labels: Trajectories) -> float:
@@ -95,7 +116,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-def _first(flag: np.ndarray, trajectory: np.ndarray, count: int) -> np.ndarray:
+def first_flagged(flag: np.ndarray, trajectory: np.ndarray, count: int) -> np.ndarray:
     """[count] flat index of each trajectory's first flagged step, -1 where there is none."""
     first = np.full(count, -1)
     hits = np.flatnonzero(flag)[::-1]

@@ -5,12 +5,16 @@ from typing import Any
 
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.calibrate import FOLDS, ON_FOLDS, ON_OTHERS
 from pqm_fast.evaluate.error_types import by_type
-from pqm_fast.evaluate.processbench import FOLDS, calibrate_threshold, cross_calibrated, processbench
+from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
 from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
 from pqm_fast.evaluate.step_metrics import step_metrics
+from pqm_fast.evaluate.step_thresholds import StepThresholds, calibrated_metrics, cross_thresholds, thresholds_from
 
-Scored = Iterable[tuple[Record, Sequence[float | None]]]
+Pair = tuple[Record, Sequence[float | None]]
+Scored = Iterable[Pair]
+TOO_FEW = f"{FOLDS - 1} of {FOLDS} parts of the questions must hold"
 NO_ERROR = "none"  # the type of a record whose field is null, as the unaltered solutions of PRMBench
 
 
@@ -22,11 +26,13 @@ def evaluate_steps(
     Args:
         threshold: a step counts as predicted wrong below this Q-value.
         by: the field of `extra` that says which type of error a record has.
-        calibrate: other pairs, for the threshold of `processbench_calibrated`. Without them each question's threshold
-            comes from the other questions (`cross_calibrated`).
+        calibrate: other pairs, for the thresholds of the calibrated figures. Without them each question's thresholds
+            come from the other questions (`cross_thresholds`, `cross_calibrated`).
 
     Returns:
-        `threshold`; `steps`: the result of `step_metrics`; `calibration`, `auroc_by_position`: those of `step_curves`;
+        `threshold`; `steps`: the results of `step_metrics` and `calibrated_metrics`; `step_thresholds`: {figure: its
+        thresholds} and `calibrated_on`, if there are any; `calibration`, `auroc_by_position`: those of `step_curves`,
+        the length of a step in characters;
         `by_type`: {field, types} with the result of `error_types.by_type`, if records have the field;
         `processbench`: that of `processbench` with the `threshold` given, and `processbench_calibrated`, with
         `thresholds` and `calibrated_on`, if the labels of every record name a first error (all correct, or correct up
@@ -44,20 +50,29 @@ def evaluate_steps(
         result["left_out"].append(f"{len(pairs) - len(labelled)} of {len(pairs)} records have no labels")
     if not labelled:
         return result
-    labels, scores = [y for _, y, _ in labelled], [q for *_, q in labelled]
+    records, labels, scores = [r for r, *_ in labelled], [y for _, y, _ in labelled], [q for *_, q in labelled]
+    others = None if calibrate is None else _others(calibrate, {record.prompt for record in records})
     result["threshold"] = threshold
-    result["steps"] = step_metrics(scores, labels, threshold)
+    first_errors = _first_error_figures(records, labels, scores, threshold, others, result)
+    chosen = _thresholds(records, labels, scores, others)
+    result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, chosen)
+    if chosen is None:
+        result["left_out"].append(f"calibrated step figures: {TOO_FEW} correct and wrong steps")
+    else:
+        result["step_thresholds"] = {**chosen.chosen, "calibrated_on": chosen.calibrated_on}
     result["calibration"] = calibration(scores, labels)
-    result["auroc_by_position"] = auroc_by_position(scores, labels)
+    lengths = [[len(step) for step in record.steps] for record in records]
+    result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
     typed = [i for i, (record, *_) in enumerate(labelled) if by in record.extra]
     if typed:
         own = [labelled[i][0].extra[by] for i in typed]
         types = [NO_ERROR if value is None else str(value) for value in own]
-        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold)
+        of_typed = None if chosen is None else chosen.of(typed)
+        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, of_typed)
         result["by_type"] = {"field": by, "types": figures}
         if len(typed) < len(labelled):
             result["left_out"].append(f"by {by}: {len(labelled) - len(typed)} of {len(labelled)} records lack it")
-    result |= _first_error_figures([record for record, *_ in labelled], labels, scores, threshold, calibrate, result)
+    result |= first_errors
     cut = sum(
         q is None and y is not None for ys, qs in zip(labels, scores, strict=True) for y, q in zip(ys, qs, strict=True)
     )
@@ -71,7 +86,7 @@ def _first_error_figures(
     labels: list[list[float | None]],
     scores: list[Sequence[float | None]],
     threshold: float,
-    calibrate: Scored | None,
+    others: list[Pair] | None,
     result: dict[str, Any],
 ) -> dict[str, Any]:
     first_errors = [first_error(y) for y in labels]
@@ -83,39 +98,53 @@ def _first_error_figures(
         )
         return {}
     found: dict[str, Any] = {"processbench": {"threshold": threshold, **processbench(scores, known, threshold)}}
-    prompts = [record.prompt for record in records]
-    if calibrate is not None:
-        chosen = _threshold(calibrate, set(prompts))
-        figures = {
-            **processbench(scores, known, chosen),
-            "thresholds": [chosen],
-            "calibrated_on": "other questions given",
-        }
+    if others is not None:
+        best = _first_error_threshold(others)
+        figures = {**processbench(scores, known, best), "thresholds": [best], "calibrated_on": ON_OTHERS}
         return {**found, "processbench_calibrated": figures}
-    crossed = cross_calibrated(scores, known, prompts)
+    crossed = cross_calibrated(scores, known, [record.prompt for record in records])
     if crossed is None:
         result["left_out"].append(
-            f"ProcessBench with a calibrated threshold: {FOLDS - 1} of {FOLDS} parts of the questions must hold "
-            "erroneous and correct solutions"
+            f"ProcessBench with a calibrated threshold: {TOO_FEW} erroneous and correct solutions"
         )
         return found
-    where = f"for each fifth of the questions, the other {FOLDS - 1}"
-    return {**found, "processbench_calibrated": {**crossed, "calibrated_on": where}}
+    return {**found, "processbench_calibrated": {**crossed, "calibrated_on": ON_FOLDS}}
 
 
-def _threshold(calibrate: Scored, scored_prompts: set[str]) -> float:
+def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:
     pairs = [checked(record, scores) for record, scores in calibrate]
     shared = next((record for record, _ in pairs if record.prompt in scored_prompts), None)
     if shared is not None:
         raise PQMError(
             f"calibrate: record {shared.id} asks a question that is also scored: a threshold must come from others"
         )
-    first_errors = [first_error(record.labels or []) if record.labels else None for record, _ in pairs]
-    unfit = next((record for (record, _), first in zip(pairs, first_errors, strict=True) if first is None), None)
+    return pairs
+
+
+def _first_error_threshold(others: list[Pair]) -> float:
+    first_errors = [first_error(record.labels or []) if record.labels else None for record, _ in others]
+    unfit = next((record for (record, _), first in zip(others, first_errors, strict=True) if first is None), None)
     if unfit is not None:
         raise PQMError(f"calibrate: record {unfit.id}: its labels do not name a first error; leave it out")
     try:
-        return calibrate_threshold([q for _, q in pairs], [first for first in first_errors if first is not None])
+        return calibrate_threshold([q for _, q in others], [first for first in first_errors if first is not None])
+    except PQMError as error:
+        raise PQMError(f"calibrate: {error}") from None
+
+
+def _thresholds(
+    records: list[Record],
+    labels: list[list[float | None]],
+    scores: list[Sequence[float | None]],
+    others: list[Pair] | None,
+) -> StepThresholds | None:
+    if others is None:
+        return cross_thresholds(scores, labels, [record.prompt for record in records])
+    unlabelled = next((record for record, _ in others if record.labels is None), None)
+    if unlabelled is not None:
+        raise PQMError(f"calibrate: record {unlabelled.id}: it has no labels; leave it out")
+    try:
+        return thresholds_from([q for _, q in others], [record.labels or [] for record, _ in others], len(records))
     except PQMError as error:
         raise PQMError(f"calibrate: {error}") from None
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.evaluate.step_curves import BINS
+from pqm_fast.evaluate.step_thresholds import calibrated
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -17,45 +19,62 @@ def table(summary: dict[str, Any]) -> str:
 def _steps(summary: dict[str, Any]) -> str:
     if "steps" not in summary:
         return ""
-    return "Steps\n" + _aligned([[name.replace("_", " "), _number(value)] for name, value in summary["steps"].items()])
+    found = summary["steps"]
+    both = [name for name in found if calibrated(name) in found]
+    rows = [["", f"threshold {summary['threshold']:g}", "calibrated"]]
+    rows += [[_spaced(name), _number(found[name]), _number(found[calibrated(name)])] for name in both]
+    alone = [name for name in found if name not in both and name not in map(calibrated, both)]
+    rows += [[_spaced(name), _number(found[name]), ""] for name in alone]
+    note = ""
+    if "step_thresholds" in summary:
+        note = (
+            f"\n  calibrated on: {summary['step_thresholds']['calibrated_on']}; at the threshold that is best there for"
+            "\n  the figure, for accuracy on correct and on wrong steps at that of their mean, the balanced accuracy"
+        )
+    return f"Steps\n{_aligned(rows)}{note}"
 
 
 TYPE_COLUMNS = {
-    "trajectories": "solutions",
-    "steps": "steps",
     "step_accuracy": "step accuracy",
+    "balanced_accuracy": "balanced",
     "accuracy_on_correct": "on correct",
     "accuracy_on_wrong": "on wrong",
     "prm_score": "PRMScore",
     "first_error_accuracy": "first error",
-    "auroc": "AUROC",
 }
 
 
 def _types(summary: dict[str, Any]) -> str:
     if "by_type" not in summary:
         return ""
-    rows = [[summary["by_type"]["field"], *TYPE_COLUMNS.values()]]
-    rows += [[name, *(_number(own[key]) for key in TYPE_COLUMNS)] for name, own in summary["by_type"]["types"].items()]
-    return f"Steps by {summary['by_type']['field']}\n" + _aligned(rows)
+    field, types = summary["by_type"]["field"], summary["by_type"]["types"]
+    rows = [[field, "solutions", "steps", "AUROC", *TYPE_COLUMNS.values()]]
+    for name, own in types.items():
+        pairs = [f"{_number(own[key])} / {_number(own[calibrated(key)])}" for key in TYPE_COLUMNS]
+        rows.append([name, *(_number(own[key]) for key in ("trajectories", "steps", "auroc")), *pairs])
+    return f"Steps by {field}\n{_aligned(rows)}\n  two figures: at threshold {summary['threshold']:g} / calibrated"
 
 
 def _positions(summary: dict[str, Any]) -> str:
     if "auroc_by_position" not in summary:
         return ""
     found = summary["auroc_by_position"]
-    rows = [["step", "correct", "wrong", "AUROC", "position only"]]
+    rows = [["step", "correct", "wrong", "AUROC", "position only", "length only"]]
     for own in [*found["rows"], found["all"]]:
         place = str(own["first"]) if own["first"] == own["last"] else f"{own['first']}-{own['last']}"
         place = "all" if own is found["all"] else place
-        figures = (own["correct"], own["wrong"], own["auroc"], own["position_only"])
+        figures = (own["correct"], own["wrong"], own["auroc"], own["position_only"], own["length_only"])
         rows.append([place, *map(_number, figures)])
-    chance = None if found["same_position"] is None else 0.5
-    rows.append(["same step", "", "", _number(found["same_position"]), _number(chance)])
-    note = (
-        "  position only: a score that knows nothing but the step's number; same step: pairs of steps with one number"
+    for name, column in (("same_position", 0), ("same_length", 1)):
+        chance = ["", ""]
+        chance[column] = _number(None if found[name] is None else 0.5)
+        rows.append([_spaced(name), "", "", _number(found[name]), *chance])
+    notes = (
+        "position only: a score that knows nothing but the step's number (earlier is better);",
+        "length only: nothing but its number of characters (shorter is better);",
+        "same position, same length: pairs of a correct and a wrong step that are equal in it",
     )
-    return f"AUROC by position\n{_aligned(rows)}\n{note}"
+    return "\n".join(["AUROC by position", _aligned(rows), *(f"  {note}" for note in notes)])
 
 
 def _calibration(summary: dict[str, Any]) -> str:
@@ -93,6 +112,10 @@ def _pools(summary: dict[str, Any]) -> str:
     if "overall" not in summary:
         return ""
     entries = [*summary["policies"].items(), ("all candidates", summary["overall"])]
+    if not something_to_choose(summary["overall"]):
+        rows = [["policy", "solutions", "mean"]]
+        rows += [[name, str(entry["candidates"]), _figure(entry["mean_accuracy"])] for name, entry in entries]
+        return f"Accuracy, +- 95% interval over questions; there is nothing to choose among\n{_aligned(rows)}"
     ns = sorted({n for _, entry in entries for n in entry["pass_at_n"]}, key=int)
     majority = f"majority ({summary['overall']['majority_vote']['ties']})"
     head = ["policy", "questions", "candidates", "mean", majority, "votes", "pick"]
@@ -101,7 +124,11 @@ def _pools(summary: dict[str, Any]) -> str:
     for name, entry in entries:
         counts = [str(entry["questions"]), str(entry["candidates"])]
         vote = entry["majority_vote"]
-        head = [name, *counts, _figure(entry["mean_accuracy"]), _figure(vote), f"{vote['votes']:.3g}"]
+        head = [name, *counts, _figure(entry["mean_accuracy"])]
+        if not something_to_choose(entry):
+            rows.append([*head, *[""] * (len(rows[0]) - len(head))])
+            continue
+        head += [_figure(vote), f"{vote['votes']:.3g}"]
         weighted = {f"vote by {how}": own for how, own in entry["weighted_vote"].items()}
         picks = {**entry["best_of_n"], "vote": entry["self_consistency"], **weighted, "pass@n": entry["pass_at_n"]}
         for how, own in picks.items():
@@ -114,6 +141,10 @@ def _pools(summary: dict[str, Any]) -> str:
     ]
     title = "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
     return "\n".join([title, _aligned(rows), *(f"  {note}" for note in notes)])
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _number(value: float | None) -> str:

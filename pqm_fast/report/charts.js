@@ -97,19 +97,19 @@ function drawChart(holder, chart, series, yOptions, runNames) {
     svg.append(element("path", { d: path(edge) + "Z", fill: colour(one), class: "band" }));
   }
   for (const one of series) {
-    const style = { d: path(one.points), stroke: colour(one), class: one.faint ? "curve faint" : "curve" };
+    const style = { d: path(one.points), stroke: colour(one), class: one.raw ? "curve raw" : one.faint ? "curve faint" : "curve" };
     if (one.dash) style["stroke-dasharray"] = one.dash;
     svg.append(element("path", style));
     if (one.dots || one.points.length === 1)
       for (const point of one.points)
         svg.append(element("circle", { cx: x.at(point[0]), cy: y.at(point[1]), r: 2.5, fill: colour(one) }));
   }
-  hover(svg, tip, series, x, y, chart, runNames);
+  hover(svg, tip, series.filter((one) => !one.raw), x, chart, runNames);
 }
 
 function legend(series) {
   const shown = new Map();
-  for (const one of series) {
+  for (const one of series.filter((one) => !one.raw)) {
     const key = `${one.label} ${one.colour ?? (one.run === null)}`;
     if (!shown.has(key)) shown.set(key, one);
   }
@@ -127,7 +127,7 @@ function legend(series) {
 }
 
 // A line at the nearest x, and the value of every curve that has a point there.
-function hover(svg, tip, series, x, y, chart, runNames) {
+function hover(svg, tip, series, x, chart, runNames) {
   const places = [...new Set(series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
   const cursor = element("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cursor);

@@ -1,9 +1,11 @@
 """The curves of a page, as data: what charts.js draws."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from math import isfinite
 from typing import Any
 
+from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.report.find import Run
 from pqm_fast.report.groups import Group
 
@@ -11,10 +13,11 @@ Chart = dict[str, Any]
 Point = list[float]
 HAVE_FLOOR = ("rank", "rank-first-error")  # losses
 POINTS = 500  # of a curve; a longer log is averaged
+SMOOTHED = 20  # points that a curve must have to be smoothed
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Loss, accuracies on held-out steps, gradient norm, learning rate and speed by optimizer step."""
+    """Loss, accuracies, gradient norm, learning rate and speed by optimizer step."""
 
     def lines(kind: str, key: str, label: str, **style: Any) -> Iterator[dict[str, Any]]:
         for i, run in enumerate(runs):
@@ -24,24 +27,33 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
             points = [[row["step"], row[key]] for row in rows if _is_number(row.get(key))]
             yield _series(i, label, _averaged(points) if kind == "train" else points, **style)
 
+    def smooth(key: str) -> Iterator[dict[str, Any]]:
+        """The raw line behind, the smoothed one before it; few points are drawn as they are."""
+        for series in lines("train", key, "training"):
+            points = series["points"]
+            if len(points) >= SMOOTHED:
+                yield series | {"raw": True}
+            yield series | {"points": _smoothed(points), "faint": True}
+
     faint, dots = {"faint": True}, {"dots": True}
     return _drawn(
         _chart(
             "Loss",
-            *lines("train", "loss", "training", **faint),
+            *smooth("loss"),
             *lines("eval", "loss", "held out", **dots),
             *lines("train", "flat_floor", "floor: correct steps all scored alike", dash="2 3", **faint),
         ),
+        _chart("Pairs in order", *smooth("pair_accuracy"), *lines("eval", "pair_accuracy", "held out", **dots)),
+        _chart("Step AUROC, held out", *lines("eval", "auroc", "held out", **dots)),
         _chart(
             "Step accuracy",
-            *lines("train", "step_accuracy", "training", **faint),
-            *lines("eval", "step_accuracy", "held out", **dots),
+            *smooth("step_accuracy"),
+            *lines("eval", "step_accuracy", "held out, threshold 0", **dots),
+            *lines("eval", "step_accuracy_calibrated", "held out, calibrated", dash="6 3", **dots),
         ),
-        _chart("Step AUROC, held out", *lines("eval", "auroc", "held out", **dots)),
-        _chart("Pairs in order, held out", *lines("eval", "pair_accuracy", "held out", **dots)),
-        _chart("Gradient norm", *lines("train", "grad_norm", "training"), y={"log": True}),
+        _chart("Gradient norm", *smooth("grad_norm"), y={"log": True}),
         _chart("Learning rate", *lines("train", "learning_rate", "training"), y={"zero": True}),
-        _chart("Tokens a second", *lines("train", "tokens_per_second", "training"), y={"zero": True}),
+        _chart("Tokens a second", *smooth("tokens_per_second"), y={"zero": True}),
     )
 
 
@@ -51,15 +63,16 @@ def best_of_n_charts(group: Group, colour_by_how: bool) -> list[Chart]:
     A series of one aggregator has it as `choice`: the page shows the chosen one, or all without those of `detail`.
     """
     pooled = {i: result for i, result in group.by_run.items() if "overall" in result}
-    if not pooled:
-        return []
     panels = [("all candidates", {i: result["overall"] for i, result in pooled.items()})]
     policies = {name: entry["questions"] for result in pooled.values() for name, entry in result["policies"].items()}
     for name in sorted(policies, key=lambda name: -policies[name]):
         panels.append((name, {i: r["policies"][name] for i, r in pooled.items() if name in r["policies"]}))
     if len(policies) == 1:  # then it is all candidates too
         panels = panels[1:]
-    charts = _drawn(*(_pool_chart(title, entries, colour_by_how) for title, entries in panels))
+    chosen = [
+        (title, {i: entry for i, entry in entries.items() if something_to_choose(entry)}) for title, entries in panels
+    ]
+    charts = _drawn(*(_pool_chart(title, entries, colour_by_how) for title, entries in chosen if entries))
     for chart in charts:
         chart["y"] = {"shared": True}
     return charts
@@ -100,10 +113,12 @@ def step_charts(group: Group) -> list[Chart]:
             ticks[row["first"]] = str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
         notes = [f"{row['correct']:,} correct, {row['wrong']:,} wrong" for row in rows]
         positions.append(_series(i, "model", [[row["first"], row["auroc"]] for row in rows], notes=notes, dots=True))
-        chance = [[row["first"], row["position_only"]] for row in rows]
-        if chance and chance not in drawn:
-            drawn.append(chance)
-            positions.append(_series(None, "knows the position alone", chance, dash="6 3"))
+        for name, dash in (("position", "6 3"), ("length", "2 3")):
+            key = f"{name}_only"  # older results know no lengths
+            control = [[row["first"], row[key]] for row in rows if row.get(key) is not None]
+            if control and (name, control) not in drawn:
+                drawn.append((name, control))
+                positions.append(_series(None, f"knows the {name} alone", control, dash=dash))
     if any(series["points"] for series in calibration):
         calibration.append(_series(None, "calibrated", [[0, 0], [1, 1]], dash="2 3"))
     return _drawn(
@@ -137,6 +152,18 @@ def _averaged(points: list[Point]) -> list[Point]:
     size = -(-len(points) // POINTS) if points else 1
     runs = [points[i : i + size] for i in range(0, len(points), size)]
     return [[run[-1][0], sum(y for _, y in run) / len(run)] for run in runs]
+
+
+def _smoothed(points: list[Point]) -> list[Point]:
+    """Each the mean of a tenth of all points, those around it: it does not lag behind. Of few, each itself."""
+    if len(points) < SMOOTHED:
+        return points
+    total, half = list(accumulate((y for _, y in points), initial=0.0)), len(points) // 20
+    found = []
+    for i, (x, _) in enumerate(points):
+        start, end = max(i - half, 0), min(i + half + 1, len(points))
+        found.append([x, (total[end] - total[start]) / (end - start)])
+    return found
 
 
 def _by_n(figures: dict[str, Any]) -> list[Point]:

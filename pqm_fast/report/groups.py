@@ -1,7 +1,9 @@
 """Evaluations that can be compared: those of the same data."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pqm_fast.report.find import Run
@@ -21,7 +23,8 @@ class Group:
 
 
 def evaluations(runs: Sequence[Run]) -> list[Group]:
-    """A result does not name its data; figures that no model can change tell whether two are of the same."""
+    """Two results may name the same data by files of other names (scored ones): figures that no model can change tell
+    whether they are of the same."""
     groups: list[Group] = []
     for i, run in enumerate(runs):
         for name, result in run.evaluations.items():
@@ -31,12 +34,26 @@ def evaluations(runs: Sequence[Run]) -> list[Group]:
                 group = Group([], key)
                 groups.append(group)
             group.by_run[i] = result
+            name = _without(name, run.name)
             if name not in group.names:
                 group.names.append(name)
     if len(groups) > 1:
-        for group in groups:
-            group.title = ", ".join(group.names[:3]) + (", ..." if len(group.names) > 3 else "")
+        data = [_data_name(group) for group in groups]
+        for group, own in zip(groups, data, strict=True):
+            names = ", ".join(group.names[:3]) + (", ..." if len(group.names) > 3 else "")
+            group.title = own if own and data.count(own) == 1 else names
     return groups
+
+
+def _data_name(group: Group) -> str:
+    """The files that all its results are of, as `evaluate` was given them; empty if they differ or do not say."""
+    known = {tuple(Path(str(name)).name for name in result.get("data") or ()) for result in group.by_run.values()}
+    return ", ".join(known.pop()) if len(known) == 1 else ""
+
+
+def _without(name: str, run: str) -> str:
+    """What a file's name says beside its run's: `pool` for `RUN.pool`."""
+    return re.sub(rf"^{re.escape(run)}[ ._-]+|[ ._-]+{re.escape(run)}$", "", name)
 
 
 def _data_key(result: Evaluation) -> tuple[Any, ...]:

@@ -17,6 +17,12 @@ from pqm_fast.report.table import Cell, Table, ablation
 
 HERE = Path(__file__).parent
 SCRIPTS = ("charts.js", "viewer.js", "start.js")
+FIXED = (
+    "Fixed: at the threshold 0, or that of `evaluate --threshold`. The comparative losses leave the level of the scores"
+    " free, so it says where they lie, not what they tell apart. Calibrated: each solution is judged with a threshold"
+    " that was chosen on other questions; compare models by that. Position only, length only: the AUROC of a score"
+    " that knows nothing but a step's number, or its number of characters."
+)
 
 
 def page(runs: Sequence[Run], solutions: dict[str, Any], title: str) -> bytes:
@@ -75,6 +81,8 @@ def _runs(runs: Sequence[Run]) -> str:
         notes.insert(0, "Options are those in which the runs differ; the best value of a figure is marked.")
     if table.seeds:
         notes.append("Runs that differ in the seed alone share a row: mean ± standard deviation over the seeds.")
+    if any(column.name.endswith(("fixed", "calibrated")) for column in table.columns):
+        notes.append(FIXED)
     if any(column.intervals != [""] * len(runs) for column in table.columns):
         notes.append("95% intervals stand in the tooltips.")
     options = "".join(
@@ -92,25 +100,35 @@ def _runs(runs: Sequence[Run]) -> str:
             "Curves of Best-of-N and solutions appear here once `pqm-fast evaluate --out RUN/NAME.json` and `pqm-fast"
             " score --out RUN/NAME.jsonl` have written into the run's folder."
         )
-    return f'<p class="note">{" ".join(notes)}</p>{_table(table)}{options}' if table.columns else options
+    return f'<p class="note">{" ".join(notes)}</p>{_tables(table)}{options}' if table.columns else options
 
 
-def _table(table: Table) -> str:
-    parts = [(group, len(list(own))) for group, own in groupby(table.columns, key=lambda column: column.group)]
-    starts = {1 + len(table.options) + sum(size for _, size in parts[:k]) for k in range(len(parts))}
+def _tables(table: Table) -> str:
+    """One for each group of figures, narrow enough for a page; the options stand in the first."""
+    made, first = "", 1 + len(table.options)
+    start = first
+    for group, own in groupby(table.columns, key=lambda column: column.group):
+        columns = list(own)
+        here = slice(start, start + len(columns))
+        left = first if not made else 1
+        start += len(columns)
+        rows = [row[:left] + row[here] for row in table.rows if any(cell.value is not None for cell in row[here])]
+        heads = ["run", *table.options][:left] + [column.name for column in columns]
+        made += f"<h4>{escape(group)}</h4>{_table(heads, rows, left)}"
+    return made
+
+
+def _table(heads: list[str], rows: list[list[Cell]], texts: int) -> str:
+    """The first so many columns are `texts`."""
 
     def classes(k: int, *more: str) -> str:
-        own = [*more, *(["starts"] if k in starts else []), *(["text"] if k <= len(table.options) else [])]
+        own = [*more, *(["text"] if k < texts else [])]
         return f' class="{" ".join(own)}"' if own else ""
 
-    heads = ["run", *table.options, *(column.name for column in table.columns)]
-    top = "<th></th>" * (1 + len(table.options))
-    top += "".join(f'<th colspan="{size}">{escape(group)}</th>' for group, size in parts)
     head = "".join(f'<th data-column="{k}"{classes(k)}>{escape(name)}</th>' for k, name in enumerate(heads))
-    body = "".join(f"<tr>{''.join(_cell(cell, classes, k) for k, cell in enumerate(row))}</tr>" for row in table.rows)
+    body = "".join(f"<tr>{''.join(_cell(cell, classes, k) for k, cell in enumerate(row))}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{top}</tr><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -128,7 +146,8 @@ def _training(runs: Sequence[Run], charts: dict[str, list[Chart]]) -> str:
         return ""
     note = (
         "The comparative losses are not meant to reach 0: with all correct steps scored alike the loss sits at the"
-        " floor shown, and its scale depends on the loss and its margin. Read the held-out accuracies beside it."
+        " floor shown, and its scale depends on the loss and its margin. Read the held-out accuracies beside it. Curves"
+        " of training are smoothed over a tenth of their points; the pale line behind one is what was logged."
     )
     return f'<p class="note">{note}</p><div data-charts="training"><div class="charts"></div></div>'
 
@@ -168,17 +187,24 @@ def _types(group: Group, names: list[str]) -> str:
     if not found:
         return ""
     kinds = list(dict.fromkeys(kind for own in found.values() for kind in own["types"]))
-    head = "".join(f"<th>{escape(kind)}</th>" for kind in kinds)
+    head = "".join(f'<th class="text">{escape(kind)}</th>' for kind in kinds)
     rows = ""
     for i, own in found.items():
-        values = [own["types"].get(kind, {}).get("prm_score") for kind in kinds]
-        cells = "".join(f"<td>{'–' if value is None else f'{value:.3f}'}</td>" for value in values)
+        cells = "".join(_prm_score(own["types"].get(kind, {})) for kind in kinds)
         rows += f'<tr><td class="text">{escape(names[i])}</td>{cells}</tr>'
     return (
         f"<h4>PRMScore by {escape(next(iter(found.values()))['field'])}</h4>"
-        '<p class="note">The mean of two F1 scores over steps, of the correct and of the wrong ones (PRMBench).</p>'
-        f'<div class="scroll"><table><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
+        '<p class="note">The mean of two F1 scores over steps, of the correct and of the wrong ones (PRMBench):'
+        " calibrated, and below it at the fixed threshold.</p>"
+        f'<div class="scroll"><table class="types"><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
     )
+
+
+def _prm_score(own: dict[str, Any]) -> str:
+    calibrated, fixed = (
+        "–" if value is None else f"{value:.3f}" for value in (own.get("prm_score_calibrated"), own.get("prm_score"))
+    )
+    return f'<td class="text">{calibrated}<small>{fixed}</small></td>'
 
 
 def _heading(group: Group) -> str:

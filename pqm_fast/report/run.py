@@ -16,8 +16,10 @@ class ReportConfig:
 
     runs: tuple[str, ...]
     """Folders of training runs, of results of `evaluate` or of `demo`, or folders of such folders; files of results
-    or of scored solutions. Results (`evaluate --out`) and scored solutions (`score --out`) in a run's folder are
-    found there. Given first, they need no --runs."""
+    (`evaluate --out`) or of scored solutions (`score --out`). Given first, they need no --runs. A row of the report is
+    a model: files that name one model (`evaluate` and `score` write it into them) are joined, with its training run
+    if that is given too. A file that names none belongs to the run whose folder it lies in, else to the run RUN if it
+    is called RUN.json or RUN.jsonl. NAME=PATH says of which model a file is, or what to call a run."""
     out: str = "report.html"
     """File to write."""
     title: str = "pqm-fast report"

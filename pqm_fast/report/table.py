@@ -7,18 +7,22 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
+from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.report.find import Run
 from pqm_fast.report.groups import evaluations
 from pqm_fast.train.config import FREE_ON_RESUME
 
-HELD_OUT = {
-    "loss": "loss",
-    "step_accuracy": "step accuracy",
-    "auroc": "AUROC",
-    "pair_accuracy": "pairs in order",
-    "first_error_accuracy": "first error",
+# {figure: (its heading, whether the best is marked)}; what a fixed threshold gives says where a model's scores lie
+STEPS = {
+    "step_accuracy_calibrated": ("step accuracy, calibrated", True),
+    "step_accuracy": ("step accuracy, fixed", False),
+    "balanced_accuracy_calibrated": ("balanced, calibrated", True),
+    "first_error_accuracy_calibrated": ("first error, calibrated", True),
+    "first_error_accuracy": ("first error, fixed", False),
+    "auroc": ("AUROC", True),
+    "pair_accuracy": ("pairs in order", True),
 }
-STEPS = {name: shown for name, shown in HELD_OUT.items() if name != "loss"}
+HELD_OUT = {"loss": ("loss", False), **STEPS}  # losses are on scales of their own: of the loss, and of zeta
 Best = Callable[[list[float]], float]
 
 
@@ -132,11 +136,10 @@ def _training(runs: Sequence[Run]) -> list[Column]:
     last = [next((row for row in reversed(run.metrics) if row["kind"] == "eval"), nothing_yet) for run in runs]
     nothing = [""] * len(runs)
     steps = [float(run.metrics[-1]["step"]) if run.metrics else None for run in runs]
-    columns = [Column("training", "steps", steps, nothing)]
-    for name, shown in HELD_OUT.items():
-        # losses are on scales of their own: of the loss, and of zeta
-        best = None if name == "loss" else max
-        columns.append(Column("held out in training", shown, [row.get(name) for row in last], nothing, best))
+    columns = [Column("training, held out", "optimizer steps", steps, nothing)]
+    for name, (shown, marked) in HELD_OUT.items():
+        values = [row.get(name) for row in last]
+        columns.append(Column("training, held out", shown, values, nothing, max if marked else None))
     return columns
 
 
@@ -146,25 +149,31 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
         by_run = [group.by_run.get(i, {}) for i in range(len(runs))]
         title = group.title or group.names[0]
 
-        def column(name: str, path: Sequence[str], best: Best | None = None) -> None:
+        def column(part: str, name: str, path: Sequence[str], best: Best | None = None) -> None:
             found = [_at(result, path) for result in by_run]  # noqa: B023 (called at once)
             values = [one.get("mean") if isinstance(one, dict) else one for one in found]
-            columns.append(Column(title, name, values, [_interval(one) for one in found], best))  # noqa: B023
+            columns.append(Column(f"{title}, {part}", name, values, [_interval(one) for one in found], best))  # noqa: B023
 
-        for name, shown in STEPS.items():
-            column(shown, ["steps", name], max)
-        column("calibration error", ["calibration", "error"], min)
-        column("ProcessBench F1", ["processbench", "f1"], max)
-        column("F1, calibrated", ["processbench_calibrated", "f1"], max)
-        column("mean accuracy", ["overall", "mean_accuracy"])
-        column("majority vote", ["overall", "majority_vote"])
-        pools = [result["overall"] for result in by_run if "overall" in result]
-        sizes = [set(pool["pass_at_n"]) for pool in pools]
-        if common := set.intersection(*sizes) if sizes else set():
+        for name, (shown, marked) in STEPS.items():
+            column("steps", shown, ["steps", name], max if marked else None)
+        column("steps", "equally long steps", ["auroc_by_position", "same_length"], max)
+        column("steps", "position only", ["auroc_by_position", "all", "position_only"])
+        column("steps", "length only", ["auroc_by_position", "all", "length_only"])
+        column("steps", "calibration error", ["calibration", "error"], min)
+        column("ProcessBench", "F1, calibrated", ["processbench_calibrated", "f1"], max)
+        column("ProcessBench", "F1, fixed", ["processbench", "f1"])
+        for kind in ("erroneous", "correct"):
+            column("ProcessBench", f"on {kind}, calibrated", ["processbench_calibrated", f"accuracy_on_{kind}"], max)
+        column("solutions", "mean accuracy", ["overall", "mean_accuracy"])
+        pools = [pool for result in by_run if (pool := result.get("overall")) and something_to_choose(pool)]
+        if not pools:
+            continue
+        column("solutions", "majority vote", ["overall", "majority_vote"])
+        if common := set.intersection(*(set(pool["pass_at_n"]) for pool in pools)):
             n = max(common, key=int)
             for how in dict.fromkeys(how for pool in pools for how in pool["best_of_n"]):
-                column(f"best of {n}, {how}", ["overall", "best_of_n", how, n], max)
-            column(f"pass@{n}", ["overall", "pass_at_n", n])
+                column("solutions", f"best of {n}, {how}", ["overall", "best_of_n", how, n], max)
+            column("solutions", f"pass@{n}", ["overall", "pass_at_n", n])
     return columns
 
 

@@ -18,7 +18,10 @@ from pqm_fast.study.interval import interval
 from pqm_fast.study.pools import Pool
 
 Result = Mapping[str, Any]
-STEP_FIGURES = ("auroc", "pair_accuracy", "step_accuracy", "first_error_accuracy")
+STEP_FIGURES = (
+    *("auroc", "pair_accuracy", "step_accuracy", "step_accuracy_calibrated", "balanced_accuracy_calibrated"),
+    *("first_error_accuracy", "first_error_accuracy_calibrated"),
+)
 
 
 def read_result(path: Path) -> Result:
@@ -110,7 +113,8 @@ def _against(values: Mapping[Cell, np.ndarray], cell: Cell, baseline: Cell) -> d
 def _steps(finished: Sequence[Result]) -> dict[str, float] | None:
     if any(result["steps"] is None for result in finished):
         return None
-    every = {name: [result["steps"][name] for result in finished] for name in STEP_FIGURES}
+    # trials of before there were calibrated figures have none
+    every = {name: [result["steps"].get(name) for result in finished] for name in STEP_FIGURES}
     return {name: _average(own) for name, own in every.items() if None not in own}
 
 

@@ -101,10 +101,15 @@ def _zeta(found: dict[str, Any]) -> str:
     zetas = sorted({config["zeta"], *config["zetas"]})
     cells = select(found, loss="rank", model=config["models"][0], labels=config["labels"][0], zeta=zetas)
     rows = [
-        [f"{cell['zeta']:g}", _interval(cell.get("best_of_n")), _difference(cell.get("against")), *_step_cells(cell)]
+        [
+            f"{cell['zeta']:g}",
+            _interval(cell.get("best_of_n")),
+            _difference(cell.get("against")),
+            *_step_cells(found, cell),
+        ]
         for cell in sorted(cells, key=lambda cell: cell["zeta"])
     ]
-    head = ["zeta", f"best of {found['pool']['n']}", f"minus {config['baseline']}", *STEP_COLUMNS.values()]
+    head = ["zeta", f"best of {found['pool']['n']}", f"minus {config['baseline']}", *_step_columns(found).values()]
     return f"## rank by zeta\n\n{_markdown(head, rows)}" if len(rows) > 1 else ""
 
 
@@ -143,20 +148,29 @@ STEP_COLUMNS = {
     "auroc": "AUROC over all steps",
     "pair_accuracy": "pairs in order within a solution",
     "step_accuracy": "step accuracy",
+    "step_accuracy_calibrated": "step accuracy, calibrated",
+    "balanced_accuracy_calibrated": "balanced, calibrated",
     "first_error_accuracy": "first error",
+    "first_error_accuracy_calibrated": "first error, calibrated",
 }
 
 
-def _step_cells(cell: Entry) -> list[str]:
-    return [_number((cell.get("steps") or {}).get(name)) for name in STEP_COLUMNS]
+def _step_columns(found: dict[str, Any]) -> dict[str, str]:
+    """Those of a figure that some cell has: older results have no calibrated ones."""
+    known = {name for cell in found["cells"] for name in cell.get("steps") or {}}
+    return {name: shown for name, shown in STEP_COLUMNS.items() if name in known}
+
+
+def _step_cells(found: dict[str, Any], cell: Entry) -> list[str]:
+    return [_number((cell.get("steps") or {}).get(name)) for name in _step_columns(found)]
 
 
 def _steps(found: dict[str, Any]) -> str:
     cells = _first(found)
     if not any(cell["steps"] for cell in cells):
         return ""
-    rows = [[cell["loss"], *_step_cells(cell)] for cell in cells]
-    return f"## Steps, {_where(found)}\n\n{_markdown(['loss', *STEP_COLUMNS.values()], rows)}"
+    rows = [[cell["loss"], *_step_cells(found, cell)] for cell in cells]
+    return f"## Steps, {_where(found)}\n\n{_markdown(['loss', *_step_columns(found).values()], rows)}"
 
 
 def _rates(found: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from pqm_fast.data.records import Record
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
+from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
 from pqm_fast.files import write_json
 from pqm_fast.options import DType
 from pqm_fast.study.config import StudyConfig
@@ -32,8 +33,8 @@ def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
 
     `trial`: its cell, rate and seed; `diverged`: the message if a loss or Q-value was not finite, else None;
     `tuning`: {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N, null where a policy
-    has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the result of `step_metrics` on test steps with
-    labels, None without any. Means are over policies, then questions.
+    has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the results of `step_metrics` and
+    `calibrated_metrics` on test steps with labels, None without any. Means are over policies, then questions.
 
     Raises:
         PQMError: anything but divergence that stops a training, or a candidate that cannot be scored.
@@ -149,8 +150,11 @@ def _scores(scorer: Any, pool: Pool) -> Scores:
 
 
 def _step_figures(pool: Pool, scores: Scores) -> dict[str, Any] | None:
-    labelled = [(q, r.labels) for q, r in zip(scores, pool.records, strict=True) if r.labels is not None]
-    return step_metrics([q for q, _ in labelled], [y for _, y in labelled]) if labelled else None
+    labelled = [(q, r.labels, r.prompt) for q, r in zip(scores, pool.records, strict=True) if r.labels is not None]
+    if not labelled:
+        return None
+    q, y, questions = (list(column) for column in zip(*labelled, strict=True))
+    return step_metrics(q, y) | calibrated_metrics(q, y, cross_thresholds(q, y, questions))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
+from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
 from pqm_fast.files import write_json
 from pqm_fast.lock import locked
 from pqm_fast.pretrained import dtype_name
@@ -138,7 +139,10 @@ def evaluate(run: Run, split: Split, limit: int | None = None) -> dict[str, Any]
     total = sum(float(loss) for loss in losses)
     by_steps = LOSSES[run.config.loss].normalised_by == "steps"
     count = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
-    return {"loss": total / max(1, count), **step_metrics(*_per_trajectory(batches, scores))}
+    own, labels = _per_trajectory(batches, scores)
+    questions = [str(split.dataset.question[i]) for batch in batches for i in batch.members]
+    calibrated = calibrated_metrics(own, labels, cross_thresholds(own, labels, questions))
+    return {"loss": total / max(1, count), **step_metrics(own, labels), **calibrated}
 
 
 def _loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generator[list[Planned], None, None]:

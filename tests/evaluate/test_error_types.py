@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pqm_fast.evaluate import by_type, prm_score, step_metrics
+from pqm_fast.evaluate import by_type, calibrated_metrics, cross_thresholds, prm_score, step_metrics
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
@@ -50,6 +50,15 @@ def test_types_are_taken_apart():
     types = [["none", "deception", "confidence"][i % 3] for i in range(30)]
     found = by_type(q, y, types, 0.3)
     assert list(found) == ["confidence", "deception", "none"]
+    thresholds = cross_thresholds(q, y, [f"question {i}" for i in range(30)])
+    chosen = by_type(q, y, types, 0.3, thresholds)
     for k, name in enumerate(["none", "deception", "confidence"]):
-        assert found[name] == step_metrics(q[k::3], y[k::3], 0.3) | prm_score(q[k::3], y[k::3], 0.3)
+        own, labels = q[k::3], y[k::3]
+        fixed = step_metrics(own, labels, 0.3) | prm_score(own, labels, 0.3)
+        nothing = calibrated_metrics(own, labels, None) | {"prm_score_calibrated": None}
+        assert found[name] == fixed | nothing
+        at = prm_score(own, labels, thresholds.each("prm_score")[k::3])["prm_score"]
+        calibrated = calibrated_metrics(own, labels, thresholds.of(range(k, 30, 3))) | {"prm_score_calibrated": at}
+        assert chosen[name] == fixed | calibrated
+        assert None not in calibrated.values()
     assert by_type([], [], []) == {}

@@ -28,7 +28,8 @@ def steps():
     scores = [[float(rng.normal(y)) for y in ys] for ys in labels]
     extra = {"error_type": "deception"}
     return [
-        (Record(str(i), "Q?", ["s"] * 9, ys, extra), qs) for i, (ys, qs) in enumerate(zip(labels, scores, strict=True))
+        (Record(str(i), f"Q{i}?", ["s" * (i % 3 + 1)] * 9, ys, extra), qs)
+        for i, (ys, qs) in enumerate(zip(labels, scores, strict=True))
     ]
 
 
@@ -78,13 +79,21 @@ def test_step_panels_hold_the_figures(figures, tmp_path):
     calibration, positions, types = shown(figures[0])
     reliability = next(line for line in calibration.lines if line.get_label().startswith("model"))
     assert reliability.get_ydata().tolist() == [own["correct"] for own in found["calibration"]["bins"]]
-    model, baseline, _ = positions.lines
+    model, baseline, length, _ = positions.lines
     rows = found["auroc_by_position"]["rows"]
     assert model.get_ydata().tolist() == [row["auroc"] for row in rows]
     assert baseline.get_ydata().tolist() == [row["position_only"] for row in rows]
+    assert length.get_ydata().tolist() == [row["length_only"] for row in rows]
+    assert types.get_title() == "Accuracy by error type, calibrated"
     assert [bar.get_width() for bar in types.patches] == [
-        found["by_type"]["types"]["deception"][key] for key in ("accuracy_on_correct", "accuracy_on_wrong")
+        found["by_type"]["types"]["deception"][f"accuracy_on_{kind}_calibrated"] for kind in ("correct", "wrong")
     ]
+
+
+def test_a_policy_with_one_candidate_has_no_panel(figures, tmp_path):
+    draw(evaluate_pools([*pools(["many"]), *pools(["once"], candidates=1)]), tmp_path / "r.json")
+    assert [ax.get_title().split(" (")[0] for ax in shown(figures[0])] == ["all 2 policies", "many"]
+    assert draw(evaluate_pools(pools([None], candidates=1)), tmp_path / "r.json") == []
 
 
 def test_noise_and_nothing_are_not_drawn(figures, tmp_path):

@@ -213,9 +213,9 @@ def test_table_is_aligned_and_survives_json():
     assert [word in header for word in ("policy", "majority (share)", "votes", "n=1")] == [True] * 4
     row = next(line for line in lines if "all candidates" in line)
     assert row.index("0.667") == header.index("mean")
-    picks = [line[header.index("pick") : header.index("n=1")].strip() for line in lines[2:20]]
-    assert picks == ["min", "prod", "vote", "vote by min", "vote by prod", "pass@n"] * 3
-    assert {line[: len("  all candidates")].strip() for line in lines[2:20]} == {"strong", "weak", "all candidates", ""}
+    picks = [line[header.index("pick") : header.index("n=1")].strip() for line in lines[2:15]]
+    assert picks == ["", *["min", "prod", "vote", "vote by min", "vote by prod", "pass@n"] * 2]  # `strong` has one each
+    assert {line[: len("  all candidates")].strip() for line in lines[2:15]} == {"strong", "weak", "all candidates", ""}
 
 
 def test_many_candidates_take_seconds():

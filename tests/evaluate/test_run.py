@@ -110,3 +110,35 @@ def test_types_by_any_field(tmp_path, by, capsys):
     ]
     assert main(["evaluate", "--data", str(write(tmp_path / "rows.jsonl", rows)), "--by", by]) == 0
     assert f"Steps by {by}\n  {by}" in capsys.readouterr().out
+
+
+def test_a_policy_with_one_candidate_has_nothing_to_choose(tmp_path, capsys):
+    rows = [row | {"policy": "many"} for row in pool(6)]
+    rows += [
+        {**row, "id": f"{row['id']}/once", "policy": "once", "completions": ["so", f"it is {i % 2}"]}
+        for i, row in enumerate(rows[::12])
+    ]
+    out = tmp_path / "result.json"
+    assert main(["evaluate", "--data", str(write(tmp_path / "pool.jsonl", rows)), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [own] = [line for line in lines if line.startswith("  once")]
+    mean = json.loads(out.read_text())["policies"]["once"]["mean_accuracy"]
+    assert own.split() == ["once", "6", "6", f"{mean['mean']:.3f}", f"+-{mean['high'] - mean['mean']:.3f}"]
+    after = lines[lines.index(own) + 1]
+    assert after.startswith("  all candidates")
+    alone = [row for row in rows if row["policy"] == "once"]
+    assert main(["evaluate", "--data", str(write(tmp_path / "once.jsonl", alone)), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Accuracy, +- 95% interval over questions" in printed
+    assert not any(word in printed for word in ("Best-of-N", "pass@n", "picture"))
+
+
+def test_the_model_is_named_if_the_scores_are_of_one(tmp_path):
+    out = tmp_path / "result.json"
+    rows = processbench(0, 10, "one")
+    for names, model in ((["/m/a"] * 10, "/m/a"), (["/m/a"] * 5 + ["/m/b"] * 5, None), ([None] * 10, None)):
+        own = [row | ({"scored_by": name} if name else {}) for row, name in zip(rows, names, strict=True)]
+        data = write(tmp_path / "scored.jsonl", own)
+        assert main(["evaluate", "--data", str(data), "--out", str(out)]) == 0
+        result = json.loads(out.read_text())
+        assert (result["model"], result["data"]) == (model, [str(data)])

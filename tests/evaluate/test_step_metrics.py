@@ -27,6 +27,7 @@ def by_loops(scores, labels, threshold):
     right, bad = [q for q, y in steps if y], [q for q, y in steps if not y]
     return {
         "step_accuracy": np.mean([(q >= threshold) == y for q, y in steps]),
+        "balanced_accuracy": (np.mean([q >= threshold for q in right]) + np.mean([q < threshold for q in bad])) / 2,
         "accuracy_on_correct": np.mean([q >= threshold for q in right]),
         "accuracy_on_wrong": np.mean([q < threshold for q in bad]),
         "pair_accuracy": wins / pairs,
@@ -91,7 +92,7 @@ def test_first_error(q, y, hit):
 def test_undefined_figures_are_none():
     only_correct = step_metrics([[1.0, -1.0]], [[1.0, 1.0]])
     assert only_correct["accuracy_on_correct"] == 0.5
-    for name in ("auroc", "pair_accuracy", "mean_gap", "accuracy_on_wrong"):
+    for name in ("auroc", "pair_accuracy", "mean_gap", "accuracy_on_wrong", "balanced_accuracy"):
         assert only_correct[name] is None
     for nothing in ([], [[]], [[None]]):
         empty = step_metrics(nothing, [[1.0] * len(row) for row in nothing])

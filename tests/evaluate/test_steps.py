@@ -1,6 +1,8 @@
 """Everything that step labels allow, from records to figures."""
 
 import json
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -71,6 +73,9 @@ def test_threshold_from_other_questions():
     assert own["thresholds"] == [calibrate_threshold(*map(list, zip(*others, strict=True)))]
     assert own["calibrated_on"] == "other questions given"
     assert fixed["threshold"] == 0.0
+    assert found["step_thresholds"]["calibrated_on"] == "other questions given"
+    assert [len(found["step_thresholds"][name]) for name in ("step_accuracy", "first_error_accuracy")] == [1, 1]
+    assert found["steps"]["first_error_accuracy_calibrated"] > found["steps"]["first_error_accuracy"] + 0.1
     assert own["f1"] > fixed["f1"] + 0.1
     crossed = evaluate_steps(solutions(200, 0))["processbench_calibrated"]
     assert len(crossed["thresholds"]) == 5
@@ -91,6 +96,21 @@ def test_threshold_from_other_questions():
 def test_what_no_threshold_comes_from(calibrate, message):
     with pytest.raises(PQMError, match=message):
         evaluate_steps(solutions(8, 0), calibrate=calibrate)
+
+
+@pytest.mark.parametrize(
+    ("calibrate", "message"),
+    [
+        ([(Record("x", "Q?", ["s"], [1.0]), [1.0])], "record x asks a question that is also scored"),
+        ([(Record("x", "other", ["s"]), [1.0])], "record x: it has no labels"),
+        ([(Record("x", "other", ["s"], [1.0]), [1.0])], "needs correct and wrong steps, found 1 and 0"),
+    ],
+)
+def test_what_no_threshold_of_steps_comes_from(calibrate, message):
+    """Also where the labels name no first error, as those of PRMBench."""
+    pairs = [(Record("a", "Q?", ["s"] * 3, [1.0, 0.0, 1.0]), [1.0, -1.0, 1.0])]
+    with pytest.raises(PQMError, match=f"calibrate: .*{message}"):
+        evaluate_steps(pairs, calibrate=calibrate)
 
 
 def typed(id, labels, scores, **extra):
@@ -117,16 +137,43 @@ def test_figures_by_type():
 
 
 def test_table_holds_every_figure():
-    found = json.loads(json.dumps(evaluate_steps([typed("a", [1.0, 0.0], [1.0, -1.0], error_type="deception")])))
+    few = [typed("a", [1.0, 0.0], [1.0, -1.0], error_type="deception")]
+    found = json.loads(json.dumps(evaluate_steps(few)))
     lines = table(found).splitlines()
     for title in ("Steps", "Steps by error_type", "AUROC by position", "Calibration", "ProcessBench", "Left out"):
         assert title in lines
-    assert "  all        1        1      1.000  1.000" in lines  # the position alone tells these two steps apart
-    assert "  same step                  -      -" in lines
+    # the position alone tells these two steps apart, and their length does not
+    assert ["all", "1", "1", "1.000", "1.000", "0.500"] in map(str.split, lines)
+    assert ["same", "position", "-", "-"] in map(str.split, lines)
+    assert ["same", "length", "1.000", "0.500"] in map(str.split, lines)
     assert any(line.split()[:2] == ["deception", "1"] for line in lines)
+    # one question: no other one to take a threshold from
+    assert all(value is None for name, value in found["steps"].items() if name.endswith("_calibrated"))
+    assert "  step accuracy         1.000        -" in lines
+    assert any("1.000 / -" in line for line in lines)
+    assert "step_thresholds" not in found
     calibrated = table(evaluate_steps(solutions(200, 0))).splitlines()
     assert any(line.startswith("  calibrated, -") for line in calibrated)
     assert "  calibrated on: for each fifth of the questions, the other 4" in calibrated
+
+
+def test_calibrated_figures_do_not_depend_on_the_level_of_the_scores():
+    """A comparative loss is free to put all scores below 0: the fixed threshold calls every step wrong."""
+    pairs = [typed(f"q{i}", r.labels, q, error_type="ab"[i % 2]) for i, (r, q) in enumerate(solutions(200, 0))]
+    pairs = [(Record(r.id, r.id[:-1], r.steps, r.labels, r.extra), q) for r, q in pairs]
+    level = evaluate_steps(pairs)
+    low = evaluate_steps([(r, [q - 50 for q in own]) for r, own in pairs])
+    assert low["steps"]["accuracy_on_correct"] == 0.0
+    assert low["steps"]["step_accuracy"] == pytest.approx(1 - low["steps"]["share_correct"])
+    for place in (("steps",), ("by_type", "types", "a"), ("by_type", "types", "b")):
+        one, other = (reduce(getitem, place, found) for found in (low, level))
+        names = [name for name in one if name.endswith("_calibrated")]
+        assert len(names) == (5 if place == ("steps",) else 6)
+        assert {name: one[name] for name in names} == {name: other[name] for name in names}
+    assert low["steps"]["step_accuracy_calibrated"] > 0.95
+    assert low["steps"]["first_error_accuracy_calibrated"] > 0.9
+    shift = np.subtract(level["step_thresholds"]["step_accuracy"], low["step_thresholds"]["step_accuracy"])
+    assert shift == pytest.approx([50.0] * 5)
 
 
 def test_prmbench(shared_data):
@@ -143,3 +190,15 @@ def test_prmbench(shared_data):
     position = evaluate_steps([(r, [-float(t) for t in range(len(r.steps))]) for r in records])["auroc_by_position"]
     assert position["same_position"] == 0.5
     assert position["all"]["auroc"] == position["all"]["position_only"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "length_only"),
+    [("prmbench_train.jsonl", 0.629), ("processbench_gsm8k.json", 0.686)],
+)
+def test_shorter_is_better_on_real_labels(shared_data, name, length_only):
+    """What a score gets that reads nothing: the figures of docs/evaluation.md."""
+    records = list(read_records(shared_data(name), options=ReadOptions(skip_bad=True)))
+    found = evaluate_steps([(r, [-float(len(step)) for step in r.steps]) for r in records])["auroc_by_position"]
+    assert found["all"]["auroc"] == found["all"]["length_only"] == pytest.approx(length_only, abs=0.0005)
+    assert found["same_length"] == 0.5

@@ -21,6 +21,7 @@ OPTIONS = [
     "--disable-component-update",
     "--no-first-run",
     "--hide-scrollbars",
+    "--window-size=1300,900",
     "--virtual-time-budget=10000",  # milliseconds for the page's timers, not waited for
 ]
 

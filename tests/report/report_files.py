@@ -73,6 +73,7 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write_results(path: Path, rows: list[dict[str, Any]]) -> Path:
-    write_json(path, results(rows))
+def write_results(path: Path, rows: list[dict[str, Any]], model: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"model": model, **results(rows)})
     return path

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from report_files import pool, results, write_results, write_run
 
+from pqm_fast.report.charts import best_of_n_charts
 from pqm_fast.report.find import Run, find
 from pqm_fast.report.groups import evaluations
 from pqm_fast.report.table import ablation
@@ -32,8 +33,8 @@ def test_options_that_differ_are_columns_and_the_best_is_marked(tmp_path):
         ("0.900", True),
         ("0.900", True),
     ]
-    assert [cell.text for cell in cells(table, "steps")] == ["40"] * 3
-    assert not any(cell.is_best for name in ("loss", "steps") for cell in cells(table, name))
+    assert [cell.text for cell in cells(table, "optimizer steps")] == ["40"] * 3
+    assert not any(cell.is_best for name in ("loss", "optimizer steps") for cell in cells(table, name))
     assert not table.seeds
 
 
@@ -60,7 +61,9 @@ def test_figures_of_evaluations(tmp_path):
     assert poor["best of 8, min"] == 0.0
     assert good["mean accuracy"] == poor["mean accuracy"] == 0.5
     assert good["AUROC"] == stored["steps"]["auroc"]
-    assert good["ProcessBench F1"] == stored["processbench"]["f1"]
+    assert good["F1, fixed"] == stored["processbench"]["f1"]
+    assert good["length only"] == stored["auroc_by_position"]["all"]["length_only"]
+    assert good["equally long steps"] == stored["auroc_by_position"]["same_length"]
     best, worst = cells(table, "best of 8, min")
     assert (best.is_best, worst.is_best) == (True, False)
     assert best.tooltip.startswith("95% interval ")
@@ -81,13 +84,63 @@ def test_results_of_different_data_are_kept_apart():
     assert (first.title, list(first.by_run)) == ("gsm8k", [0, 2])
     assert (second.title, list(second.by_run)) == ("math, other name", [0, 1])
     table = ablation(runs)
-    assert [cell.text for cell in cells(table, "mean accuracy", "gsm8k")] == ["0.500", "–", "0.500", "–"]
-    assert [cell.text for cell in cells(table, "mean accuracy", "math, other name")] == ["0.500", "0.500", "–", "–"]
+    assert [cell.text for cell in cells(table, "mean accuracy", "gsm8k, solutions")] == ["0.500", "–", "0.500", "–"]
+    assert [cell.text for cell in cells(table, "mean accuracy", "math, other name, solutions")] == [
+        "0.500",
+        "0.500",
+        "–",
+        "–",
+    ]
 
 
 def test_the_same_data_evaluated_twice_by_one_run_stays_two():
     runs = [Run(Path("a"), "a", evaluations={"first": results(pool(1.0)), "again": results(pool(0.0))})]
     assert [group.title for group in evaluations(runs)] == ["first", "again"]
+
+
+def test_the_best_is_marked_by_the_calibrated_figure(tmp_path):
+    """`low` tells all steps apart, far below the threshold 0; `level` is a worse model whose scores lie around it."""
+    low = [row | {"scores": [q - 50 for q in row["scores"]]} for row in pool(2.0)]
+    level = [row | {"scores": [row["scores"][0], 1.5 - 0.1 * i]} for i, row in enumerate(pool(-1.0))]
+    write_results(tmp_path / "low.json", low)
+    write_results(tmp_path / "level.json", level)
+    runs = find([str(tmp_path)])
+    table = ablation(runs)
+    assert [row[0].text for row in table.rows] == ["level", "low"]
+    for name in ("step accuracy", "first error"):
+        worse, better = (cell.value for cell in cells(table, f"{name}, fixed"))
+        assert worse > better
+        assert not any(cell.is_best for cell in cells(table, f"{name}, fixed"))
+        worse, better = cells(table, f"{name}, calibrated")
+        assert (worse.is_best, better.is_best) == (False, True)
+    # results of before there were calibrated figures are shown, and nothing in them is marked by the fixed threshold
+    for run in runs:
+        [result] = run.evaluations.values()
+        for name in [name for name in result["steps"] if name.endswith("_calibrated")]:
+            del result["steps"][name]
+        for row in (result["auroc_by_position"]["all"], *result["auroc_by_position"]["rows"]):
+            del row["length_only"]
+        del result["auroc_by_position"]["same_length"], result["step_thresholds"]
+    older = ablation(runs)
+    assert not {"step accuracy, calibrated", "length only", "equally long steps"} & {c.name for c in older.columns}
+    assert not any(cell.is_best for cell in cells(older, "step accuracy, fixed"))
+    assert [cell.is_best for cell in cells(older, "AUROC")] == [False, True]
+
+
+def test_a_policy_with_one_candidate_has_no_best_of_n(tmp_path):
+    write_results(tmp_path / "once.json", [row for row in pool(1.0, ("only",)) if row["id"].endswith("-0")])
+    [run] = find([str(tmp_path / "once.json")])
+    table = ablation([run])
+    names = {column.name for column in table.columns}
+    assert "mean accuracy" in names
+    assert not any(name.startswith(("best of", "pass@", "majority")) for name in names)
+    [group] = evaluations([run])
+    assert best_of_n_charts(group, colour_by_how=True) == []
+    once = [row | {"policy": "once"} for row in pool(1.0, ("weak",)) if row["id"].endswith("-0")]
+    write_results(tmp_path / "mixed.json", [*pool(1.0), *once])
+    [group] = evaluations(find([str(tmp_path / "mixed.json")]))
+    titles = [chart["title"].split(" (")[0] for chart in best_of_n_charts(group, colour_by_how=True)]
+    assert titles == ["all candidates", "strong", "weak"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

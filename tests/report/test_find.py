@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from report_files import pool, solution, write_lines, write_results, write_run
 
@@ -29,6 +31,50 @@ def test_results_of_one_name_are_one_run(tmp_path):
         assert (a.name, b.name) == ("a", "b")
         assert (list(a.evaluations), a.scored) == (["a"], [])
         assert (list(b.evaluations), b.scored) == (["b"], [tmp_path / "b.jsonl"])
+
+
+def test_files_of_one_model_are_one_run_wherever_they_lie(tmp_path):
+    """Two models, each with three results and a scored file in folders by data, given one by one."""
+    trained = write_run(tmp_path / "runs" / "a")
+    files = []
+    for model, good in ((str(trained), 0.0), ("org/b", 1.0)):
+        name = Path(model).name
+        for data in ("steps", "pools", "bench"):
+            files.append(write_results(tmp_path / "results" / data / f"{name}.json", pool(good), model))
+        rows = [row | {"scored_by": model} for row in pool(good)]
+        files.append(write_lines(tmp_path / "results" / f"{name}-scored.jsonl", rows))
+    a, b = find([str(path) for path in files])
+    assert [(run.name, run.metrics, len(run.scored)) for run in (a, b)] == [("a", [], 1), ("b", [], 1)]
+    assert list(a.evaluations) == ["steps/a", "pools/a", "bench/a"]  # none takes another's place
+    a, b = find([*map(str, files), str(trained), str(files[0])])
+    assert (a.path, bool(a.metrics), a.options["loss"], len(a.evaluations)) == (trained, True, "rank", 3)
+    assert (b.name, len(b.evaluations), b.scored) == ("b", 3, [files[-1]])
+
+
+def test_a_file_in_the_folder_of_a_run_is_of_another_model_if_that_is_a_run(tmp_path):
+    a, b = (write_run(tmp_path / name) for name in ("a", "b"))
+    write_results(a / "other.json", pool(1.0), str(b))
+    write_results(a / "own.json", pool(1.0), "/where/it/was/trained/a")  # the folder was moved
+    found = {run.name: list(run.evaluations) for run in find([str(a), str(b)])}
+    assert found == {"a": ["own"], "b": ["other"]}
+    [alone] = find([str(a / "own.json")])
+    assert alone.path == a
+
+
+def test_a_name_joins_files_that_do_not_say_their_model(tmp_path):
+    """As those of before `evaluate` wrote it down: without a name each is a run, for nothing tells that they belong
+    together, and lr1.5 and lr1.7 must not."""
+    paths = [write_results(tmp_path / f"lr1.{k}.json", pool(k / 10)) for k in (5, 7)]
+    assert [run.name for run in find([str(path) for path in paths])] == ["lr1.5", "lr1.7"]
+    other = write_results(tmp_path / "x" / "a=b.json", pool(1.0))
+    joined, apart = find([*(f"mine={path}" for path in paths), str(other)])
+    assert (joined.name, list(joined.evaluations)) == ("mine", ["lr1.5", "lr1.7"])
+    assert (apart.name, list(apart.evaluations)) == ("a=b", ["a=b"])
+    folder = write_run(tmp_path / "run")
+    [named] = find([f"best={folder}", str(write_results(tmp_path / "r.json", pool(1.0), str(folder)))])
+    assert (named.name, bool(named.metrics), list(named.evaluations)) == ("best", True, ["r"])
+    [named] = find([str(folder), f"run={write_results(tmp_path / 'r.json', pool(1.0))}"])
+    assert (named.name, bool(named.metrics), list(named.evaluations)) == ("run", True, ["r"])
 
 
 def test_a_folder_of_runs_and_results_beside_them(tmp_path):

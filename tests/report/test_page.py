@@ -98,8 +98,9 @@ def test_a_run_without_held_out_data_that_has_just_begun(tmp_path):
     first = (folder / "metrics.jsonl").read_text().split("\n")[0]
     (folder / "metrics.jsonl").write_text(first + "\n" + first[:20])  # the last line is being written
     data = data_of(report(tmp_path, folder))
-    assert [chart["title"] for chart in data["charts"]["training"]][:2] == ["Loss", "Step accuracy"]
-    assert {s["label"] for s in data["charts"]["training"][1]["series"]} == {"training"}
+    charts = {chart["title"]: chart["series"] for chart in data["charts"]["training"]}
+    assert list(charts)[:2] == ["Loss", "Step accuracy"]
+    assert {s["label"] for s in charts["Step accuracy"]} == {"training"}
 
 
 def test_nothing_is_loaded_and_only_the_own_script_runs(tmp_path):
@@ -157,10 +158,33 @@ def test_a_long_log_is_averaged(tmp_path):
     rows[10]["loss"] = float("nan")
     write_lines(folder / "metrics.jsonl", rows)
     [chart] = training_charts(find([str(folder)]))
-    points = chart["series"][0]["points"]
+    raw, smoothed = chart["series"]
+    assert (raw["label"], raw["raw"], smoothed.get("raw")) == ("training", True, None)
+    points = raw["points"]
     assert len(points) == POINTS
     assert points[0] == [6, 0.5]
     assert all(0.3 < y < 0.7 for _, y in points)
+
+
+def test_curves_of_training_are_smoothed_and_the_raw_line_stays(tmp_path):
+    folder = write_run(tmp_path / "run")
+    names = ("loss", "pair_accuracy", "step_accuracy", "grad_norm", "tokens_per_second")
+    noise = lambda step: 0.3 if step % 2 else -0.3  # noqa: E731
+    rows = [
+        {"kind": "train", "step": step, "learning_rate": 1.0} | {name: step + noise(step) for name in names}
+        for step in range(1, 101)
+    ]
+    write_lines(folder / "metrics.jsonl", rows)
+    charts = {chart["title"]: chart["series"] for chart in training_charts(find([str(folder)]))}
+    assert len(charts.pop("Learning rate")) == 1  # nothing in it is noise
+    assert set(charts) == {"Loss", "Pairs in order", "Step accuracy", "Gradient norm", "Tokens a second"}
+    for raw, smoothed in charts.values():
+        assert raw["points"] == [[step, step + noise(step)] for step in range(1, 101)]
+        assert [x for x, _ in smoothed["points"]] == list(range(1, 101))
+        # the mean of eleven neighbours: the slope stays, of the noise an eleventh
+        for x, y in smoothed["points"][5:-5]:
+            assert y == pytest.approx(x - noise(x) / 11)
+        assert smoothed["points"][-1] == [100, pytest.approx(97.5)]  # of the last six
 
 
 def test_more_solutions_than_fit(tmp_path):

@@ -50,23 +50,40 @@ def test_sections_charts_and_table(whole):
         }""",
     )
     assert found["sections"] == ["Runs", "Training", "Best-of-N", "Steps", "Solutions"]
-    assert found["charts"][:4] == ["Loss", "Step accuracy", "Step AUROC, held out", "Pairs in order, held out"]
+    assert found["charts"][:4] == ["Loss", "Pairs in order", "Step AUROC, held out", "Step accuracy"]
     assert {"all candidates (4 questions)", "weak (4 questions)", "Calibration", "AUROC by position"} <= {
         *found["charts"]
     }
     assert (found["empty"], found["bad"]) == (0, 0)
-    assert found["rows"] == ["bce", "rank"]
+    assert found["rows"] == ["bce", "rank"] * 4  # training, steps, ProcessBench, solutions
     assert found["best"]
     assert found["articles"] == 10  # of 64: one page
+
+
+def test_the_tables_fit_a_page_of_1300_pixels(tmp_path):
+    """Every figure there is, deviations over seeds, options that differ, and longer names than the columns like."""
+    for loss in ("rank", "bce"):
+        for seed in (0, 1):
+            name = f"qwen2.5-math-1.5b-{loss}-zeta4-seed{seed}"
+            write_run(tmp_path / "runs" / name, loss=loss, seed=seed, learning_rate=1e-5 if loss == "rank" else 2e-5)
+            write_results(tmp_path / "runs" / name / "test.json", pool(0.5 + seed))
+    page = make(tmp_path, tmp_path / "runs")
+    widths = """return [innerWidth, document.documentElement.scrollWidth, ...$(".scroll").map((e) => e.scrollWidth),
+      ...$(".scroll").map((e) => e.clientWidth)]"""
+    window, whole, *tables = run_in(page, widths)
+    assert window == 1300
+    assert whole <= window
+    assert len(tables) == 8
+    assert tables[:4] == tables[4:]
 
 
 def test_a_click_on_a_heading_sorts_the_table(whole):
     found = run_in(
         whole,
-        """const head = $("th[data-column]").find((e) => e.textContent === "run");
-        const rows = "table.sortable tbody td:first-child";
-        const orders = [texts(rows)];
-        for (let k = 0; k < 2; k++) { head.click(); orders.push(texts(rows)); }
+        """const table = $("table.sortable")[0], head = table.querySelector("th[data-column]");
+        const rows = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+        const orders = [rows()];
+        for (let k = 0; k < 2; k++) { head.click(); orders.push(rows()); }
         return orders""",
     )
     assert found == [["bce", "rank"], ["rank", "bce"], ["bce", "rank"]]

@@ -13,6 +13,7 @@ import pytest
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
 from pqm_fast.study import run as module
+from pqm_fast.study.analyse import STEP_FIGURES
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.trial import _dtype
 
@@ -346,7 +347,7 @@ def test_figures_are_those_of_evaluate(tmp_path, in_process):
         for n in ("1", "2"):
             figure = np.mean([own["best_of_n"][how][n]["mean"] for own in policies.values()])
             assert found["curve"][how][n] == pytest.approx(figure)
-    for name in ("auroc", "pair_accuracy", "step_accuracy", "first_error_accuracy"):
+    for name in STEP_FIGURES:
         assert found["steps"][name] == pytest.approx(expected["steps"][name])
     yardsticks = results(tmp_path / "s")["pool"]["policies"]
     for policy, own in policies.items():

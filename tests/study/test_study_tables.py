@@ -35,7 +35,7 @@ def found(tmp_path):
         cell["by_policy"] = {name: interval() for name in cell["by_policy"]}
         for name in ("by_aggregator", "tuning", "steps"):
             cell[name] = {key: fresh() for key in cell[name]}
-        cell["steps"]["first_error_accuracy"] = fresh()
+        cell["steps"] |= {name: fresh() for name in STEPS}
     for own in found["pool"]["policies"].values():
         own |= {name: fresh() for name in ("mean_accuracy", "majority_vote", "pass_at_n")}
     return found
@@ -116,7 +116,10 @@ STEPS = {
     "auroc": "AUROC over all steps",
     "pair_accuracy": "pairs in order within a solution",
     "step_accuracy": "step accuracy",
+    "step_accuracy_calibrated": "step accuracy, calibrated",
+    "balanced_accuracy_calibrated": "balanced, calibrated",
     "first_error_accuracy": "first error",
+    "first_error_accuracy_calibrated": "first error, calibrated",
 }
 
 
@@ -236,3 +239,11 @@ def test_tables_change_nothing(found):
 def test_select_takes_other_margins_only_if_asked(found):
     assert [c["loss"] for c in select(found, model="llama", labels="given")] == ["rank", "bce", "orm"]
     assert [c["zeta"] for c in select(found, loss="rank", model="llama", labels="given", zeta=(0.0, 4.0))] == [4.0, 0.0]
+
+
+def test_older_results_have_no_calibrated_columns(found):
+    for cell in found["cells"]:
+        cell["steps"] = {name: 0.5 for name in STEPS if not name.endswith("_calibrated")}
+    made = tables(found)
+    assert "calibrated" not in made["steps"] + made["zeta"]
+    assert "first error" in made["steps"]

@@ -15,6 +15,7 @@ from pqm_kernels import LOSSES
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate import calibrated_metrics, cross_thresholds
 from pqm_fast.model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics
@@ -312,6 +313,12 @@ def test_evaluation_is_the_loss_and_metrics_of_all_held_out_trajectories(configu
     assert got["loss"] == pytest.approx(float(expected), rel=1e-5)
     assert got["step_accuracy"] == pytest.approx(float(((q >= 0) == (y > 0.5)).double().mean()))
     assert got["trajectories"] == len(run.held_out)
+    ends = batch.cu_steps[1:-1].tolist()
+    own, labels = (np.split(column.float().numpy(), ends) for column in (q, y))
+    questions = [str(run.held_out.dataset.question[i]) for i in batch.members]
+    calibrated = calibrated_metrics(own, labels, cross_thresholds(own, labels, questions))
+    assert None not in calibrated.values()
+    assert {name: got[name] for name in calibrated} == pytest.approx(calibrated)
 
 
 def test_soft_labels(configure, tmp_path):

@@ -1,0 +1,128 @@
+"""Step figures that need a threshold, with one that comes from other questions.
+
+Comparative losses leave the level of the scores free: at the threshold 0 a good ranking can call every step wrong.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.calibrate import ON_FOLDS, ON_OTHERS, below, candidates, cross, deal, right_between, share_inside
+from pqm_fast.evaluate.step_metrics import Trajectories, first_flagged, flatten, threshold_metrics
+
+# Each from how many correct and wrong steps lie below the threshold, and how many there are.
+Counted = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
+OF_STEPS: dict[str, Counted] = {
+    "step_accuracy": lambda c, w, correct, wrong: (correct - c + w) / (correct + wrong),
+    "balanced_accuracy": lambda c, w, correct, wrong: ((correct - c) / correct + w / wrong) / 2,
+    "prm_score": lambda c, w, correct, wrong: (correct - c) / (2 * correct + wrong - c - w) + w / (c + w + wrong),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepThresholds:
+    """For each figure the thresholds with its highest value on other questions, and which one a trajectory takes."""
+
+    chosen: dict[str, list[float]]
+    which: np.ndarray
+    """[trajectories] index into each list of `chosen`."""
+    calibrated_on: str
+
+    def of(self, trajectories: Sequence[int]) -> "StepThresholds":
+        """Those of some of the trajectories."""
+        return StepThresholds(self.chosen, self.which[list(trajectories)], self.calibrated_on)
+
+    def each(self, name: str) -> np.ndarray:
+        """[trajectories] float64."""
+        return np.array(self.chosen[name])[self.which]
+
+
+def cross_thresholds(scores: Trajectories, labels: Trajectories, questions: Sequence[str]) -> StepThresholds | None:
+    """Thresholds of each fifth of the questions from the other four (`calibrate.deal`).
+
+    None if some four fifths have no correct or no wrong step. Arguments and errors as `step_metrics`; `questions`: the
+    text, or a name, of each trajectory's question.
+    """
+    folds = deal(questions)
+    found = cross(folds, _Steps(scores, labels).best)
+    return None if found is None else StepThresholds(_by_name(found), folds, ON_FOLDS)
+
+
+def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: int) -> StepThresholds:
+    """Thresholds for so many `trajectories` from these, which are of other questions.
+
+    Raises:
+        PQMError: as `step_metrics`; no correct or no wrong step.
+    """
+    steps = _Steps(scores, labels)
+    found = steps.best(np.ones(len(scores), dtype=bool))
+    if found is None:
+        right, wrong = int(steps.correct.sum()), int((~steps.correct).sum())
+        raise PQMError(f"a threshold needs correct and wrong steps, found {right} and {wrong}")
+    return StepThresholds(_by_name([found]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
+
+
+def _by_name(found: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [own[name] for own in found] for name in found[0]}
+
+
+# {figure: whose threshold it is taken at}
+TAKEN_AT = {
+    "step_accuracy": "step_accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "accuracy_on_correct": "balanced_accuracy",
+    "accuracy_on_wrong": "balanced_accuracy",
+    "first_error_accuracy": "first_error_accuracy",
+}
+
+
+def calibrated_metrics(
+    scores: Trajectories, labels: Trajectories, thresholds: StepThresholds | None
+) -> dict[str, float | None]:
+    """The figures of `step_metrics` that need a threshold, with those chosen on other questions.
+
+    Returns:
+        `step_accuracy_calibrated`, `balanced_accuracy_calibrated` and `first_error_accuracy_calibrated`, each at the
+        threshold with its own highest value; `accuracy_on_correct_calibrated` and `accuracy_on_wrong_calibrated`, at
+        that of `balanced_accuracy`. None where undefined; all of them are without `thresholds`.
+    """
+    if thresholds is None:
+        return dict.fromkeys(map(calibrated, TAKEN_AT))
+    at = {name: threshold_metrics(scores, labels, thresholds.each(name)) for name in set(TAKEN_AT.values())}
+    return {calibrated(figure): at[name][figure] for figure, name in TAKEN_AT.items()}
+
+
+def calibrated(figure: str) -> str:
+    """Its name with thresholds from other questions."""
+    return f"{figure}_calibrated"
+
+
+class _Steps:
+    """Columns of all steps, and the best threshold over some of the trajectories."""
+
+    def __init__(self, scores: Trajectories, labels: Trajectories):
+        q, label, trajectory = flatten(scores, labels)
+        labelled = ~np.isnan(label)
+        used = labelled & ~np.isnan(q)
+        error = first_flagged(labelled & (label < 0.5), trajectory, len(scores))
+        self.bounds = right_between(q, used, trajectory, error)
+        self.seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
+        self.q, self.correct, self.trajectory = q[used], label[used] >= 0.5, trajectory[used]
+
+    def best(self, mask: np.ndarray) -> dict[str, float] | None:
+        """For each figure the lowest of the best thresholds, for the trajectories where `mask` is set.
+
+        None if they have no correct or no wrong steps.
+        """
+        own = mask[self.trajectory]
+        q, correct = self.q[own], self.correct[own]
+        if correct.all() or not correct.any():
+            return None
+        tried, right, wrong = candidates(q), q[correct], q[~correct]
+        counted = below(right, tried), below(wrong, tried), right.size, wrong.size
+        found = {name: float(tried[np.argmax(values(*counted))]) for name, values in OF_STEPS.items()}
+        bounds = self.bounds[mask & self.seen]
+        tried = candidates(bounds)
+        return {**found, "first_error_accuracy": float(tried[np.argmax(share_inside(bounds, tried))])}
