@@ -16,25 +16,50 @@ class FormatError(ValueError):
 
 def show(value: Any) -> str:
     """`value` as a message quotes it: short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+        text = f"a long {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# JSON may spell one as an escape; no tokenizer takes it
+# JSON may spell one as an escape; no tokenizer and no file takes it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_DEEPEST = 100  # far beyond any format; what reads and writes JSON calls itself once a level
 _TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
 
 
 def typed(value: Any, name: str, kind: type) -> Any:
     """`value`, checked to be a `kind`; `name` is how a message calls it. Raises `FormatError`."""
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        if isinstance(value, str) and _LONE_SURROGATE.search(value):
-            raise FormatError("broken text", f"{name} holds half a surrogate pair; repair its encoding")
         return value
     found, wanted = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
     if kind is str and isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value):
         found, wanted = "a list of chat messages", "text: give the content of the message alone"
     raise FormatError("wrong type", f"{name} is {found}; it must be {wanted}")
+
+
+def check_values(raw: dict[str, Any]) -> None:
+    """Every text in a raw record can be encoded, whatever field it is in and however deep; nothing is nested deeper
+    than 100 levels. Raises `FormatError` naming the field."""
+    pending: list[tuple[tuple[Any, ...], Any]] = [((), raw)]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, str):
+            if not value.isascii() and _LONE_SURROGATE.search(value):
+                raise FormatError("broken text", f"{_place(path)} holds half a surrogate pair; repair its encoding")
+        elif isinstance(value, (dict, list)):
+            if len(path) == _DEEPEST:
+                raise FormatError("nested too deeply", f"{_place(path[:1])} has more than {_DEEPEST} levels; flatten it")
+            if isinstance(value, dict):
+                pending += [((*path, f"the field name {key!a}"), key) for key in value]
+                pending += [((*path, key), inner) for key, inner in value.items()]
+            else:
+                pending += [((*path, number), inner) for number, inner in enumerate(value, 1)]
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    return ", ".join(f"entry {key}" if isinstance(key, int) else str(key) for key in path) or "the record"
 
 
 def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:
@@ -90,4 +115,6 @@ def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise FormatError("wrong type", f"{name} is {show(value)}; it must be text or a whole number")
+    if isinstance(value, str) and _LONE_SURROGATE.search(value):
+        raise FormatError("broken text", f"{name} is {value!a}, with half a surrogate pair; repair its encoding")
     return str(value)

@@ -17,7 +17,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import Trajectory
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.data.sources import open_source
+from pqm_fast.data.sources import expand, is_pattern, open_source
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.files import atomic_folder, write_json
 
@@ -234,6 +234,8 @@ def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> 
 
 def source_key(path: str) -> list[Any]:
     """What tells one state of a source from another: size and time of local files, the revision of a hub data set."""
+    if is_pattern(path):
+        return [path, *map(source_key, expand(path))]
     local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
     if local is None:
         open_source(path)  # says so if there is no such source
