@@ -50,7 +50,9 @@ def check_values(raw: dict[str, Any]) -> None:
                 raise FormatError("broken text", f"{_place(path)} holds half a surrogate pair; repair its encoding")
         elif isinstance(value, (dict, list)):
             if len(path) == _DEEPEST:
-                raise FormatError("nested too deeply", f"{_place(path[:1])} has more than {_DEEPEST} levels; flatten it")
+                raise FormatError(
+                    "nested too deeply", f"{_place(path[:1])} has more than {_DEEPEST} levels; flatten it"
+                )
             if isinstance(value, dict):
                 pending += [((*path, f"the field name {key!a}"), key) for key in value]
                 pending += [((*path, key), inner) for key, inner in value.items()]

@@ -7,7 +7,10 @@ from pqm_fast.errors import PQMError
 _UNPACK = "unpack it first (of compressed files, only gzip is read as it is)"
 _CONVERT = "convert it to JSON lines or Parquet"
 _KINDS: dict[bytes, tuple[str, str]] = {
-    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer and not the data", "fetch that with `git lfs pull`"),
+    b"version https://git-lfs.github.com/spec/": (
+        "a Git LFS pointer and not the data",
+        "fetch that with `git lfs pull`",
+    ),
     b"PK\x03\x04": ("a zip archive", _UNPACK),
     b"PK\x05\x06": ("an empty zip archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", _UNPACK),

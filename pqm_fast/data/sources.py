@@ -102,7 +102,10 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
     # never load_dataset on a folder: it guesses which of the files belong to a split and leaves out the others
     load, hint = datasets.load_dataset, "there is no such folder either; check the name and the network"
     if folder.is_dir():
-        load, hint = datasets.load_from_disk, "a folder of data files has no splits: name it, or some of its files, alone"
+        load, hint = (
+            datasets.load_from_disk,
+            "a folder of data files has no splits: name it, or some of its files, alone",
+        )
     try:
         data = load(name)
     except Exception as error:  # what datasets raises has no common class

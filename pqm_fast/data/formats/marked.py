@@ -33,7 +33,8 @@ def _question_end(text: str, marker: str) -> int:
     if not begins:
         raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
     if not marker.strip() and len(begins) > 1:
-        raise FormatError("no first step", 'input holds "Step 1:" twice, so nothing shows where the question ends')
+        found = 'input holds "Step 1:" more than once and no marker but line breaks'
+        raise FormatError("no first step", f"{found}; put a marker behind each step and name it (step_marker)")
     begins = [begin for begin in begins if before == -1 or begin < before]
     if not begins:
         raise FormatError("step markers", f'a step marker {marker!r} stands before "Step 1:"; remove it and its label')

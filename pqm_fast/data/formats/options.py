@@ -1,7 +1,7 @@
 """How raw records are read: the options, and what two of them do to a record before any format sees it."""
 
+import dataclasses
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, float | None] = {"correct": 1.0, "wrong": 0.0, "unlabelled":
 _AFTER_ERROR: dict[str, float | None] = {"unlabelled": None, "wrong": 0.0}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ReadOptions:
     """How records are read. Raises `PQMError` for a value that is none of its choices.
 
@@ -46,7 +46,7 @@ class ReadOptions:
     step_marker: str = "ки"
     """Text that ends each step in Math-Shepherd, OpenRLHF and OpenR records; blanks around it are dropped. A line
     break or a blank line may be one: then what follows the last is a step too."""
-    field: tuple[str, ...] = ()
+    field: list[str] = dataclasses.field(default_factory=list)
     """NAME=FIELD: the field FIELD of a record is read as NAME, such as prompt=question or labels=ratings (a dot goes
     into an object); prompt, completions and labels are the names of the simplest format. May be repeated."""
     label_map: str | None = None
@@ -98,7 +98,9 @@ class ReadOptions:
                 return known[key]
         if value is None:
             return None
-        raise FormatError("bad label", f"{place} is {show(value)}, which is not in the label map {self.label_map}; add it")
+        raise FormatError(
+            "bad label", f"{place} is {show(value)}, which is not in the label map {self.label_map}; add it"
+        )
 
     def labels(self, values: Any, name: str) -> Any:
         """A list of labels, each through `label`; None stays None. Raises `FormatError`."""
@@ -155,7 +157,7 @@ def _parsed_map(text: str) -> dict[Any, float | None]:
                 f"label_map: {entry!r} in {text!r} gives no label a meaning; write LABEL=MEANING, where MEANING is "
                 "a number from 0 (wrong) to 1 (correct), or null for no label: -1=0,0=null,1=1"
             )
-        if _scalar(key) in known:
+        label = None if value is None else float(value)
+        if known.setdefault(_scalar(key), label) != label:
             raise PQMError(f"label_map: the label {key.strip()} stands twice in {text!r}; give it one meaning")
-        known[_scalar(key)] = None if value is None else float(value)
     return known

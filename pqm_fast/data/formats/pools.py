@@ -71,12 +71,12 @@ def parse_search_and_learn(raw: dict[str, Any], id: str, options: ReadOptions) -
 
 def _steps(text: str, extra: dict[str, Any], place: str) -> list[str]:
     """The steps of a completion; scores of the blank parts that its reward model saw too go from `extra`."""
-    paragraphs = text.split("\n\n")
-    kept = [k for k, part in enumerate(paragraphs) if part.strip()]
+    parts = text.split("\n\n")
+    paragraphs = [part.strip() for part in parts if part.strip()]
     if extra.get("scores") is not None:
         scores = typed(extra["scores"], place, list)
-        if len(scores) == len(_lines(text)) != len(kept):
+        if len(scores) == len(parts):
+            extra["scores"] = [score for score, part in zip(scores, parts, strict=True) if part.strip()]
+        elif len(scores) != len(paragraphs) and len(scores) == len(_lines(text)):
             return _lines(text)
-        if len(scores) == len(paragraphs):
-            extra["scores"] = [scores[k] for k in kept]
-    return [paragraphs[k].strip() for k in kept]
+    return paragraphs

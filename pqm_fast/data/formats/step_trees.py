@@ -92,7 +92,9 @@ def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
         value = options.label(state.get("mc_value"), f"{place}: mc_value")
         if value is not None:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise FormatError("bad label", f"{place}: mc_value is {value}; it must be a number from 0 to 1, or null")
+                raise FormatError(
+                    "bad label", f"{place}: mc_value is {value}; it must be a number from 0 to 1, or null"
+                )
             known.append(float(value))
     values.pop("", None)
 
@@ -113,14 +115,16 @@ def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
     paths, inner = [], set(parents.values())
     for leaf in (prefix for prefix in values if prefix not in inner):
         path: _Path = []
-        prefix: str | None = leaf
-        while prefix is not None:
-            path.insert(0, steps[prefix])
-            prefix = parents[prefix]
+        place: str | None = leaf
+        while place is not None:
+            path.insert(0, steps[place])
+            place = parents[place]
         paths.append(path)
     if not paths:
         raise FormatError("no steps", "no reasoning step goes beyond the question; give one or remove the record")
-    extra = rest(raw, "question", "reasoning_steps", "question_id", "final_answer") | {"answer": raw.get("final_answer")}
+    extra = rest(raw, "question", "reasoning_steps", "question_id", "final_answer") | {
+        "answer": raw.get("final_answer")
+    }
     return _records(explicit_id(raw, "question_id") or id, question, paths, extra)
 
 
