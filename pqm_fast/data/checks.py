@@ -42,26 +42,41 @@ def typed(value: Any, name: str, kind: type) -> Any:
 def check_values(raw: dict[str, Any]) -> None:
     """Every text in a raw record can be encoded, whatever field it is in and however deep; nothing is nested deeper
     than 100 levels. Raises `FormatError` naming the field."""
-    pending: list[tuple[tuple[Any, ...], Any]] = [((), raw)]
-    while pending:
-        path, value = pending.pop()
-        if isinstance(value, str):
-            if not value.isascii() and _LONE_SURROGATE.search(value):
-                raise FormatError("broken text", f"{_place(path)} holds half a surrogate pair; repair its encoding")
-        elif isinstance(value, (dict, list)):
-            if len(path) == _DEEPEST:
-                raise FormatError(
-                    "nested too deeply", f"{_place(path[:1])} has more than {_DEEPEST} levels; flatten it"
-                )
-            if isinstance(value, dict):
-                pending += [((*path, f"the field name {key!a}"), key) for key in value]
-                pending += [((*path, key), inner) for key, inner in value.items()]
-            else:
-                pending += [((*path, number), inner) for number, inner in enumerate(value, 1)]
+    for name, value in raw.items():
+        level: list[Any] = [name, value]
+        broken: str | None = None
+        for _ in range(_DEEPEST):
+            inner: list[Any] = []
+            for item in level:
+                if isinstance(item, str):
+                    if not item.isascii() and _LONE_SURROGATE.search(item):
+                        broken = broken or item
+                elif isinstance(item, dict):
+                    inner += (*item, *item.values())
+                elif isinstance(item, list):
+                    inner += item
+            if not inner:
+                break
+            level = inner
+        else:
+            raise FormatError("nested too deeply", f"{name!a} has more than {_DEEPEST} levels; flatten it")
+        if broken is not None:
+            place = ", ".join(_path({name: value}, broken))
+            raise FormatError("broken text", f"{place} holds half a surrogate pair; repair its encoding")
 
 
-def _place(path: tuple[Any, ...]) -> str:
-    return ", ".join(f"entry {key}" if isinstance(key, int) else str(key) for key in path) or "the record"
+def _path(value: Any, sought: str) -> list[str]:
+    """The names and numbers that lead to a text inside of objects and lists; [] where it is not."""
+    items = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key is sought:
+            return [f"the field name {key!a}"]
+        own = f"entry {key}" if isinstance(key, int) else key
+        if inner is sought:
+            return [own]
+        if below := _path(inner, sought):
+            return [own, *below]
+    return []
 
 
 def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:

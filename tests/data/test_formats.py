@@ -391,6 +391,7 @@ LABEL = "bad label: label 2 is "
         (edited(OPENRLHF, value=["+"]), "labels and steps of different length: 1 labels for 2 steps"),
         (edited(OPENRLHF, value=["+", "?"]), LABEL + "'?'"),
         (edited(OPENR, labels=[1, 0, 1]), "labels and steps of different length: 3 labels for 2 steps"),
+        (edited(OPENR, labels=0), "wrong type: labels is 0 (int); it must be a list"),
         (edited(OPENR, labels="+-"), "wrong type: labels is '+-' (str); it must be a list"),
         (edited(OPENR, process="one\ntwo"), "step markers: no step marker 'ки' in the text"),
         (edited(PROCESSBENCH, label=4), "bad label: label is 4; it must be -1 or the index of one of the 4"),

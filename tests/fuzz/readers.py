@@ -93,12 +93,14 @@ def _pack(rng: random.Random, records: list[Any]) -> None:
 
 def _options(rng: random.Random) -> ReadOptions:
     return ReadOptions(
-        format=rng.choice(("auto", "auto", "auto", *FORMATS)),
+        format=rng.choice(list(FORMATS)) if rng.random() < 0.1 else "auto",
         neutral=rng.choice(("correct", "wrong", "unlabelled")),
         after_error=rng.choice(("unlabelled", "wrong")),
-        step_marker=rng.choice(("ки", "ки", "\n\n", "\n", "Step")),
-        field=rng.choice(([], [], [], ["prompt=question"], ["labels=value", "prompt=a.b"])),
-        label_map=rng.choice((None, None, None, "-1=0,0=null,1=1,+=1,-=0")),
+        step_marker=rng.choice(("ки", "ки", "ки", "ки", "\n\n", "\n", "Step")),
+        field=rng.choice((["id=idx"], ["prompt=problem"], ["prompt=a.b", "labels=value"]))
+        if rng.random() < 0.1
+        else [],
+        label_map="-1=0,0=null,1=1,+=1,-=0,0.25=0.25" if rng.random() < 0.2 else None,
         skip_bad=True,
     )
 
@@ -128,7 +130,7 @@ def _raws(rng: random.Random) -> list[Any]:
     raws: list[Any] = []
     for number in range(rng.randint(1, 4)):
         raw: Any = copy.deepcopy(VALID[names[rng.random() < 0.1]])
-        for _ in range(rng.choice((0, 1, 1, 2, 4))):
+        for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
             _mutate(rng, raw)
         if rng.random() < 0.05:
             raw = _value(rng)

@@ -68,8 +68,10 @@ def _signs(values: Any, name: str, options: ReadOptions) -> Any:
     """The labels with + and - as numbers; None stays None, and `record` judges the rest."""
     if options.label_map is not None:
         return options.labels(values, name)
+    if values is None:
+        return None
     signs = {"+": 1.0, "-": 0.0}
-    return values and [signs.get(v, v) if isinstance(v, str) else v for v in typed(values, name, list)]
+    return [signs.get(value, value) if isinstance(value, str) else value for value in typed(values, name, list)]
 
 
 def parse_openrlhf(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
