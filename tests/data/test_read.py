@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqm_fast.data import Record, read_records, sources
-from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.formats import FORMATS, ReadOptions, recognise
 from pqm_fast.data.read import BadRecord, SkipSummary, read_all
 from pqm_fast.errors import PQMError
 
@@ -328,6 +329,15 @@ def test_prm800k(shared_data):
     assert records[0].extra["answer"] == "29"
     labels = [label for record in records for label in record.labels if label is not None]
     assert (len(labels), labels.count(0.0)) == (71, 15)
+
+
+def test_every_example_of_the_documentation_is_of_the_format_it_stands_for(write):
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*: .*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in examples} == set(FORMATS)
+    for name, lines in examples:
+        assert {recognise(json.loads(line)) for line in lines.splitlines()} == {name}
+        assert len(list(read_records(write(lines.encode(), f"{name}.jsonl")))) >= 2
 
 
 # What cannot be read

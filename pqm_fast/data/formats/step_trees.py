@@ -6,7 +6,7 @@ alternatives share was judged once, so it counts once.
 
 from typing import Any, NamedTuple
 
-from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, typed
+from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, show, typed
 from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
 
@@ -86,18 +86,31 @@ def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
     question = field(raw, "question", str)
     values: dict[str, list[float]] = {}
     for number, state in enumerate(field(raw, "reasoning_steps", list), 1):
-        place = f"reasoning step {number}"
-        prefix = field(typed(state, place, dict), "solution_prefix", str, f"{place}: ")
-        known = values.setdefault(_solution(prefix.strip(), question.strip()), [])
-        value = options.label(state.get("mc_value"), f"{place}: mc_value")
-        if value is not None:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise FormatError(
-                    "bad label", f"{place}: mc_value is {value}; it must be a number from 0 to 1, or null"
-                )
-            known.append(float(value))
+        prefix, value = _state(state, f"reasoning step {number}", options)
+        values.setdefault(_solution(prefix.strip(), question.strip()), []).extend(value)
     values.pop("", None)
+    if not values:
+        raise FormatError("no steps", "no reasoning step goes beyond the question; give one or remove the record")
+    extra = rest(raw, "question", "reasoning_steps", "question_id", "final_answer") | {
+        "answer": raw.get("final_answer")
+    }
+    return _records(explicit_id(raw, "question_id") or id, question, _prefix_paths(values), extra)
 
+
+def _state(state: Any, place: str, options: ReadOptions) -> tuple[str, list[float]]:
+    """The prefix and its value, if it has one. Raises `FormatError`."""
+    prefix = field(typed(state, place, dict), "solution_prefix", str, f"{place}: ")
+    value = options.label(state.get("mc_value"), f"{place}: mc_value")
+    if value is None:
+        return prefix, []
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        message = f"{place}: mc_value is {show(value)}; it must be a number from 0 to 1, or null"
+        raise FormatError("bad label", message)
+    return prefix, [float(value)]
+
+
+def _prefix_paths(values: dict[str, list[float]]) -> list[_Path]:
+    """The path to each prefix that no other continues, in the order in which they are listed."""
     parents: dict[str, str | None] = {}
     inside: list[str] = []  # the prefixes of the one before, shortest first: sorted, they follow each other
     for prefix in sorted(values):
@@ -105,27 +118,19 @@ def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
             inside.pop()
         parents[prefix] = next((p for p in reversed(inside) if prefix[len(p)].isspace()), None)
         inside.append(prefix)
-    steps = {
-        prefix: _Step(
-            prefix[len(parents[prefix] or "") :].strip(),
-            sum(known) / len(known) if known else None,
-        )
-        for prefix, known in values.items()
-    }
-    paths, inner = [], set(parents.values())
-    for leaf in (prefix for prefix in values if prefix not in inner):
+    continued = set(parents.values())
+    paths = []
+    for leaf in values:
+        if leaf in continued:
+            continue
         path: _Path = []
-        place: str | None = leaf
-        while place is not None:
-            path.insert(0, steps[place])
-            place = parents[place]
-        paths.append(path)
-    if not paths:
-        raise FormatError("no steps", "no reasoning step goes beyond the question; give one or remove the record")
-    extra = rest(raw, "question", "reasoning_steps", "question_id", "final_answer") | {
-        "answer": raw.get("final_answer")
-    }
-    return _records(explicit_id(raw, "question_id") or id, question, paths, extra)
+        end: str | None = leaf
+        while end is not None:
+            parent, known = parents[end], values[end]
+            path.append(_Step(end[len(parent or "") :].strip(), sum(known) / len(known) if known else None))
+            end = parent
+        paths.append(path[::-1])
+    return paths
 
 
 def _solution(prefix: str, question: str) -> str:
