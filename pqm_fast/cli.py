@@ -132,6 +132,12 @@ def _joined(arguments: list[str], option: str) -> list[str]:
     return [*rest, option, *values] if values else rest
 
 
+def _attached(arguments: list[str], option: str) -> list[str]:
+    """`--label-map -1=0` as `--label-map=-1=0`: a value may begin as an option does."""
+    remaining = iter(arguments)
+    return [f"{a}={next(remaining, '')}" if a == option else a for a in remaining]
+
+
 def _annotate(arguments: list[str]) -> None:
     from pqm_fast.sample.annotate import AnnotateConfig, annotate
 
@@ -216,7 +222,7 @@ def _parse(kind: type, command: str, arguments: list[str]) -> Any:
     """Options from the command line over those of --config over the defaults of the dataclass."""
     import tyro
 
-    file, own = _split_config(arguments)
+    file, own = _split_config(_joined(_attached(arguments, "--label-map"), "--field"))
     # the options of the file stand first: one parser checks both, and the last one wins
     given = [*_file_options(file), *own] if file else own
     try:

@@ -45,7 +45,7 @@ class ScoreConfig:
     model: str
     """Folder of a checkpoint of pqm-fast (or its hub id)."""
     data: tuple[str, ...]
-    """Records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
+    """Records: files (JSON lines, JSON, Parquet), folders or patterns of them, hub data set names."""
     out: str
     """JSON lines to write. While unfinished it is called OUT.part, and the same command goes on from there."""
     read: ReadOptions = field(default_factory=ReadOptions)

@@ -210,7 +210,9 @@ def test_other_sources_that_cannot_be_read(command, fails, tmp_path, name):
     fails(command(name, data="nobody/nothing"), "nobody/nothing: cannot be loaded as a data set", "check the name")
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "data.jsonl", GOOD)
-    fails(command(name, data=tmp_path / "folder"), tmp_path / "folder", "name the data files in the folder one by one")
+    (tmp_path / "folder" / "more.csv").write_text("a,b")
+    fails(command(name, data=tmp_path / "folder"), tmp_path / "folder", "holds more.csv, which is no data file")
+    fails(command(name, data=tmp_path / "*.txt"), "*.txt: matches no file")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(parquet(tmp_path / "whole.parquet")[:-30])
     fails(command(name, data=cut), cut, "damaged Parquet file")
@@ -513,6 +515,7 @@ def test_nan_in_the_scores(command, poisoned, fails):
         ("train", "prompt_format", "chat"),  # the tokenizer has no chat template
         ("train", "step_format", "{step} {step}"),
         *[(name, "step_marker", " ") for name in COMMANDS],
+        *[(name, "label_map", "-1") for name in COMMANDS],
     ],
 )
 def test_value_out_of_range(command, fails, name, option, value):

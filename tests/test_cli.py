@@ -193,6 +193,9 @@ def test_the_command_line_wins_over_the_config_file(parsed):
         ("--progress", "--no-float8"): {"progress": True, "float8": False},
         ("--recompute-layers", "7", "--micro-batch-tokens=auto"): {"recompute_layers": 7, "micro_batch_tokens": "auto"},
         ("--no-skip-bad",): {"read": ReadOptions(format="trl")},
+        ("--field", "prompt=question", "--label-map", "-1=0,0=null,1=1", "--field=labels=x"): {
+            "read": dataclasses.replace(base.read, field=["prompt=question", "labels=x"], label_map="-1=0,0=null,1=1")
+        },
         ("--step-token=<s>",): {"template": dataclasses.replace(base.template, step_token="<s>")},
         ("--loss", "rank", "--zeta", "1e1"): {"loss": "rank", "zeta": 10.0},
     }
@@ -227,7 +230,13 @@ NUMBER = st.floats(1e-12, 1e12)
         loss=st.sampled_from(list(LOSSES)),
         zeta=NUMBER,
         label_threshold=st.none() | st.floats(0.001, 1),
-        read=st.builds(ReadOptions, skip_bad=st.booleans(), step_marker=TEXT.map(lambda text: f"{text}x")),
+        read=st.builds(
+            ReadOptions,
+            skip_bad=st.booleans(),
+            step_marker=TEXT.map(lambda text: f"{text}x"),
+            field=st.sampled_from([[], ["prompt=q"], ["prompt=q", "labels=-r"]]),
+            label_map=st.sampled_from([None, "-1=0,0=null,1=1", "a=1"]),
+        ),
         template=st.builds(
             Template,
             prompt_format=st.just("chat") | TEXT.map("{}{{prompt}}\n".format),

@@ -113,7 +113,7 @@ def test_every_sample_of_real_formats_encodes(shared, tmp_path):
     encoder = Encoder(tokenizer, Template(), 2048)
     for name, count in (
         ("math_shepherd_sample.jsonl", 7),
-        ("prm800k_sample.jsonl", 36),
+        ("prm800k_sample.jsonl", 34),
         ("processbench_gsm8k.json", 400),
     ):
         dataset = load_dataset([str(shared / "data" / name)], ReadOptions(), encoder, str(tmp_path))

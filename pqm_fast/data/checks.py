@@ -16,25 +16,67 @@ class FormatError(ValueError):
 
 def show(value: Any) -> str:
     """`value` as a message quotes it: short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+        text = f"a long {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# JSON may spell one as an escape; no tokenizer takes it
+# JSON may spell one as an escape; no tokenizer and no file takes it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_DEEPEST = 100  # far beyond any format; what reads and writes JSON calls itself once a level
 _TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
 
 
 def typed(value: Any, name: str, kind: type) -> Any:
     """`value`, checked to be a `kind`; `name` is how a message calls it. Raises `FormatError`."""
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        if isinstance(value, str) and _LONE_SURROGATE.search(value):
-            raise FormatError("broken text", f"{name} holds half a surrogate pair; repair its encoding")
         return value
     found, wanted = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
     if kind is str and isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value):
         found, wanted = "a list of chat messages", "text: give the content of the message alone"
     raise FormatError("wrong type", f"{name} is {found}; it must be {wanted}")
+
+
+def check_values(raw: dict[str, Any]) -> None:
+    """Every text in a raw record can be encoded, whatever field it is in and however deep; nothing is nested deeper
+    than 100 levels. Raises `FormatError` naming the field."""
+    for name, value in raw.items():
+        level: list[Any] = [name, value]
+        broken: str | None = None
+        for _ in range(_DEEPEST):
+            inner: list[Any] = []
+            for item in level:
+                if isinstance(item, str):
+                    if not item.isascii() and _LONE_SURROGATE.search(item):
+                        broken = broken or item
+                elif isinstance(item, dict):
+                    inner += (*item, *item.values())
+                elif isinstance(item, list):
+                    inner += item
+            if not inner:
+                break
+            level = inner
+        else:
+            raise FormatError("nested too deeply", f"{name!a} has more than {_DEEPEST} levels; flatten it")
+        if broken is not None:
+            place = ", ".join(_path({name: value}, broken))
+            raise FormatError("broken text", f"{place} holds half a surrogate pair; repair its encoding")
+
+
+def _path(value: Any, sought: str) -> list[str]:
+    """The names and numbers that lead to a text inside of objects and lists; [] where it is not."""
+    items = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key is sought:
+            return [f"the field name {key!a}"]
+        own = f"entry {key}" if isinstance(key, int) else key
+        if inner is sought:
+            return [own]
+        if below := _path(inner, sought):
+            return [own, *below]
+    return []
 
 
 def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:
@@ -90,4 +132,6 @@ def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise FormatError("wrong type", f"{name} is {show(value)}; it must be text or a whole number")
+    if isinstance(value, str) and _LONE_SURROGATE.search(value):
+        raise FormatError("broken text", f"{name} is {value!a}, with half a surrogate pair; repair its encoding")
     return str(value)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, explicit_id, show
+from pqm_fast.data.checks import FormatError, check_values, explicit_id, show
 from pqm_fast.data.formats import FORMATS, FormatName, ReadOptions, recognise
 from pqm_fast.data.records import Record
-from pqm_fast.data.sources import Place, open_source
+from pqm_fast.data.sources import Place, expand, open_source
 from pqm_fast.errors import PQMError
 
 StrPath = str | os.PathLike[str]
@@ -67,8 +67,9 @@ def read_records(
 
     Args:
         path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a
-            folder that `datasets` saved; or a hub data set, `org/name`, where there is no such path.
-            The last two take a split: `path:split`. Only a JSON list is held in memory.
+            folder of such files, or a pattern for them (`data/*.jsonl`); a folder that `datasets` saved; or a
+            hub data set, `org/name`, where there is no such path. The last two take a split: `path:split`.
+            Only a JSON list is held in memory.
         format: overrides `options.format` unless it is "auto".
         options: how to read, see `ReadOptions`.
         skipped: collects what `options.skip_bad` leaves out; without it a warning says so at the end.
@@ -90,9 +91,10 @@ def read_all(
     taken: dict[str, Place] = {}
     stems: set[str] = set()
     if not (paths := list(paths)):
-        raise PQMError("data: no source is named; give a file, a folder saved by `datasets` or a hub data set")
+        raise PQMError("data: no source is named; give a file, a folder, a pattern or a hub data set")
     for path in paths:
-        yield from _read_source(os.fspath(path), options, summary, taken, stems)
+        for source in expand(os.fspath(path)):
+            yield from _read_source(source, options, summary, taken, stems)
     if skipped is None and summary.total:
         warnings.warn(str(summary), stacklevel=2)
 
@@ -110,8 +112,9 @@ def _read_source(
     for place, raw in raws:
         id = None
         try:
-            raw = _checked_object(raw)
+            raw = options.renamed(_checked_object(raw))
             id = explicit_id(raw)
+            check_values(raw)
             if format == "auto":
                 format = recognise(raw)
             elif options.format == "auto":
@@ -145,7 +148,7 @@ def _check_same_format(raw: dict[str, Any], format: str) -> None:
     if not expected.fits(raw):
         raise FormatError(
             "another format",
-            f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({', '.join(expected.fields)}), "
+            f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({expected}), "
             "with which the file began; add what is missing, or keep one format per file",
         )
 

@@ -1,5 +1,6 @@
 """Where raw records come from: JSON and Parquet files, saved and hub data sets; each with its place."""
 
+import glob
 import gzip
 import json
 import re
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pqm_fast.data.checks import FormatError
+from pqm_fast.data.contents import check_contents
+from pqm_fast.data.tables import table_rows
 from pqm_fast.errors import PQMError
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SAVED = ("state.json", "dataset_dict.json")  # what `datasets` puts beside its tables
 
 
 class Place(NamedTuple):
@@ -27,12 +31,50 @@ class Place(NamedTuple):
         return f"{self.source}, {self.unit} {self.number}"
 
 
-# The value is a `FormatError` where a line could not be parsed: the reader may go on with the next one.
+# The value is a `FormatError` where a record could not be read: the reader may go on with the next one.
 Raw = tuple[Place, Any]
 
 
+def expand(source: str) -> list[str]:
+    """The sources that one source stands for: the data files of a folder, in the order of their names, the files that
+    a pattern (`*`, `?`, `[...]`, `**`) matches, else itself.
+
+    Raises `PQMError` for a folder that holds other files too, since none is left out silently, and where there is no
+    file.
+    """
+    if is_pattern(source):
+        found = sorted(glob.glob(source, recursive=True))
+        if not found:
+            raise PQMError(f"{source}: matches no file; check the pattern")
+        return [file for name in found for file in expand(name)]
+    folder = Path(source)
+    if not folder.is_dir() or any((folder / name).exists() for name in _SAVED):
+        return [source]
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
+    data = [path for path in files if path.name.endswith(_DATA_SUFFIXES)]
+    if not data:
+        raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
+    # the papers of a data set: what says nothing else is read by nobody
+    others = [p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))]
+    if others:
+        raise PQMError(
+            f"{source}: holds {others[0].relative_to(folder)}, which is no data file ({', '.join(_DATA_SUFFIXES)}); "
+            f"remove it, or name what is to be read: {folder / f'*{data[0].suffix}'}"
+        )
+    return list(map(str, data))
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source is a pattern for the names of files; a file may have such a name itself."""
+    return glob.has_magic(source) and not Path(source).exists()
+
+
 def open_source(source: str) -> tuple[str, Iterator[Raw]]:
-    """(what the ids of its records begin with, its raw records), by the rules of `read_records`.
+    """(what the ids of its records begin with, its raw records) of one of the sources that `expand` gives.
 
     Raises `PQMError` where there is no such source, and while reading where it is damaged.
     """
@@ -60,7 +102,10 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
     # never load_dataset on a folder: it guesses which of the files belong to a split and leaves out the others
     load, hint = datasets.load_dataset, "there is no such folder either; check the name and the network"
     if folder.is_dir():
-        load, hint = datasets.load_from_disk, "name the data files in the folder one by one"
+        load, hint = (
+            datasets.load_from_disk,
+            "a folder of data files has no splits: name it, or some of its files, alone",
+        )
     try:
         data = load(name)
     except Exception as error:  # what datasets raises has no common class
@@ -76,8 +121,9 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
         data, stem, name = data[split], f"{stem}:{split}", f"{name}:{split}"
     elif split is not None:
         raise PQMError(f"{name}: has no splits; leave out :{split}")
-    # a set may have been saved in a tensor format
-    return stem, _numbered(name, "record", data.with_format(None))
+    # as Arrow tables, whatever format the set was saved in
+    tables = (data.with_format("arrow")[start : start + 1024] for start in range(0, len(data), 1024))
+    return stem, _numbered(name, "record", chain.from_iterable(map(table_rows, tables)))
 
 
 def _numbered(source: str, unit: str, values: Iterable[Any]) -> Iterator[Raw]:
@@ -88,8 +134,12 @@ def _read_file(path: Path) -> Iterator[Raw]:
     """The raw records of a file. Its first bytes, not its name, say what it is."""
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
-        yield from _read_parquet(path) if magic == b"PAR1" else _read_json(path, magic[:2] == b"\x1f\x8b")
+            head = file.read(512)
+        if gzipped := head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as unpacked:
+                head = unpacked.read(512)
+        check_contents(path, head)
+        yield from _read_parquet(path) if head.startswith(b"PAR1") and not gzipped else _read_json(path, gzipped)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise PQMError(f"{path}: cannot be read ({reason}); check that it is whole and yours to read") from error
@@ -102,9 +152,8 @@ def _read_parquet(path: Path) -> Iterator[Raw]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=1024)
-            values = chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from _numbered(str(path), "record", values)
-    except pyarrow.ArrowException as error:
+            yield from _numbered(str(path), "record", chain.from_iterable(map(table_rows, batches)))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise PQMError(f"{path}: damaged Parquet file ({error}); fetch or write it again") from error
 
 

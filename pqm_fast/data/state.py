@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.sources import open_source
+from pqm_fast.data.sources import expand, is_pattern, open_source
 
 # what a model computes depends on; a run folder holds much else, such as scores that are being written
 MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja")
@@ -22,6 +22,8 @@ def file_digest(file: Path) -> str:
 
 def source_key(path: str) -> list[Any]:
     """The contents of local files, the revision of a hub data set."""
+    if is_pattern(path):
+        return [path, *map(source_key, expand(path))]
     local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
     if local is None:
         open_source(path)  # says so if there is no such source

@@ -29,7 +29,7 @@ class AnnotateConfig:
     arithmetic:NAME."""
     data: tuple[str, ...]
     """Solutions with the right `answer` of their question, with or without labels: what `sample` writes, or any other
-    records (files, folders saved by `datasets`, hub data set names)."""
+    records (files, folders or patterns of them, hub data set names)."""
     out: str
     """JSON lines to write: labelled records. While unfinished, what is done stands in OUT.part, and the same command
     goes on from there."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, explicit_id, field, rest
+from pqm_fast.data.checks import FormatError, check_values, explicit_id, field, rest
 from pqm_fast.data.read import BadRecord
-from pqm_fast.data.sources import Place, open_source
+from pqm_fast.data.sources import Place, expand, open_source
 from pqm_fast.errors import PQMError
 
 QUESTION = ("question", "problem", "prompt")
@@ -30,7 +30,7 @@ def read_questions(sources: Sequence[str]) -> Iterator[Question]:
     Raises PQMError that names the record for one without a question and for an id that occurs twice.
     """
     taken: dict[str, Place] = {}
-    for source in sources:
+    for source in (file for name in sources for file in expand(name)):
         stem, raws = open_source(source)
         for place, raw in raws:
             try:
@@ -50,10 +50,11 @@ def _question(raw: Any, numbered: str) -> Question:
         raise raw
     if not isinstance(raw, dict):
         raise FormatError("not an object", "is no JSON object; give one object per record")
+    id = explicit_id(raw) or explicit_id(raw, "question_id") or numbered
+    check_values(raw)
     name = next((name for name in QUESTION if raw.get(name) is not None), QUESTION[0])
     text = field(raw, name, str)
     if not text.strip():
         raise FormatError("empty question", f"{name} is empty; give its text or remove the record")
     answer = raw.get("solution") if raw.get("answer") is None else raw["answer"]
-    id = explicit_id(raw) or explicit_id(raw, "question_id") or numbered
     return Question(id, text, answer, rest(raw, name, *_DROPPED))

@@ -36,7 +36,7 @@ class SampleConfig:
     policy: tuple[str, ...]
     """Who writes them: model folders or hub ids, http://HOST:PORT/v1#MODEL (a server such as vLLM), arithmetic:NAME."""
     data: tuple[str, ...]
-    """Questions: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names; each record has
+    """Questions: files (JSON lines, JSON, Parquet), folders or patterns of them, hub data set names; each record has
     the question as `question`, `problem` or `prompt`, and its `answer` (or `solution`)."""
     out: str
     """JSON lines to write: a Best-of-N pool. While unfinished, what is done stands in OUT.part, and the same command

@@ -21,7 +21,7 @@ class TrainConfig:
     model: str
     """Folder or hub id of a decoder. A folder with only a config.json and a tokenizer starts from random weights."""
     data: tuple[str, ...]
-    """Step-labelled records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
+    """Step-labelled records: files (JSON lines, JSON, Parquet), folders or patterns of them, hub data set names."""
     out: str
     """Run folder: the checkpoint itself, metrics.jsonl, training.png, config.yaml, checkpoints/."""
 

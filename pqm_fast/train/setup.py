@@ -14,6 +14,7 @@ import yaml
 from pqm_kernels import LOSSES
 from transformers import PreTrainedTokenizerBase
 
+from pqm_fast.data.balance import one_sided
 from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
 from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
@@ -272,6 +273,8 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
         indices = indices[~cut]
     soft = LOSSES[config.loss].soft_labels or config.label_threshold is not None
     labels = dataset.columns["labels"]
+    if found := one_sided(labels, config.label_threshold or 0.5):
+        notes.append(f"warning: {', '.join(paths)}: {found}")
     if not soft and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
         record = dataset.name(dataset.trajectory_of_step(int(wrong[0])))
         raise PQMError(

@@ -97,16 +97,38 @@ def test_what_cannot_be_encoded_is_named(qwen2):
     assert inside.kind == "step token in the text"
 
 
-def test_chat_prompt_comes_from_the_tokenizer(qwen2):
-    template = Template(prompt_format="chat").resolve(qwen2)
-    expected = qwen2.apply_chat_template(
-        [{"role": "user", "content": "2+3?"}], tokenize=True, add_generation_prompt=True, return_dict=False
-    )
-    [got] = encode(qwen2, Record("r", "2+3?", ["5"]), template=template)
-    assert got.input_ids[: len(expected)].tolist() == expected
-    # braces in a question are text, not a placeholder
+def test_braces_in_a_question_are_text_and_no_placeholder(qwen2):
     [got] = encode(qwen2, Record("r", r"\frac{1}{2} {prompt} {step}", ["{step}"]), template=Template())
     assert r"\frac{1}{2} {prompt} {step}" in qwen2.decode(got.input_ids)
+
+
+@pytest.mark.parametrize("prompt_format", ["{prompt}\n", "chat"])
+@pytest.mark.parametrize(("first", "joins"), [("8/4 = 2", False), (" 8/4 = 2", False), ("\n8/4 = 2", True)])
+def test_pieces_and_the_whole_text_differ_where_line_breaks_meet(qwen2, prompt_format, first, joins):
+    """A server that is sent text joins the break that ends the question's piece with the one that begins the step."""
+    question, steps = "What is 8/4+7?", [first, "2+7 = 9"]
+    template = Template(prompt_format=prompt_format, step_token="last").resolve(qwen2)
+    [got] = encode(qwen2, record(*steps, prompt=question), template=template)
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "\n".join(steps)}]
+    text = (
+        qwen2.apply_chat_template(turns, tokenize=False)
+        if prompt_format == "chat"
+        else f"{question}\n" + "\n".join(steps)
+    )
+    written = qwen2.decode(got.input_ids).removesuffix("\n")
+    assert text.startswith(written)
+    whole = qwen2.encode(written)
+    assert (len(got.input_ids) - 1 - len(whole), got.input_ids[:-1].tolist() == whole) == (int(joins), not joins)
+
+
+@pytest.mark.parametrize("question", ["2+3?", "\n2+3?\n", "  2+3?  ", "a\n\n"])
+def test_the_question_joins_the_chat_template_as_the_tokenizer_does_it(qwen2, question):
+    template = Template(prompt_format="chat").resolve(qwen2)
+    expected = qwen2.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    [got] = encode(qwen2, Record("r", question, ["5"]), template=template)
+    assert got.input_ids[: len(expected)].tolist() == expected
 
 
 @pytest.mark.parametrize(

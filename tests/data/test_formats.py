@@ -6,65 +6,28 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from valid_records import (
+    MATH_APS,
+    OPENR,
+    OPENRLHF,
+    POOL,
+    PRM800K,
+    PRMBENCH,
+    PROCESSBENCH,
+    REASONEVAL,
+    RLHFLOW,
+    SEARCH_AND_LEARN,
+    SHEPHERD,
+    TRL,
+    VALID,
+    VERSAPRM,
+    completion,
+)
 
 from pqm_fast.data.checks import FormatError, explicit_id
 from pqm_fast.data.formats import FORMATS, FormatName, ReadOptions, recognise
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-
-TRL = {"prompt": "1+1?", "completions": ["a", "b"], "labels": [True, 0.25]}
-SHEPHERD = {
-    "input": "How many? Step 1: two ки\nStep 2: three\nmore ки\n",
-    "label": "How many? Step 1: two +\nStep 2: three\nmore -",
-    "task": "GSM8K",
-}
-OPENRLHF = {"input": SHEPHERD["input"], "value": ["+", "-"]}
-OPENR = {"question": "How many?", "process": "one ки\n\ntwo. ки", "labels": [1, "-"]}
-PROCESSBENCH = {"id": "g-1", "problem": "Why?", "steps": ["a", "b", "c", "d"], "label": 1, "generator": "m"}
-POOL = {
-    "question": "6x7?",
-    "answer": "42",
-    "responses": [
-        {"text": " six \r\n\n  \nA: 42\n", "model_name": "p", "correct": True},
-        {"steps": ["x\ny", "z"], "answer": "41"},
-    ],
-}
-
-
-def completion(text, rating):
-    return {"text": text, "rating": rating, "flagged": False}
-
-
-PRM800K = {
-    "labeler": "L",
-    "question": {"problem": "P?", "ground_truth_answer": "7"},
-    "label": {
-        "steps": [
-            {
-                "completions": [completion("a0", -1), completion("a1", 1), completion("a2", None)],
-                "human_completion": None,
-                "chosen_completion": 1,
-            },
-            {
-                "completions": [completion("b0", -1)],
-                "human_completion": {"text": "bh", "rating": None, "source": "human"},
-                "chosen_completion": None,
-            },
-            {"completions": [completion("c0", 0)], "human_completion": None, "chosen_completion": 0},
-        ],
-        "finish_reason": "solution",
-    },
-}
-
-VALID = {
-    "trl": TRL,
-    "math-shepherd": SHEPHERD,
-    "openrlhf": OPENRLHF,
-    "openr": OPENR,
-    "processbench": PROCESSBENCH,
-    "pool": POOL,
-    "prm800k": PRM800K,
-}
 
 
 def parse(raw, **options):
@@ -123,6 +86,164 @@ def test_openrlhf():
     assert parse(marked, step_marker="<s>")[0].steps == ["Step 1: a", "Step 2: b"]
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("Step 1: pour 2. Step 2: wait. How long? Step 1: 3 ки", "Step 1: pour 2. Step 2: wait. How long?"),
+        ("In Substep 1: two. How many? step 1: 3 ки", "In Substep 1: two. How many?"),
+        # after the first marker it belongs to the solution
+        ("How long? Step 1: 3 ки\nBy Step 1: 4 ки", "How long?"),
+        ("How long? ## Step 1: 3 ки", "How long?"),
+    ],
+)
+def test_the_question_may_have_steps_of_its_own(text, prompt):
+    values = ["+"] * text.count("ки")
+    assert parse({"input": text, "value": values})[0].prompt == prompt
+    record = parse({"input": text, "label": text.replace("ки", "-")})[0]
+    assert (record.prompt, record.labels) == (prompt, [0.0] * len(values))
+
+
+def test_line_breaks_as_markers():
+    raw = {"question": "Q", "process": "a\nb\n\n\n\nc\n\n", "labels": ["+", "-"]}
+    assert parse(raw, step_marker="\n\n")[0].steps == ["a\nb", "c"]
+    assert parse(edited(raw, labels=[1, 0, 1]), step_marker="\n")[0].steps == ["a", "b", "c"]
+    shepherd = {"input": "Two\n\nlines? Step 1: a\n\nStep 2: b", "value": ["+", "-"]}
+    assert parse(shepherd, step_marker="\n\n")[0] == Record(
+        "R", "Two\n\nlines?", ["Step 1: a", "Step 2: b"], [1.0, 0.0]
+    )
+    twice = edited(shepherd, input="By Step 1: of it? Step 1: a\n\nStep 2: b")
+    assert "no first step: input holds" in fault(twice, step_marker="\n\n")
+
+
+@pytest.mark.parametrize("marker", ["ки", "\n\n"])
+def test_math_aps_with_one_label_for_a_prefix(marker):
+    raw = {"question": "Q", "process": "a\n\nb.", "label": ["-"]}
+    assert parse(raw, step_marker=marker) == [Record("R", "Q", ["a\n\nb."], [0.0])]
+
+
+def test_math_aps_trees():
+    extra = {"answer": "10"}
+    assert parse(MATH_APS) == [
+        Record("q9/1", "Sum 1 to 4.", ["1+4 is 5.", "Twice 5 is 10."], [0.875, 1.0], extra),
+        Record("q9/2", "Sum 1 to 4.", ["1+4 is 5.", "So 5\n\nis it."], [None, 0.0], extra),
+        Record("q9/3", "Sum 1 to 4.", ["1+4 is 55"], [0.25], extra),
+    ]
+    twice = [*MATH_APS["reasoning_steps"][:2], {"solution_prefix": "Sum 1 to 4. 1+4 is 5.", "mc_value": None}]
+    assert [r.labels for r in parse(edited(MATH_APS, reasoning_steps=twice))] == [[0.875]]
+    with_mean = [*twice, {"solution_prefix": "1+4 is 5.", "mc_value": 0.125}]
+    assert [r.labels for r in parse(edited(MATH_APS, reasoning_steps=with_mean))] == [[0.5]]
+
+
+def test_rlhflow():
+    assert parse(RLHFLOW) == [
+        Record("R", "Read step 1: of it. How many?", ["Step 1: two", "Step 2: three"], [1.0, 0.0])
+    ]
+    open_end = RLHFLOW["conversations"][:3]
+    assert parse({"conversations": open_end})[0].labels == [1.0, None]
+    for first in ("Why?\n\na\nb", "Why?\na"):
+        turns = [{"role": "user", "content": first}, {"role": "assistant", "content": " - "}]
+        assert parse({"conversations": turns}) == [Record("R", "Why?", [first[4:].strip()], [0.0])]
+
+
+def test_search_and_learn():
+    shared = {"answer": "42", "pred": "42", "question_id": "t/1.json"}
+    assert parse(SEARCH_AND_LEARN) == [
+        Record(
+            "t/1.json/1", "6x7?", ["six\nsevens", "A: 42"], None, {**shared, "scores": [0.5, 0.75], "agg_scores": 0.25}
+        ),
+        Record("t/1.json/2", "6x7?", ["A: 41"], None, {**shared, "scores": [0.125], "agg_scores": 0.125}),
+    ]
+    # scored at every line
+    by_line = edited(SEARCH_AND_LEARN, completions=["a\nb\n\nc", "A"], scores=[[1, 2, 3], [4]])
+    assert [(r.steps, r.extra["scores"]) for r in parse(by_line)] == [(["a", "b", "c"], [1, 2, 3]), (["A"], [4])]
+    # its own steps, and one list of scores for them: no pool
+    assert "unknown format" in fault({"question": "q", "completions": ["a", "b"], "labels": [1, 0]})
+
+
+def test_prmbench():
+    kept = {"original_question": "Old?", "original_process": ["a"], "modified_steps": [2], "reason": "so"}
+    extra = {**kept, "error_type": "circular"}
+    assert parse(PRMBENCH) == [Record("circular_7", "Why?", ["a", "b", "c"], [1.0, 0.0, 0.0], extra)]
+    assert parse(edited(PRMBENCH, error_steps=[]))[0].labels == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "correct", "expected"),
+    [
+        (2, "wrong", [1.0, 0.0, None]),
+        ("3", "wrong", [1.0, 1.0, 0.0]),
+        (1.0, None, [0.0, None, None]),
+        ("N/A", "correct", [1.0, 1.0, 1.0]),
+        ("N/A", None, [1.0, 1.0, 1.0]),
+        ("N/A", "wrong", None),
+        (..., ..., None),
+    ],
+)
+def test_reasoneval(first, correct, expected):
+    raw = edited(REASONEVAL, model_output_solution_first_error_step=first, model_output_solution_correctness=correct)
+    record = parse(raw)[0]
+    assert (record.id, record.steps, record.labels) == ("u1", ["a", "b", "c"], expected)
+    assert record.extra["answer"] == "7"
+    # ReasonEval's own files list the lines of a step, and rate them where redundancy counts
+    lines = edited(raw, model_output_steps=..., model_output_step_format=[["a", "a2"], ["b"], ["c"]])
+    assert (parse(lines)[0].steps, parse(lines)[0].labels) == (["a\na2", "b", "c"], expected)
+    assert parse(edited(lines, rating=[1, 0, -1]), neutral="unlabelled")[0].labels == [1.0, None, 0.0]
+
+
+def test_versaprm():
+    extra = {"answer": "B", "question_id": "R", "correct": False}
+    assert parse(VERSAPRM) == [Record("R/4", "Why?", ["a", "b's"], [1.0, 0.0], extra)]
+    pool = edited(
+        VERSAPRM,
+        labels=...,
+        cot_id=...,
+        parsed_answer_correctness=...,
+        chain_of_thoughts=[
+            {"steps": ["a"], "labels": [1], "parsed_answer_correctness": True},
+            {"steps": ["b", "c"], "prm_reward": [0.5, 0.25]},
+        ],
+    )
+    shared = {"answer": "B", "question_id": "R"}
+    assert parse(pool) == [
+        Record("R/1", "Why?", ["a"], [1.0], {**shared, "correct": True}),
+        Record("R/2", "Why?", ["b", "c"], None, {**shared, "correct": None, "scores": [0.5, 0.25]}),
+    ]
+
+
+def test_fields_of_other_names():
+    options = ReadOptions(
+        field=["prompt=task.text", "labels=ratings", "completions=lines"], label_map="-1=0,0=null,ok=0.5"
+    )
+    raw = {"task": {"text": "Why?"}, "lines": ["a", "b", "c"], "ratings": [-1, 0, "ok"], "n": 1}
+    renamed = options.renamed(raw)
+    assert recognise(renamed) == "trl"
+    expected = Record("R", "Why?", ["a", "b", "c"], [0.0, None, 0.5], {"task": {"text": "Why?"}, "n": 1})
+    assert FORMATS["trl"].parse(renamed, "R", options) == [expected]
+    with pytest.raises(FormatError, match=r"field task\.text \(for prompt\) is missing \(fields found: lines\)"):
+        options.renamed({"lines": []})
+    # `steps` needs no new name
+    plain = ReadOptions(field=["prompt=q"]).renamed({"q": "Why?", "steps": ["a"], "labels": [1]})
+    assert parse(plain) == [Record("R", "Why?", ["a"], [1.0])]
+
+
+@pytest.mark.parametrize("name", ["trl", "openr", "openrlhf", "pool", "versaprm", "prm800k", "rlhflow"])
+def test_a_label_map_says_what_labels_mean(name):
+    """Every format whose labels are the file's own; what the map does not know is a fault."""
+    raw = copy.deepcopy(VALID[name])
+    if name == "pool":
+        raw["responses"][0]["labels"] = [1, -1]
+    options = {"label_map": "true=0.25,1=0.25,-1=0.75,0=0,+=0.25,-=0.75,0.25=0.75"}
+    labels = [label for record in parse(raw, **options) for label in record.labels or [] if label is not None]
+    assert {0.25, 0.75} & set(labels)
+    assert "which is not in the label map 7=1; add it" in fault(raw, label_map="7=1")
+
+
+@pytest.mark.parametrize("text", ["", "1", "1=", "=1", "1=2", "1=x", "1=nan", "1=0,1.0=1", "1=0,,2=0"])
+def test_bad_label_maps(text):
+    with pytest.raises(PQMError, match="label_map: "):
+        ReadOptions(label_map=text)
+
+
 def test_openr():
     assert parse(OPENR) == [Record("R", "How many?", ["one", "two."], [1.0, 0.0])]
     assert parse(edited(OPENR, labels=..., label=["-", "+"])) == [Record("R", "How many?", ["one", "two."], [0.0, 1.0])]
@@ -179,7 +300,8 @@ def test_prm800k(neutral, value):
     assert parse(PRM800K, neutral=neutral) == [
         Record("R/1", "P?", ["a1", "bh", "c0"], [1.0, None, value], extra),
         Record("R/2", "P?", ["a0"], [0.0], extra),
-        Record("R/3", "P?", ["a1", "b0"], [1.0, 0.0], extra),
+        # the label of a1 stands in the first record alone
+        Record("R/3", "P?", ["a1", "b0"], [None, 0.0], extra),
     ]
 
 
@@ -193,11 +315,26 @@ def test_prm800k_path_that_nothing_continues():
     given_up = {"completions": None, "chosen_completion": None, "human_completion": None}
     ids_steps = lambda raw: [(r.id, r.steps, r.labels) for r in parse(raw)]  # noqa: E731
     # the path ["a"] is only the beginning of its two alternatives
-    expected = [("R/1", ["a", "b"], [1.0, 0.0]), ("R/2", ["a", "c"], [1.0, 0.0])]
+    expected = [("R/1", ["a", "b"], [1.0, 0.0]), ("R/2", ["a", "c"], [None, 0.0])]
     assert ids_steps(prm800k(first, dropped, given_up)) == expected
     # without alternatives there it stands for itself; a single trajectory needs no suffix
     assert ids_steps(prm800k(first, given_up)) == [("R", ["a"], [1.0])]
     assert ids_steps(prm800k(dropped)) == [("R/1", ["b"], [0.0]), ("R/2", ["c"], [0.0])]
+
+
+def test_prm800k_labels_each_step_once():
+    shared = {"completions": [completion("a", 1)], "chosen_completion": 0}
+    # the third is the first once more; the fourth has no label of its own if neutral ones have none
+    rated = [completion(text, rating) for text, rating in (("b", 1), ("c", -1), ("b", 1), ("d", 0), ("a", -1))]
+    raw = prm800k(shared, {"completions": rated, "chosen_completion": 0})
+    assert [(r.steps, r.labels) for r in parse(raw, neutral="unlabelled")] == [
+        (["a", "b"], [1.0, 1.0]),
+        (["a", "c"], [None, 0.0]),
+        (["a", "a"], [None, 0.0]),
+    ]
+    assert len(parse(raw)) == 4
+    twice = prm800k(shared, shared)  # equal texts in two places are two steps
+    assert parse(twice)[0].labels == [1.0, 1.0]
 
 
 def test_unlabelled_prm800k_path_has_no_labels():
@@ -227,7 +364,6 @@ LABEL = "bad label: label 2 is "
             edited(TRL, prompt=[{"role": "user", "content": "q"}]),
             "wrong type: prompt is a list of chat messages; it must be text",
         ),
-        (edited(TRL, prompt="\ud800"), "broken text: prompt holds half a surrogate pair"),
         (edited(TRL, completions="ab"), "wrong type: completions is 'ab' (str); it must be a list"),
         (edited(TRL, completions=["a", 2]), "wrong type: step 2 is 2 (int); it must be text"),
         (edited(TRL, completions=["a", "\t"]), "empty step: step 2 of 2 is empty"),
@@ -255,6 +391,7 @@ LABEL = "bad label: label 2 is "
         (edited(OPENRLHF, value=["+"]), "labels and steps of different length: 1 labels for 2 steps"),
         (edited(OPENRLHF, value=["+", "?"]), LABEL + "'?'"),
         (edited(OPENR, labels=[1, 0, 1]), "labels and steps of different length: 3 labels for 2 steps"),
+        (edited(OPENR, labels=0), "wrong type: labels is 0 (int); it must be a list"),
         (edited(OPENR, labels="+-"), "wrong type: labels is '+-' (str); it must be a list"),
         (edited(OPENR, process="one\ntwo"), "step markers: no step marker 'ки' in the text"),
         (edited(PROCESSBENCH, label=4), "bad label: label is 4; it must be -1 or the index of one of the 4"),
@@ -280,6 +417,45 @@ LABEL = "bad label: label 2 is "
             "wrong type: response 1: labels is 1 (int); it must be a list",
         ),
         (edited(POOL, question=""), "empty question"),
+        (edited(RLHFLOW, conversations=[]), "no steps: there are no turns"),
+        (
+            edited(RLHFLOW, conversations=[{"role": "user", "content": "Why? So."}]),
+            "no first step: nothing shows where the question ends in the first turn 'Why? So.'",
+        ),
+        (
+            edited(RLHFLOW, conversations=[{"role": "system", "content": "a"}]),
+            "turns out of order: turn 1 is by 'system' instead of user",
+        ),
+        (
+            edited(RLHFLOW, conversations=[*RLHFLOW["conversations"][:1], {"role": "assistant", "content": "yes"}]),
+            "bad label: turn 2 is 'yes'; an answer must be + or -",
+        ),
+        (edited(MATH_APS, reasoning_steps=MATH_APS["reasoning_steps"][:1]), "no steps: no reasoning step goes beyond"),
+        (
+            edited(MATH_APS, reasoning_steps=[{"solution_prefix": "a", "mc_value": 2}]),
+            "bad label: reasoning step 1: mc_value is 2",
+        ),
+        (edited(SEARCH_AND_LEARN, scores=[[1]]), "lists of different length: scores has 1 entries for 2 completions"),
+        (edited(SEARCH_AND_LEARN, scores=[1, 2]), "wrong type: scores of completion 1 is 1 (int); it must be a list"),
+        (edited(SEARCH_AND_LEARN, completions=["a", " "]), "no steps: completion 2: there are no steps"),
+        (edited(PRMBENCH, error_steps=[0]), "bad label: error_steps holds 0 of 3 steps, counted from 1"),
+        (edited(PRMBENCH, error_steps=[4]), "bad label: error_steps holds 4 of 3 steps"),
+        (
+            edited(REASONEVAL, model_output_solution_first_error_step=4),
+            'bad label: model_output_solution_first_error_step is 4; it must be "N/A" or one of the steps 1 to 3',
+        ),
+        (edited(REASONEVAL, model_output_solution_first_error_step=0), "bad label: "),
+        (edited(REASONEVAL, model_output_solution_first_error_step="two"), "bad label: "),
+        (
+            edited(REASONEVAL, model_output_solution_correctness="correct"),
+            "bad label: model_output_solution_first_error_step is 2 in a solution judged correct",
+        ),
+        (
+            edited(REASONEVAL, model_output_solution_correctness="maybe"),
+            "bad label: model_output_solution_correctness is",
+        ),
+        (edited(VERSAPRM, labels="[1, 2]"), "bad label: label 2 is 2; it must be 1, 0, -1 or null"),
+        (edited(VERSAPRM, chain_of_thoughts="[a"), "wrong type: chain_of_thoughts is '[a', no list in writing"),
         (prm800k(), "no steps"),
         (prm800k("x"), "wrong type: step 1 is 'x' (str); it must be an object"),
         (
@@ -309,7 +485,8 @@ def test_a_forced_format_names_the_missing_field():
 def test_unknown_fields_list_all_formats():
     message = fault({"q": 1, "a": 2})
     assert "fields q, a are of no known format" in message
-    assert all(f"{name} ({', '.join(known.fields)})" in message for name, known in FORMATS.items())
+    assert all(f"{name} ({known})" in message for name, known in FORMATS.items())
+    assert "with --field" in message
     assert "fields none" in fault({})
 
 
@@ -325,7 +502,15 @@ def test_bad_id(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("format", "csv"), ("neutral", "maybe"), ("after_error", "x"), ("step_marker", " ")]
+    ("name", "value"),
+    [
+        ("format", "csv"),
+        ("neutral", "maybe"),
+        ("after_error", "x"),
+        ("step_marker", " "),
+        ("field", ["x"]),
+        ("field", ["prompt=a", "prompt=b"]),
+    ],
 )
 def test_bad_options(name, value):
     with pytest.raises(PQMError, match=name):

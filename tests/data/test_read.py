@@ -1,13 +1,20 @@
 """Files of every kind, the real ones with the counts their README gives, and every way to be bad."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqm_fast.data import Record, read_records
-from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data import Record, read_records, sources
+from pqm_fast.data.formats import FORMATS, ReadOptions, recognise
 from pqm_fast.data.read import BadRecord, SkipSummary, read_all
 from pqm_fast.errors import PQMError
 
@@ -33,6 +40,20 @@ RECORDS = [
     Record("f:2", "2+2?", ["z"], None, {"error_type": None}),
 ]
 SKIP = ReadOptions(skip_bad=True)
+
+
+def zipped():
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("f.jsonl", "{}")
+        return file.getvalue()
+
+
+def tarred():
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("f.jsonl"))
+        return file.getvalue()
 
 
 def json_lines(raws):
@@ -180,10 +201,21 @@ def test_saved_splits(saved):
         list(read_records(f"{saved}/f:train"))
 
 
-def test_folder_of_files_is_refused(write):
-    folder = write(RAWS, "set/train.jsonl").parent
-    assert "cannot be loaded as a data set" in refused(folder)
-    assert "name the data files in the folder one by one" in refused(folder)
+def test_folders_and_patterns(write, tmp_path):
+    write(RAWS[1:], "set/b/f.jsonl")
+    write(gzip.compress(json_lines(RAWS[1:])), "set/a.jsonl.gz")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RAWS[1:]), tmp_path / "set" / "c.parquet")
+    for other in ("README.md", "LICENSE", ".gitattributes", ".cache/x.json", "_SUCCESS"):
+        write(b"no data", f"set/{other}")
+    folder = tmp_path / "set"
+    assert [r.id for r in read_records(folder)] == ["a:1", "f:1", "c:1"]
+    assert [r.id for r in read_records(f"{folder}/*.*[tz]")] == ["a:1", "c:1"]
+    assert [r.id for r in read_records(f"{folder}/**/f.jsonl")] == ["f:1"]
+    assert "matches no file; check the pattern" in refused(f"{folder}/*.csv")
+    write(b"a,b", "set/d.csv")
+    assert f"holds d.csv, which is no data file ({', '.join(sources._DATA_SUFFIXES)}); remove it, or" in refused(folder)
+    # a name that a pattern could be is a name if there is such a file
+    assert [r.id for r in read_records(write(RAWS[1:], "x[1].jsonl"))] == ["x[1]:1"]
 
 
 def test_hub_data_set_as_datasets_loads_it(write, monkeypatch, tmp_path):
@@ -285,16 +317,27 @@ def test_prm800k(shared_data):
     assert Counter(r.id.split("/")[0].split(":")[1] for r in records) == {
         "1": 1 + 9,
         "2": 4,
-        "3": 1 + 6,
+        "3": 1 + 4,  # two of its six alternatives are listed twice
         "4": 1 + 6,
         "5": 1 + 6,
         "6": 1,
     }
     assert records[0].labels == [1.0, None, 1.0, 1.0, 1.0, 1.0]
     assert records[0].steps[1] == "We have $3p+e=1.24$ and $5p+e=1.82$."
-    assert [r.labels for r in records[1:6]] == [[1.0, 0.0]] * 5
-    assert records[6].labels == [1.0, None, 1.0, 1.0, 1.0, 1.0]  # its last step is rated neutral
+    assert [r.labels for r in records[1:6]] == [[None, 0.0]] * 5
+    assert records[6].labels == [None] * 5 + [1.0]  # its last step is rated neutral
     assert records[0].extra["answer"] == "29"
+    labels = [label for record in records for label in record.labels if label is not None]
+    assert (len(labels), labels.count(0.0)) == (71, 15)
+
+
+def test_every_example_of_the_documentation_is_of_the_format_it_stands_for(write):
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*: .*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in examples} == set(FORMATS)
+    for name, lines in examples:
+        assert {recognise(json.loads(line)) for line in lines.splitlines()} == {name}
+        assert len(list(read_records(write(lines.encode(), f"{name}.jsonl")))) >= 2
 
 
 # What cannot be read
@@ -314,7 +357,7 @@ def test_prm800k(shared_data):
         (b'{"id": [], "prompt": "q", "completions": ["s"]}', ": id is []; it must be"),
         (
             b'{"question": "q", "process": "s"}',
-            ": its fields (question, process) do not fit trl (prompt, completions), with which the file",
+            ": its fields (question, process) do not fit trl (prompt, completions or steps), with which the file",
         ),
         (b'{"id": "a", "prompt": "q", "completions": ["s"]}', " (record a): the id a is taken by F, line 1"),
     ],
@@ -394,7 +437,87 @@ def test_unreadable_files(write, tmp_path):
     open_list = write(b"\n[" + json_lines(RAWS[:1]) + b",\n", "list.json")
     assert f"{open_list}, line 4: damaged JSON list" in refused(open_list)
     (tmp_path / "empty").mkdir()
-    assert "cannot be loaded as a data set" in refused(tmp_path / "empty")
+    assert "holds no data files" in refused(tmp_path / "empty")
+
+
+PACKED = "compressed with {}; unpack it first"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a Git LFS pointer and not the data",
+        ),
+        (b"\n <!DOCTYPE html><html>", "is a web page (HTML or XML), perhaps an error or a login"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+        (zipped(), "is a zip archive; unpack it first"),
+        (tarred(), "is a tar archive"),
+        (gzip.compress(tarred()), "is a tar archive"),
+        (gzip.compress(gzip.compress(b"{}")), PACKED.format("gzip twice")),
+        (bz2.compress(b"{}"), PACKED.format("bzip2")),
+        (lzma.compress(b"{}"), PACKED.format("xz")),
+        (b"\x28\xb5\x2f\xfd\x24\x00\x01", PACKED.format("zstd")),
+        (b"ARROW1\x00\x00", "is an Arrow file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["f.jsonl", "f.parquet"])
+def test_what_is_no_data_is_called_by_its_name(write, content, expected, name):
+    assert expected in refused(write(content, name))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"completions": ["a", "b \udfff"]}, "completions, entry 2"),
+        ({"note": {"deep": [1, {"x": "\udc80"}]}}, "note, deep, entry 2, x"),
+        ({"note": {"\ud800": 1}}, "note, the field name '\\ud800'"),
+        ({"answer": ["\ud800\ud800"]}, "answer, entry 1"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_in_every_field(write, change, field):
+    broken = json.dumps(RAWS[1] | {"id": "b"} | change).encode() + b"\n"
+    path = write(json_lines(RAWS[:1]) + broken + json_lines(RAWS[1:]))
+    with pytest.raises(BadRecord) as caught:
+        list(read_records(path))
+    assert str(caught.value) == f"{path}, line 2 (record b): {field} holds half a surrogate pair; repair its encoding"
+    assert caught.value.kind == "broken text"
+    skipped = SkipSummary()
+    assert len(list(read_records(path, options=SKIP, skipped=skipped))) == 2
+    assert skipped.counts == {"broken text": 1}
+
+
+def test_half_a_surrogate_pair_in_an_id(write):
+    path = write(rb'{"id": "\ud800", "prompt": "q", "completions": ["s"]}')
+    assert "line 1: id is '\\ud800', with half a surrogate pair" in refused(path, ReadOptions())
+
+
+def test_deep_nesting_is_a_bad_record(write):
+    deep = b'{"prompt": "q", "completions": ["s"], "x": ' + b"[" * 400 + b"]" * 400 + b"}\n"
+    skipped = SkipSummary()
+    assert len(list(read_records(write(deep + json_lines(RAWS)), options=SKIP, skipped=skipped))) == 2
+    assert skipped.counts == {"nested too deeply": 1}
+
+
+def test_parquet_that_is_not_utf8(tmp_path):
+    """One bad row in a batch of good ones: it alone is bad, in text, in lists of it and in bytes that hold text."""
+    path = tmp_path / "f.parquet"
+    prompts = pyarrow.array([b"q1", b"q\xff", b"q3", b"q4"])
+    steps = pyarrow.array([[b"a"], [b"b"], [b"c", b"\xe9"], [b"d"]])
+    columns = {"prompt": prompts.view(pyarrow.string()), "completions": steps.view(pyarrow.list_(pyarrow.string()))}
+    columns["when"] = pyarrow.array([datetime(2024, 5, 6), None, None, None])
+    columns["raw"] = pyarrow.array([b"text", b"x", b"y", b"\xff"])
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(BadRecord, match=r"f\.parquet, record 2: field prompt holds bytes that are not UTF-8"):
+        list(read_records(path))
+    skipped = SkipSummary()
+    (record,) = read_records(path, options=SKIP, skipped=skipped)
+    assert (record.id, record.extra) == ("f:1", {"when": "2024-05-06T00:00:00", "raw": "text"})
+    assert skipped.counts == {"broken text": 3}
+    assert "record 3: field completions holds bytes" in skipped.examples[1]
+    assert "record 4: field raw holds bytes" in skipped.examples[2]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

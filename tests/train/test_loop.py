@@ -12,6 +12,7 @@ import tiny
 import torch
 from pqm_kernels import LOSSES
 
+from pqm_fast.data.balance import one_sided
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
@@ -334,6 +335,35 @@ def test_soft_labels(configure, tmp_path):
     assert prepare(make(loss="rank", label_threshold=0.5)).training.trajectory(0).labels.tolist() == [1.0, 0.0]
     with pytest.raises(PQMError, match=r"record s0: label 0.75 is neither 0 nor 1.*40 such labels"):
         prepare(make(loss="rank"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "threshold", "warning"),
+    [
+        ([1, 1], None, "all 80 step labels are correct: a model that gives every step one score looks right"),
+        ([0, 0], None, "all 80 step labels are wrong"),
+        ([0.25, 0.75], None, None),
+        ([0.25, 0.75], 0.2, "all 80 step labels are correct"),
+        ([1, None], None, "all 40 step labels are correct"),
+    ],
+)
+def test_labels_that_say_the_same_are_warned_of(configure, tmp_path, labels, threshold, warning):
+    rows = [{"prompt": f"w{i}", "completions": ["w3", "w4"], "labels": labels} for i in range(3, 43)]
+    data = tmp_path / "same.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = prepare(configure(data=(str(data),), loss="bce", label_threshold=threshold))
+    found = [note for note in run.notes if note.startswith("warning: ")]
+    assert len(found) == (warning is not None)
+    assert warning is None or found[0].startswith(f"warning: {data}: {warning}")
+
+
+def test_a_class_of_less_than_one_in_a_hundred_is_warned_of():
+    labels = np.array([0.0] + [1.0] * 100 + [np.nan] * 50, dtype=np.float32)
+    assert one_sided(labels[1:]) is not None
+    assert one_sided(labels).startswith("only 1 of 101 step labels are wrong: ")
+    assert one_sided(1 - labels).startswith("only 1 of 101 step labels are correct: ")
+    assert one_sided(labels[:100]) is None
+    assert one_sided(labels[:0]) is None
 
 
 def test_orm_leaves_out_what_lost_its_last_step(configure):

@@ -1,0 +1,41 @@
+"""Files that are no data, told by their first bytes and called by their name: pointers, web pages, archives."""
+
+from pathlib import Path
+
+from pqm_fast.errors import PQMError
+
+_UNPACK = "unpack it first (of compressed files, only gzip is read as it is)"
+_CONVERT = "convert it to JSON lines or Parquet"
+_KINDS: dict[bytes, tuple[str, str]] = {
+    b"version https://git-lfs.github.com/spec/": (
+        "a Git LFS pointer and not the data",
+        "fetch that with `git lfs pull`",
+    ),
+    b"PK\x03\x04": ("a zip archive", _UNPACK),
+    b"PK\x05\x06": ("an empty zip archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", _UNPACK),
+    b"\xfd7zXZ\x00": ("compressed with xz", _UNPACK),
+    b"BZh": ("compressed with bzip2", _UNPACK),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!\x1a\x07": ("a rar archive", _UNPACK),
+    b"\x1f\x8b": ("compressed with gzip twice", _UNPACK),
+    b"ARROW1": ("an Arrow file", f"name the folder that `datasets` saved, or {_CONVERT}"),
+    b"SQLite format 3\x00": ("an SQLite database", _CONVERT),
+    b"\x93NUMPY": ("a NumPy array", _CONVERT),
+    b"\x89HDF\r\n": ("an HDF5 file", _CONVERT),
+    b"%PDF-": ("a PDF document", _CONVERT),
+}
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error>")
+
+
+def check_contents(path: Path, head: bytes) -> None:
+    """`head`: the first 512 bytes of a file, decompressed if it is gzipped. Raises `PQMError` for what is no data."""
+    for magic, (what, remedy) in _KINDS.items():
+        if head.startswith(magic):
+            raise PQMError(f"{path}: is {what}; {remedy}")
+    if head[257:262] == b"ustar":
+        raise PQMError(f"{path}: is a tar archive; {_UNPACK}")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
+        what = "a web page (HTML or XML), perhaps an error or a login that was saved in place of the data"
+        raise PQMError(f"{path}: is {what}; open it to see what it says, and fetch the data again")

@@ -1,0 +1,120 @@
+"""Solutions as a list of steps with a label for each: TRL's type, RLHFlow's conversations, PRMBench, VersaPRM."""
+
+import ast
+import re
+from typing import Any
+
+from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, show, typed
+from pqm_fast.data.formats.marked import FIRST_STEP
+from pqm_fast.data.formats.options import ReadOptions
+from pqm_fast.data.records import Record
+
+
+def parse_trl(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`prompt`, `completions` (or `steps`), `labels` (may be absent): TRL's stepwise type, and what `score` writes."""
+    name = "steps" if raw.get("completions") is None and raw.get("steps") is not None else "completions"
+    prompt, steps = field(raw, "prompt", str), field(raw, name, list)
+    labels = options.labels(raw.get("labels"), "label")
+    return [record(id, prompt, steps, labels, rest(raw, "prompt", name, "labels"))]
+
+
+def parse_rlhflow(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`conversations`: turns of the user hold a step each, the first the question too, and each is answered + or -."""
+    turns = [
+        (field(typed(turn, f"turn {k}", dict), "role", str, f"turn {k}: "), field(turn, "content", str, f"turn {k}: "))
+        for k, turn in enumerate(field(raw, "conversations", list), 1)
+    ]
+    for number, (role, _) in enumerate(turns, 1):
+        if role != (expected := "user" if number % 2 else "assistant"):
+            raise FormatError("turns out of order", f"turn {number} is by {show(role)} instead of {expected}; mend it")
+    if not turns:
+        raise FormatError("no steps", "there are no turns; give at least one or remove the record")
+    question, first = _question_and_step(turns[0][1])
+    steps = [first, *(content.strip() for _, content in turns[2::2])]
+    labels: list[Any] = [_sign(content, f"turn {k}", options) for k, (_, content) in enumerate(turns, 1) if k % 2 == 0]
+    labels += [None] * (len(steps) - len(labels))  # the last step may wait for its answer
+    return [record(id, question, steps, labels, rest(raw, "conversations"))]
+
+
+def _question_and_step(text: str) -> tuple[str, str]:
+    """The first turn at its last "Step 1:", else at its only blank line, else at its only line break."""
+    if begins := [match.start() for match in FIRST_STEP.finditer(text)]:
+        return text[: begins[-1]].strip(), text[begins[-1] :].strip()
+    for between in (r"\n\s*\n", r"\n"):
+        if len(parts := re.split(between, text.strip())) == 2:
+            return parts[0].strip(), parts[1].strip()
+    raise FormatError(
+        "no first step",
+        f'nothing shows where the question ends in the first turn {show(text)}; begin the step with "Step 1:", '
+        "or put one blank line before it",
+    )
+
+
+def _sign(content: str, place: str, options: ReadOptions) -> float | None:
+    if options.label_map is not None:
+        return options.label(content, place)
+    if content.strip() not in ("+", "-"):
+        raise FormatError("bad label", f"{place} is {show(content)}; an answer must be + or -")
+    return float(content.strip() == "+")
+
+
+def parse_prmbench(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`modified_question`, `modified_process`, and `error_steps`: the numbers of the wrong steps from 1, [] for none.
+    `classification` is the type of the error."""
+    steps = field(raw, "modified_process", list)
+    wrong = {typed(k, "an entry of error_steps", int) for k in field(raw, "error_steps", list)}
+    if beyond := sorted(k for k in wrong if not 1 <= k <= len(steps)):
+        raise FormatError("bad label", f"error_steps holds {beyond[0]} of {len(steps)} steps, counted from 1; mend it")
+    question = next((q for q in ("modified_question", "question", "original_question") if raw.get(q) is not None), "")
+    labels = [float(k not in wrong) for k in range(1, len(steps) + 1)]
+    extra = rest(raw, question, "modified_process", "error_steps", "idx", "classification")
+    extra["error_type"] = raw.get("classification")
+    prompt = field(raw, question or "modified_question", str)
+    return [record(explicit_id(raw, "idx") or id, prompt, steps, labels, extra)]
+
+
+def parse_versaprm(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`question`, `chain_of_thoughts`, the steps of a solution, and `labels` 1, 0, -1 (either may be written out as
+    text); or `chain_of_thoughts` as candidate solutions with `steps`. One question has many rows, told apart by
+    `cot_id`."""
+    question, chain = field(raw, "question", str), _written_list(raw, "chain_of_thoughts")
+    if not any(isinstance(solution, dict) for solution in chain):
+        own = explicit_id(raw, "cot_id")
+        shared = rest(raw, "question", "chain_of_thoughts", "labels", "cot_id")
+        return [_chain(f"{id}/{own}" if own else id, id, question, {**raw, "steps": chain}, shared, options)]
+    shared = rest(raw, "question", "chain_of_thoughts")
+    records = []
+    for number, solution in enumerate(chain, 1):
+        place = f"solution {number}"
+        extra = {**rest(typed(solution, place, dict), "steps", "labels", "prm_reward"), **shared}
+        try:
+            field(solution, "steps", list)
+            records.append(_chain(f"{id}/{number}", id, question, solution, extra, options))
+        except FormatError as error:
+            raise FormatError(error.kind, f"{place}: {error}") from None
+    return records
+
+
+def _chain(
+    id: str, question_id: str, question: str, solution: dict[str, Any], extra: dict[str, Any], options: ReadOptions
+) -> Record:
+    labels: list[Any] | None = None
+    if solution.get("labels") is not None:
+        labels = [options.rating(v, f"label {k}") for k, v in enumerate(_written_list(solution, "labels"), 1)]
+    extra |= {"question_id": question_id, "correct": extra.pop("parsed_answer_correctness", None)}
+    if solution.get("prm_reward") is not None:
+        extra["scores"] = solution["prm_reward"]
+    return record(id, question, solution["steps"], labels, extra)
+
+
+def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
+    """A list, or the text that Python writes for one. Raises `FormatError`."""
+    value = raw.get(name)
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            message = f"{name} is {show(raw[name])}, no list in writing ({type(error).__name__}); write a JSON list"
+            raise FormatError("wrong type", message) from None
+        return typed(value, name, list)
+    return field(raw, name, list)

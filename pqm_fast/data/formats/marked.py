@@ -1,0 +1,93 @@
+"""Solutions as one text in which a marker ends each step: Math-Shepherd, OpenRLHF's copies of it, OpenR."""
+
+import re
+from typing import Any
+
+from pqm_fast.data.checks import FormatError, field, record, rest, show, typed
+from pqm_fast.data.formats.options import ReadOptions
+from pqm_fast.data.records import Record
+
+# whole words, or "Substep 1:" would begin the solution; Math-Shepherd writes a few of them in lower case
+FIRST_STEP = re.compile(r"(?<!\w)(?:#+ *|\*\*)?step 1:", re.IGNORECASE)
+
+
+def _split_steps(text: str, marker: str) -> list[str]:
+    """The steps of a text in which `marker` ends each of them. Raises `FormatError`."""
+    *steps, tail = text.split(marker)
+    if not marker.strip():  # line breaks stand between the steps, one or several
+        return [step.strip() for step in (*steps, tail) if step.strip()]
+    if tail.strip():
+        found = f"text after the last step marker {marker!r}: {show(tail.strip())}"
+        if not steps:
+            found = f"no step marker {marker!r} in the text"
+        raise FormatError("step markers", f"{found}; each step must end with it (or set step_marker)")
+    return [step.strip() for step in steps]
+
+
+def _question_end(text: str, marker: str) -> int:
+    """Where the steps begin in a text that holds the question too: at the last "Step 1:" before the first marker, for
+    the question may have steps of its own. Raises `FormatError`."""
+    # a question may hold line breaks, so they do not show where its solution is under way
+    before = text.find(marker) if marker.strip() else -1
+    begins = [match.start() for match in FIRST_STEP.finditer(text)]
+    if not begins:
+        raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
+    if not marker.strip() and len(begins) > 1:
+        found = 'input holds "Step 1:" more than once and no marker but line breaks'
+        raise FormatError("no first step", f"{found}; put a marker behind each step and name it (step_marker)")
+    begins = [begin for begin in begins if before == -1 or begin < before]
+    if not begins:
+        raise FormatError("step markers", f'a step marker {marker!r} stands before "Step 1:"; remove it and its label')
+    return begins[-1]
+
+
+def parse_math_shepherd(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`input`, `label`: one text twice, with a marker at each step's end, then + or - in its place."""
+    text, signed, marker = field(raw, "input", str), field(raw, "label", str), options.step_marker
+    begin = _question_end(text, marker)
+    question, steps = text[:begin].strip(), _split_steps(text[begin:], marker)
+    labels, position = [], 0
+    for number, part in enumerate(text[begin:].split(marker)[:-1], 1):
+        part = text[:begin] + part if number == 1 else part
+        end = position + len(part)
+        # equal texts too: signs of another solution would be wrong labels that nothing shows later
+        if signed[position:end] != part or signed[end : end + 1] not in ("+", "-"):
+            raise FormatError(
+                "step markers",
+                f"label reads {show(signed[max(position, end - 20) : end + 1])} at the end of step {number}; "
+                f"it must repeat input with + or - in place of each {marker!r}",
+            )
+        labels.append(float(signed[end] == "+"))
+        position = end + 1
+    if signed[position:].strip():
+        raise FormatError("step markers", f"label goes on after the last step: {show(signed[position:])}; cut it there")
+    return [record(id, question, steps, labels, rest(raw, "input", "label"))]
+
+
+def _signs(values: Any, name: str, options: ReadOptions) -> Any:
+    """The labels with + and - as numbers; None stays None, and `record` judges the rest."""
+    if options.label_map is not None:
+        return options.labels(values, name)
+    if values is None:
+        return None
+    signs = {"+": 1.0, "-": 0.0}
+    return [signs.get(value, value) if isinstance(value, str) else value for value in typed(values, name, list)]
+
+
+def parse_openrlhf(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`input`: question and steps with markers; `value`: a list of "+" and "-", or of numbers."""
+    values, text = field(raw, "value", list), field(raw, "input", str)
+    begin = _question_end(text, options.step_marker)
+    steps = _split_steps(text[begin:], options.step_marker)
+    return [record(id, text[:begin].strip(), steps, _signs(values, "value", options), rest(raw, "input", "value"))]
+
+
+def parse_openr(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
+    """`question`, `process` with markers, `labels` (some OpenR files: `label`): "+" and "-", or numbers."""
+    name = "label" if raw.get("labels") is None else "labels"
+    question, process, marker = field(raw, "question", str).strip(), field(raw, "process", str), options.step_marker
+    labels = _signs(raw.get(name), name, options)
+    # MATH-APS labels a whole prefix of a solution, in which a blank line is no more than that
+    whole = labels is not None and len(labels) == 1 and (not marker.strip() or marker not in process)
+    steps = [process.strip()] if whole else _split_steps(process, marker)
+    return [record(id, question, steps, labels, rest(raw, "question", "process", name))]

@@ -1,0 +1,17 @@
+"""Nothing but the project's own errors leaves the readers, and no record vanishes in them."""
+
+import pytest
+from fuzz.readers import hostile
+
+
+@pytest.mark.parametrize("first", range(0, 500, 100))
+def test_hostile_files(first, tmp_path):
+    for seed in range(first, first + 100):
+        hostile(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(500, 25_500, 1000))
+def test_many_hostile_files(first, tmp_path):
+    for seed in range(first, first + 1000):
+        hostile(seed, tmp_path)
