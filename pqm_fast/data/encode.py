@@ -12,6 +12,7 @@ import numpy as np
 
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.options import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,11 +24,11 @@ LAST = "last"
 class Template:
     """How a question and its steps are written; stored in the checkpoint under `pqm_fast` in config.json."""
 
-    prompt_format: str = "{prompt}\n"
+    prompt_format: Text = "{prompt}\n"
     """Text of the question; {prompt} stands for it. `chat`: the tokenizer's own chat template."""
-    step_format: str = "{step}\n"
+    step_format: Text = "{step}\n"
     """Text of one step; {step} stands for it."""
-    step_token: str = "<|step|>"
+    step_token: Text = "<|step|>"
     """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
 
     def __post_init__(self):

@@ -12,13 +12,14 @@ from typing import Any, Literal, get_args
 from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, show, typed
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
+from pqm_fast.options import Text
 
 FormatName = Literal["auto", "trl", "math-shepherd", "prm800k", "openrlhf", "openr", "processbench", "pool"]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How records are read. Raises `PQMError` for a value that is none of its choices.
+    """How records are read.
 
     Neutral PRM800K steps count as correct by default because its paper does so when it scores solutions
     ("Let's Verify Step by Step", arXiv 2305.20050, appendix F): such a step may be odd or a detour, but it is
@@ -31,7 +32,7 @@ class ReadOptions:
     """What a PRM800K step rated 0 (neutral) counts as."""
     after_error: Literal["unlabelled", "wrong"] = "unlabelled"
     """What ProcessBench steps after the first error count as."""
-    step_marker: str = "ки"
+    step_marker: Text = "ки"
     """Text that ends each step in Math-Shepherd, OpenRLHF and OpenR records; blanks around it are dropped."""
     skip_bad: bool = False
     """Skip bad records, with a counted summary, instead of stopping at the first."""

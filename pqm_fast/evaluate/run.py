@@ -15,6 +15,7 @@ from pqm_fast.evaluate.steps import evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
 from pqm_fast.files import write_json
+from pqm_fast.options import Text
 from pqm_fast.score import ScoringOptions
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
@@ -40,7 +41,7 @@ class EvaluateConfig:
     calibrate: tuple[str, ...] = ()
     """Records of other questions, as in --data: the threshold with the highest ProcessBench F1 on them is used too.
     Default: for each fifth of the questions it comes from the other four."""
-    by: str = "error_type"
+    by: Text = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
     """Random subsets per question and N for votes, where there are more than that."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pqm_fast.errors import PQMError
+from pqm_fast.options import Text
 from pqm_fast.files import atomic_file
 from pqm_fast.report.find import find
 from pqm_fast.report.page import page
@@ -20,7 +21,7 @@ class ReportConfig:
     found there. Given first, they need no --runs."""
     out: str = "report.html"
     """File to write."""
-    title: str = "pqm-fast report"
+    title: Text = "pqm-fast report"
     """Heading of the page."""
     solutions: int = 1000
     """Solutions in the page at most, the same number of each run. Of more, half are the most wrong ones, half a random

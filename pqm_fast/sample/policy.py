@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.options import DType
+from pqm_fast.options import DType, Text
 
 
 class Request(NamedTuple):
@@ -50,13 +50,13 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How policies write. Raises PQMError for values that make no sense."""
+    """How policies write."""
 
-    prompt_format: str = "{prompt}\n"
+    prompt_format: Text = "{prompt}\n"
     """Text of the question; {prompt} stands for it. `chat`: the chat template of the policy's tokenizer."""
-    system: str = ""
+    system: Text = ""
     """System message, with `--prompt-format chat`."""
-    step_separator: str = "\n"
+    step_separator: Text = "\n"
     """What stands between steps: completions are split there, and the steps of a prefix end with it."""
     temperature: float = 0.7
     """Sampling temperature; 0 always takes the likeliest token."""
@@ -64,7 +64,7 @@ class PolicyOptions:
     """Sample from the likeliest tokens of this total probability."""
     max_new_tokens: int = 1024
     """Longest completion in tokens; a longer one is cut off there."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Text, ...] = ()
     """Texts that end a completion; they are no part of it."""
     parallel: int = 64
     """Completions in the works at once: the batch of a local model, the requests in flight to a server."""
