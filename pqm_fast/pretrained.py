@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PQMError(f"device: {name} cannot be used here ({_reason(error)}); give auto, cpu or cuda") from error
+        raise PQMError(f"device: {name} cannot be used here ({reason(error)}); give auto, cpu or cuda") from error
     return device
 
 
@@ -97,7 +97,7 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # what transformers raises has no common class
-        raise _no_tokenizer(path, _reason(error)) from error
+        raise _no_tokenizer(path, reason(error)) from error
     # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")
@@ -125,7 +125,7 @@ def load_config(path: str) -> Any:
             config = AutoConfig.from_pretrained(path)
     except Exception as error:
         raise PQMError(
-            f"{path}: no model config could be loaded from this folder or hub id: {_reason(error)}"
+            f"{path}: no model config could be loaded from this folder or hub id: {reason(error)}"
         ) from error
     if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
@@ -149,11 +149,11 @@ def load_classifier(
             return _load_weights(path, config, dtype, notes)
         config.dtype = dtype
         with torch.device(device):
-            classifier = _classification_class(type(config))._from_config(config, dtype=dtype)
+            classifier = classification_class(type(config))._from_config(config, dtype=dtype)
     except PQMError:
         raise
     except Exception as error:
-        raise PQMError(f"{path}: this model cannot be loaded: {_reason(error)}") from error
+        raise PQMError(f"{path}: this model cannot be loaded: {reason(error)}") from error
     notes.append(f"{path} holds a config but no weights: starting from random ones")
     return classifier
 
@@ -172,7 +172,8 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The text of an error that is not ours, short enough to stand in one that is."""
     return shorten(str(error), 300) or type(error).__name__
 
 
@@ -183,19 +184,23 @@ def _has_weights(path: str) -> bool:
 
 def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
     with quiet_transformers():
-        classifier, info = _classification_class(type(config)).from_pretrained(
+        classifier, info = classification_class(type(config)).from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
     missing = sorted(set(info["missing_keys"]) - head)
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    of_other_shape = {str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())}
+    mismatched = sorted(of_other_shape - head)
     if missing or mismatched:
         wrong = missing or mismatched
         raise PQMError(
             f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
             f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
         )
-    if set(info["missing_keys"]) & head:
+    other = [key for key in info["unexpected_keys"] if key.startswith(("score.", "classifier.", "v_head."))]
+    if of_other_shape & head or other:
+        notes.append("its own head, which does not give one value, is left out: the Q-value head is new")
+    elif set(info["missing_keys"]) & head:
         notes.append("the Q-value head is new")
     return classifier
 
@@ -208,7 +213,7 @@ def _is_decoder(config: Any) -> bool:
     )
 
 
-def _classification_class(kind: type) -> Any:
+def classification_class(kind: type) -> Any:
     """The `*ForTokenClassification` class of a config class; from transformers' generic one where it has none."""
     if kind in AutoModelForTokenClassification._model_mapping:
         return AutoModelForTokenClassification._model_mapping[kind]

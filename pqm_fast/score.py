@@ -2,17 +2,21 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.options import Attention, DType
+from pqm_fast.other_prms import OtherPRM
+
+SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class ScoringOptions:
     """How a checkpoint scores records."""
 
     max_length: int | None = None
-    """Longest solution in tokens; steps beyond it get null. Default: the model's context."""
+    """Longest solution in tokens; steps beyond it get null, and such solutions stay. Default: the model's context."""
     max_tokens: int = 16384
     """Tokens of one forward pass."""
     prefix_tree: bool = False
@@ -33,8 +37,32 @@ class ScoringOptions:
     attention: Attention = "auto"
     """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels; prefix trees
     take FlexAttention. sdpa is what a CPU has."""
+    other: OtherPRM = field(default_factory=OtherPRM)
     progress: bool = True
     """Show the progress bar."""
+
+
+@dataclass
+class CutOff:
+    """Solutions that do not fit the context: how many, and how many of them have no score at all."""
+
+    limit: str = ""
+    """The limit that they met, in words."""
+    records: int = 0
+    unscored: int = 0
+
+    def add(self, scores: Sequence[float | None]) -> None:
+        self.records += None in scores
+        self.unscored += all(q is None for q in scores)
+
+    def __str__(self) -> str:
+        one = self.records == 1
+        last = "last steps" if self.unscored < self.records else "steps"
+        text = f"{self.records:,} {'record does' if one else 'records do'} not fit {self.limit}: null stands for the "
+        text += f"scores of {'its' if one else 'their'} {last}"
+        if 0 < self.unscored < self.records:
+            text += f", of {self.unscored:,} for all of them"
+        return text
 
 
 @dataclass(frozen=True)
@@ -42,7 +70,7 @@ class ScoreConfig:
     """Write the Q-value of every step, for records with or without labels."""
 
     model: str
-    """Folder of a checkpoint of pqm-fast (or its hub id)."""
+    """Folder of a checkpoint of pqm-fast (or its hub id); with --preset of a PRM of others."""
     data: tuple[str, ...]
     """Records: files (JSON lines, JSON, Parquet), folders saved by `datasets`, hub data set names."""
     out: str
@@ -58,27 +86,35 @@ def score(config: ScoreConfig) -> Path:
     out, part = Path(config.out), Path(config.out + ".part")
     if out.exists():
         raise PQMError(f"{out}: exists already; delete it or choose another --out")
-    skipped, cut = SkipSummary(), 0
+    skipped, cut = SkipSummary(), CutOff()
     begun = _begun(part)
     config = _settled(config, begun)
-    done = _done(part, config, begun) if begun is not None else set()
-    scored = score_records(config.model, config.data, config.read, config.scoring, skipped, done)
+    done = _done(part, config, begun, cut) if begun is not None else set()
+    scored = score_records(config.model, config.data, config.read, config.scoring, skipped, cut, done)
     first = next(scored, None)  # nothing is written before the input and the model are known to be good
     out.parent.mkdir(parents=True, exist_ok=True)
     _begun_with(part).write_text(json.dumps(_means(config)), encoding="utf-8")
     with open(part, "a", encoding="utf-8") as file:
+        saved = time.monotonic()
         for record, scores in chain([first] if first else [], scored):
             file.write(json.dumps(_row(record, scores), ensure_ascii=False) + "\n")
-            cut += None in scores
-        file.flush()
-        os.fsync(file.fileno())
+            if time.monotonic() - saved > SAVE_SECONDS:
+                _save(file)
+                saved = time.monotonic()
+        _save(file)
     os.replace(part, out)
     _begun_with(part).unlink()
     if skipped.total:
         print(skipped)
-    if cut:
-        print(f"{cut:,} records do not fit the context: null stands for the scores of their last steps")
+    if cut.records:
+        print(cut)
     return out
+
+
+def _save(file: TextIO) -> None:
+    """What was written so far survives the machine."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _row(record: Record, scores: Sequence[float | None]) -> dict[str, Any]:
@@ -100,6 +136,7 @@ def _means(config: ScoreConfig) -> dict[str, Any]:
         "read": asdict(config.read) | {"skip_bad": None},  # a run that stopped at a bad record may go on without it
         "max_length": config.scoring.max_length,
         "dtype": config.scoring.dtype,
+        "other": asdict(config.scoring.other) if config.scoring.other.given else None,
     }
 
 
@@ -133,7 +170,7 @@ def _damaged(part: Path, error: Exception) -> PQMError:
     return PQMError(f"{part}: damaged ({error}); delete it to start over")
 
 
-def _done(part: Path, config: ScoreConfig, begun: dict[str, Any]) -> set[str]:
+def _done(part: Path, config: ScoreConfig, begun: dict[str, Any], cut: CutOff) -> set[str]:
     """Ids that an interrupted run has written already; its last line, if cut off, is removed."""
     done, end = set(), 0
     try:
@@ -141,7 +178,9 @@ def _done(part: Path, config: ScoreConfig, begun: dict[str, Any]) -> set[str]:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                done.add(json.loads(line)["id"])
+                row = json.loads(line)
+                done.add(row["id"])
+                cut.add(row["scores"])
                 end += len(line)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(part, error) from error
