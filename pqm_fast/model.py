@@ -60,7 +60,7 @@ def _preset_of(config: Any) -> str:
 
 
 class StepQModel(nn.Module):
-    """`classifier` is a `*ForTokenClassification` with one label; its head is kept in float32.
+    """`classifier` is a `*ForTokenClassification` that gives one value a token; its head is kept in float32.
 
     `step_rows_only`: the last layer computes only the rows that steps read, the same values in less time. After
     construction the attribute says whether it does: architectures that are not supported compute all rows.
@@ -139,13 +139,15 @@ class StepQModel(nn.Module):
         `packing` is what `planner()` makes of the batch, if it was made ahead.
         """
         batch, packing = self._on_device(batch, packing)
+        head = self.head
+        assert isinstance(head, nn.Linear)  # a PRM of others may have more, but is only scored
         return step_loss(
             self.hidden(batch, packing),
             packing.step_index,
             batch.labels,
             batch.cu_steps,
-            self.head.weight.view(-1),
-            self.head.bias,
+            head.weight.view(-1),
+            head.bias,
             loss=loss,
             zeta=zeta,
             normalizer=normalizer,

@@ -55,11 +55,11 @@ def _of_labels(path: str, config: Any, dtype: torch.dtype, hidden_layer: bool) -
     model = _loaded(path, kind, config, dtype, "no head of two labels" + " with a hidden layer" * hidden_layer)
     name = "score" if hasattr(model, "score") else "classifier"
     head = model.get_submodule(name).float()
-    last = head[-1] if isinstance(head, nn.Sequential) else head
+    *before, last = head.children() if isinstance(head, nn.Sequential) else [head]
     assert isinstance(last, nn.Linear)
     bias = None if last.bias is None else last.bias[1] - last.bias[0]
     one = _difference(last.weight[1], last.weight[0], bias)
-    setattr(model, name, nn.Sequential(*head[:-1], one) if isinstance(head, nn.Sequential) else one)
+    setattr(model, name, nn.Sequential(*before, one) if before else one)
     model.config.num_labels = 1
     return model
 
@@ -77,7 +77,9 @@ def _of_tokens(path: str, config: Any, dtype: torch.dtype, ids: tuple[int, int])
     text = config.get_text_config()
     changed = [name for name in _AFTER_HEAD if getattr(text, name, None) not in (None, 1, 1.0)]
     if changed:
-        raise PQMError(f"{path}: {config.model_type} changes its logits ({changed[0]}), so their difference is no Q-value")
+        raise PQMError(
+            f"{path}: {config.model_type} changes its logits ({changed[0]}), so their difference is no Q-value"
+        )
     kind = AutoModelForCausalLM._model_mapping[type(config)]
     language_model = _loaded(path, kind, config, dtype, "no head of a language model")
     head = language_model.get_output_embeddings()

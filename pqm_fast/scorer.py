@@ -74,11 +74,11 @@ class Scorer:
             if hasattr(config, CONFIG_KEY):
                 raise PQMError(f"{path}: a checkpoint of pqm-fast knows its own head and template; leave out --preset")
             prm = other.settled()
+            make_encoder: Any = TextEncoder
+            template: Any = prm.layout_for(tokenizer)
             classifier = load_other(path, config, pick_dtype(dtype, where, path), prm, tokenizer)
             model = StepQModel.of(classifier, path, **ways)
             model.check_vocabulary(tokenizer)
-            make_encoder: Any = TextEncoder
-            template: Any = prm.layout_for(tokenizer)
         else:
             template = Recipe.from_config(config, path).template
             notes: list[str] = []

@@ -87,8 +87,8 @@ class OverLong(RecordError):
     def __init__(self, record: Record, needed: int, limit: int):
         self.steps = len(record.steps)
         super().__init__(
-            f"record {record.id}: the question and its first step ({needed} tokens) exceed the limit of {limit} tokens; "
-            "raise --max-length if the model's context allows, or leave it out with --skip-bad",
+            f"record {record.id}: the question and its first step ({needed} tokens) exceed the limit of {limit} "
+            "tokens; raise --max-length if the model's context allows, or leave it out with --skip-bad",
             kind="question longer than the context",
         )
 

@@ -54,7 +54,9 @@ class TextEncoder:
         elif layout.step_token != LAST:
             self.step_id = single_id(tokenizer, layout.step_token)
             if self.step_id is None:
-                raise PQMError(f"step token {layout.step_token!r} is not one token of this tokenizer; is it the model's?")
+                raise PQMError(
+                    f"step token {layout.step_token!r} is not one token of the tokenizer; give the model's own"
+                )
         if not layout.in_pieces and not tokenizer.is_fast:
             raise PQMError("the tokenizer does not tell where its tokens stand in the text: a fast one is needed")
 

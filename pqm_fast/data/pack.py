@@ -1,7 +1,7 @@
 """Micro-batches without padding: trajectories laid end to end within a fixed token budget."""
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
