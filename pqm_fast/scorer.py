@@ -109,19 +109,20 @@ class Scorer:
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
         """The same for (question, what the encoder gave) pairs. Raises a RecordError that is among them."""
         scores: list[Scores] = [[] for _ in encoded]
-        for i, own in self.scored(encoded):
-            scores[i] = own
+        for found in self.scored(encoded):
+            for i, own in found.items():
+                scores[i] = own
         return scores
 
     def scored(
         self, encoded: Sequence[tuple[str, Encoded | RecordError]], needed: Callable[[int], bool] = lambda i: True
-    ) -> Iterator[tuple[int, Scores]]:
-        """(number, scores) of each solution when its batch is done. Batches are made of all, and those that hold no
-        needed number are left out: the others are packed, and so rounded, as they would have been."""
+    ) -> Iterator[dict[int, Scores]]:
+        """{number: scores} of the solutions of each batch when it is done. Batches are made of all, and those that hold
+        no needed number are left out: the others are packed, and so rounded, as they would have been."""
         solutions: dict[int, Encoded] = {}
         for i, (_, found) in enumerate(encoded):
             if isinstance(found, OverLong):
-                yield i, [None] * found.steps
+                yield {i: [None] * found.steps}
             elif isinstance(found, RecordError):
                 raise found
             else:
@@ -150,17 +151,20 @@ class Scorer:
         ahead = AHEAD if self.model.device.type == "cuda" else 0
         launched: deque[tuple[PackedBatch, torch.Tensor]] = deque()
 
-        def read() -> Iterator[tuple[int, Scores]]:
+        def read() -> dict[int, Scores]:
             batch, q = launched.popleft()
-            for i, own in zip(batch.members, np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist()), strict=True):
-                yield i, [*own.tolist(), *[None] * solutions[i].steps_cut]
+            parts = np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist())
+            return {
+                i: [*own.tolist(), *[None] * solutions[i].steps_cut]
+                for i, own in zip(batch.members, parts, strict=True)
+            }
 
         for [(batch, packing)] in loaded:
             launched.append((batch, self.model.scores(batch, packing)))
             if len(launched) > ahead:
-                yield from read()
+                yield read()
         while launched:
-            yield from read()
+            yield read()
 
 
 def _checked(number: int, solution: Any) -> Record:
@@ -227,9 +231,7 @@ def score_records(
                     raise PQMError(f"{names}: {encoded}") from encoded
             usable = usable or bool(kept)
             bar.update(len(records) - len(kept))
-            for one, own in _in_order(scorer, kept, done, bar):
-                if any(q is not None and not math.isfinite(q) for q in own):
-                    raise PQMError(f"{names}: record {one.id}: Q-values are not finite; check {model}")
+            for one, own in _in_order(scorer, kept, done, bar, names):
                 cut.add(own)
                 yield one, own
     if not usable:
@@ -237,16 +239,21 @@ def score_records(
 
 
 def _in_order(
-    scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm
+    scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
 ) -> Iterator[tuple[Record, Scores]]:
-    """The records that are not `done`, each as soon as those before it are scored too."""
+    """The records that are not `done`, each as soon as those before it are scored too. Raises PQMError for Q-values that
+    are not finite, before anything of their batch."""
     wanted = [record.id not in done for record, _ in kept]
     found: dict[int, Scores] = {}
-    scored = scorer.scored([(record.prompt, encoded) for record, encoded in kept], wanted.__getitem__)
-    for i, wanted_now in enumerate(wanted):
-        while wanted_now and i not in found:
-            number, own = next(scored)
-            found[number] = own
-        if wanted_now:
-            yield kept[i][0], found.pop(i)
+    model = scorer.model.config.name_or_path
+    batches = scorer.scored([(record.prompt, encoded) for record, encoded in kept], wanted.__getitem__)
+    for i, (record, _) in enumerate(kept):
+        while wanted[i] and i not in found:
+            batch = next(batches)
+            for number, own in batch.items():
+                if any(q is not None and not math.isfinite(q) for q in own):
+                    raise PQMError(f"{names}: record {kept[number][0].id}: Q-values are not finite; check {model}")
+            found |= batch
+        if wanted[i]:
+            yield record, found.pop(i)
         bar.update()

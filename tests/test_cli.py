@@ -32,6 +32,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.demo import DemoConfig
 from pqm_fast.evaluate import step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
+from pqm_fast.model import StepQModel
 from pqm_fast.score import ScoreConfig
 from pqm_fast.train.config import TrainConfig
 
@@ -372,25 +373,25 @@ def whole(world, tmp_path, monkeypatch):
 
 
 def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
-    """Runs `score` until it is interrupted in the chunk after `chunks`. Returns a list that grows by the size of each
-    chunk that is scored from then on."""
+    """Runs `score` until it is interrupted in the chunk after `chunks`, each of which is one batch. Returns a list that
+    grows by the size of each batch that is scored from then on."""
     sizes: list[int] = []
-    original = scorer_module.Scorer.score_encoded
+    original = StepQModel.scores
 
-    def counted(self, solutions):
+    def counted(self, batch, packing=None):
         if len(sizes) == chunks:
             sizes.clear()
             raise KeyboardInterrupt
-        sizes.append(len(solutions))
-        return original(self, solutions)
+        sizes.append(len(batch.members))
+        return original(self, batch, packing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scorer_module.Scorer, "score_encoded", counted)
+        patch.setattr(StepQModel, "scores", counted)
         assert score(out, world / "data.jsonl", world / "run") == 130
     monkeypatch.setattr(
-        scorer_module.Scorer,
-        "score_encoded",
-        lambda self, solutions: sizes.append(len(solutions)) or original(self, solutions),
+        StepQModel,
+        "scores",
+        lambda self, batch, packing=None: sizes.append(len(batch.members)) or original(self, batch, packing),
     )
     return sizes
 

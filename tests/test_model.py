@@ -390,10 +390,56 @@ def test_scorer_takes_any_order_and_length(tmp_path):
 def test_steps_beyond_the_context_have_no_score(tmp_path):
     model = make_model(tmp_path).eval()
     encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 10)
-    [scores] = Scorer(model, encoder).score([("w3 w4", ["w5 w6 w7", "w8 w9 w10", "w11 w12 w13"])])
+    cut = ("w3 w4", ["w5 w6 w7", "w8 w9 w10", "w11 w12 w13"])
+    scorer = Scorer(model, encoder)
+    scores, none, whole = scorer.score([cut, ("w3 " * 20, ["w5", "w6"]), ("w3", ["w5"])])
     assert [s is None for s in scores] == [False, False, True]
-    with pytest.raises(PQMError, match="the question"):
-        Scorer(model, encoder).score([("w3 " * 20, ["w5"])])
+    assert none == [None, None]
+    assert whole == scorer.score([("w3", ["w5"])])[0]
+    assert scorer.score([("w3 " * 20, ["w5"])]) == [[None]]
+
+
+HALF = "w5 \ud800"
+
+
+@pytest.mark.parametrize(
+    ("solutions", "message"),
+    [
+        (None, "solutions are None; give a list of (question, steps) pairs"),
+        ("w3 w4", "solutions are 'w3 w4'; give a list"),
+        ({"w3": ["w4"]}, "solutions are {'w3': ['w4']}; give a list"),
+        (("w3", ["w4"]), "solution 0: 'w3' is no pair; give (question, steps)"),
+        ([("w3", ["w4"]), ("w3", "abc")], "solution 1: steps are 'abc' (str); give a non-empty list of texts"),
+        ([("w3", None)], "solution 0: steps are None (NoneType); give a non-empty list of texts"),
+        ([("w3", {"w4"})], "solution 0: steps are {'w4'} (set); give"),
+        ([("w3", [])], "solution 0: there are no steps; give at least one"),
+        ([("w3", ["w4", None])], "solution 0: step 2 is None (NoneType); it must be text"),
+        ([("w3", ["w4", " \n"])], "solution 0: step 2 of 2 is empty"),
+        ([("w3", [["w4"]])], "solution 0: step 1 is ['w4'] (list); it must be text"),
+        ([(" ", ["w4"])], "solution 0: the question is empty"),
+        ([(None, ["w4"])], "solution 0: the question is None (NoneType); it must be text"),
+        ([("w3", ["w4"], 1)], "solution 0: ('w3', ['w4'], 1) is no pair"),
+        ([None], "solution 0: None is no pair"),
+        ([("w3", [HALF])], "solution 0: step 1 holds half a surrogate pair"),
+        ([(HALF, ["w4"])], "solution 0: the question holds half a surrogate pair"),
+    ],
+)
+def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
+    with pytest.raises(PQMError) as error:
+        small_scorer.score(solutions)
+    assert message in str(error.value)
+
+
+def test_whatever_holds_texts_in_order_is_taken(small_scorer):
+    [expected] = small_scorer.score([("w3", ["w4", "w5"])])
+    assert small_scorer.score(iter([("w3", ("w4", "w5")), ["w3", iter(["w4", "w5"])]])) == [expected, expected]
+    assert small_scorer.score(np.array([])) == []
+
+
+@pytest.fixture(scope="module")
+def small_scorer(tmp_path_factory):
+    model = make_model(tmp_path_factory.mktemp("small")).eval()
+    return Scorer(model, Encoder(tiny.tokenizer(), Template(step_token="last"), 10))
 
 
 def test_tokenizer_of_a_checkpoint_round_trips(tmp_path):
