@@ -241,13 +241,13 @@ def score_records(
 def _in_order(
     scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
 ) -> Iterator[tuple[Record, Scores]]:
-    """The records that are not `done`, each as soon as those before it are scored too. Raises PQMError for Q-values that
-    are not finite, before anything of their batch."""
-    wanted = [record.id not in done for record, _ in kept]
+    """The records that are not `done`, each as soon as those before it are scored too. Raises PQMError for Q-values
+    that are not finite, before anything of their batch."""
+    wanted = [one.id not in done for one, _ in kept]
     found: dict[int, Scores] = {}
     model = scorer.model.config.name_or_path
-    batches = scorer.scored([(record.prompt, encoded) for record, encoded in kept], wanted.__getitem__)
-    for i, (record, _) in enumerate(kept):
+    batches = scorer.scored([(one.prompt, encoded) for one, encoded in kept], wanted.__getitem__)
+    for i, (one, _) in enumerate(kept):
         while wanted[i] and i not in found:
             batch = next(batches)
             for number, own in batch.items():
@@ -255,5 +255,5 @@ def _in_order(
                     raise PQMError(f"{names}: record {kept[number][0].id}: Q-values are not finite; check {model}")
             found |= batch
         if wanted[i]:
-            yield record, found.pop(i)
+            yield one, found.pop(i)
         bar.update()

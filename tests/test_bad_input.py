@@ -185,11 +185,10 @@ def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, 
     scores = [json.loads(line)["scores"] for line in (tmp_path / "out").read_text().splitlines()]
     assert [[q is None for q in own] for own in scores] == [[False, False], [True], [False, True], [False] * 2, [True]]
 
-    found = []
-    for source in (["--data", tmp_path / "out"], [*command("evaluate", data=data, **options)[1:]]):
-        result = tmp_path / "result.json"
-        assert main(["evaluate", *map(str, source), "--out", str(result)]) == 0
-        found.append(json.loads(result.read_text()))
+    found, out = [], tmp_path / "result.json"
+    for source in (["--data", tmp_path / "out"], command("evaluate", data=data, **options)[1:]):
+        assert main(["evaluate", *map(str, source), "--out", str(out)]) == 0
+        found.append(json.loads(out.read_text()))
     assert text in found[1]["left_out"]
     for result in found:
         overall = result["overall"]
@@ -199,8 +198,8 @@ def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, 
     (tmp_path / "out").unlink()
     assert main(command("score", data=write(tmp_path / "pool.jsonl", [hopeless]), **options)) == 0
     assert f"1 record does not fit {said}: null stands for the scores of its steps\n" in capfd.readouterr().out
-    assert main(["evaluate", "--data", str(tmp_path / "out"), "--out", str(result)]) == 0
-    assert json.loads(result.read_text())["overall"]["best_of_n"]["min"]["1"]["mean"] == 1.0
+    assert main(["evaluate", "--data", str(tmp_path / "out"), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["overall"]["best_of_n"]["min"]["1"]["mean"] == 1.0
 
 
 def test_training_needs_labels(command, fails, tmp_path):

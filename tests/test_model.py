@@ -395,7 +395,7 @@ def test_steps_beyond_the_context_have_no_score(tmp_path):
     scores, none, whole = scorer.score([cut, ("w3 " * 20, ["w5", "w6"]), ("w3", ["w5"])])
     assert [s is None for s in scores] == [False, False, True]
     assert none == [None, None]
-    assert whole == scorer.score([("w3", ["w5"])])[0]
+    assert whole == pytest.approx(scorer.score([("w3", ["w5"])])[0], abs=1e-5)
     assert scorer.score([("w3 " * 20, ["w5"])]) == [[None]]
 
 
@@ -431,8 +431,8 @@ def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
 
 
 def test_whatever_holds_texts_in_order_is_taken(small_scorer):
-    [expected] = small_scorer.score([("w3", ["w4", "w5"])])
-    assert small_scorer.score(iter([("w3", ("w4", "w5")), ["w3", iter(["w4", "w5"])]])) == [expected, expected]
+    pairs = [("w3", ["w4", "w5"])] * 2
+    assert small_scorer.score(iter([("w3", ("w4", "w5")), ["w3", iter(["w4", "w5"])]])) == small_scorer.score(pairs)
     assert small_scorer.score(np.array([])) == []
 
 

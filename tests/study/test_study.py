@@ -317,7 +317,7 @@ def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process,
 
 
 def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
-    """In a process of its own, from which the message must come back: a question of the test pool holds the step token."""
+    """In a process of its own, from which the message must come back: a test question holds the step token."""
     pool = world / "data" / "world" / "test.jsonl"
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
     rows[2]["question"] += "<|step|>"
