@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as hf_logging
 
 from pqm_fast.errors import PQMError
+from pqm_fast.names import check_model_name, not_loaded
 
 PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
 # On a CPU, models less wide gain nothing from bfloat16.
@@ -93,11 +94,14 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
     For some architectures (qwen2 is one) transformers takes its own tokenizer class whatever tokenizer.json says;
     `notes` is told where that gives other tokens.
     """
+    check_model_name(path)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # what transformers raises has no common class
-        raise _no_tokenizer(path, reason(error)) from error
+        if Path(path).is_dir():
+            raise _no_tokenizer(path, reason(error)) from error
+        raise not_loaded(path, "tokenizer", reason(error)) from error
     # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")
@@ -120,13 +124,14 @@ def _no_tokenizer(path: str, reason: str) -> PQMError:
 
 def load_config(path: str) -> Any:
     """The config of a decoder, set up for one raw value per token. Raises PQMError for anything else."""
+    check_model_name(path)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise PQMError(f"{path}: no config.json in this folder, so it holds no model; check the path")
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path)
     except Exception as error:
-        raise PQMError(
-            f"{path}: no model config could be loaded from this folder or hub id: {reason(error)}"
-        ) from error
+        raise not_loaded(path, "model config", reason(error)) from error
     if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
     if getattr(config.get_text_config(), "attention_chunk_size", None):

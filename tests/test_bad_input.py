@@ -247,7 +247,7 @@ def test_source_that_cannot_be_read(command, fails, tmp_path, name, case):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_other_sources_that_cannot_be_read(command, fails, tmp_path, name):
-    fails(command(name, data="nobody/nothing"), "nobody/nothing: cannot be loaded as a data set", "check the name")
+    fails(command(name, data="nobody/nothing"), "nobody/nothing: no such file or folder", "check the name")
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "data.jsonl", GOOD)
     fails(command(name, data=tmp_path / "folder"), tmp_path / "folder", "name the data files in the folder one by one")
@@ -318,9 +318,9 @@ def broken_model(kind: str, world: Path, path: Path) -> Path:
 
 
 MODELS = {
-    "nowhere": "no model config could be loaded from this folder or hub id",
-    "file": "no model config could be loaded",
-    "empty": "no model config could be loaded",
+    "nowhere": "no such folder; check the path (hub ids are written org/name)",
+    "file": "is a file; name the folder of the model",
+    "empty": "no config.json in this folder, so it holds no model",
     "config that is no JSON": "not a valid JSON file",
     "config of a wrong type": "hidden_size",
     "unknown architecture": "abacus",
@@ -337,6 +337,25 @@ MODELS = {
 def test_model_that_cannot_be_used(command, fails, world, tmp_path, name, kind):
     model = broken_model(kind, world, tmp_path / "broken")
     fails(command(name, model=model), model, MODELS[kind])
+
+
+@pytest.mark.parametrize("name", ["./x", "../x/y", "~/x", "runs/a/b", "runs/x/", "x y", "C:\\models", "-x", ""])
+def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path, name):
+    said = "model: empty; name a folder or a hub id" if not name else f"{name}: no such folder; check the path"
+    options = [f"--model={name}"]
+    fails([*command("train"), *options], said)
+    fails([*command("score"), *options], said)
+    questions = write(tmp_path / "q.jsonl", [{"id": "q", "question": "w3", "answer": "w4"}])
+    sample = ["sample", f"--policy={name}", "--data", questions, "--out", tmp_path / "pool"]
+    fails(sample, said if name else "policy: empty")
+    fails(["annotate", *sample[1:]], said if name else "policy: empty")
+
+
+@pytest.mark.parametrize("name", ["runs/x", "nobody/nothing", "nothing"])
+def test_what_may_be_a_hub_id_is_called_both(command, fails, tmp_path, name):
+    said = f"{name}: no such folder, and no model config could be loaded for it as a hub id either: "
+    fails([*command("train"), f"--model={name}"], said)
+    fails([*command("score"), f"--model={name}"], said)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma"])

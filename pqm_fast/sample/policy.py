@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.names import check_model_name
 from pqm_fast.options import DType, Text
 
 
@@ -132,6 +133,7 @@ def parse_policy(text: str) -> PolicyName:
         return PolicyName("arithmetic", "", text.removeprefix("arithmetic:"))
     if not text:
         raise PQMError("policy: empty; name a model folder, a hub id, http://HOST:PORT/v1#MODEL or arithmetic:NAME")
+    check_model_name(text)
     return PolicyName("hub", "", text)
 
 
