@@ -339,7 +339,7 @@ def test_model_that_cannot_be_used(command, fails, world, tmp_path, name, kind):
     fails(command(name, model=model), model, MODELS[kind])
 
 
-@pytest.mark.parametrize("name", ["./x", "../x/y", "~/x", "runs/a/b", "runs/x/", "x y", "C:\\models", "-x", ""])
+@pytest.mark.parametrize("name", ["./x", "../x/y", "~/x", "runs/a/b", "runs/x/", "x y", "C:\\models", ""])
 def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path, name):
     said = "model: empty; name a folder or a hub id" if not name else f"{name}: no such folder; check the path"
     options = [f"--model={name}"]

@@ -1,14 +1,16 @@
 """The model on packed batches: equal to one trajectory at a time, for every architecture, and a plain HF checkpoint."""
 
+import re
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from pqm_kernels import trajectory_losses
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from pqm_fast import attention, last_layer, pretrained
 from pqm_fast.data.encode import Encoder, Template
@@ -159,6 +161,24 @@ def test_checkpoint_is_a_token_classification_folder(tmp_path):
     assert first.keys() == second.keys()
     assert {"score.weight", "score.bias"} < first.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_pipeline_of_transformers_as_documented(tmp_path):
+    """Its softmax over one label is 1 everywhere, which says nothing; docs/formats.md says what to call instead."""
+    model = make_model(tmp_path).eval()
+    tokenizer = tiny.tokenizer(90)
+    model.fit_vocabulary(tokenizer, "<|step|>")
+    model.save(tmp_path / "out", tokenizer, Recipe(Template()), torch.float32)
+    [expected] = Scorer.from_pretrained(tmp_path / "out", device="cpu").score([("w3 w4", ["w5", "w6 w7"])])
+    text = "w3 w4 w5 <|step|> w6 w7 <|step|>"
+    classify = pipeline("token-classification", model=str(tmp_path / "out"), dtype=torch.float32, ignore_labels=[])
+    assert [found["score"] for found in classify(text)] == [1.0] * 7
+
+    document = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "pipeline(" in block]
+    names = {"text": text}
+    exec(code.replace('"RUN"', repr(str(tmp_path / "out"))), names)
+    assert names["q"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

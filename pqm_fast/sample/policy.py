@@ -145,8 +145,11 @@ def policy_state(text: str) -> list[Any]:
     return [name.kind, name.model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights)]
 
 
-def open_policy(text: str, options: PolicyOptions) -> Policy:
-    """Raises PQMError for a policy that does not exist or cannot be loaded. A server is asked only by requests."""
+def open_policy(text: str, options: PolicyOptions, say: Callable[[str], Any] = lambda text: None) -> Policy:
+    """Raises PQMError for a policy that does not exist or cannot be loaded. A server is asked only by requests.
+
+    `say` is told now and then how far a batch is, by policies that write in batches.
+    """
     name = parse_policy(text)
     if name.kind == "server":
         from pqm_fast.sample.server import ServerPolicy
@@ -158,7 +161,7 @@ def open_policy(text: str, options: PolicyOptions) -> Policy:
         return ArithmeticPolicy(name.model)
     from pqm_fast.sample.hub import HubPolicy
 
-    return HubPolicy(name.model, options)
+    return HubPolicy(name.model, options, say)
 
 
 def complete(policy: Policy, next_request: Callable[[], Request | None]) -> Iterator[Outcome]:
