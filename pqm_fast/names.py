@@ -11,6 +11,8 @@ _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
 
 def check_model_name(name: str) -> None:
     """Raises PQMError for what is no folder and can be no hub id either: nobody is asked for it over the network."""
+    if not isinstance(name, str):
+        raise PQMError(f"model: {name!r} ({type(name).__name__}) was given; name a folder or a hub id (org/name)")
     path = Path(name)
     if not name:
         raise PQMError("model: empty; name a folder or a hub id (org/name)")

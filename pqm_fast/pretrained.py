@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from transformers.utils import logging as hf_logging
 
 from pqm_fast.errors import PQMError
 from pqm_fast.names import check_model_name, not_loaded
+from pqm_fast.options import DType
 
 PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
 # On a CPU, models less wide gain nothing from bfloat16.
@@ -51,6 +52,8 @@ def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | No
 
     `notes` is told what was measured. Raises PQMError for a model that is no decoder.
     """
+    if name not in get_args(DType):
+        raise PQMError(f"dtype: {name!r} was given; give {', '.join(get_args(DType))}")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":

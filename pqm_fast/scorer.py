@@ -63,6 +63,10 @@ class Scorer:
         Raises PQMError if `path` is neither a checkpoint of pqm-fast nor what `other` says, and for options that it
         cannot be used with.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise PQMError(f"model: {show(path)} ({type(path).__name__}) was given; name a folder or a hub id")
+        if not isinstance(other, (OtherPRM, type(None))):
+            raise PQMError(f"other: {show(other)} was given; give OtherPRM({show(other)}) or other settings of it")
         path = os.fspath(path)
         where = pick_device(device)
         if max_tokens < 1:

@@ -24,6 +24,7 @@ from pqm_benchmarks.kernels import KernelBench
 from pqm_benchmarks.work import WorkBench
 from pqm_kernels import LOSSES
 
+from pqm_fast import score as score_module
 from pqm_fast import scorer as scorer_module
 from pqm_fast.cli import BENCHMARKS, COMMANDS, main
 from pqm_fast.data import dataset as dataset_module
@@ -34,6 +35,7 @@ from pqm_fast.evaluate import step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model import StepQModel
 from pqm_fast.options import escape, unescape
+from pqm_fast.other_prms import OtherPRM
 from pqm_fast.sample.annotate import AnnotateConfig
 from pqm_fast.sample.run import SampleConfig
 from pqm_fast.score import ScoreConfig
@@ -276,6 +278,16 @@ def test_every_text_of_the_policies_is_typed_with_escapes(kind, monkeypatch):
     assert (writing.step_separator, writing.stop, writing.system) == ("\n\n", ("\nQ:", "\\"), "a\tb")
 
 
+def test_texts_of_other_prms_are_typed_with_escapes(monkeypatch):
+    seen: list[ScoreConfig] = []
+    monkeypatch.setattr(score_module, "score", seen.append)
+    files = ["--model", "m", "--data", "d", "--out", "o"]
+    assert (
+        main(["score", *files, "--preset", "trl", "--step-token", r"\n\n", "--prompt-format", r"\u4e00{prompt}"]) == 0
+    )
+    assert seen[0].scoring.other == OtherPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
+
+
 def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
     parsed(FILE)
     file = str(tmp_path / "options.yaml")
@@ -490,6 +502,34 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert len({row["id"] for row in rows_of(out)}) == 40
     assert scored == [8] * (5 - left // 8)  # whole chunks are not scored again
     assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
+
+
+def test_scores_come_and_are_saved_as_they_are_made(world, tmp_path, monkeypatch, capfd):
+    """By batch and by time, not by the chunk of 2,000 records that is tokenised at once."""
+    batches, written = [], []
+    original, save = StepQModel.scores, score_module._save
+    monkeypatch.setattr(
+        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or original(self, batch, packing)
+    )
+    monkeypatch.setattr(score_module, "SAVE_SECONDS", -1.0)
+
+    def saved(file):
+        save(file)
+        [part] = tmp_path.glob("*.part")
+        lines = part.read_text().count("\n")
+        written.append((lines, sum(len(batch.members) for batch in batches)))
+
+    monkeypatch.setattr(score_module, "_save", saved)
+    assert score(tmp_path / "out.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64", "--progress") == 0
+    assert [lines for lines, _ in written] == [*range(1, 41), 40]
+    # never more in hand than the batch that was scored last
+    assert all(scored - lines < max(len(batch.members) for batch in batches) for lines, scored in written)
+    assert [i for batch in batches for i in batch.members] == list(range(40))
+    assert "40/40" in capfd.readouterr().err
+    written.clear()
+    monkeypatch.setattr(score_module, "SAVE_SECONDS", 1e9)
+    assert score(tmp_path / "out2.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64") == 0
+    assert [lines for lines, _ in written] == [40]
 
 
 @pytest.mark.parametrize(("begun", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -450,6 +450,32 @@ def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        (None, {}, "model: None (NoneType) was given"),
+        (3, {}, "model: 3 (int) was given"),
+        ("", {}, "model: empty"),
+        ("./nowhere", {}, "./nowhere: no such folder"),
+        ("./nowhere", {"other": "trl"}, "other: 'trl' was given; give OtherPRM('trl')"),
+        ("m", {"device": "abacus"}, "device: abacus cannot be used here"),
+        ("m", {"max_tokens": 0}, "max_tokens: 0 was given"),
+    ],
+)
+def test_what_a_scorer_is_made_of_is_checked(path, options, message):
+    with pytest.raises(PQMError) as error:
+        Scorer.from_pretrained(path, **options)
+    assert message in str(error.value)
+    if not options and not isinstance(path, str):
+        with pytest.raises(PQMError, match="was given; name a folder or a hub id"):
+            StepQModel.from_pretrained(path)
+
+
+def test_a_dtype_that_is_none_of_ours(tmp_path):
+    with pytest.raises(PQMError, match="dtype: 'float8' was given; give auto, float32, bfloat16"):
+        pick_dtype("float8", torch.device("cpu"), "m")
+
+
 def test_whatever_holds_texts_in_order_is_taken(small_scorer):
     pairs = [("w3", ["w4", "w5"])] * 2
     assert small_scorer.score(iter([("w3", ("w4", "w5")), ["w3", iter(["w4", "w5"])]])) == small_scorer.score(pairs)
