@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from pqm_fast import lean_imports
+
 if TYPE_CHECKING:
     from pqm_fast.model import StepQModel
     from pqm_fast.scorer import Scorer
 
 __all__ = ["Scorer", "StepQModel"]
+
+lean_imports.install()
 
 
 def __getattr__(name: str):

@@ -3,10 +3,12 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pqm_fast.errors import PQMError
+from pqm_fast.options import Text, escape
 from pqm_fast.signals import Stopped, stop_raises
 
 USAGE = """\
@@ -23,7 +25,8 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   bench     measure speed and memory
 
 `pqm-fast COMMAND --help` explains every option. --config takes a YAML or JSON file of options;
-what is given on the command line wins."""
+what is given on the command line wins. Texts (TEXT in the help) are typed with escapes: "\\n" is a
+line break, "\\t" a tab, "\\\\" a backslash, "\\u4e00" a character; a file gives them as they are."""
 
 BENCH_USAGE = """\
 usage: pqm-fast bench WHAT [--config FILE] [options]
@@ -224,7 +227,7 @@ def _parse(kind: type, command: str, arguments: list[str]) -> Any:
 
     file, own = _split_config(_joined(_attached(arguments, "--label-map"), "--field"))
     # the options of the file stand first: one parser checks both, and the last one wins
-    given = [*_file_options(file), *own] if file else own
+    given = [*_file_options(file, _typed_options(kind)), *own] if file else own
     try:
         return tyro.cli(kind, prog=f"pqm-fast {command}", args=given, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as exit:
@@ -250,24 +253,36 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return files[0] if files else None, own
 
 
-def _file_options(file: str) -> list[str]:
+def _typed_options(kind: type) -> set[str]:
+    """Names of the options of a dataclass, and of those in it, whose texts are typed with escapes."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if is_dataclass(hint):
+            found |= _typed_options(hint)  # type: ignore[arg-type]
+        elif Text in (hint, *get_args(hint)):
+            found.add(name)
+    return found
+
+
+def _file_options(file: str, typed: set[str]) -> list[str]:
     from pqm_fast.yaml_file import read_yaml
 
     values = read_yaml(Path(file))
     if not isinstance(values, dict):
         raise PQMError(f"{file}: holds no options; write one `name: value` a line")
-    return list(_as_arguments(values))
+    return list(_as_arguments(values, typed))
 
 
-def _as_arguments(values: dict[str, Any]) -> Iterator[str]:
+def _as_arguments(values: dict[str, Any], typed: set[str]) -> Iterator[str]:
     for name, value in values.items():
         option = "--" + str(name).replace("_", "-")
+        written = escape if option[2:].replace("-", "_") in typed else str  # a file's text is meant as it is
         if isinstance(value, dict):  # a group of options, such as `template`
-            yield from _as_arguments(value)
+            yield from _as_arguments(value, typed)
         elif isinstance(value, bool):
             yield option if value else f"--no-{option[2:]}"
         elif isinstance(value, list):
             yield option
-            yield from map(str, value)
+            yield from (written(str(item)) for item in value)
         else:
-            yield f"{option}={value}"
+            yield f"{option}={written(str(value))}"

@@ -43,7 +43,7 @@ class Recipe:
         if not isinstance(stored, dict):
             raise PQMError(
                 f"{path}: config.json has no {CONFIG_KEY!r} entry, so it is not a checkpoint of pqm-fast; "
-                "train one with `pqm-fast train`"
+                f"train one with `pqm-fast train`, or score another PRM with --preset {_preset_of(config)}"
             )
         try:
             return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
@@ -51,8 +51,15 @@ class Recipe:
             raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 
+def _preset_of(config: Any) -> str:
+    """What a PRM of others looks like, for a hint."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    likely = {"ProcessRewardModel": "qwen2.5-math-prm", "TokenClassification": "trl"}
+    return next((preset for end, preset in likely.items() if architecture.endswith(end)), "NAME (see --help)")
+
+
 class StepQModel(nn.Module):
-    """`classifier` is a `*ForTokenClassification` with one label; its head is kept in float32.
+    """`classifier` is a `*ForTokenClassification` that gives one value a token; its head is kept in float32.
 
     `step_rows_only`: the last layer computes only the rows that steps read, the same values in less time. After
     construction the attribute says whether it does: architectures that are not supported compute all rows.
@@ -71,10 +78,10 @@ class StepQModel(nn.Module):
         return self.classifier.config
 
     @property
-    def head(self) -> nn.Linear:
+    def head(self) -> nn.Module:
         # GPT-2, GPT-NeoX and a few other old classes call it `classifier`
         name = "score" if hasattr(self.classifier, "score") else "classifier"
-        return self.classifier.get_submodule(name)  # type: ignore[return-value]
+        return self.classifier.get_submodule(name)
 
     @property
     def backbone(self) -> nn.Module:
@@ -82,7 +89,7 @@ class StepQModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return next(self.head.parameters()).device
 
     @property
     def context(self) -> int:
@@ -131,13 +138,15 @@ class StepQModel(nn.Module):
         `packing` is what `planner()` makes of the batch, if it was made ahead.
         """
         batch, packing = self._on_device(batch, packing)
+        head = self.head
+        assert isinstance(head, nn.Linear)  # a PRM of others may have more, but is only scored
         return step_loss(
             self.hidden(batch, packing),
             packing.step_index,
             batch.labels,
             batch.cu_steps,
-            self.head.weight.view(-1),
-            self.head.bias,
+            head.weight.view(-1),
+            head.bias,
             loss=loss,
             zeta=zeta,
             normalizer=normalizer,
@@ -183,6 +192,27 @@ class StepQModel(nn.Module):
         """
         notes = [] if notes is None else notes
         classifier = load_classifier(path, load_config(path), dtype, device, notes)
+        return cls.of(
+            classifier,
+            path,
+            device=device,
+            step_rows_only=step_rows_only,
+            attention=attention,
+            prefix_tree=prefix_tree,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        classifier: PreTrainedModel,
+        path: str,
+        *,
+        device: torch.device | str = "cpu",
+        step_rows_only: bool = True,
+        attention: Attention = "auto",
+        prefix_tree: bool = True,
+    ) -> "StepQModel":
+        """A loaded classifier of `path` on `device`, checked. Raises PQMError as `from_pretrained`."""
         try:
             classifier.set_attn_implementation(NAME)
             model = cls(classifier, step_rows_only=step_rows_only, attention=attention).to(device)
@@ -193,22 +223,26 @@ class StepQModel(nn.Module):
             raise PQMError(f"{path}: {classifier.config.model_type} cannot be used: {error}") from error
         return model
 
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase, new: str = LAST) -> None:
+        """Raises PQMError for a tokenizer that is not the model's; the token `new` may be without an embedding."""
+        rows = self._embedding().shape[0]
+        highest = max((id for token, id in tokenizer.get_vocab().items() if token != new), default=0)
+        if highest >= rows:
+            raise PQMError(
+                f"{self.config.name_or_path}: the tokenizer has ids up to {highest} but the embedding only {rows} "
+                "rows: they do not belong together; copy the model's own tokenizer into its folder"
+            )
+
     def fit_vocabulary(self, tokenizer: PreTrainedTokenizerBase, step_token: str) -> str | None:
         """Makes the step token one id with an embedding. Returns what was done, None if nothing was.
 
         A new token's embedding starts at the mean of the others. The embedding only grows if the model has no spare
         row for it (Qwen2 has 290). Raises PQMError for a tokenizer that is not the model's.
         """
-        rows = self._embedding().shape[0]
-        own = set() if step_token == LAST else {step_token}
-        highest = max((id for token, id in tokenizer.get_vocab().items() if token not in own), default=0)
-        if highest >= rows:
-            raise PQMError(
-                f"{self.config.name_or_path}: the tokenizer has ids up to {highest} but the embedding only {rows} "
-                "rows: they do not belong together; copy the model's own tokenizer into its folder"
-            )
+        self.check_vocabulary(tokenizer, step_token)
         if step_token == LAST:
             return None
+        rows = self._embedding().shape[0]
         known = len(tokenizer)
         added = ensure_step_token(tokenizer, step_token)
         new_id = single_id(tokenizer, step_token)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as hf_logging
 
 from pqm_fast.errors import PQMError
+from pqm_fast.names import check_model_name, not_loaded
+from pqm_fast.options import DType
 
 PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
 # On a CPU, models less wide gain nothing from bfloat16.
@@ -40,7 +42,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PQMError(f"device: {name} cannot be used here ({_reason(error)}); give auto, cpu or cuda") from error
+        raise PQMError(f"device: {name} cannot be used here ({reason(error)}); give auto, cpu or cuda") from error
     return device
 
 
@@ -50,6 +52,8 @@ def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | No
 
     `notes` is told what was measured. Raises PQMError for a model that is no decoder.
     """
+    if name not in get_args(DType):
+        raise PQMError(f"dtype: {name!r} was given; give {', '.join(get_args(DType))}")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -93,11 +97,14 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
     For some architectures (qwen2 is one) transformers takes its own tokenizer class whatever tokenizer.json says;
     `notes` is told where that gives other tokens.
     """
+    check_model_name(path)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # what transformers raises has no common class
-        raise _no_tokenizer(path, _reason(error)) from error
+        if Path(path).is_dir():
+            raise _no_tokenizer(path, reason(error)) from error
+        raise not_loaded(path, "tokenizer", reason(error)) from error
     # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")
@@ -120,13 +127,14 @@ def _no_tokenizer(path: str, reason: str) -> PQMError:
 
 def load_config(path: str) -> Any:
     """The config of a decoder, set up for one raw value per token. Raises PQMError for anything else."""
+    check_model_name(path)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise PQMError(f"{path}: no config.json in this folder, so it holds no model; check the path")
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path)
     except Exception as error:
-        raise PQMError(
-            f"{path}: no model config could be loaded from this folder or hub id: {_reason(error)}"
-        ) from error
+        raise not_loaded(path, "model config", reason(error)) from error
     if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         raise PQMError(f"{path}: {config.model_type} is not a decoder (causal) architecture")
     if getattr(config.get_text_config(), "attention_chunk_size", None):
@@ -149,11 +157,11 @@ def load_classifier(
             return _load_weights(path, config, dtype, notes)
         config.dtype = dtype
         with torch.device(device):
-            classifier = _classification_class(type(config))._from_config(config, dtype=dtype)
+            classifier = classification_class(type(config))._from_config(config, dtype=dtype)
     except PQMError:
         raise
     except Exception as error:
-        raise PQMError(f"{path}: this model cannot be loaded: {_reason(error)}") from error
+        raise PQMError(f"{path}: this model cannot be loaded: {reason(error)}") from error
     notes.append(f"{path} holds a config but no weights: starting from random ones")
     return classifier
 
@@ -172,7 +180,8 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The text of an error that is not ours, short enough to stand in one that is."""
     return shorten(str(error), 300) or type(error).__name__
 
 
@@ -183,19 +192,23 @@ def _has_weights(path: str) -> bool:
 
 def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
     with quiet_transformers():
-        classifier, info = _classification_class(type(config)).from_pretrained(
+        classifier, info = classification_class(type(config)).from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
     missing = sorted(set(info["missing_keys"]) - head)
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ()))
+    of_other_shape = {str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())}
+    mismatched = sorted(of_other_shape - head)
     if missing or mismatched:
         wrong = missing or mismatched
         raise PQMError(
             f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
             f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
         )
-    if set(info["missing_keys"]) & head:
+    other = [key for key in info["unexpected_keys"] if key.startswith(("score.", "classifier.", "v_head."))]
+    if of_other_shape & head or other:
+        notes.append("its own head, which does not give one value, is left out: the Q-value head is new")
+    elif set(info["missing_keys"]) & head:
         notes.append("the Q-value head is new")
     return classifier
 
@@ -208,7 +221,7 @@ def _is_decoder(config: Any) -> bool:
     )
 
 
-def _classification_class(kind: type) -> Any:
+def classification_class(kind: type) -> Any:
     """The `*ForTokenClassification` class of a config class; from transformers' generic one where it has none."""
     if kind in AutoModelForTokenClassification._model_mapping:
         return AutoModelForTokenClassification._model_mapping[kind]

@@ -14,6 +14,7 @@ from pqm_fast.files import atomic_file
 from pqm_fast.journal import Journal, begun
 from pqm_fast.lock import locked
 from pqm_fast.options import Attention, DType
+from pqm_fast.other_prms import OtherPRM
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ScoringOptions:
     """How a checkpoint scores records."""
 
     max_length: int | None = None
-    """Longest solution in tokens; steps beyond it get null. Default: the model's context."""
+    """Longest solution in tokens; steps beyond it get null, and such solutions stay. Default: the model's context."""
     max_tokens: int = 16384
     """Tokens of one forward pass."""
     prefix_tree: bool = False
@@ -34,8 +35,32 @@ class ScoringOptions:
     attention: Attention = "auto"
     """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels; prefix trees
     take FlexAttention. sdpa is what a CPU has."""
+    other: OtherPRM = field(default_factory=OtherPRM)
     progress: bool = True
     """Show the progress bar."""
+
+
+@dataclass
+class CutOff:
+    """Solutions that do not fit the context: how many, and how many of them have no score at all."""
+
+    limit: str = ""
+    """The limit that they met, in words."""
+    records: int = 0
+    unscored: int = 0
+
+    def add(self, scores: Sequence[float | None]) -> None:
+        self.records += None in scores
+        self.unscored += all(q is None for q in scores)
+
+    def __str__(self) -> str:
+        one = self.records == 1
+        last = "last steps" if self.unscored < self.records else "steps"
+        text = f"{self.records:,} {'record does' if one else 'records do'} not fit {self.limit}: null stands for the "
+        text += f"scores of {'its' if one else 'their'} {last}"
+        if 0 < self.unscored < self.records:
+            text += f", of {self.unscored:,} for all of them"
+        return text
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,7 @@ class ScoreConfig:
     """Write the Q-value of every step, for records with or without labels."""
 
     model: str
-    """Folder of a checkpoint of pqm-fast (or its hub id)."""
+    """Folder of a checkpoint of pqm-fast (or its hub id); with --preset of a PRM of others."""
     data: tuple[str, ...]
     """Records: files (JSON lines, JSON, Parquet), folders or patterns of them, hub data set names."""
     out: str
@@ -61,17 +86,21 @@ def score(config: ScoreConfig) -> Path:
 def _score(config: ScoreConfig) -> Path:
     from pqm_fast.scorer import score_records
 
-    out, skipped, cut = Path(config.out), SkipSummary(), 0
+    out, skipped, cut = Path(config.out), SkipSummary(), CutOff()
     config = _settled(config, begun(out))
     journal = Journal(out, _means(config))
     places: dict[str, int] = {}  # where each record stands, by its id
-    journal.replay(lambda place, row: places.update({row["id"]: place}))
+
+    def done(place: int, row: dict[str, Any]) -> None:
+        places[row["id"]] = place
+        cut.add(row["scores"])
+
+    journal.replay(done)
     with journal.kept():
         for record, scores in score_records(
-            config.model, config.data, config.read, config.scoring, skipped, frozenset(places)
+            config.model, config.data, config.read, config.scoring, skipped, cut, frozenset(places)
         ):
             places[record.id] = journal.append(_row(record, scores, model_name(config.model)))
-            cut += None in scores
         ids: Iterable[str] = places
         if journal.damaged:  # what was done again stands at the end
             ids = (record.id for record in read_all(config.data, config.read, SkipSummary()) if record.id in places)
@@ -80,8 +109,8 @@ def _score(config: ScoreConfig) -> Path:
     journal.remove()
     if skipped.total:
         print(skipped)
-    if cut:
-        print(f"{cut:,} records do not fit the context: null stands for the scores of their last steps")
+    if cut.records:
+        print(cut)
     return out
 
 
@@ -102,6 +131,7 @@ def _means(config: ScoreConfig) -> dict[str, Any]:
         "read": asdict(config.read) | {"skip_bad": None},  # a run that stopped at a bad record may go on without it
         "max_length": config.scoring.max_length,
         "dtype": config.scoring.dtype,
+        "other": asdict(config.scoring.other) if config.scoring.other.given else None,
     }
 
 

@@ -2,26 +2,34 @@
 
 import math
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from pqm_fast.data.checks import FormatError, record, show, typed
 from pqm_fast.data.dataset import CHUNK, chunks, question_number
-from pqm_fast.data.encode import Encoded, Encoder
+from pqm_fast.data.encode import Encoded, Encoder, OverLong
+from pqm_fast.data.encode_text import TextEncoder
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.loader import load_steps
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.model import Recipe, StepQModel
+from pqm_fast.model import CONFIG_KEY, Recipe, StepQModel
 from pqm_fast.options import Attention, DType
-from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
-from pqm_fast.score import ScoringOptions
+from pqm_fast.other_heads import load_other
+from pqm_fast.other_prms import OtherPRM
+from pqm_fast.pretrained import load_config, load_tokenizer, pick_device, pick_dtype
+from pqm_fast.score import CutOff, ScoringOptions
 
 Scores = list[float | None]
+# Batches that a GPU has before it while the host reads the scores of an earlier one.
+AHEAD = 8
 
 
 class Scorer:
@@ -30,7 +38,9 @@ class Scorer:
     `prefix_tree`: what solutions of one question share is computed once; the scores are the same up to rounding.
     """
 
-    def __init__(self, model: StepQModel, encoder: Encoder, max_tokens: int = 16384, prefix_tree: bool = False):
+    def __init__(
+        self, model: StepQModel, encoder: Encoder | TextEncoder, max_tokens: int = 16384, prefix_tree: bool = False
+    ):
         self.model, self.encoder, self.max_tokens, self.prefix_tree = model.eval(), encoder, max_tokens, prefix_tree
 
     @classmethod
@@ -44,79 +54,137 @@ class Scorer:
         max_tokens: int = 16384,
         prefix_tree: bool = False,
         attention: Attention = "auto",
+        other: OtherPRM | None = None,
     ) -> "Scorer":
         """`dtype` of weights and computation; auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly
         faster in it, otherwise float32. `max_length`: longest solution in tokens (default: the model's context);
-        `max_tokens`: of one forward pass.
+        `max_tokens`: of one forward pass. `other`: how a PRM of others is read, such as `OtherPRM("trl")`.
 
-        Raises PQMError if `path` is not a checkpoint of pqm-fast, and for options that it cannot be used with.
+        Raises PQMError if `path` is neither a checkpoint of pqm-fast nor what `other` says, and for options that it
+        cannot be used with.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise PQMError(f"model: {show(path)} ({type(path).__name__}) was given; name a folder or a hub id")
+        if not isinstance(other, (OtherPRM, type(None))):
+            raise PQMError(f"other: {show(other)} was given; give OtherPRM({show(other)}) or other settings of it")
+        path = os.fspath(path)
         where = pick_device(device)
         if max_tokens < 1:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
-        notes: list[str] = []
-        model = StepQModel.from_pretrained(
-            os.fspath(path),
-            dtype=pick_dtype(dtype, where, os.fspath(path)),
-            device=where,
-            attention=attention,
-            prefix_tree=prefix_tree,
-            notes=notes,
-        )
-        recipe = Recipe.from_config(model.config, os.fspath(path))
-        if notes:  # a new head or random weights
-            raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
+        config = load_config(path)
+        tokenizer = load_tokenizer(path)
+        ways: dict[str, Any] = {"device": where, "attention": attention, "prefix_tree": prefix_tree}
+        if other is not None and other.given:
+            if hasattr(config, CONFIG_KEY):
+                raise PQMError(f"{path}: a checkpoint of pqm-fast knows its own head and template; leave out --preset")
+            prm = other.settled()
+            make_encoder: Any = TextEncoder
+            template: Any = prm.layout_for(tokenizer)
+            classifier = load_other(path, config, pick_dtype(dtype, where, path), prm, tokenizer)
+            model = StepQModel.of(classifier, path, **ways)
+            model.check_vocabulary(tokenizer)
+        else:
+            template = Recipe.from_config(config, path).template
+            notes: list[str] = []
+            model = StepQModel.from_pretrained(path, dtype=pick_dtype(dtype, where, path), notes=notes, **ways)
+            if notes:  # a new head or random weights
+                raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
+            make_encoder = Encoder
         length = model.context if max_length is None else max_length
         if not 1 <= length <= model.context:
             raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
-        encoder = Encoder(load_tokenizer(os.fspath(path)), recipe.template, length)
-        return cls(model, encoder, max_tokens, prefix_tree)
+        return cls(model, make_encoder(tokenizer, template, length), max_tokens, prefix_tree)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
 
-        A step beyond the context gets None. Raises RecordError if a question alone is too long or a text holds the
-        step token.
+        A step beyond the context gets None; so do all steps of a solution whose first one is. Raises PQMError for what
+        is no such pair, naming its number, and RecordError for a text that holds the step token.
         """
-        records = [Record(f"solution {i}", q, list(steps)) for i, (q, steps) in enumerate(solutions)]
+        if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
+            raise PQMError(f"solutions are {show(solutions)}; give a list of (question, steps) pairs")
+        records = [_checked(number, solution) for number, solution in enumerate(solutions)]
         encoded = self.encoder(records)
         for found in encoded:
-            if isinstance(found, RecordError):
+            if isinstance(found, RecordError) and not isinstance(found, OverLong):
                 raise found
-        return self.score_encoded(
-            [(r.prompt, e) for r, e in zip(records, encoded, strict=True) if isinstance(e, Encoded)]
-        )
+        return self.score_encoded([(r.prompt, e) for r, e in zip(records, encoded, strict=True)])
 
-    @torch.no_grad()
-    def score_encoded(self, encoded: Sequence[tuple[str, Encoded]]) -> list[Scores]:
-        """The same for (question, what the encoder gave) pairs."""
-        solutions = [solution for _, solution in encoded]
-        scores: list[Scores] = [[] for _ in solutions]
-        lengths = np.array([len(s.input_ids) for s in solutions], dtype=np.int64)
+    def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
+        """The same for (question, what the encoder gave) pairs. Raises a RecordError that is among them."""
+        scores: list[Scores] = [[] for _ in encoded]
+        for found in self.scored(encoded):
+            for i, own in found.items():
+                scores[i] = own
+        return scores
+
+    def scored(
+        self, encoded: Sequence[tuple[str, Encoded | RecordError]], needed: Callable[[int], bool] = lambda i: True
+    ) -> Iterator[dict[int, Scores]]:
+        """{number: scores} of the solutions of each batch when it is done. Batches are made of all, and those that hold
+        no needed number are left out: the others are packed, and so rounded, as they would have been."""
+        solutions: dict[int, Encoded] = {}
+        for i, (_, found) in enumerate(encoded):
+            if isinstance(found, OverLong):
+                yield {i: [None] * found.steps}
+            elif isinstance(found, RecordError):
+                raise found
+            else:
+                solutions[i] = found
+        numbers = np.array(list(solutions), dtype=np.int64)
+        lengths = np.array([len(s.input_ids) for s in solutions.values()], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        everything, question = np.arange(len(solutions)), None
-        units = Units.alone(everything, lengths)
+        question = np.zeros(0, dtype=np.uint64)
+        units = Units.alone(numbers, lengths)
         if self.prefix_tree:
             question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
-            units = Units.trees(everything, question, lambda i: solutions[i].input_ids, budget)
+            units = Units.trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
 
         def make(members: np.ndarray) -> PackedBatch:
-            pairs = [(int(i), _unlabelled(solutions[i])) for i in members]
-            return pack(pairs, question=None if question is None else question[members], labelled_only=False)
+            pairs = [(int(i), _unlabelled(solutions[int(i)])) for i in members]
+            return pack(pairs, question=question[members] if self.prefix_tree else None, labelled_only=False)
 
         loaded = load_steps(
-            ([members] for members in units.batches(budget, shuffle=False)),
+            ([members] for members in units.in_order(budget) if any(needed(int(i)) for i in members)),
             make,
             self.model.planner(prefix_tree=self.prefix_tree),
             workers=0,
             pin=self.model.device.type == "cuda",
         )
-        # all are launched before any is read: a GPU works on one while the next ones are packed
-        launched = [(batch, self.model.scores(batch, packing)) for [(batch, packing)] in loaded]
-        for batch, q in launched:
-            for i, own in zip(batch.members, np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist()), strict=True):
-                scores[i] = [*own.tolist(), *[None] * solutions[i].steps_cut]
-        return scores
+        # a GPU works on the next ones meanwhile; a CPU is done when it returns
+        ahead = AHEAD if self.model.device.type == "cuda" else 0
+        launched: deque[tuple[PackedBatch, torch.Tensor]] = deque()
+
+        def read() -> dict[int, Scores]:
+            batch, q = launched.popleft()
+            parts = np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist())
+            return {
+                i: [*own.tolist(), *[None] * solutions[i].steps_cut]
+                for i, own in zip(batch.members, parts, strict=True)
+            }
+
+        for [(batch, packing)] in loaded:
+            launched.append((batch, self.model.scores(batch, packing)))
+            if len(launched) > ahead:
+                yield read()
+        while launched:
+            yield read()
+
+
+def _checked(number: int, solution: Any) -> Record:
+    """The record of a (question, steps) pair that somebody passed. Raises PQMError for anything else."""
+    where = f"solution {number}"
+    if not isinstance(solution, (tuple, list)) or len(solution) != 2:
+        raise PQMError(f"{where}: {show(solution)} is no pair; give (question, steps), the steps as a list of texts")
+    question, steps = solution
+    if isinstance(steps, (str, bytes, Mapping, set, frozenset)) or not isinstance(steps, Iterable):
+        raise PQMError(
+            f"{where}: steps are {show(steps)} ({type(steps).__name__}); give a non-empty list of texts, one per step"
+        )
+    try:
+        return record(where, typed(question, "the question", str), list(steps), None, {})
+    except FormatError as error:
+        raise PQMError(f"{where}: {error}") from None
 
 
 def _unlabelled(solution: Encoded) -> Trajectory:
@@ -131,12 +199,15 @@ def score_records(
     read: ReadOptions,
     options: ScoringOptions,
     skipped: SkipSummary,
+    cut: CutOff,
     done: Container[str] = (),
 ) -> Iterator[tuple[Record, Scores]]:
-    """Records of files with the scores of their steps, in order, without those whose id is in `done`.
+    """Records of files with the scores of their steps, in order, without those whose id is in `done`; each as soon as
+    it and those before it are scored.
 
     All records are read once before the model is loaded: a bad one shows at once, and the bar knows the total.
-    Raises PQMError for what cannot be read or scored; with `read.skip_bad` such records are counted in `skipped`.
+    Those that do not fit are counted in `cut`. Raises PQMError for what cannot be read or scored; with
+    `read.skip_bad` such records are counted in `skipped`.
     """
     names = ", ".join(data)
     total = sum(1 for _ in read_all(data, read, skipped))
@@ -148,27 +219,45 @@ def score_records(
         max_tokens=options.max_tokens,
         prefix_tree=options.prefix_tree,
         attention=options.attention,
+        other=options.other,
     )
+    cut.limit = f"{scorer.encoder.max_length:,} tokens ({'--max-length' if options.max_length else 'the model'})"
     usable = False
     with tqdm(total=total, unit="record", disable=not options.progress) as bar:
         for records in chunks(read_all(data, read, SkipSummary()), CHUNK):
-            kept: list[tuple[Record, Encoded]] = []
-            for record, encoded in zip(records, scorer.encoder(records), strict=True):
-                if isinstance(encoded, Encoded):
-                    kept.append((record, encoded))
+            kept: list[tuple[Record, Encoded | OverLong]] = []
+            for one, encoded in zip(records, scorer.encoder(records), strict=True):
+                if isinstance(encoded, (Encoded, OverLong)):
+                    kept.append((one, encoded))
                 elif read.skip_bad:
                     skipped.add(encoded.kind, str(encoded))
                 else:
                     raise PQMError(f"{names}: {encoded}") from encoded
             usable = usable or bool(kept)
-            # a chunk that was interrupted is packed, and so rounded, as it would have been
-            if any(record.id not in done for record, _ in kept):
-                scores = scorer.score_encoded([(record.prompt, encoded) for record, encoded in kept])
-                found = [(record, own) for (record, _), own in zip(kept, scores, strict=True)]
-                for record, own in found:
-                    if any(q is not None and not math.isfinite(q) for q in own):
-                        raise PQMError(f"{names}: record {record.id}: Q-values are not finite; check {model}")
-                yield from (pair for pair in found if pair[0].id not in done)
-            bar.update(len(records))
+            bar.update(len(records) - len(kept))
+            for one, own in _in_order(scorer, kept, done, bar, names):
+                cut.add(own)
+                yield one, own
     if not usable:
         raise PQMError(f"{names}: no usable record. {skipped}")
+
+
+def _in_order(
+    scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
+) -> Iterator[tuple[Record, Scores]]:
+    """The records that are not `done`, each as soon as those before it are scored too. Raises PQMError for Q-values
+    that are not finite, before anything of their batch."""
+    wanted = [one.id not in done for one, _ in kept]
+    found: dict[int, Scores] = {}
+    model = scorer.model.config.name_or_path
+    batches = scorer.scored([(one.prompt, encoded) for one, encoded in kept], wanted.__getitem__)
+    for i, (one, _) in enumerate(kept):
+        while wanted[i] and i not in found:
+            batch = next(batches)
+            for number, own in batch.items():
+                if any(q is not None and not math.isfinite(q) for q in own):
+                    raise PQMError(f"{names}: record {kept[number][0].id}: Q-values are not finite; check {model}")
+            found |= batch
+        if wanted[i]:
+            yield one, found.pop(i)
+        bar.update()

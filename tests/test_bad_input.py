@@ -143,13 +143,16 @@ UNENCODABLE = {
         {"id": "bad", "prompt": "w3", "completions": ["w5", "w6<|step|>"], "labels": [1, 1]},
         "the step token '<|step|>' occurs in one of its steps",
     ),
+}
+# Nothing to train on; to be scored they are solutions like others, which nobody prefers.
+OVER_LONG = {
     "a question longer than the context": (
         {"id": "bad", "prompt": "w3 " * 200, "completions": ["w5"], "labels": [1]},
-        "the question (200 tokens) and its first step (2) exceed the context of 64 tokens; raise --max-length",
+        "the question and its first step (202 tokens) exceed the limit of 64 tokens; raise --max-length",
     ),
     "a first step that does not fit": (
         {"id": "bad", "prompt": "w3 " * 63, "completions": ["w5"], "labels": [1]},
-        "the question (63 tokens) and its first step (2) exceed the context of 64 tokens",
+        "the question and its first step (65 tokens) exceed the limit of 64 tokens",
     ),
 }
 
@@ -160,6 +163,45 @@ def test_record_that_cannot_be_encoded(command, fails, tmp_path, name, case):
     row, part = UNENCODABLE[case]
     data = write(tmp_path / "bad.jsonl", [*GOOD, row])
     fails(command(name, data=data, max_length=64), data, "record bad", part)
+
+
+@pytest.mark.parametrize("case", OVER_LONG)
+def test_record_too_long_to_train_on(command, fails, tmp_path, case):
+    row, part = OVER_LONG[case]
+    data = write(tmp_path / "bad.jsonl", [*GOOD, row])
+    fails(command("train", data=data, max_length=64), data, "record bad", part)
+
+
+@pytest.mark.parametrize(("limit", "said"), [(64, "64 tokens (--max-length)"), (None, "128 tokens (the model)")])
+def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, said):
+    """Unpreferred: `score` and `evaluate --model` keep them, with null for every step, and say which limit they met."""
+    long = " ".join(["w7"] * 130)
+    texts = ["w5 \nA: 4", long, f"w5\n{long}", "w6 \nA: 4"]
+    pool = {"question": "w3 w4", "question_id": "q", "answer": "4", "responses": [{"text": t} for t in texts]}
+    hopeless = {"question": long, "question_id": "h", "answer": "4", "responses": [{"text": "A: 4"}]}
+    data = write(tmp_path / "pool.jsonl", [pool, hopeless])
+    options = {} if limit is None else {"max_length": limit}
+    assert main(command("score", data=data, **options)) == 0
+    text = f"3 records do not fit {said}: null stands for the scores of their last steps, of 2 for all of them"
+    assert text in capfd.readouterr().out
+    scores = [json.loads(line)["scores"] for line in (tmp_path / "out").read_text().splitlines()]
+    assert [[q is None for q in own] for own in scores] == [[False, False], [True], [False, True], [False] * 2, [True]]
+
+    found, out = [], tmp_path / "result.json"
+    for source in (["--data", tmp_path / "out"], command("evaluate", data=data, **options)[1:]):
+        assert main(["evaluate", *map(str, source), "--out", str(out)]) == 0
+        found.append(json.loads(out.read_text()))
+    assert text in found[1]["left_out"]
+    for result in found:
+        overall = result["overall"]
+        assert (overall["candidates"], overall["mean_accuracy"]["mean"]) == (5, pytest.approx((2 / 4 + 1) / 2))
+        assert overall["best_of_n"]["last"]["4"]["mean"] == 1.0  # of the two that are scored to the end
+        assert "2 candidates without a scored step: kept, and never preferred" in result["left_out"]
+    (tmp_path / "out").unlink()
+    assert main(command("score", data=write(tmp_path / "pool.jsonl", [hopeless]), **options)) == 0
+    assert f"1 record does not fit {said}: null stands for the scores of its steps\n" in capfd.readouterr().out
+    assert main(["evaluate", "--data", str(tmp_path / "out"), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["overall"]["best_of_n"]["min"]["1"]["mean"] == 1.0
 
 
 def test_training_needs_labels(command, fails, tmp_path):
@@ -207,7 +249,7 @@ def test_source_that_cannot_be_read(command, fails, tmp_path, name, case):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_other_sources_that_cannot_be_read(command, fails, tmp_path, name):
-    fails(command(name, data="nobody/nothing"), "nobody/nothing: cannot be loaded as a data set", "check the name")
+    fails(command(name, data="nobody/nothing"), "nobody/nothing: no such file or folder", "check the name")
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "data.jsonl", GOOD)
     (tmp_path / "folder" / "more.csv").write_text("a,b")
@@ -230,12 +272,13 @@ def test_no_usable_record_at_all(command, fails, tmp_path, name):
         tmp_path / "bad.jsonl", [line for line, *_ in BAD_LINES.values() if line != BAD_LINES["an id twice"][0]]
     )
     fails(command(name, "--skip-bad", data=data), data, "no usable record: all are bad, the first", "line 1")
-    data = write(tmp_path / "bad.jsonl", [row | {"id": str(i)} for i, (row, _) in enumerate(UNENCODABLE.values())])
+    bad = UNENCODABLE | OVER_LONG if name == "train" else UNENCODABLE
+    data = write(tmp_path / "bad.jsonl", [row | {"id": str(i)} for i, (row, _) in enumerate(bad.values())])
     message = fails(
-        command(name, "--skip-bad", data=data, max_length=64), data, "no usable record. skipped 4 bad records"
+        command(name, "--skip-bad", data=data, max_length=64), data, f"no usable record. skipped {len(bad)} bad records"
     )
     assert "2 step token in the text" in message
-    assert "2 question longer than the context" in message
+    assert ("2 question longer than the context" in message) == (name == "train")
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -279,9 +322,9 @@ def broken_model(kind: str, world: Path, path: Path) -> Path:
 
 
 MODELS = {
-    "nowhere": "no model config could be loaded from this folder or hub id",
-    "file": "no model config could be loaded",
-    "empty": "no model config could be loaded",
+    "nowhere": "no such folder; check the path (hub ids are written org/name)",
+    "file": "is a file; name the folder of the model",
+    "empty": "no config.json in this folder, so it holds no model",
     "config that is no JSON": "not a valid JSON file",
     "config of a wrong type": "hidden_size",
     "unknown architecture": "abacus",
@@ -298,6 +341,25 @@ MODELS = {
 def test_model_that_cannot_be_used(command, fails, world, tmp_path, name, kind):
     model = broken_model(kind, world, tmp_path / "broken")
     fails(command(name, model=model), model, MODELS[kind])
+
+
+@pytest.mark.parametrize("name", ["./x", "../x/y", "~/x", "runs/a/b", "runs/x/", "x y", "C:\\models", ""])
+def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path, name):
+    said = "model: empty; name a folder or a hub id" if not name else f"{name}: no such folder; check the path"
+    options = [f"--model={name}"]
+    fails([*command("train"), *options], said)
+    fails([*command("score"), *options], said)
+    questions = write(tmp_path / "q.jsonl", [{"id": "q", "question": "w3", "answer": "w4"}])
+    sample = ["sample", f"--policy={name}", "--data", questions, "--out", tmp_path / "pool"]
+    fails(sample, said if name else "policy: empty")
+    fails(["annotate", *sample[1:]], said if name else "policy: empty")
+
+
+@pytest.mark.parametrize("name", ["runs/x", "nobody/nothing", "nothing"])
+def test_what_may_be_a_hub_id_is_called_both(command, fails, tmp_path, name):
+    said = f"{name}: no such folder, and no model config could be loaded for it as a hub id either: "
+    fails([*command("train"), f"--model={name}"], said)
+    fails([*command("score"), f"--model={name}"], said)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gemma"])
@@ -647,7 +709,6 @@ KINDS = (
     "7 bad label",
     "2 labels and steps of different length",
     "2 step token in the text",
-    "2 question longer than the context",
     "2 another format",
     "1 no JSON",
     "1 not an object",
@@ -661,11 +722,12 @@ KINDS = (
 def test_skip_bad_while_training(command, mixed, capfd, tmp_path):
     data, bad = mixed
     rows = [*data.read_text().split("\n")[:-1], {"id": "unlabelled", "prompt": "w3", "completions": ["w4"]}]
-    write(data, rows)
+    write(data, [*rows, *(row | {"id": case} for case, (row, _) in OVER_LONG.items())])
+    bad += len(OVER_LONG)
     assert main(command("train", "--skip-bad", data=data)) == 0
     out = capfd.readouterr().out
     assert f"skipped {bad + 1} bad records (" in out
-    for kind in (*KINDS, "1 no labels"):
+    for kind in (*KINDS, "1 no labels", "2 question longer than the context"):
         assert kind in out
     assert f"{data}, line 2: no JSON" in out  # the first few are shown
     [cached] = (tmp_path / "cache").iterdir()
@@ -719,6 +781,6 @@ def test_records_cut_at_a_step_are_counted(command, capfd, tmp_path, name):
     if name == "train":
         assert "1 of 7 records are longer than 9 tokens: their last 1 steps were cut off" in out
     else:
-        assert "1 records do not fit the context" in out
+        assert "1 record does not fit 9 tokens (--max-length): null stands for the scores of its last steps" in out
         last = json.loads((tmp_path / "out").read_text().splitlines()[-1])
         assert [score is None for score in last["scores"]] == [False, False, True]

@@ -26,8 +26,9 @@ from pqm_benchmarks.kernels import KernelBench
 from pqm_benchmarks.work import WorkBench
 from pqm_kernels import LOSSES
 
+from pqm_fast import score as score_module
 from pqm_fast import scorer as scorer_module
-from pqm_fast.cli import COMMANDS, main
+from pqm_fast.cli import BENCHMARKS, COMMANDS, main
 from pqm_fast.data import dataset as dataset_module
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
@@ -35,6 +36,11 @@ from pqm_fast.demo import DemoConfig
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.journal import Journal
+from pqm_fast.model import StepQModel
+from pqm_fast.options import escape, unescape
+from pqm_fast.other_prms import OtherPRM
+from pqm_fast.sample.annotate import AnnotateConfig
+from pqm_fast.sample.run import SampleConfig
 from pqm_fast.score import ScoreConfig
 from pqm_fast.train.config import TrainConfig
 
@@ -78,6 +84,34 @@ def test_help_lists_every_option_with_its_docstring(command, capsys):
     for name, docstring in documented:
         assert f"--{name.replace('_', '-')}" in text
         assert re.sub(r"\s", "", docstring) in text, name
+
+
+DEVELOPERS = re.compile(
+    r"Raises|Returns|Args:|Error\b|\[[A-Z](, ?\w+)*\]|\bself\b|\bdataclass|\bdict\b|\btuple\b|<factory>|\n *`[a-z_]+\("
+)
+
+
+def all_commands() -> Iterator[str]:
+    yield from (command for command in COMMANDS if command != "bench")
+    yield from (f"bench {what}" for what in BENCHMARKS)
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_help_is_for_users(command, capsys):
+    """No text that is meant for who reads the code, and defaults are shown as they are typed: on one line."""
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert not DEVELOPERS.search(text), DEVELOPERS.search(text)
+    flat = re.sub(r"[│╭╮╰╯─]", " ", text)
+    typed = re.findall(r"--([\w-]+) \[?TEXT", flat)
+    assert len(typed) == len(set(typed))
+    for name, default in (
+        ("prompt-format", r"'{prompt}\n'"),
+        ("step-format", r"'{step}\n'"),
+        ("step-separator", r"'\n'"),
+    ):
+        own = re.search(rf"--{name} TEXT.*?\(default:\s*(.*?)\)\s", flat, re.DOTALL)
+        assert own is None or own[1] in (default, "None"), name
 
 
 def test_usage_names_every_command(capsys):
@@ -203,6 +237,63 @@ def test_the_command_line_wins_over_the_config_file(parsed):
         assert parsed(FILE, *arguments) == dataclasses.replace(base, **expected)
 
 
+TYPED = {
+    r"{step}\n": "{step}\n",
+    r"\t{step}\r\n": "\t{step}\r\n",
+    r"{step}\\n": r"{step}\n",
+    r"\u4e00{step}\u043A": "\u4e00{step}\u043a",
+    "{step}\n": "{step}\n",  # a shell may also give the character itself
+    r"\\boxed{{step}}": r"\boxed{{step}}",
+}
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_texts_are_typed_with_escapes(parsed, typed):
+    """On the command line; a file gives them as they are."""
+    meant = TYPED[typed]
+    assert parsed(FILE, f"--step-format={typed}").template.step_format == meant
+    assert parsed(FILE, "--step-format", typed, "--step-marker", r"\n#\t").read.step_marker == "\n#\t"
+    values = yaml.safe_load(FILE)
+    values["template"]["step_format"] = typed
+    assert parsed(values).template.step_format == typed
+    assert unescape(escape(meant)) == meant
+
+
+def test_paths_are_no_texts(parsed):
+    assert parsed(FILE, "--out", r"C:\new", "--data", r"a\n.jsonl").out == r"C:\new"
+
+
+@pytest.mark.parametrize(
+    "typed", [r"{step}\q", "{step}\\", r"\u12{step}", r"\ud800{step}", r"\boxed{{step}}", r"\x41{step}"]
+)
+def test_a_malformed_escape_is_an_error(typed, capsys):
+    assert main(["train", "--model", "m", "--data", "d", "--out", "o", f"--step-format={typed}"]) == 2
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert "is no escape; write \\n (line break)" in said
+    assert "--step-format" in said
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, AnnotateConfig])
+def test_every_text_of_the_policies_is_typed_with_escapes(kind, monkeypatch):
+    seen = []
+    monkeypatch.setattr(f"{kind.__module__}.{kind.__module__.rpartition('.')[2].replace('run', 'sample')}", seen.append)
+    given = ["--step-separator", r"\n\n", "--stop", r"\nQ:", r"\\", "--prompt-format", "chat", "--system", r"a\tb"]
+    policy = ["--policy", "arithmetic:strong", "--data", "d", "--out", "o"]
+    assert main([{SampleConfig: "sample", AnnotateConfig: "annotate"}[kind], *policy, *given]) == 0
+    writing = seen[0].writing
+    assert (writing.step_separator, writing.stop, writing.system) == ("\n\n", ("\nQ:", "\\"), "a\tb")
+
+
+def test_texts_of_other_prms_are_typed_with_escapes(monkeypatch):
+    seen: list[ScoreConfig] = []
+    monkeypatch.setattr(score_module, "score", seen.append)
+    files = ["--model", "m", "--data", "d", "--out", "o"]
+    assert (
+        main(["score", *files, "--preset", "trl", "--step-token", r"\n\n", "--prompt-format", r"\u4e00{prompt}"]) == 0
+    )
+    assert seen[0].scoring.other == OtherPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
+
+
 def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
     parsed(FILE)
     file = str(tmp_path / "options.yaml")
@@ -217,6 +308,7 @@ def test_config_file_in_json(parsed):
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
+TYPED_TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\\\n\t\rnu"), max_size=12)
 NUMBER = st.floats(1e-12, 1e12)
 
 
@@ -233,15 +325,15 @@ NUMBER = st.floats(1e-12, 1e12)
         read=st.builds(
             ReadOptions,
             skip_bad=st.booleans(),
-            step_marker=TEXT.map(lambda text: f"{text}x"),
+            step_marker=TYPED_TEXT.map(lambda text: f"{text}x"),
             field=st.sampled_from([[], ["prompt=q"], ["prompt=q", "labels=-r"]]),
             label_map=st.sampled_from([None, "-1=0,0=null,1=1", "a=1"]),
         ),
         template=st.builds(
             Template,
-            prompt_format=st.just("chat") | TEXT.map("{}{{prompt}}\n".format),
-            step_format=TEXT.map("\n{{step}}{}".format),
-            step_token=TEXT.map("<{}>".format),
+            prompt_format=st.just("chat") | TYPED_TEXT.map("{}{{prompt}}\n".format),
+            step_format=TYPED_TEXT.map("\n{{step}}{}".format),
+            step_token=TYPED_TEXT.map("<{}>".format),
         ),
         max_length=st.none() | st.integers(1, 10**6),
         cache_dir=st.none() | TEXT.filter(lambda text: text != "None"),
@@ -387,25 +479,25 @@ def whole(world, tmp_path, monkeypatch):
 
 
 def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
-    """Runs `score` until it is interrupted in the chunk after `chunks`. Returns a list that grows by the size of each
-    chunk that is scored from then on."""
+    """Runs `score` until it is interrupted in the chunk after `chunks`, each of which is one batch. Returns a list that
+    grows by the size of each batch that is scored from then on."""
     sizes: list[int] = []
-    original = scorer_module.Scorer.score_encoded
+    original = StepQModel.scores
 
-    def counted(self, solutions):
+    def counted(self, batch, packing=None):
         if len(sizes) == chunks:
             sizes.clear()
             raise KeyboardInterrupt
-        sizes.append(len(solutions))
-        return original(self, solutions)
+        sizes.append(len(batch.members))
+        return original(self, batch, packing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scorer_module.Scorer, "score_encoded", counted)
+        patch.setattr(StepQModel, "scores", counted)
         assert score(out, world / "data.jsonl", world / "run") == 130
     monkeypatch.setattr(
-        scorer_module.Scorer,
-        "score_encoded",
-        lambda self, solutions: sizes.append(len(solutions)) or original(self, solutions),
+        StepQModel,
+        "scores",
+        lambda self, batch, packing=None: sizes.append(len(batch.members)) or original(self, batch, packing),
     )
     return sizes
 
@@ -428,6 +520,34 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert len({row["id"] for row in rows_of(out)}) == 40
     assert scored == [8] * (5 - left // 8)  # whole chunks are not scored again
     assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
+
+
+def test_scores_come_and_are_saved_as_they_are_made(world, tmp_path, monkeypatch, capfd):
+    """By batch and by time, not by the chunk of 2,000 records that is tokenised at once."""
+    batches, written = [], []
+    original, save = StepQModel.scores, score_module._save
+    monkeypatch.setattr(
+        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or original(self, batch, packing)
+    )
+    monkeypatch.setattr(score_module, "SAVE_SECONDS", -1.0)
+
+    def saved(file):
+        save(file)
+        [part] = tmp_path.glob("*.part")
+        lines = part.read_text().count("\n")
+        written.append((lines, sum(len(batch.members) for batch in batches)))
+
+    monkeypatch.setattr(score_module, "_save", saved)
+    assert score(tmp_path / "out.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64", "--progress") == 0
+    assert [lines for lines, _ in written] == [*range(1, 41), 40]
+    # never more in hand than the batch that was scored last
+    assert all(scored - lines < max(len(batch.members) for batch in batches) for lines, scored in written)
+    assert [i for batch in batches for i in batch.members] == list(range(40))
+    assert "40/40" in capfd.readouterr().err
+    written.clear()
+    monkeypatch.setattr(score_module, "SAVE_SECONDS", 1e9)
+    assert score(tmp_path / "out2.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64") == 0
+    assert [lines for lines, _ in written] == [40]
 
 
 @pytest.mark.parametrize(("begun", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -1,14 +1,16 @@
 """The model on packed batches: equal to one trajectory at a time, for every architecture, and a plain HF checkpoint."""
 
+import re
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from pqm_kernels import trajectory_losses
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from pqm_fast import attention, last_layer, pretrained
 from pqm_fast.data.encode import Encoder, Template
@@ -159,6 +161,24 @@ def test_checkpoint_is_a_token_classification_folder(tmp_path):
     assert first.keys() == second.keys()
     assert {"score.weight", "score.bias"} < first.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_pipeline_of_transformers_as_documented(tmp_path):
+    """Its softmax over one label is 1 everywhere, which says nothing; docs/formats.md says what to call instead."""
+    model = make_model(tmp_path).eval()
+    tokenizer = tiny.tokenizer(90)
+    model.fit_vocabulary(tokenizer, "<|step|>")
+    model.save(tmp_path / "out", tokenizer, Recipe(Template()), torch.float32)
+    [expected] = Scorer.from_pretrained(tmp_path / "out", device="cpu").score([("w3 w4", ["w5", "w6 w7"])])
+    text = "w3 w4 w5 <|step|> w6 w7 <|step|>"
+    classify = pipeline("token-classification", model=str(tmp_path / "out"), dtype=torch.float32, ignore_labels=[])
+    assert [found["score"] for found in classify(text)] == [1.0] * 7
+
+    document = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "pipeline(" in block]
+    names = {"text": text}
+    exec(code.replace('"RUN"', repr(str(tmp_path / "out"))), names)
+    assert names["q"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -390,10 +410,82 @@ def test_scorer_takes_any_order_and_length(tmp_path):
 def test_steps_beyond_the_context_have_no_score(tmp_path):
     model = make_model(tmp_path).eval()
     encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 10)
-    [scores] = Scorer(model, encoder).score([("w3 w4", ["w5 w6 w7", "w8 w9 w10", "w11 w12 w13"])])
+    cut = ("w3 w4", ["w5 w6 w7", "w8 w9 w10", "w11 w12 w13"])
+    scorer = Scorer(model, encoder)
+    scores, none, whole = scorer.score([cut, ("w3 " * 20, ["w5", "w6"]), ("w3", ["w5"])])
     assert [s is None for s in scores] == [False, False, True]
-    with pytest.raises(PQMError, match="the question"):
-        Scorer(model, encoder).score([("w3 " * 20, ["w5"])])
+    assert none == [None, None]
+    assert whole == pytest.approx(scorer.score([("w3", ["w5"])])[0], abs=1e-5)
+    assert scorer.score([("w3 " * 20, ["w5"])]) == [[None]]
+
+
+HALF = "w5 \ud800"
+
+
+@pytest.mark.parametrize(
+    ("solutions", "message"),
+    [
+        (None, "solutions are None; give a list of (question, steps) pairs"),
+        ("w3 w4", "solutions are 'w3 w4'; give a list"),
+        ({"w3": ["w4"]}, "solutions are {'w3': ['w4']}; give a list"),
+        (("w3", ["w4"]), "solution 0: 'w3' is no pair; give (question, steps)"),
+        ([("w3", ["w4"]), ("w3", "abc")], "solution 1: steps are 'abc' (str); give a non-empty list of texts"),
+        ([("w3", None)], "solution 0: steps are None (NoneType); give a non-empty list of texts"),
+        ([("w3", {"w4"})], "solution 0: steps are {'w4'} (set); give"),
+        ([("w3", [])], "solution 0: there are no steps; give at least one"),
+        ([("w3", ["w4", None])], "solution 0: step 2 is None (NoneType); it must be text"),
+        ([("w3", ["w4", " \n"])], "solution 0: step 2 of 2 is empty"),
+        ([("w3", [["w4"]])], "solution 0: step 1 is ['w4'] (list); it must be text"),
+        ([(" ", ["w4"])], "solution 0: the question is empty"),
+        ([(None, ["w4"])], "solution 0: the question is None (NoneType); it must be text"),
+        ([("w3", ["w4"], 1)], "solution 0: ('w3', ['w4'], 1) is no pair"),
+        ([None], "solution 0: None is no pair"),
+        ([("w3", [HALF])], "solution 0: step 1 holds half a surrogate pair"),
+        ([(HALF, ["w4"])], "solution 0: the question holds half a surrogate pair"),
+    ],
+)
+def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
+    with pytest.raises(PQMError) as error:
+        small_scorer.score(solutions)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        (None, {}, "model: None (NoneType) was given"),
+        (3, {}, "model: 3 (int) was given"),
+        ("", {}, "model: empty"),
+        ("./nowhere", {}, "./nowhere: no such folder"),
+        ("./nowhere", {"other": "trl"}, "other: 'trl' was given; give OtherPRM('trl')"),
+        ("m", {"device": "abacus"}, "device: abacus cannot be used here"),
+        ("m", {"max_tokens": 0}, "max_tokens: 0 was given"),
+    ],
+)
+def test_what_a_scorer_is_made_of_is_checked(path, options, message):
+    with pytest.raises(PQMError) as error:
+        Scorer.from_pretrained(path, **options)
+    assert message in str(error.value)
+    if not options and not isinstance(path, str):
+        with pytest.raises(PQMError, match="was given; name a folder or a hub id"):
+            StepQModel.from_pretrained(path)
+
+
+def test_a_dtype_that_is_none_of_ours(tmp_path):
+    with pytest.raises(PQMError, match="dtype: 'float8' was given; give auto, float32, bfloat16"):
+        pick_dtype("float8", torch.device("cpu"), "m")
+
+
+def test_whatever_holds_texts_in_order_is_taken(small_scorer):
+    pairs = [("w3", ["w4", "w5"])] * 2
+    assert small_scorer.score(iter([("w3", ("w4", "w5")), ["w3", iter(["w4", "w5"])]])) == small_scorer.score(pairs)
+    assert small_scorer.score(np.array([])) == []
+
+
+@pytest.fixture(scope="module")
+def small_scorer(tmp_path_factory):
+    model = make_model(tmp_path_factory.mktemp("small")).eval()
+    return Scorer(model, Encoder(tiny.tokenizer(), Template(step_token="last"), 10))
 
 
 def test_tokenizer_of_a_checkpoint_round_trips(tmp_path):

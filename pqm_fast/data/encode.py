@@ -12,6 +12,7 @@ import numpy as np
 
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.options import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,11 +24,11 @@ LAST = "last"
 class Template:
     """How a question and its steps are written; stored in the checkpoint under `pqm_fast` in config.json."""
 
-    prompt_format: str = "{prompt}\n"
+    prompt_format: Text = "{prompt}\n"
     """Text of the question; {prompt} stands for it. `chat`: the tokenizer's own chat template."""
-    step_format: str = "{step}\n"
+    step_format: Text = "{step}\n"
     """Text of one step; {step} stands for it."""
-    step_token: str = "<|step|>"
+    step_token: Text = "<|step|>"
     """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
 
     def __post_init__(self):
@@ -72,6 +73,26 @@ def single_id(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
+def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt_format: str) -> list[int]:
+    """What the tokenizer puts before a text (a BOS token or nothing), unless the format writes it itself."""
+    bos = tokenizer.bos_token_id
+    starts_with_bos = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+    written = tokenizer.bos_token and prompt_format.startswith(tokenizer.bos_token)
+    return [bos] if starts_with_bos and not written else []
+
+
+class OverLong(RecordError):
+    """The first step of a record does not fit, so that none can be read. `needed`: tokens up to its end."""
+
+    def __init__(self, record: Record, needed: int, limit: int):
+        self.steps = len(record.steps)
+        super().__init__(
+            f"record {record.id}: the question and its first step ({needed} tokens) exceed the limit of {limit} "
+            "tokens; raise --max-length if the model's context allows, or leave it out with --skip-bad",
+            kind="question longer than the context",
+        )
+
+
 @dataclass(slots=True)
 class Encoded:
     """One trajectory as tokens: `input_ids` [L] int32 and `step_index` [K] int32, the row of each step's Q-value.
@@ -100,14 +121,7 @@ class Encoder:
             self.step_id = single_id(tokenizer, template.step_token)
             if self.step_id is None:
                 raise PQMError(f"step token {template.step_token!r} is not one token of this tokenizer; choose another")
-        self.bos = self._bos()
-
-    def _bos(self) -> list[int]:
-        """What the tokenizer puts before a text (a BOS token or nothing), unless the template writes it itself."""
-        bos = self.tokenizer.bos_token_id
-        starts_with_bos = bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
-        written = self.tokenizer.bos_token and self.template.prompt_format.startswith(self.tokenizer.bos_token)
-        return [bos] if starts_with_bos and not written else []
+        self.bos = bos_ids(tokenizer, template.prompt_format)
 
     def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         """Encodes many records at once (fast tokenizers use every core). A record that cannot be encoded gives its
@@ -148,11 +162,7 @@ class Encoder:
             )
         first = len(ids) + len(steps[0]) + len(marker)
         if first > self.max_length:
-            return RecordError(
-                f"record {record.id}: the question ({len(ids)} tokens) and its first step ({first - len(ids)}) exceed "
-                f"the context of {self.max_length} tokens; raise --max-length, or leave it out with --skip-bad",
-                kind="question longer than the context",
-            )
+            return OverLong(record, first, self.max_length)
         rows = []
         for step in steps:
             if len(ids) + len(step) + len(marker) > self.max_length:

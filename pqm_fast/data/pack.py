@@ -1,7 +1,7 @@
 """Micro-batches without padding: trajectories laid end to end within a fixed token budget."""
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,6 +172,17 @@ class Units:
             return self.members[np.repeat(self.ends[units] - np.cumsum(own), own) + np.arange(own.sum())]
 
         return [of(units) for units in plan_batches(self.sizes, budget, **how)]
+
+    def in_order(self, budget: int) -> Iterator[np.ndarray]:
+        """The same in batches that keep the order: what comes first is done first. Each unit must fit."""
+        first = used = 0
+        for unit, size in enumerate(self.sizes.tolist()):
+            if used and used + size > budget:
+                yield self.members[self.ends[first - 1] if first else 0 : self.ends[unit - 1]]
+                first, used = unit, 0
+            used += size
+        if len(self.sizes):
+            yield self.members[self.ends[first - 1] if first else 0 :]
 
 
 def plan_batches(

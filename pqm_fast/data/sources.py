@@ -100,17 +100,18 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
 
     folder = Path(name)
     # never load_dataset on a folder: it guesses which of the files belong to a split and leaves out the others
-    load, hint = datasets.load_dataset, "there is no such folder either; check the name and the network"
+    load, found, hint = datasets.load_dataset, "no such file or folder, and it", "check the name and the network"
     if folder.is_dir():
-        load, hint = (
+        load, found, hint = (
             datasets.load_from_disk,
+            "the folder",
             "a folder of data files has no splits: name it, or some of its files, alone",
         )
     try:
         data = load(name)
     except Exception as error:  # what datasets raises has no common class
         reason = f"{type(error).__name__}: {error}"
-        raise PQMError(f"{name}: cannot be loaded as a data set ({reason}); {hint}") from error
+        raise PQMError(f"{name}: {found} cannot be loaded as a data set ({reason}); {hint}") from error
     stem = folder.resolve().name
     if isinstance(data, dict):
         if split is None and len(data) == 1:

@@ -15,7 +15,8 @@ from pqm_fast.evaluate.steps import evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
 from pqm_fast.files import write_json
-from pqm_fast.score import ScoringOptions
+from pqm_fast.options import Text
+from pqm_fast.score import CutOff, ScoringOptions
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
 Scored = tuple[Record, Scores]
@@ -41,7 +42,7 @@ class EvaluateConfig:
     calibrate: tuple[str, ...] = ()
     """Records of other questions, as in --data: the calibrated figures are at the thresholds that are best on them.
     Default: for each fifth of the questions they come from the other four."""
-    by: str = "error_type"
+    by: Text = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
     """Random subsets per question and N for votes, where there are more than that."""
@@ -53,9 +54,9 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     """Writes `out` and the pictures beside it if given, prints the tables unless `quiet`, returns what is in `out`."""
-    skipped = SkipSummary()
-    scored = list(_scored(config, config.data, skipped))
-    others = list(_scored(config, config.calibrate, skipped)) if config.calibrate else None
+    skipped, cut = SkipSummary(), CutOff()
+    scored = list(_scored(config, config.data, skipped, cut))
+    others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if "question_id" in pair[0].extra]
     for record, _ in candidates:
@@ -63,11 +64,12 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
             check_correct(record)
         except PQMError as error:
             raise PQMError(f"{', '.join(config.data)}: {error}") from error
+    said = [str(skipped)] * bool(skipped.total) + [str(cut)] * bool(cut.records)
     result: dict[str, Any] = {
         "model": _model(config, scored),
         "data": list(config.data),
         "records": len(scored),
-        "left_out": [str(skipped)] if skipped.total else [],
+        "left_out": said,
     }
     parts = []
     if labelled:
@@ -110,11 +112,11 @@ def _model(config: EvaluateConfig, scored: list[Scored]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary) -> Iterator[Scored]:
+def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary, cut: CutOff) -> Iterator[Scored]:
     if config.model is None:
         for record in read_all(data, config.read, skipped):
             yield record, scores_of(record, ", ".join(data), ", or give --model")
         return
     from pqm_fast.scorer import score_records
 
-    yield from score_records(config.model, data, config.read, config.scoring, skipped)
+    yield from score_records(config.model, data, config.read, config.scoring, skipped, cut)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
+from pqm_fast.options import Text
 from pqm_fast.report.find import find
 from pqm_fast.report.page import page
 from pqm_fast.report.solutions import choose
@@ -22,7 +23,7 @@ class ReportConfig:
     is called RUN.json or RUN.jsonl. NAME=PATH says of which model a file is, or what to call a run."""
     out: str = "report.html"
     """File to write."""
-    title: str = "pqm-fast report"
+    title: Text = "pqm-fast report"
     """Heading of the page."""
     solutions: int = 1000
     """Solutions in the page at most, the same number of each run. Of more, half are the most wrong ones, half a random

@@ -1,6 +1,7 @@
 """A local Hugging Face model, in batches through `generate`."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from pqm_fast.sample.noise import gumbel
 from pqm_fast.sample.policy import Completion, Outcome, PolicyOptions, Request
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
+SAY_SECONDS = 0.5
+
 
 class HubPolicy:
     """A causal language model of a folder or hub id. Raises PQMError if it cannot be loaded."""
 
-    def __init__(self, path: str, options: PolicyOptions):
-        self.path, self.options, self.device = path, options, pick_device(options.device)
+    def __init__(self, path: str, options: PolicyOptions, say: Callable[[str], Any] = lambda text: None):
+        self.path, self.options, self.device, self.say = path, options, pick_device(options.device), say
         self.tokenizer = load_tokenizer(path)
         chat = options.prompt_format == "chat"
         self.prompt_format = chat_format(self.tokenizer, options.system) if chat else options.prompt_format
@@ -114,7 +117,8 @@ class HubPolicy:
 
     def _ending(self, prompt_length: int) -> StoppingCriteriaList:
         stop = self.options.stop
-        return StoppingCriteriaList([_StopTexts(self.tokenizer, stop, prompt_length)] if stop else [])
+        criteria: list[StoppingCriteria] = [_Progress(self.say, self.options.max_new_tokens, self.ends, prompt_length)]
+        return StoppingCriteriaList([*criteria, _StopTexts(self.tokenizer, stop, prompt_length)] if stop else criteria)
 
     def _completion(self, row: Sequence[int]) -> Completion:
         end = next((i for i, token in enumerate(row) if token in self.ends), None)
@@ -132,6 +136,22 @@ class _Noise(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         position = input_ids.shape[1] - self.prompt_length
         return scores + gumbel(self.seeds, position, scores.shape[1])  # type: ignore[return-value]
+
+
+class _Progress(StoppingCriteria):
+    """Stops nothing: it is asked at every token, and says every half second how far the batch is."""
+
+    def __init__(self, say: Callable[[str], Any], limit: int, ends: Sequence[int], prompt_length: int):
+        self.say, self.limit, self.ends, self.prompt_length = say, limit, ends, prompt_length
+        self.said = time.monotonic()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
+        if time.monotonic() - self.said >= SAY_SECONDS:
+            written = input_ids[:, self.prompt_length :]
+            ended = int(torch.isin(written, torch.tensor(self.ends, device=written.device)).any(1).sum())
+            self.say(f"token {written.shape[1]:,} of {self.limit:,}, {ended:,} of {len(written):,} ended")
+            self.said = time.monotonic()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
 
 class _StopTexts(StoppingCriteria):

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from pqm_fast.data.state import model_key
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.options import DType
+from pqm_fast.names import check_model_name
+from pqm_fast.options import DType, Text
 
 
 class Request(NamedTuple):
@@ -52,13 +53,13 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """How policies write. Raises PQMError for values that make no sense."""
+    """How policies write."""
 
-    prompt_format: str = "{prompt}\n"
+    prompt_format: Text = "{prompt}\n"
     """Text of the question; {prompt} stands for it. `chat`: the chat template of the policy's tokenizer."""
-    system: str = ""
+    system: Text = ""
     """System message, with `--prompt-format chat`."""
-    step_separator: str = "\n"
+    step_separator: Text = "\n"
     """What stands between steps: completions are split there, and the steps of a prefix end with it."""
     temperature: float = 0.7
     """Sampling temperature; 0 always takes the likeliest token."""
@@ -66,7 +67,7 @@ class PolicyOptions:
     """Sample from the likeliest tokens of this total probability."""
     max_new_tokens: int = 1024
     """Longest completion in tokens; a longer one is cut off there."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Text, ...] = ()
     """Texts that end a completion; they are no part of it."""
     parallel: int = 64
     """Completions in the works at once: the batch of a local model, the requests in flight to a server."""
@@ -135,6 +136,7 @@ def parse_policy(text: str) -> PolicyName:
         return PolicyName("arithmetic", "", text.removeprefix("arithmetic:"))
     if not text:
         raise PQMError("policy: empty; name a model folder, a hub id, http://HOST:PORT/v1#MODEL or arithmetic:NAME")
+    check_model_name(text)
     return PolicyName("hub", "", text)
 
 
@@ -144,8 +146,11 @@ def policy_state(text: str) -> list[Any]:
     return [name.kind, name.model, *(model_key(Path(name.model)) if name.kind == "hub" else [])]
 
 
-def open_policy(text: str, options: PolicyOptions) -> Policy:
-    """Raises PQMError for a policy that does not exist or cannot be loaded. A server is asked only by requests."""
+def open_policy(text: str, options: PolicyOptions, say: Callable[[str], Any] = lambda text: None) -> Policy:
+    """Raises PQMError for a policy that does not exist or cannot be loaded. A server is asked only by requests.
+
+    `say` is told now and then how far a batch is, by policies that write in batches.
+    """
     name = parse_policy(text)
     if name.kind == "server":
         from pqm_fast.sample.server import ServerPolicy
@@ -157,7 +162,7 @@ def open_policy(text: str, options: PolicyOptions) -> Policy:
         return ArithmeticPolicy(name.model)
     from pqm_fast.sample.hub import HubPolicy
 
-    return HubPolicy(name.model, options)
+    return HubPolicy(name.model, options, say)
 
 
 def complete(policy: Policy, next_request: Callable[[], Request | None]) -> Iterator[Outcome]:

@@ -62,7 +62,7 @@ class Rollouts:
         if first is None:
             return  # the journal held everything: the policy is not needed
         self.ready.appendleft(first)
-        policy = open_policy(self.config.policy, self.config.writing)
+        policy = open_policy(self.config.policy, self.config.writing, bar.set_postfix_str)
         try:
             for outcome in complete(policy, next_request):
                 for task in self._take(outcome):

@@ -98,7 +98,7 @@ def _fill(
             if -1 not in places[p * share : (p + 1) * share]:
                 continue  # a model that has nothing left to do is not loaded
             bar.set_description(name)
-            policy = open_policy(config.policy[p], config.writing)
+            policy = open_policy(config.policy[p], config.writing, bar.set_postfix_str)
             requests = _requests(config, p, name, questions, places, refused)
             try:
                 for request, completion in complete(policy, partial(next, requests, None)):

@@ -12,6 +12,7 @@ from pqm_fast.data.state import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
 from pqm_fast.lock import is_empty
+from pqm_fast.names import check_model_name
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.labels import parse_labels, write_labelled
@@ -95,6 +96,8 @@ Files = tuple[str, ...]
 def _sources(config: StudyConfig, data: Path) -> tuple[Files, Files, Files, dict[str, str]]:
     """(records, tuning pools, test pools, {name: model folder})."""
     if config.data:
+        for name in config.models:
+            check_model_name(name)
         return config.data, config.tuning, config.test, {name: name for name in config.models}
     from pqm_fast.arithmetic.models import write_model
     from pqm_fast.arithmetic.world import write_world

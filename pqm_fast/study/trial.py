@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pqm_fast.data.encode import OverLong
 from pqm_fast.data.records import Record
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
@@ -140,7 +141,8 @@ def _scores(scorer: Any, pool: Pool) -> Scores:
     for solution, record in zip(solutions, pool.records, strict=True):
         distinct.setdefault(solution, record)
     encoded = scorer.encoder(list(distinct.values()))
-    if bad := next((one for one in encoded if isinstance(one, RecordError)), None):
+    # those that are too long stay, and are never preferred
+    if bad := next((one for one in encoded if isinstance(one, RecordError) and not isinstance(one, OverLong)), None):
         raise PQMError(str(bad))  # a RecordError would not come through from a worker
     scores = scorer.score_encoded([(prompt, one) for (prompt, _), one in zip(distinct, encoded, strict=True)])
     if not all(math.isfinite(q) for own in scores for q in own if q is not None):

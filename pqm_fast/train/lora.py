@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pqm_fast.errors import PQMError
+from pqm_fast.lean_imports import without_torchao
 from pqm_fast.model import StepQModel
 from pqm_fast.train.layers import decoder_layers
 
@@ -12,6 +13,7 @@ def add_adapters(model: StepQModel, rank: int, alpha: int) -> None:
     """Puts one on every linear map of the decoder layers; only these and the Q-value head learn. Raises PQMError."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.import_utils import is_torchao_available
     except ImportError as error:
         raise PQMError("lora_rank: needs peft; install it with `pip install peft`") from error
     names = {
@@ -23,7 +25,8 @@ def add_adapters(model: StepQModel, rank: int, alpha: int) -> None:
     if not names:
         raise PQMError(f"lora_rank: {model.config.model_type} has no linear layers that adapters can be put on")
     model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names)), model.backbone)
+    with without_torchao(is_torchao_available):  # the weights are plain ones
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names)), model.backbone)
     model.head.requires_grad_(True)
 
 

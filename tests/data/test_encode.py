@@ -92,7 +92,7 @@ def test_what_cannot_be_encoded_is_named(qwen2):
     assert isinstance(good, Encoded)
     assert isinstance(long_question, RecordError)
     assert "record long: the question" in str(long_question)
-    assert "context of 20 tokens" in str(long_question)
+    assert "limit of 20 tokens" in str(long_question)
     assert "record inside: the step token '<|step|>' occurs in one of its steps" in str(inside)
     assert inside.kind == "step token in the text"
 

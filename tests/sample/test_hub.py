@@ -1,6 +1,7 @@
 """A local model through `generate`: the samples are those of their seeds, whatever the batch."""
 
 import os
+import re
 
 import pytest
 import tiny
@@ -190,6 +191,22 @@ def test_the_end_token_the_limit_and_stop_texts(model):
     assert free != stopped
 
 
+def test_the_bar_moves_within_a_batch(model, data, tmp_path, monkeypatch, capfd):
+    """By time, not by batch: how many tokens are written, and how many solutions have ended."""
+    monkeypatch.setattr(hub, "SAY_SECONDS", 0.0)
+    said = []
+    policy = HubPolicy(str(model), PolicyOptions(max_new_tokens=24, device="cpu"), said.append)
+    for request in asked(4):
+        policy.submit(request)
+    done = policy.collect()
+    assert said[0].startswith("token 1 of 24, ")
+    assert said[-1].endswith(f", {sum(completion.finished for _, completion in done)} of 4 ended")
+    assert len(said) == int(said[-1].split()[1]) > 1
+
+    assert sample(data, tmp_path / "out.jsonl", str(model), progress=True, n=1, max_new_tokens=8, device="cpu") == 0
+    assert re.search(r"token 5 of 8, \d of 6 ended", capfd.readouterr().err)
+
+
 def test_static_cache_gives_the_same(model):
     requests = asked(6)
     assert write_all(model, requests, kv_cache="static") == write_all(model, requests)
@@ -257,9 +274,12 @@ def test_chat_template(model, tmp_path):
 
 
 def test_a_model_that_is_none(tmp_path, data, capfd):
-    for name in (str(tmp_path / "nowhere"), "nobody/nothing"):
+    for name, said in (
+        (str(tmp_path / "nowhere"), "no such folder; check"),
+        ("nobody/nothing", "no such folder, and no"),
+    ):
         assert sample(data, tmp_path / "out.jsonl", name, device="cpu") == 1
-        assert f"{name}: no tokenizer could be loaded" in capfd.readouterr().err
+        assert f"{name}: {said}" in capfd.readouterr().err
     folder = tiny.model_folder(tmp_path / "no weights")
     assert sample(data, tmp_path / "out.jsonl", str(folder), device="cpu") == 1
     assert f"{folder}: no causal language model could be loaded" in capfd.readouterr().err

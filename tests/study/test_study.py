@@ -318,15 +318,14 @@ def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process,
 
 
 def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
-    """In a process of its own, from which the message must come back: a question of the test pool is too long."""
+    """In a process of its own, from which the message must come back: a test question holds the step token."""
     pool = world / "data" / "world" / "test.jsonl"
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
-    rows[2]["question"] += " + 1" * 300
+    rows[2]["question"] += "<|step|>"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 1
     said = capsys.readouterr().err
-    assert "pqm-fast: error: record test:29: the question (" in said  # the third of 14 candidates each
-    assert "exceed the context of 256 tokens" in said
+    assert "pqm-fast: error: record test:29: the step token" in said  # the third of 14 candidates each
     assert not (tmp_path / "own" / "results.json").exists()
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from pqm_fast.data.checks import FormatError, show, typed
 from pqm_fast.errors import PQMError
+from pqm_fast.options import Text
 
 FormatName = Literal[
     "auto",
@@ -30,7 +31,7 @@ _AFTER_ERROR: dict[str, float | None] = {"unlabelled": None, "wrong": 0.0}
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How records are read. Raises `PQMError` for a value that is none of its choices.
+    """How records are read.
 
     Neutral steps count as correct by default because the paper of PRM800K does so when it scores solutions
     ("Let's Verify Step by Step", arXiv 2305.20050, appendix F): such a step may be odd or a detour, but it is
@@ -43,7 +44,7 @@ class ReadOptions:
     """What a step rated 0 (neutral) counts as where ratings are 1, 0 and -1 (PRM800K, ReasonEval, VersaPRM)."""
     after_error: Literal["unlabelled", "wrong"] = "unlabelled"
     """What steps after the first error count as (ProcessBench, ReasonEval, MR-GSM8K)."""
-    step_marker: str = "ки"
+    step_marker: Text = "ки"
     """Text that ends each step in Math-Shepherd, OpenRLHF and OpenR records; blanks around it are dropped. A line
     break or a blank line may be one: then what follows the last is a step too."""
     field: list[str] = dataclasses.field(default_factory=list)

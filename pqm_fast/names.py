@@ -1,0 +1,32 @@
+"""What a name of a model may mean: a folder here, or an id on the hub; and what is said where it is neither."""
+
+import re
+from pathlib import Path
+
+from pqm_fast.errors import PQMError
+
+_PART = r"[A-Za-z0-9_](?:[\w.-]*[\w])?"
+_HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
+
+
+def check_model_name(name: str) -> None:
+    """Raises PQMError for what is no folder and can be no hub id either: nobody is asked for it over the network."""
+    if not isinstance(name, str):
+        raise PQMError(f"model: {name!r} ({type(name).__name__}) was given; name a folder or a hub id (org/name)")
+    path = Path(name)
+    if not name:
+        raise PQMError("model: empty; name a folder or a hub id (org/name)")
+    if path.is_dir():
+        return
+    if path.exists():
+        raise PQMError(f"{name}: is a file; name the folder of the model, with config.json and the tokenizer in it")
+    if not _HUB_ID.fullmatch(name) or len(name) > 96:
+        tilde = "; ~ stands for the home folder only where the shell replaces it" if name.startswith("~") else ""
+        raise PQMError(f"{name}: no such folder; check the path{tilde} (hub ids are written org/name)")
+
+
+def not_loaded(name: str, what: str, reason: str) -> PQMError:
+    """The error for a model, of a name that may be one, of which `what` cannot be loaded."""
+    if Path(name).is_dir():
+        return PQMError(f"{name}: no {what} could be loaded from this folder: {reason}")
+    return PQMError(f"{name}: no such folder, and no {what} could be loaded for it as a hub id either: {reason}")
