@@ -1,5 +1,6 @@
 """`pqm-fast COMMAND`: one function per command, heavy imports inside."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,18 @@ python -m pqm_benchmarks gpu --help"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage;
     130 and 143 where SIGINT and SIGTERM ended it."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a file on a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
+        if code == 0:
+            print(f"pqm-fast: error: standard output: {error.strerror}", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2

@@ -403,7 +403,7 @@ def test_scoring_needs_a_checkpoint_of_ours(command, fails, world, tmp_path):
 def test_output_that_is_there_already(command, fails, world, tmp_path):
     out = tmp_path / "out"
     out.write_text("precious")
-    fails(command("train"), out, "is a file; choose another run folder")
+    fails(command("train"), out, "is a file, or below one; choose another --out")
     fails(command("score"), out, "exists already; delete it or choose another --out")
     fails([*command("train"), "--out", out / "below"], out, "Not a directory")
     fails([*command("score"), "--out", out / "below"], out)

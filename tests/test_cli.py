@@ -625,6 +625,36 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert [path.name for path in tmp_path.glob("*out*")] == ["out.jsonl"]
 
 
+@pytest.mark.fault(
+    "the disk is full, in `evaluate` and `report`",
+    how="a limit on the size of files (RLIMIT_FSIZE); /dev/full as standard output",
+    lost="the file that was being written; one of that name from before stays",
+    recovers="exit code 1 and one message with the file; the command is run again",
+)
+def test_no_room_for_results(world, whole, tmp_path, capsys, file_size_limit):
+    scored, out, page = tmp_path / "scored.jsonl", tmp_path / "out.json", tmp_path / "page.html"
+    scored.write_bytes(whole)
+    commands = {
+        out: ["evaluate", "--data", str(scored), "--out", str(out)],
+        page: ["report", str(scored), "--out", str(page)],
+    }
+    for file, arguments in commands.items():
+        file.write_text("from before")
+        with file_size_limit(100):
+            assert main(arguments) == 1
+        assert capsys.readouterr().err == f"pqm-fast: error: {file}: File too large\n"
+        assert file.read_text() == "from before"
+    assert sorted(path.name for path in tmp_path.glob("*") if path.name != "whole.jsonl") == [
+        "out.json",
+        "page.html",
+        "scored.jsonl",
+    ]
+    with open("/dev/full", "w") as full:
+        code = "import sys; from pqm_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+        ran = subprocess.run([sys.executable, "-c", code, "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (ran.returncode, ran.stderr) == (1, b"pqm-fast: error: standard output: No space left on device\n")
+
+
 def without_limit(method):
     """OUT.part, with its checksums, is larger than OUT: a disk that is full only for the second."""
 

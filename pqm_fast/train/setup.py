@@ -236,8 +236,6 @@ def write_config(config: TrainConfig) -> None:
 
 def _check_folder(config: TrainConfig) -> None:
     stored = config.folder / "config.yaml"
-    if config.folder.exists() and not config.folder.is_dir():
-        raise PQMError(f"{config.out}: is a file; choose another run folder")
     if not config.resume:
         if not is_empty(config.folder):
             what = "already holds a run" if stored.exists() else "is not empty"
