@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, count, islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from pqm_fast.data.balance import one_sided
 from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
 from pqm_fast.data.encode import Encoder
+from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
@@ -251,6 +252,8 @@ def _check_folder(config: TrainConfig) -> None:
     now = config.to_dict()
     # an option that is newer than the run had its default then
     before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
+    if isinstance(before["read"], dict):
+        before["read"] = asdict(ReadOptions()) | before["read"]
     changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
     if changed:
         values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)

@@ -165,6 +165,8 @@ def test_prmbench():
     extra = {**kept, "error_type": "circular"}
     assert parse(PRMBENCH) == [Record("circular_7", "Why?", ["a", "b", "c"], [1.0, 0.0, 0.0], extra)]
     assert parse(edited(PRMBENCH, error_steps=[]))[0].labels == [1.0, 1.0, 1.0]
+    # in its older files one solution has the same idx for each type of error
+    assert parse(edited(PRMBENCH, idx="7"))[0].id == "7/circular"
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,12 @@ def parse_prmbench(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
     question = next((q for q in ("modified_question", "question", "original_question") if raw.get(q) is not None), "")
     labels = [float(k not in wrong) for k in range(1, len(steps) + 1)]
     extra = rest(raw, question, "modified_process", "error_steps", "idx", "classification")
-    extra["error_type"] = raw.get("classification")
+    kind = extra["error_type"] = raw.get("classification")
+    own = explicit_id(raw, "idx") or id
+    if isinstance(kind, str) and not own.startswith(kind):
+        own = f"{own}/{kind}"  # one solution stands there once for each type of error
     prompt = field(raw, question or "modified_question", str)
-    return [record(explicit_id(raw, "idx") or id, prompt, steps, labels, extra)]
+    return [record(own, prompt, steps, labels, extra)]
 
 
 def parse_versaprm(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
