@@ -8,35 +8,38 @@ import sys
 import pytest
 import tiny
 
+from pqm_fast.data.encode import Template
+from pqm_fast.model import Recipe, StepQModel
+
 OPTIONAL = ("torchao", "liger_kernel", "peft", "bitsandbytes", "flash_attn", "matplotlib", "datasets")
 CODE = """
 import json, sys
 from pqm_fast.cli import main
-commands, optional = map(json.loads, sys.argv[1:])
-assert not any(map(main, commands))
-loaded = [name for name in optional if name in sys.modules]
+run, data, out, optional = *sys.argv[1:4], json.loads(sys.argv[4])
+assert main(["score", "--model", run, "--data", data, "--out", out, "--device", "cpu", "--no-progress"]) == 0
+scoring = [name for name in optional if name in sys.modules]
+from pqm_fast.model import StepQModel
+from pqm_fast.train.lora import add_adapters
+add_adapters(StepQModel.from_pretrained(run), 2, 4)
+adapting = [name for name in optional if name in sys.modules]
 from transformers.utils import is_torchao_available
 import importlib.util
 assert is_torchao_available() == (importlib.util.find_spec("torchao") is not None)  # for who asks later
-print(json.dumps(loaded))
+print(json.dumps([scoring, adapting]))
 """
 
 
 def test_commands_load_only_what_they_use(tmp_path):
-    """Training with adapters, then scoring: torchao, which transformers and peft import for any model where it is
-    installed, stays out, and there is no line but the commands' own."""
+    """Scoring, then adapters: torchao, which transformers and peft import for any model where it is installed, stays
+    out, and there is no line but the command's own."""
     if importlib.util.find_spec("torchao") is None:
         pytest.skip("torchao is not installed, so nothing could load it")
-    model, data = tiny.model_folder(tmp_path / "model", num_hidden_layers=1), tiny.write_data(tmp_path / "data.jsonl")
-    run, out = str(tmp_path / "run"), str(tmp_path / "out")
-    files = ["--device", "cpu", "--no-progress", "--data", data]
-    sizes = ["--max-steps", "1", "--micro-batch-tokens", "256", "--max-length", "64", "--lora-rank", "2"]
-    train = ["train", "--model", str(model), "--out", run, "--cache-dir", str(tmp_path / "cache"), *sizes, *files]
-    score = ["score", "--model", run, "--out", out, *files]
-    command = [sys.executable, "-c", CODE, json.dumps([train, score]), json.dumps(OPTIONAL)]
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "model", num_hidden_layers=1)))
+    model.save(tmp_path / "run", tiny.tokenizer(90), Recipe(Template(step_token="last")))
+    files = [str(tmp_path / "run"), tiny.write_data(tmp_path / "data.jsonl", count=4), str(tmp_path / "out")]
+    command = [sys.executable, "-c", CODE, *files, json.dumps(OPTIONAL)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    first, *_, last, loaded = done.stdout.splitlines()
-    assert first.startswith("llama, 12,929 parameters, cpu")
-    assert last == f"scores: {out}"
-    assert json.loads(loaded) == ["peft", "matplotlib"]  # for adapters and the picture of the curves
+    said, loaded = done.stdout.splitlines()
+    assert said == f"scores: {tmp_path / 'out'}"
+    assert json.loads(loaded) == [[], ["peft"]]

@@ -340,7 +340,7 @@ def test_a_gain_is_measured_once_for_each_size(monkeypatch):
 
 
 def test_what_is_no_usable_model_is_refused_by_name(tmp_path):
-    with pytest.raises(PQMError, match="nowhere: no model config"):
+    with pytest.raises(PQMError, match="nowhere: no such folder"):
         StepQModel.from_pretrained(str(tmp_path / "nowhere"))
     for kind in ("t5", "bert"):
         from transformers import AutoConfig
