@@ -1,0 +1,55 @@
+"""SHA256SUMS in a folder: what its files were when they were written. `sha256sum -c SHA256SUMS` checks it too."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+NAME = "SHA256SUMS"
+BLOCK = 2**22
+
+
+def sums(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name, several at a time."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        return dict(zip((file.name for file in files), pool.map(_sum, files), strict=True))
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Into `folder`, of files that are, or are going to be, in it. Not synced."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums(files).items())]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """What `write_sums` wrote, by file; ValueError if that is damaged, FileNotFoundError if it is not there."""
+    pairs = [line.split("  ", 1) for line in (folder / NAME).read_text(encoding="utf-8").splitlines()]
+    if not pairs or any(len(pair) != 2 or len(pair[0]) != 64 or Path(pair[1]).name != pair[1] for pair in pairs):
+        raise ValueError("not a list of checksums")
+    return {name: digest for digest, name in pairs}
+
+
+def find_damage(folder: Path) -> str | None:
+    """The first file that is not as it was written, and what is wrong with it; None if all are."""
+    try:
+        stored = read_sums(folder)
+    except (OSError, ValueError) as error:
+        return f"{NAME}: {error.strerror if isinstance(error, OSError) else error}"
+    for name in stored:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        found = sums(folder / name for name in stored)
+    except OSError as error:
+        return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"
+    changed = [name for name in stored if found[name] != stored[name]]
+    return f"{changed[0]} is not as it was written: its SHA-256 is another one" if changed else None
+
+
+def _sum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb", buffering=0) as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
