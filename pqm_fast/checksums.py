@@ -1,19 +1,19 @@
 """SHA256SUMS in a folder: what its files were when they were written. `sha256sum -c SHA256SUMS` checks it too."""
 
-import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pqm_fast.data.state import file_digest
+
 NAME = "SHA256SUMS"
-BLOCK = 2**22
 
 
 def sums(files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of each file by its name, several at a time."""
     files = list(files)
     with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        return dict(zip((file.name for file in files), pool.map(_sum, files), strict=True))
+        return dict(zip((file.name for file in files), pool.map(file_digest, files), strict=True))
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
@@ -45,11 +45,3 @@ def find_damage(folder: Path) -> str | None:
         return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"
     changed = [name for name in stored if found[name] != stored[name]]
     return f"{changed[0]} is not as it was written: its SHA-256 is another one" if changed else None
-
-
-def _sum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb", buffering=0) as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

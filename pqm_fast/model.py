@@ -17,7 +17,7 @@ from pqm_kernels import StepLoss, step_loss
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pqm_fast import last_layer
+from pqm_fast import checksums, last_layer
 from pqm_fast.attention import NAME, Packing, Planner, choose_backend
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
@@ -177,11 +177,15 @@ class StepQModel(nn.Module):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
         A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
-        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, and for an
-        attention backend that does not give the model's own hidden states on this device; with `prefix_tree` in trees
-        too, which on a GPU have a kernel of their own to be compiled.
+        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, for files not
+        as `save` wrote them, and for an attention backend that does not give the model's own hidden states on this
+        device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
+        if (Path(path) / checksums.NAME).exists() and (damage := checksums.find_damage(Path(path))):
+            raise PQMError(
+                f"{path}: {damage}; put back a copy, or delete {checksums.NAME} there if the change was made on purpose"
+            )
         classifier = load_classifier(path, load_config(path), dtype, device, notes)
         try:
             classifier.set_attn_implementation(NAME)
@@ -234,7 +238,8 @@ class StepQModel(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         state: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last.
+        """Writes a `*ForTokenClassification` folder with checksums into `folder`, weights cast to `dtype`, config.json
+        last.
 
         `state` has the weights if they are not the classifier's own state dict (adapters merged in, masters).
         """
@@ -249,6 +254,7 @@ class StepQModel(nn.Module):
             config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
             config["dtype"] = dtype_name(dtype)
             write_json(temporary / "config.json", config)
+            checksums.write_sums(temporary, list(temporary.iterdir()))
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)

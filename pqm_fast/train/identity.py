@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -87,7 +86,8 @@ def _differences(then: Any, now: Any, name: str, *, shared: bool = False) -> Ite
 
 
 def _short(value: Any) -> str:
-    return shorten(repr(value), 60, placeholder="...")
+    text = repr(value)
+    return text if len(text) <= 70 else f"{text[:60]}..."
 
 
 def _listed(changed: list[str]) -> str:

@@ -115,11 +115,10 @@ def _loop(work: _Work, start: int) -> None:
             with clock.paused():
                 if evaluates:
                     work.evaluate(step, config.eval_limit)
-                stopping = bool(work.stop)  # once: what comes later is seen after the next step
-                if saves or stopping:
+                if saves or work.stop:
                     work.save(step)
-                if stopping:
-                    raise work.stopped()
+                    if work.stop:
+                        raise work.stopped()
 
 
 def _conclude(work: _Work) -> dict[str, Any]:
