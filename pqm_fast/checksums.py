@@ -30,13 +30,16 @@ def read_sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, name in pairs}
 
 
-def find_damage(folder: Path) -> str | None:
-    """The first file that is not as it was written, and what is wrong with it; None if all are."""
+def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
+    """The first file that is not as it was written, and what is wrong with it; None if all are. Those that are `needed`
+    must have a checksum."""
     try:
         stored = read_sums(folder)
     except (OSError, ValueError) as error:
         return f"{NAME}: {error.strerror if isinstance(error, OSError) else error}"
-    for name in stored:
+    for name in sorted({*needed, *stored}):
+        if name not in stored:
+            return f"{NAME}: {name} is not in it"
         if not (folder / name).is_file():
             return f"{name} is missing"
     try:

@@ -46,8 +46,11 @@ class Recipe:
                 "train one with `pqm-fast train`"
             )
         try:
-            return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
-        except (KeyError, TypeError) as error:
+            texts, loss, zeta = stored["template"], stored["loss"], stored["zeta"]
+            if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
+                raise TypeError("a value of another type")
+            return cls(Template(**texts), loss, zeta)
+        except (KeyError, TypeError, AttributeError, PQMError) as error:
             raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 
@@ -182,10 +185,7 @@ class StepQModel(nn.Module):
         device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
-        if (Path(path) / checksums.NAME).exists() and (damage := checksums.find_damage(Path(path))):
-            raise PQMError(
-                f"{path}: {damage}; put back a copy, or delete {checksums.NAME} there if the change was made on purpose"
-            )
+        _check_files(Path(path))
         classifier = load_classifier(path, load_config(path), dtype, device, notes)
         try:
             classifier.set_attn_implementation(NAME)
@@ -258,6 +258,17 @@ class StepQModel(nn.Module):
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
+
+
+def _check_files(folder: Path) -> None:
+    """Raises PQMError for a folder that `save` wrote, if its files are not what they were then."""
+    if not (folder / checksums.NAME).exists():
+        return
+    damage = checksums.find_damage(folder, [file.name for file in folder.glob("*.safetensors")])
+    if damage is not None:
+        raise PQMError(
+            f"{folder}: {damage}; put back a copy, or delete {checksums.NAME} there if the change was made on purpose"
+        )
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,17 @@ from pqm_fast.files import atomic_folder, write_json
 from pqm_fast.model import StepQModel
 from pqm_fast.train.folder import writing
 from pqm_fast.train.lora import adapted, merged_state
+
+FILES = ("weights.safetensors", "training.pt", "state.json")
+# what a state must have, and of which type, to be one of this version's
+STATE = {
+    "step": int,
+    "total_steps": int,
+    "micro_batch_tokens": int,
+    "accumulation": int,
+    "dtype": str,
+    "model": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,12 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """
     damaged: dict[Path, str] = {}
     for path in reversed(complete_checkpoints(folder)):
-        reason = find_damage(path)
+        reason = find_damage(path, FILES)
         if reason is None:
-            return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8"))), damaged
+            state = _read_state(path)
+            if state is not None:
+                return Checkpoint(path, state), damaged
+            reason = "state.json is none of this version's"
         damaged[path] = reason
     if damaged:
         each = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
@@ -83,16 +99,22 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     return None, damaged
 
 
+def _read_state(path: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        known = all(type(state[name]) is kind for name, kind in STATE.items())
+        known = known and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return state if known else None
+
+
 def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.optim.Optimizer) -> None:
     """Puts everything back in place. Raises PQMError for one of another architecture."""
     path = checkpoint.path
-    try:
+    with _told_as_foreign(path):
         weights = load_file(path / "weights.safetensors")
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # what torch raises for a file that is not its own has no common class
-        raise PQMError(f"{path}: not a checkpoint of pqm-fast ({error}); delete the folder") from error
     own = dict(model.named_parameters()) | dict(_persistent_buffers(model))
     different = sorted(own.keys() ^ weights.keys()) or sorted(n for n in own if own[n].shape != weights[n].shape)
     if different:
@@ -103,8 +125,20 @@ def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
-    optimizer.load_state_dict(training["optimizer"])
-    _set_random_state(training["random"])
+    with _told_as_foreign(path):
+        optimizer.load_state_dict(training["optimizer"])
+        _set_random_state(training["random"])
+
+
+@contextmanager
+def _told_as_foreign(path: Path) -> Iterator[None]:
+    """What torch raises for files that are not its own, or not ours, has no common class."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PQMError(f"{path}: not a checkpoint of pqm-fast ({error}); delete the folder") from error
 
 
 def final_weights(model: StepQModel, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, torch.Tensor]:

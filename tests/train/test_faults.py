@@ -89,7 +89,7 @@ def assert_clean(folder: Path):
     """Nothing half-written, and every checkpoint as it was written."""
     assert [path for path in folder.rglob("*") if ".tmp-" in path.name or path.name == ".lock"] == []
     for path in checkpoint.complete_checkpoints(folder / "checkpoints"):
-        assert find_damage(path) is None
+        assert find_damage(path, checkpoint.FILES) is None
 
 
 def before(monkeypatch, where: str, count: int, act):
