@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-BURST = 0.3  # seconds
+BURST = 0.2  # seconds
 
 
 class Stopped(KeyboardInterrupt):

@@ -5,13 +5,12 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from pqm_fast.errors import PQMError
 from pqm_fast.lock import is_empty
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
 from pqm_fast.train.log import read_metrics
+from pqm_fast.yaml_file import read_yaml
 
 
 def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
@@ -86,8 +85,8 @@ def _complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
 def _check_options(config: TrainConfig) -> None:
     stored = config.folder / "config.yaml"
     before: Any = None
-    with suppress(ValueError, yaml.YAMLError):
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    with suppress(PQMError):
+        before = read_yaml(stored)
     if not isinstance(before, dict):
         raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
     now = config.to_dict()

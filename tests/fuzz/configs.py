@@ -59,7 +59,8 @@ def hostile(seed: int, folder: Path) -> TrainConfig | None:
     except PQMError:
         return None
     except SystemExit as exit:
-        assert exit.code in (0, 2), exit.code  # 0: --help
+        if exit.code not in (0, 2):  # --help, and an error of usage
+            raise
         return None
     assert isinstance(config, TrainConfig)
     return config

@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from pqm_fast.cli import main
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model import StepQModel
-from pqm_fast.signals import BURST, Stopped
+from pqm_fast.signals import Stopped
 from pqm_fast.train import checkpoint, loop
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics
@@ -172,23 +171,6 @@ def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
     kept = f"{run}/checkpoints/step-{step:07d} is kept; go on from it with: {COMMAND.format(run)}"
     assert said.read_text().splitlines()[-1] == f"pqm-fast: terminated; {kept}"
     assert_clean(run)
-
-
-def test_a_second_signal_ends_at_once():
-    code = (
-        "import os, signal, time\n"
-        "from pqm_fast.signals import BURST, stop_requested\n"
-        "with stop_requested() as stop:\n"
-        "    for number in (signal.SIGTERM, signal.SIGTERM):\n"
-        "        os.kill(os.getpid(), number)\n"
-        "    print(stop.number, flush=True)\n"
-        "    time.sleep(2 * BURST)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('still here')\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (ran.stdout, ran.returncode) == ("15\n", -signal.SIGINT)
-    assert 0 < BURST <= 0.5  # longer than two signals of one `timeout` are apart, and shorter than a person waits
 
 
 # ---- killed ---------------------------------------------------------------------------------------------------------
