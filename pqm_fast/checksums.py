@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pqm_fast.data.state import file_digest
+from pqm_fast.files import sync
 
 NAME = "SHA256SUMS"
 
@@ -17,8 +18,13 @@ def sums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Into `folder`, of files that are, or are going to be, in it. Not synced."""
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums(files).items())]
+    """Into `folder`, of files that are in it, which are flushed to the disk meanwhile: that takes longer."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:
+        synced = pool.map(sync, files)
+        found = sums(files)
+        list(synced)  # raises what failed
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(found.items())]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
 
 

@@ -18,8 +18,6 @@ def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
 
     `notes` is told of checkpoints that are damaged. Raises PQMError for a run folder that cannot be used so.
     """
-    if config.folder.exists() and not config.folder.is_dir():
-        raise PQMError(f"{config.out}: is a file; choose another run folder")
     stored = config.folder / "config.yaml"
     if not config.resume:
         if not is_empty(config.folder):

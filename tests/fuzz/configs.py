@@ -1,7 +1,9 @@
 """Options of `train` that nobody should give: a file and a command line from a seed, and what must come of them."""
 
+import io
 import json
 import random
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,10 @@ def hostile(seed: int, folder: Path) -> TrainConfig | None:
         for _ in range(rng.randrange(3)):
             arguments.append(f"--{rng.choice(NAMES).replace('_', '-')}")
             arguments += map(str, _listed(_value(rng)))
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")  # as Python sets up stderr
     try:
-        config = _parse(TrainConfig, "train", arguments)
+        with redirect_stderr(said), redirect_stdout(said):
+            config = _parse(TrainConfig, "train", arguments)
     except PQMError:
         return None
     except SystemExit as exit:
