@@ -91,7 +91,7 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
             reason = "state.json is none of this version's"
         damaged[path] = reason
     if damaged:
-        each = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
+        each = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
         raise PQMError(
             f"{folder}: every checkpoint is damaged, or of a pqm-fast from before checkpoints had checksums ({each}); "
             "put back a copy, or delete the folder to start again from the first step"
