@@ -43,7 +43,7 @@ python -m pqm_benchmarks gpu --help"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage;
-    130 and 143 where SIGINT and SIGTERM ended it."""
+    130, 143 and 138 where SIGINT, SIGTERM and SIGUSR1 ended it."""
     code = _run(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()
@@ -79,7 +79,13 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"pqm-fast: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("pqm-fast: error: the machine is out of memory", file=sys.stderr)
+        return 1
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch, on a CPU
+            print(f"pqm-fast: error: the machine is out of memory: {error}", file=sys.stderr)
+            return 1
         # torch's own error, not imported here, for --help needs no torch; or one of CUDA, Triton or cuBLAS
         if type(error).__name__ != "OutOfMemoryError" and "out of memory" not in str(error).lower():
             raise

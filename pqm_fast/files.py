@@ -16,6 +16,15 @@ HELD = "held"  # in a temporary folder: the file that its writer has a lock on, 
 LONG = 3600.0  # seconds after which a temporary folder without that file is nobody's
 
 
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to; on success that file is flushed and takes the name `path`, on an error it goes.
@@ -24,9 +33,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with temporary_beside(path) as temporary:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -36,9 +45,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
+            sync(file)
         os.rename(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -99,11 +108,3 @@ def _is_abandoned(folder: Path) -> bool:
     finally:
         os.close(held)
     return True
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,7 @@ from pqm_kernels import StepLoss, step_loss
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pqm_fast import last_layer
+from pqm_fast import checksums, last_layer
 from pqm_fast.attention import NAME, Packing, Planner, choose_backend
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
@@ -46,8 +46,11 @@ class Recipe:
                 f"train one with `pqm-fast train`, or score another PRM with --preset {_preset_of(config)}"
             )
         try:
-            return cls(Template(**stored["template"]), stored["loss"], stored["zeta"])
-        except (KeyError, TypeError) as error:
+            texts, loss, zeta = stored["template"], stored["loss"], stored["zeta"]
+            if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
+                raise TypeError("a value of another type")
+            return cls(Template(**texts), loss, zeta)
+        except (KeyError, TypeError, AttributeError, PQMError) as error:
             raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 
@@ -186,11 +189,12 @@ class StepQModel(nn.Module):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
         A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
-        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, and for an
-        attention backend that does not give the model's own hidden states on this device; with `prefix_tree` in trees
-        too, which on a GPU have a kernel of their own to be compiled.
+        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, for files not
+        as `save` wrote them, and for an attention backend that does not give the model's own hidden states on this
+        device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
+        _check_files(Path(path))
         classifier = load_classifier(path, load_config(path), dtype, device, notes)
         return cls.of(
             classifier,
@@ -268,7 +272,8 @@ class StepQModel(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         state: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Writes a `*ForTokenClassification` folder into `folder`, weights cast to `dtype`, config.json last.
+        """Writes a `*ForTokenClassification` folder with checksums into `folder`, weights cast to `dtype`, config.json
+        last.
 
         `state` has the weights if they are not the classifier's own state dict (adapters merged in, masters).
         """
@@ -283,9 +288,21 @@ class StepQModel(nn.Module):
             config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
             config["dtype"] = dtype_name(dtype)
             write_json(temporary / "config.json", config)
+            checksums.write_sums(temporary, list(temporary.iterdir()))
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
+
+
+def _check_files(folder: Path) -> None:
+    """Raises PQMError for a folder that `save` wrote, if its files are not what they were then."""
+    if not (folder / checksums.NAME).exists():
+        return
+    damage = checksums.find_damage(folder, [file.name for file in folder.glob("*.safetensors")])
+    if damage is not None:
+        raise PQMError(
+            f"{folder}: {damage}; put back a copy, or delete {checksums.NAME} there if the change was made on purpose"
+        )
 
 
 @torch.no_grad()

@@ -1,13 +1,20 @@
-"""SIGTERM and SIGINT: the first asks a command to end, the second ends it at once."""
+"""SIGTERM, SIGINT and SIGUSR1: the first asks a command to end, the second ends it at once.
 
+SIGUSR1 is what Slurm's `--signal` is often told to send. `timeout` sends each signal twice, to the command and to its
+process group, and so may a shell: what comes within `BURST` counts as one.
+"""
+
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-ASKED = (signal.SIGTERM, signal.SIGINT)
+ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+BURST = 0.2  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,7 +63,7 @@ def stop_raises() -> Iterator[None]:
 
 @contextmanager
 def _first(act: Callable[[int], None]) -> Iterator[None]:
-    """Calls `act` with the first signal; for the next ones the system's own way is back, which ends the process.
+    """Calls `act` with the first signal; the next one ends the process in the system's own way.
 
     Python takes signals in the main thread alone; elsewhere nothing changes. What is ignored stays so (a job in the
     background).
@@ -65,10 +72,16 @@ def _first(act: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    first: float | None = None
+
     def handle(number: int, frame: FrameType | None) -> None:
-        for one in taken:
-            signal.signal(one, signal.SIG_DFL)
-        act(number)
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            act(number)
+        elif time.monotonic() - first > BURST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in ASKED}
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]

@@ -297,7 +297,9 @@ def broken_model(kind: str, world: Path, path: Path) -> Path:
     if kind.startswith("without tokenizer"):
         tiny.config(kind.split()[-1], num_hidden_layers=2).save_pretrained(path)
         return path
-    shutil.copytree(world / "run", path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+    # without the checksums, by which any change would be known
+    left_out = shutil.ignore_patterns("checkpoints", "SHA256SUMS")
+    shutil.copytree(world / "run", path, dirs_exist_ok=True, ignore=left_out)
     config = json.loads((path / "config.json").read_text())
     if kind == "config that is no JSON":
         (path / "config.json").write_text('{"model_type": ')
@@ -445,17 +447,16 @@ def test_resume_with_other_options(interrupted, fails, world, tmp_path):
 
 def test_resume_with_another_architecture(interrupted, fails, tmp_path):
     tiny.model_folder(tmp_path / "model", num_hidden_layers=1)
-    message = "step-0000001: a checkpoint of another architecture: 9 tensors differ, such as classifier.model.layers.1"
-    fails(interrupted(), message, "resume with the model that the run was started with")
-    tiny.model_folder(tmp_path / "model", num_hidden_layers=2, intermediate_size=64)
-    fails(interrupted(), "another architecture: 6 tensors differ, such as classifier.model.layers.0.mlp")
+    message = (
+        "is not the model that the run was started with: config.json: num_hidden_layers (2 then, 1 now); put it back"
+    )
+    fails(interrupted(), tmp_path / "model", message)
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "training.pt", "state.json"])
-def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path, file):
-    path = tmp_path / "out" / "checkpoints" / "step-0000001" / file
+def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path):
+    path = tmp_path / "out" / "checkpoints" / "step-0000001" / "training.pt"
     path.write_bytes(path.read_bytes()[:10])
-    fails(interrupted(), path.parent, "damaged checkpoint", "delete the folder to go on from the one before")
+    fails(interrupted(), path.parent, "every checkpoint is damaged", "training.pt is not as it was written")
 
 
 def test_resume_with_a_damaged_config(interrupted, fails, tmp_path):

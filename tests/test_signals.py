@@ -1,14 +1,15 @@
-"""SIGTERM and SIGINT: the first asks, the second ends the process at once."""
+"""SIGTERM, SIGINT and SIGUSR1: the first asks, the second ends the process at once."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from pqm_fast.signals import Stopped, stop_raises, stop_requested
+from pqm_fast.signals import BURST, Stopped, stop_raises, stop_requested
 
 WORK = """
 import signal, sys, time
@@ -29,12 +30,15 @@ with stop_requested() as stop:
     lost="what had not been saved",
     recovers="the process ends at once; the next run goes on from what was saved before",
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_second_signal_ends_at_once(number):
     child = subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "working\n"
     child.send_signal(number)
+    child.send_signal(number)  # as `timeout` sends it, once to the process and once to its group
     assert child.stdout.readline() == "saving\n"
+    time.sleep(2 * BURST)
+    assert child.poll() is None
     child.send_signal(number)
     assert child.wait(10) == -number
 

@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
+from pqm_fast.signals import ASKED
 
 MOST_WORKERS = 4  # one is faster than a GPU; more are for slow disks, and hold more batches in shared memory
 AHEAD = 2  # micro-batches that a worker makes before they are asked for
@@ -132,8 +134,14 @@ def _as_it_is(x: Any) -> Any:
 
 
 def _end_with_parent(worker: int) -> None:
-    """In a worker: if the training process is killed, nobody tells it. Its own parent is the server that forked it,
-    which in turn waits for its workers."""
+    """In a worker: it ends when the training process does, and not before, so that a signal to all of them leaves that
+    one its next step.
+
+    If the training process is killed, nobody tells it. Its own parent is the server that forked it, which in turn waits
+    for its workers.
+    """
+    for number in ASKED:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -157,12 +157,9 @@ def _is_evaluation(value: Any) -> bool:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = read_metrics(path)
-    except UnicodeDecodeError as error:
-        raise PQMError(f"{path}: damaged, not UTF-8: {error}") from error
-    if not all(isinstance(row, dict) and {"kind", "step"} <= row.keys() for row in rows):
-        raise PQMError(f"{path}: not the metrics of `pqm-fast train`: rows without `kind` and `step`")
+    rows = read_metrics(path)
+    if not rows and path.exists() and path.stat().st_size:
+        raise PQMError(f"{path}: not the metrics of `pqm-fast train`: no line with `kind` and `step` is intact")
     return rows
 
 

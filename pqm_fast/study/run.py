@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file, write_json
 from pqm_fast.lock import locked
+from pqm_fast.signals import Stopped
 from pqm_fast.study.analyse import Result, analyse, chosen, read_result
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials, prepare
@@ -88,7 +89,7 @@ def _run(config: StudyConfig, materials: Materials, grid: list[Cell]) -> dict[Tr
                     if materials.result(trial).exists():
                         take(trial)
                     else:
-                        running[executor.submit(run_trial, config, materials, trial)] = trial
+                        running[executor.submit(_trial, config, materials, trial)] = trial
                 done = wait(running, return_when=FIRST_COMPLETED).done if running else ()
                 for future in done:
                     future.result()
@@ -98,12 +99,22 @@ def _run(config: StudyConfig, materials: Materials, grid: list[Cell]) -> dict[Tr
                 f"{config.out}: a worker was killed, perhaps for want of memory; with fewer --workers the same command "
                 "goes on"
             ) from error
-        except BaseException:
+        except BaseException as error:
             executor.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # what it was at is done again, or resumed
+                process.terminate()  # a training saves a checkpoint first; what else it was at is done again
+            if isinstance(error, Stopped):
+                raise Stopped(error.number, "the same command goes on") from None
             raise
     return results
+
+
+def _trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
+    """In a worker, which a signal ends: as a mere error it would leave the worker waiting for the next trial."""
+    try:
+        run_trial(config, materials, trial)
+    except Stopped as stop:
+        os._exit(128 + stop.number)
 
 
 def _workers(config: StudyConfig) -> int:

@@ -111,11 +111,12 @@ class TrainConfig:
     """Processes that build batches ahead. auto: up to 4 for a GPU, 0 (none but this one) for a CPU."""
 
     save_every: int = 500
-    """Optimizer steps between resumable checkpoints (0: none)."""
+    """Optimizer steps between resumable checkpoints; there is one more at the end. 0: none, but for a run that is
+    stopped by a signal."""
     keep_checkpoints: int = 2
     """How many of them are kept."""
     resume: bool = False
-    """Go on from the newest complete checkpoint in the run folder."""
+    """Go on from the newest intact checkpoint in the run folder, to more steps than before if more are asked for."""
     log_every: int = 10
     """Optimizer steps between lines of metrics."""
     progress: bool = True
@@ -153,8 +154,8 @@ class TrainConfig:
         return Path(self.out)
 
 
-# options that may differ between a run and its continuation: they leave every loss as it was
+# options that may differ between a run and its continuation: they leave every loss as it was, or say how far to go
 FREE_ON_RESUME = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
-    "save_dtype", "loader_workers", "recompute_layers",
+    "save_dtype", "loader_workers", "recompute_layers", "epochs", "max_steps",
 }  # fmt: skip

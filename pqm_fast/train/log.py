@@ -1,38 +1,63 @@
 """What a run says while it goes: a progress bar, JSON lines and a picture of the curve."""
 
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from pqm_fast.files import atomic_file
+from pqm_fast.train.folder import RunFolder
 
 SHOWN = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}
 NAMES = {"step_accuracy": "acc", "grad_norm": "gnorm", "tokens_per_second": "tok/s"}
+FILE = "metrics.jsonl"
 
 
 class RunLog:
     """metrics.jsonl in the run folder, one object a line, and the same figures on the bar."""
 
-    def __init__(self, folder: Path, total: int, start: int = 0, progress: bool = True):
-        self.path = folder / "metrics.jsonl"
-        self._keep_up_to(start, total)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
+    def __init__(self, folder: RunFolder, total: int, start: int = 0, progress: bool = True):
+        self.folder, self.progress = folder, progress
+        with folder.writing(FILE) as path:
+            dropped = self._keep_up_to(path, start, total)
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
+        self.bar = _Steps(total=total, initial=start, unit="step", disable=not progress, dynamic_ncols=True)
+        if dropped:
+            self.say(f"{path}: {dropped} damaged lines were taken out")
 
-    def _keep_up_to(self, step: int, total: int) -> None:
-        """Lines of steps that a continued run is going to do again would stand there twice."""
+    def _keep_up_to(self, path: Path, step: int, total: int) -> int:
+        """Lines of steps that a continued run is going to do again would stand there twice. Returns how many lines
+        were damaged, one that was cut off at the end not counted."""
         again = {"train": step, "eval": min(step, total - 1)}  # the last evaluation is after the last checkpoint
-        lines = [row for row in read_metrics(self.path) if row["step"] <= again[row["kind"]]]
-        with atomic_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+        lines = _lines(path)
+        kept = [
+            (line, row)
+            for line, row in lines
+            if isinstance(row, dict) and (not _is_ours(row) or row["step"] <= again.get(row["kind"], step))
+        ]
+        self.evaluated = {row["step"] for _, row in kept if _is_ours(row) and row["kind"] == "eval"}
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line, _ in kept))
+        return sum(row is None for _, row in lines[:-1])
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """`kind` is train or eval."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
-        self.file.flush()
+        """`kind` is train or eval. Raises NotWritten; the file then ends with the line before."""
+        line = json.dumps({"kind": kind, "step": step, **figures}).encode() + b"\n"
+        with self.folder.writing(FILE):
+            end = os.fstat(self.file.fileno()).st_size
+            try:
+                while line:  # a disk that is nearly full takes a part
+                    line = line[self.file.write(line) :]
+            except OSError:
+                os.ftruncate(self.file.fileno(), end)
+                raise
         if kind == "train":
+            self.bar.seconds_left(figures["eta_seconds"])
             self.bar.set_postfix_str(
                 ", ".join(
                     f"{NAMES.get(k, k)} {figures[k]:{spec}}" for k, spec in SHOWN.items() if figures.get(k) is not None
@@ -47,20 +72,59 @@ class RunLog:
     def advance(self) -> None:
         self.bar.update()
 
+    @contextmanager
+    def evaluating(self, trajectories: int) -> Iterator[tqdm]:
+        """A bar of its own, which goes when the evaluation is done."""
+        with tqdm(
+            total=trajectories,
+            desc="evaluation",
+            unit="traj",
+            disable=not self.progress,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar:
+            yield bar
+
     def close(self) -> None:
         self.bar.close()
         self.file.close()
 
 
+class _Steps(tqdm):
+    """A bar whose time left is the run's: that of the steps to come and of the evaluations."""
+
+    end: float | None = None
+
+    def seconds_left(self, seconds: float) -> None:
+        self.end = time.time() + seconds
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        left = "?" if self.end is None else self.format_interval(max(0.0, self.end - time.time()))
+        bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<" + left + ", {rate_fmt}{postfix}]"
+        return {**super().format_dict, "bar_format": bar}
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a metrics.jsonl, each with its `kind` and `step`; lines that are damaged, cut off or no such rows are
+    left out."""
+    return [row for _, row in _lines(path) if _is_ours(row)]
+
+
+def _lines(path: Path) -> list[tuple[bytes, Any]]:
+    """Every line that holds something, and its value: None for what is no JSON."""
+    found: list[tuple[bytes, Any]] = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if line.strip():
+            try:
+                found.append((line, json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError):
+                found.append((line, None))
+    return found
+
+
+def _is_ours(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
 
 
 def draw_curve(folder: Path) -> Path:
@@ -70,13 +134,13 @@ def draw_curve(folder: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_metrics(folder / FILE)
     train = [r for r in rows if r["kind"] == "train"]
     held_out = [r for r in rows if r["kind"] == "eval"]
     figure, (loss, accuracy, gradient) = plt.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
 
     def line(axes, data, key, label, **style):
-        points = [(r["step"], r[key]) for r in data if r.get(key) is not None]
+        points = [(r["step"], r[key]) for r in data if isinstance(r.get(key), int | float)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
 

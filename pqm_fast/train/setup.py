@@ -3,8 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import Any
 
@@ -17,19 +16,19 @@ from transformers import PreTrainedTokenizerBase
 from pqm_fast.data.balance import one_sided
 from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
 from pqm_fast.data.encode import Encoder
-from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.files import atomic_file
-from pqm_fast.lock import is_empty
 from pqm_fast.model import Recipe, StepQModel
 from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
-from pqm_fast.train.checkpoint import newest_state
-from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
+from pqm_fast.train.checkpoint import Checkpoint
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.fingerprint import identify_model
 from pqm_fast.train.layers import compile_layers, recompute, use_float8, use_liger
 from pqm_fast.train.lora import add_adapters
 from pqm_fast.train.memory import Sizes, fit_memory
 from pqm_fast.train.optim import sum_gradients_in_float32
+from pqm_fast.train.resume import find_checkpoint
 
 
 @dataclass
@@ -79,6 +78,10 @@ class Run:
     """Of the training trajectories."""
     total_steps: int
     notes: list[str]
+    begun: Checkpoint | None
+    """Where a run that goes on does so."""
+    model_identity: dict[str, Any]
+    """Of the model as it was before the first step."""
 
     @property
     def pad_to(self) -> int | None:
@@ -89,11 +92,10 @@ class Run:
 
 def prepare(config: TrainConfig) -> Run:
     """Loads and checks everything; raises PQMError before anything is written into the run folder."""
-    _check_folder(config)
-    torch.manual_seed(config.seed)
     notes: list[str] = []
+    begun = find_checkpoint(config, notes)
+    torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    begun = newest_state(config.folder / "checkpoints") if config.resume else None
     model = StepQModel.from_pretrained(
         config.model,
         dtype=_dtype(config, device, begun, notes),
@@ -102,6 +104,7 @@ def prepare(config: TrainConfig) -> Run:
         prefix_tree=config.prefix_tree,
         notes=notes,
     )
+    model_identity = identify_model(config.model, model)
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(
@@ -150,6 +153,8 @@ def prepare(config: TrainConfig) -> Run:
         units=training.units(training.indices, sizes.micro_batch_tokens),
         total_steps=0,
         notes=notes,
+        begun=begun,
+        model_identity=model_identity,
     )
     if config.prefix_tree:
         total, unique = training.dataset.lengths[training.indices].sum(), run.units.sizes.sum()
@@ -160,20 +165,19 @@ def prepare(config: TrainConfig) -> Run:
     return run
 
 
-def _dtype(config: TrainConfig, device: torch.device, begun: dict[str, Any] | None, notes: list[str]) -> torch.dtype:
+def _dtype(config: TrainConfig, device: torch.device, begun: Checkpoint | None, notes: list[str]) -> torch.dtype:
     """A run goes on in the dtype that it began with, whatever would be picked now."""
     if begun is None or config.dtype != "auto":
         return pick_dtype(config.dtype, device, config.model, notes)
-    # a run from before it was stored had the dtype of its device
-    return getattr(torch, begun.get("dtype", "bfloat16" if device.type == "cuda" else "float32"))
+    return getattr(torch, begun.state["dtype"])
 
 
 def prepare_layers(
-    model: StepQModel, config: TrainConfig, longest: int, begun: dict[str, Any] | None, notes: list[str]
+    model: StepQModel, config: TrainConfig, longest: int, begun: Checkpoint | None, notes: list[str]
 ) -> Sizes:
     """Sets up how the layers are computed, and settles what the options leave to the memory that there is.
 
-    `begun`: the state of a run to be continued, which keeps its sizes.
+    `begun`: of a run to be continued, which keeps its sizes.
     """
     if config.lora_rank:
         add_adapters(model, config.lora_rank, config.lora_alpha)
@@ -191,7 +195,7 @@ def prepare_layers(
 
     tokens, accumulation = config.micro_batch_tokens, config.accumulation
     if begun is not None:
-        tokens, accumulation = begun["micro_batch_tokens"], begun["accumulation"]
+        tokens, accumulation = begun.state["micro_batch_tokens"], begun.state["accumulation"]
     sizes, note = fit_memory(
         model, tokens, accumulation, config.recompute_layers, longest=longest, optimizer=config.optimizer
     )
@@ -233,36 +237,6 @@ def write_config(config: TrainConfig) -> None:
             {k: v for k, v in config.to_dict().items() if k != "resume"}, sort_keys=False, allow_unicode=True
         )
         temporary.write_text(text, encoding="utf-8")
-
-
-def _check_folder(config: TrainConfig) -> None:
-    stored = config.folder / "config.yaml"
-    if not config.resume:
-        if not is_empty(config.folder):
-            what = "already holds a run" if stored.exists() else "is not empty"
-            raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
-        return
-    if not stored.exists():
-        raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
-    before: Any = None
-    with suppress(ValueError, yaml.YAMLError):
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-    if not isinstance(before, dict):
-        raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
-    now = config.to_dict()
-    # an option that is newer than the run had its default then
-    before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
-    if isinstance(before["read"], dict):
-        before["read"] = asdict(ReadOptions()) | before["read"]
-    changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
-    if changed:
-        values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)
-        raise PQMError(
-            f"{config.out}: --resume needs the options of the run itself; different: {values}. "
-            f"Give --config {stored} to take them from there"
-        )
-    if (config.folder / "config.json").exists():
-        raise PQMError(f"{config.out}: the run is complete, there is nothing to resume; choose another --out")
 
 
 def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:

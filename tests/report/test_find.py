@@ -121,7 +121,7 @@ def test_no_path():
         ("config.yaml", b"- 1", "damaged, it holds no options"),
         ("config.yaml", b"\xff", "cannot be read as YAML"),
         ("metrics.jsonl", b'{"epoch": 1}\n', "not the metrics of `pqm-fast train`"),
-        ("metrics.jsonl", b"\xff", "damaged, not UTF-8"),
+        ("metrics.jsonl", b"\xff", "no line with `kind` and `step` is intact"),
         ("result.json", b"{", "damaged, not JSON"),
     ],
 )

@@ -1,0 +1,56 @@
+"""SHA256SUMS in a folder: what its files were when they were written. `sha256sum -c SHA256SUMS` checks it too."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pqm_fast.data.state import file_digest
+from pqm_fast.files import sync
+
+NAME = "SHA256SUMS"
+
+
+def sums(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name, several at a time."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
+        return dict(zip((file.name for file in files), pool.map(file_digest, files), strict=True))
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Into `folder`, of files that are in it, which are flushed to the disk meanwhile: that takes longer."""
+    files = list(files)
+    with ThreadPoolExecutor() as pool:
+        synced = pool.map(sync, files)
+        found = sums(files)
+        list(synced)  # raises what failed
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(found.items())]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """What `write_sums` wrote, by file; ValueError if that is damaged, FileNotFoundError if it is not there."""
+    pairs = [line.split("  ", 1) for line in (folder / NAME).read_text(encoding="utf-8").splitlines()]
+    if not pairs or any(len(pair) != 2 or len(pair[0]) != 64 or Path(pair[1]).name != pair[1] for pair in pairs):
+        raise ValueError("not a list of checksums")
+    return {name: digest for digest, name in pairs}
+
+
+def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
+    """The first file that is not as it was written, and what is wrong with it; None if all are. Those that are `needed`
+    must have a checksum."""
+    try:
+        stored = read_sums(folder)
+    except (OSError, ValueError) as error:
+        return f"{NAME}: {error.strerror if isinstance(error, OSError) else error}"
+    for name in sorted({*needed, *stored}):
+        if name not in stored:
+            return f"{NAME}: {name} is not in it"
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    try:
+        found = sums(folder / name for name in stored)
+    except OSError as error:
+        return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"
+    changed = [name for name in stored if found[name] != stored[name]]
+    return f"{changed[0]} is not as it was written: its SHA-256 is another one" if changed else None

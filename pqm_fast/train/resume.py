@@ -1,0 +1,102 @@
+"""Going on with a run: which one, from where, and how a user is told to."""
+
+import shlex
+from contextlib import suppress
+from dataclasses import asdict, fields
+from typing import Any
+
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.errors import PQMError
+from pqm_fast.lock import is_empty
+from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
+from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
+from pqm_fast.train.log import read_metrics
+from pqm_fast.yaml_file import read_yaml
+
+
+def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
+    """Where a run with these options begins: None at the first step, else after the step of a checkpoint.
+
+    `notes` is told of checkpoints that are damaged. Raises PQMError for a run folder that cannot be used so.
+    """
+    stored = config.folder / "config.yaml"
+    if not config.resume:
+        if not is_empty(config.folder):
+            what = "already holds a run" if stored.exists() else "is not empty"
+            raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
+        return None
+    if not stored.exists():
+        raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
+    _check_options(config)
+    found, damaged = newest_intact(config.folder / "checkpoints")
+    notes += [f"{path.name} is damaged ({reason}): left out" for path, reason in damaged.items()]
+    if found is None and (config.folder / "config.json").exists():
+        raise PQMError(
+            f"{config.out}: holds its final weights, and no checkpoint to go on from (save_every was 0). Evaluate them "
+            f"with `pqm-fast evaluate --model {config.out}`, or train further with --model {config.out} and another "
+            "--out"
+        )
+    return found
+
+
+def check_length(config: TrainConfig, begun: Checkpoint, total_steps: int, evaluates: bool) -> str | None:
+    """What to tell of a run that goes on to more steps than it was begun for; None if it is as long as before.
+
+    Raises PQMError for a run that has nothing left to do, or is to be shorter.
+    """
+    then = begun.state["total_steps"]
+    if total_steps < then:
+        raise PQMError(
+            f"{config.out}: the run was begun for {then:,} steps, and these options ask for {total_steps:,}; a run can "
+            "be resumed to its end or beyond (--max-steps, --epochs)"
+        )
+    if total_steps > then:
+        return (
+            f"extended from {then:,} to {total_steps:,} steps: from step {begun.state['step'] + 1:,} on, the learning "
+            f"rate is that of a run of {total_steps:,} steps"
+        )
+    if _complete(config, total_steps, evaluates):
+        raise PQMError(
+            f"{config.out}: the run is complete, there is nothing to resume; for more steps than {then:,} give "
+            "--max-steps or --epochs"
+        )
+    return None
+
+
+def how_to_resume(config: TrainConfig) -> str:
+    """What is kept of a run that ended early, and the command that goes on with it."""
+    found = complete_checkpoints(config.folder / "checkpoints")
+    if not found:
+        return f"No checkpoint had been saved: delete {config.out} and start again"
+    command = shlex.join(["pqm-fast", "train", "--config", str(config.folder / "config.yaml"), "--resume"])
+    return f"{found[-1]} is kept; go on from it with: {command}"
+
+
+def _complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
+    """Whether everything is there that the end of a run writes."""
+    names = ["config.json", "training.png", *(["metrics.json"] if evaluates else [])]
+    if not all((config.folder / name).exists() for name in names):
+        return False
+    rows = read_metrics(config.folder / "metrics.jsonl")
+    return not evaluates or any(row["kind"] == "eval" and row["step"] == total_steps for row in rows)
+
+
+def _check_options(config: TrainConfig) -> None:
+    stored = config.folder / "config.yaml"
+    before: Any = None
+    with suppress(PQMError):
+        before = read_yaml(stored)
+    if not isinstance(before, dict):
+        raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
+    now = config.to_dict()
+    # an option that is newer than the run had its default then
+    before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
+    if isinstance(before["read"], dict):
+        before["read"] = asdict(ReadOptions()) | before["read"]
+    changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
+    if changed:
+        values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)
+        raise PQMError(
+            f"{config.out}: --resume needs the options of the run itself; different: {values}. "
+            f"Give --config {stored} to take them from there"
+        )

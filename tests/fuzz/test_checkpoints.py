@@ -1,0 +1,22 @@
+"""Nothing but the project's own errors leaves the loaders of checkpoints, and nothing damaged is used."""
+
+import pytest
+from fuzz.checkpoints import Victim
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    return Victim(tmp_path_factory.mktemp("victim"))
+
+
+@pytest.mark.parametrize("first", range(0, 500, 100))
+def test_damaged_checkpoints(victim, first):
+    for seed in range(first, first + 100):
+        victim.attack(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(500, 25_500, 1000))
+def test_many_damaged_checkpoints(victim, first):
+    for seed in range(first, first + 1000):
+        victim.attack(seed)

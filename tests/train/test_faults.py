@@ -1,0 +1,520 @@
+"""Faults of a training, injected for real: what is lost, what is said, and that the run goes on to the same bits."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from pqm_fast.checksums import find_damage
+from pqm_fast.cli import main
+from pqm_fast.data.encode import Template
+from pqm_fast.errors import Diverged, PQMError
+from pqm_fast.model import StepQModel
+from pqm_fast.signals import Stopped
+from pqm_fast.train import checkpoint, loop
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.log import read_metrics
+from pqm_fast.train.loop import train
+
+STEPS = 12
+ARGUMENTS = {"max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3}
+COMMAND = "pqm-fast train --config {0}/config.yaml --resume"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    tiny.model_folder(folder / "model", num_hidden_layers=1)
+    tiny.write_data(folder / "data.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(world):
+    def configure(out: Path, **options):
+        named = {
+            "model": str(world / "model"),
+            "data": (str(world / "data.jsonl"),),
+            "micro_batch_tokens": 128,
+            "max_length": 64,
+            "learning_rate": 1e-2,
+            "log_every": 1,
+            "progress": False,
+            "cache_dir": str(world / "cache"),
+            "device": "cpu",
+            "template": Template(step_token="last"),
+        }
+        return TrainConfig(out=str(out), **(named | ARGUMENTS | options))
+
+    return configure
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """It is slow, and of matter in one test only."""
+    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+
+
+def outcome(folder: Path):
+    """What a run comes to: its metrics but for times, and the bytes of its weights."""
+    times = {"tokens_per_second", "trajectories_per_second", "eta_seconds"}
+    rows = [{k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")]
+    return rows, json.loads((folder / "metrics.json").read_text()), (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(make, tmp_path_factory):
+    """The run folder of what nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+        train(make(folder))
+    return folder
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoint.complete_checkpoints(folder / "checkpoints")]
+
+
+def assert_clean(folder: Path):
+    """Nothing half-written, and every checkpoint as it was written."""
+    assert [path for path in folder.rglob("*") if ".tmp-" in path.name or path.name == ".lock"] == []
+    for path in checkpoint.complete_checkpoints(folder / "checkpoints"):
+        assert find_damage(path, checkpoint.FILES) is None
+
+
+def before(monkeypatch, where: str, count: int, act):
+    """Calls `act` when `where`, a name in a module of the loop, is called for the `count`th time."""
+    module = checkpoint if where in ("save_file", "write_sums") else loop
+    original, calls = getattr(module, where), []
+
+    def function(*given, **named):
+        calls.append(where)
+        if len(calls) == count:
+            act()
+        return original(*given, **named)
+
+    monkeypatch.setattr(module, where, function)
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "SIGTERM, SIGINT or SIGUSR1 in a training: in a step, in an evaluation, while a checkpoint or weights are written",
+    how="the signal, at that place",
+    lost="nothing: a checkpoint is saved after the step; exit code 143, 130 or 138",
+    recovers="`train --resume`, to the same bits",
+)
+@pytest.mark.parametrize(
+    ("number", "where", "count", "step"),
+    [
+        pytest.param(signal.SIGTERM, "train_step", 7, 7, id="step"),
+        pytest.param(signal.SIGINT, "evaluate", 2, 8, id="evaluation"),
+        pytest.param(signal.SIGUSR1, "save_file", 2, 10, id="checkpoint"),
+        pytest.param(signal.SIGTERM, "final_weights", 1, STEPS, id="final weights"),
+        pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, number, where, count, step):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        before(patch, where, count, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Stopped) as stopped:
+            train(make(run))
+    assert stopped.value.number == number
+    kept = run / "checkpoints" / f"step-{step:07d}"
+    assert str(stopped.value) == f"{kept} is kept; go on from it with: {COMMAND.format(run)}"
+    assert_clean(run)
+    train(make(run, resume=True))
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_signal_saves_where_no_checkpoints_were_asked_for(make, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        before(patch, "train_step", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(make(tmp_path / "run", save_every=0))
+    assert steps(tmp_path / "run") == [3]
+    train(make(tmp_path / "run", save_every=0, resume=True))
+    assert outcome(tmp_path / "run") == outcome(whole)
+    with pytest.raises(PQMError, match="the run is complete"):
+        train(make(tmp_path / "run", save_every=0, resume=True))
+
+
+def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
+    """Twice within a moment, as `timeout` sends it, is once."""
+    run, said = tmp_path / "run", tmp_path / "said"
+    options = make(run).to_dict() | {"max_steps": 10**6, "save_every": 0, "eval_every": 0, "eval_fraction": 0}
+    options = {k: v for k, v in options.items() if v is not None and v != [] and k != "resume"}
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    child = os.fork()
+    if not child:
+        sys.stderr = open(said, "w", buffering=1)  # noqa: SIM115
+        os._exit(main(["train", "--config", str(tmp_path / "options.yaml")]))
+    until = time.monotonic() + 60
+    while not read_metrics(run / "metrics.jsonl"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(child, signal.SIGTERM)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    [step] = steps(run)
+    kept = f"{run}/checkpoints/step-{step:07d} is kept; go on from it with: {COMMAND.format(run)}"
+    assert said.read_text().splitlines()[-1] == f"pqm-fast: terminated; {kept}"
+    assert_clean(run)
+
+
+# ---- killed ---------------------------------------------------------------------------------------------------------
+
+
+def killed(config: TrainConfig, where: str, count: int):
+    """Trains in a process of its own, which is killed when `where` is called for the `count`th time."""
+    process = os.fork()
+    if not process:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                before(patch, where, count, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                train(config)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.fault(
+    "a training is killed: in a step, while a checkpoint is written, in the final evaluation or before the picture",
+    how="`kill -9`",
+    lost="the steps since the last checkpoint; nothing at the end",
+    recovers="`train --resume`, to the same bits; at the end only what is missing is done",
+)
+@pytest.mark.parametrize(
+    ("where", "count", "kept"),
+    [
+        pytest.param("train_step", 9, [5], id="step"),
+        pytest.param("write_sums", 2, [5], id="checkpoint"),
+        pytest.param("evaluate", 3, [5, 10, STEPS], id="final evaluation"),
+        pytest.param("draw_curve", 1, [5, 10, STEPS], id="picture"),
+    ],
+)
+def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, kept):
+    run = tmp_path / "run"
+    killed(make(run), where, count)
+    assert steps(run) == kept
+    done = []
+    monkeypatch.setattr(loop, "train_step", lambda *given, whole=loop.train_step: done.append(1) or whole(*given))
+    train(make(run, resume=True))
+    assert len(done) == STEPS - kept[-1]
+    assert outcome(run) == outcome(whole)
+    assert_clean(run)
+
+
+def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
+    """Killed in the final evaluation of a run that was to save none."""
+    killed(make(tmp_path / "run", save_every=0, max_steps=1), "evaluate", 1)
+    with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to go on from.*pqm-fast evaluate"):
+        train(make(tmp_path / "run", save_every=0, max_steps=1, resume=True))
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path, place: float = 0.5):
+    """One bit."""
+    data = bytearray(file.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.fixture
+def cut(whole, tmp_path):
+    """A copy of the whole run as it was when killed after step 11: checkpoints of steps 5 and 10."""
+    run = tmp_path / "cut"
+    shutil.copytree(whole, run)
+    for name in ("config.json", "model.safetensors", "metrics.json", "training.png"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:07d}")
+    assert steps(run) == [5, 10]
+    return run
+
+
+@pytest.mark.fault(
+    "a byte of a checkpoint changes, or a file of it is lost",
+    how="a bit is flipped; a file is cut off; a file is removed",
+    lost="the steps since the checkpoint before",
+    recovers="`train --resume` names the file and goes on from the newest checkpoint that is intact",
+)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("training.pt", flip),
+        ("SHA256SUMS", flip),
+        ("state.json", lambda file: os.truncate(file, 100)),
+        ("weights.safetensors", Path.unlink),
+    ],
+)
+def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, damage):
+    damage(cut / "checkpoints" / "step-0000010" / name)
+    train(make(cut, resume=True))
+    said = capsys.readouterr().out
+    [line] = [line for line in said.splitlines() if "is damaged" in line]
+    assert line.startswith("step-0000010 is damaged (")
+    assert name in line or name == "SHA256SUMS"  # whose own damage may be in the sum of another
+    assert f"resuming from {cut}/checkpoints/step-0000005" in said
+    assert outcome(cut) == outcome(whole)
+    assert_clean(cut)
+
+
+def test_no_intact_checkpoint(make, cut):
+    for step in (5, 10):
+        flip(cut / "checkpoints" / f"step-{step:07d}" / "training.pt")
+    with pytest.raises(PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt is not as"):
+        train(make(cut, resume=True))
+    assert steps(cut) == [5, 10]
+
+
+@pytest.mark.fault(
+    "a byte of a finished model changes",
+    how="a bit of the weights is flipped",
+    lost="nothing is scored with it",
+    recovers="the message names the file",
+)
+def test_damaged_weights_are_not_used(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    flip(tmp_path / "run" / "model.safetensors", 0.9)
+    with pytest.raises(PQMError, match=r"run: model.safetensors is not as it was written.*put back a copy"):
+        StepQModel.from_pretrained(str(tmp_path / "run"))
+    (tmp_path / "run" / "SHA256SUMS").unlink()  # as the message says, for a change that was meant
+    StepQModel.from_pretrained(str(tmp_path / "run"))
+
+
+@pytest.mark.fault(
+    "a weight, or what the optimizer keeps of it, is no longer finite",
+    how="a NaN or an infinity is written into it between two steps, or it is beyond what bfloat16 can hold",
+    lost="the run since its last checkpoint; nothing that is not finite is saved",
+    recovers="the message names the tensor; the checkpoints before are as they were",
+)
+@pytest.mark.parametrize("what", ["weight", "moment", "bfloat16"])
+def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
+    run = tmp_path / "run"
+    original = loop.train_step
+
+    def poisoned(model, optimizer, batches, objective):
+        found = original(model, optimizer, batches, objective)
+        weight = model.head.weight
+        if len(steps(run)) == 1:
+            if what == "moment":
+                optimizer.state[weight]["exp_avg_sq"][0, 3] = torch.inf
+            else:
+                with torch.no_grad():
+                    weight[0, 3] = torch.nan if what == "weight" else 3.4e38
+        return found
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    options = {"max_steps": 6, "eval_every": 0, "eval_fraction": 0}
+    message = {
+        "weight": r"after step 6, classifier.score.weight is not finite, so nothing was saved",
+        "moment": r"after step 6, classifier.score.weight \(exp_avg_sq of the optimizer\) is not finite",
+        "bfloat16": r"after step 6, score.weight is not finite, so nothing was saved",
+    }[what]
+    with pytest.raises(Diverged, match=message):
+        train(make(run, **options))
+    assert steps(run) == ([5, 6] if what == "bfloat16" else [5])
+    assert not (run / "config.json").exists()
+    assert_clean(run)
+
+
+# ---- what cannot be written -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "the disk is full, or a file grows beyond its limit: at the metrics, a checkpoint, the final weights, the picture",
+    how="a limit on the size of files, on which the system refuses the write",
+    lost="the steps since the last checkpoint",
+    recovers="one message with the file, the reason, what is kept and the command that goes on; nothing half-written",
+)
+@pytest.mark.parametrize(
+    ("where", "count", "limit", "name"),
+    [
+        ("train_step", 8, 2500, "metrics.jsonl"),
+        ("save_file", 2, 30_000, "checkpoints/step-0000010/weights.safetensors"),
+        ("save_file", 2, 60_000, "checkpoints/step-0000010/training.pt"),
+        ("final_weights", 1, 10_000, "model.safetensors"),
+        ("draw_curve", 1, 10_000, "training.png"),
+    ],
+)
+def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, where, count, limit, name):
+    from pqm_fast.train import log
+
+    run = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        if where == "draw_curve":
+            patch.setattr(loop, "draw_curve", log.draw_curve)
+        before(patch, where, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard)))
+        try:
+            with pytest.raises(PQMError) as error:
+                train(make(run))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = steps(run)[-1]
+    assert str(error.value) == (
+        f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; go on from it "
+        f"with: {COMMAND.format(run)}"
+    )
+    assert_clean(run)
+    assert len(read_metrics(run / "metrics.jsonl")) == (run / "metrics.jsonl").read_bytes().count(b"\n")
+    train(make(run, resume=True))
+    assert outcome(run) == outcome(whole)
+
+
+@pytest.mark.fault(
+    "the machine is out of memory while a checkpoint is written",
+    how="an allocation that the system refuses, of Python and of PyTorch",
+    lost="the steps since the last checkpoint",
+    recovers="one message, as for a full disk",
+)
+@pytest.mark.parametrize("allocate", [bytearray, torch.empty])
+def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
+    run = tmp_path / "run"
+    before(monkeypatch, "save_file", 2, lambda: allocate(2**50))
+    with pytest.raises(PQMError) as error:
+        train(make(run))
+    assert str(error.value) == (
+        f"{run}/checkpoints/step-0000010/weights.safetensors: cannot be written: the machine is out of memory. "
+        f"{run}/checkpoints/step-0000005 is kept; go on from it with: {COMMAND.format(run)}"
+    )
+    assert_clean(run)
+
+
+@pytest.mark.fault(
+    "the run folder is removed while a training writes into it",
+    how="the folder is removed, before a step and before a checkpoint",
+    lost="the run",
+    recovers="one message at the next line of metrics or checkpoint; no new folder is made",
+)
+@pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("not_finite", 1)])
+def test_a_removed_run_folder_is_noticed(make, tmp_path, monkeypatch, where, count):
+    run = tmp_path / "run"
+    before(monkeypatch, where, count, lambda: shutil.rmtree(run))
+    with pytest.raises(PQMError, match=r"the run folder was removed or replaced while the run was writing into it"):
+        train(make(run))
+    assert not run.exists()
+
+
+# ---- the same run, and a longer one ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, r"config.json: hidden_act \('silu' then, 'gelu' now\)"),
+        ({"rope_theta": 5e5}, r"config.json: rope_parameters: rope_theta \(10000.0 then, 500000.0 now\)"),
+        ({"num_hidden_layers": 2}, r"config.json: num_hidden_layers \(1 then, 2 now\)"),
+        ("weights", r"weights: model.safetensors \('\w+' then, '\w+' now\)"),
+    ],
+)
+def test_another_model_is_refused(make, world, tmp_path, change, message):
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(world / "model", model)
+    options = {"model": str(model), "save_every": 1, "eval_fraction": 0}
+    if change == "weights":
+        StepQModel.from_pretrained(str(model)).classifier.save_pretrained(model)
+    train(make(run, max_steps=1, **options))
+    if change == "weights":
+        StepQModel.from_pretrained(str(world / "model")).classifier.save_pretrained(model)
+    else:
+        file = model / "config.json"
+        config = json.loads(file.read_text())
+        if "rope_theta" in change:
+            config["rope_parameters"] |= change
+        file.write_text(json.dumps(config | change))
+    with pytest.raises(PQMError, match=f"model: is not the model that the run was started with: .*{message}"):
+        train(make(run, max_steps=2, resume=True, **options))
+
+
+def test_a_finished_run_is_extended(make, tmp_path, capsys):
+    """Where the learning rate does not depend on the length, to what a longer run comes to, to the bit."""
+    constant = {"final_lr": 1.0, "warmup_steps": 0, "eval_every": 0}
+    train(make(tmp_path / "long", **constant))
+    run = tmp_path / "run"
+    train(make(run, **(constant | {"max_steps": 7})))
+    assert main(["train", "--config", str(run / "config.yaml"), "--resume", "--max-steps", str(STEPS)]) == 0
+    assert (
+        "extended from 7 to 12 steps: from step 8 on, the learning rate is that of a run of 12"
+        in capsys.readouterr().out
+    )
+    rows, *rest = outcome(run)
+    expected, *expected_rest = outcome(tmp_path / "long")
+    assert rest == expected_rest
+    assert [row for row in rows if row["step"] != 7 or row["kind"] == "train"] == expected
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 12]
+    with pytest.raises(PQMError, match=r"the run is complete.*for more steps than 12 give --max-steps or --epochs"):
+        train(make(run, resume=True, **constant))
+    with pytest.raises(PQMError, match="begun for 12 steps, and these options ask for 9"):
+        train(make(run, resume=True, **(constant | {"max_steps": 9})))
+
+
+def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    with monkeypatch.context() as patch:
+        before(patch, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(make(run, resume=True, max_steps=20))
+    assert not (run / "config.json").exists()  # those weights are not the run's last any more
+    train(make(run, resume=True, max_steps=20))
+    rates = {row["step"]: row["learning_rate"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"}
+    for step in range(1, 21):
+        length = make(run, max_steps=12 if step <= 12 else 20)
+        assert rates[step] == loop.learning_rate(step - 1, length.max_steps, length)
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    train(make(again, resume=True, max_steps=20))
+    assert outcome(again) == outcome(run)
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(
+    "lines of metrics.jsonl are damaged, cut off or of another kind",
+    how="bytes of a line are changed; a line is cut off; other lines are added",
+    lost="those lines",
+    recovers="every line that is intact is kept, read and drawn",
+)
+def test_intact_lines_of_metrics_are_kept(make, cut, capsys):
+    file = cut / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    intact = read_metrics(file)
+    lines[2] = lines[2][:20]
+    lines[4] = lines[4].replace(b"loss", b"l\xffss")
+    others = [b'{"note": "mine"}', b"[1]", b"7", b'{"kind": "train"}', b'{"kind": 3, "step": "x"}', b"[" * 10**5]
+    file.write_bytes(b"\n".join([*lines[:6], *others, *lines[6:], b'{"kind": "tra']))
+    expected = [row for i, row in enumerate(intact) if i not in (2, 4)]
+    assert read_metrics(file) == expected
+    train(make(cut, resume=True))
+    assert f"{file}: 3 damaged lines were taken out" in capsys.readouterr().out
+    assert b'{"note": "mine"}\n' in file.read_bytes()
+    assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
+    from pqm_fast.report.find import find
+    from pqm_fast.train.log import draw_curve
+
+    file.write_bytes(file.read_bytes() + b'{"kind": "train", "step": 99, "loss": "x"}\n')
+    draw_curve(cut)
+    [run] = find([str(cut)])
+    assert len(run.metrics) == len(read_metrics(file))
+
+
+def test_the_final_evaluation_has_a_bar(make, tmp_path, capsys):
+    train(make(tmp_path / "run", max_steps=2, save_every=0, progress=True))
+    said = capsys.readouterr().err
+    assert "evaluation:" in said
+    assert "/24 [" in said
