@@ -407,7 +407,7 @@ def test_output_that_is_there_already(command, fails, world, tmp_path):
     out.write_text("precious")
     fails(command("train"), out, "is a file, or below one; choose another --out")
     fails(command("score"), out, "exists already; delete it or choose another --out")
-    fails([*command("train"), "--out", out / "below"], out, "Not a directory")
+    fails([*command("train"), "--out", out / "below"], out, "is a file, or below one")
     fails([*command("score"), "--out", out / "below"], out)
     out.unlink()
     out.mkdir()
