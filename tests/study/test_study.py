@@ -323,7 +323,7 @@ def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
     rows[2]["question"] += "<|step|>"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 1
+    assert study(tmp_path / "own", f"{ONE} {own_data(world)} --step-token <|step|>") == 1
     said = capsys.readouterr().err
     assert "pqm-fast: error: record test:29: the step token" in said  # the third of 14 candidates each
     assert not (tmp_path / "own" / "results.json").exists()
