@@ -44,14 +44,15 @@ python -m pqm_benchmarks gpu --help"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0; 1 for a mistake a user can mend, told in one message; 2 for usage;
     130, 143 and 138 where SIGINT, SIGTERM and SIGUSR1 ended it."""
-    code = _run(list(sys.argv[1:] if argv is None else argv))
+    code = 0
     try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except OSError as error:  # a file on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its end
         if code == 0:
             print(f"pqm-fast: error: standard output: {error.strerror}", file=sys.stderr)
-        return code or 1
+            code = 1
     return code
 
 
