@@ -18,7 +18,7 @@ from typing import Any
 
 from pqm_fast.errors import PQMError
 
-LIMIT = 3  # seconds for one comparison, parsing included
+LIMIT = 3  # seconds of processor time for one comparison, parsing included
 MEMORY = 4 << 30  # bytes of address space
 
 _lock = threading.Lock()
@@ -126,11 +126,11 @@ def _serve() -> None:
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Expr
 
-    from pqm_fast.evaluate.answers.value import DIGITS, POINTS, coordinate
+    from pqm_fast.evaluate.answers.value import DIGITS, SCALES, coordinate
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     print("ready", file=replies, flush=True)
     silent = os.open(os.devnull, os.O_WRONLY)  # parsers complain about odd text
@@ -146,7 +146,7 @@ def _serve() -> None:
         if found is None:
             return []
         at = []
-        for k in range(POINTS if found.free_symbols else 1):
+        for k in range(len(SCALES) if found.free_symbols else 1):
             # a name of several letters was a command
             point = {
                 s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
@@ -163,12 +163,12 @@ def _serve() -> None:
 
     for line in sys.stdin:
         texts = json.loads(line)
-        signal.alarm(LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         if len(texts) == 1:
             reply: Any = values(texts[0])
         else:
             x, y = map(parsed, texts)
             # verify is not symmetric: it may simplify an assignment on one side only.
             reply = bool(verify(x, y, timeout_seconds=None) or verify(y, x, timeout_seconds=None))
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies, flush=True)

@@ -12,7 +12,7 @@ from pqm_fast.data.checks import show
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
-from pqm_fast.evaluate.answers import answer_of, group_answers, is_cut_off, marked_answer, right_answer
+from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, is_cut_off, right_answer
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
 from pqm_fast.evaluate.estimate import Estimate
 from pqm_fast.evaluate.steps import Scored, checked
@@ -162,7 +162,7 @@ def judged(records: Sequence[Record], answers: Sequence[str | None]) -> list[flo
         if given is None and answer is not None:
             key = answer, str(record.extra["answer"])
             if key not in right:  # GSM8K and MATH give a whole solution as the answer
-                right[key] = right_answer(answer, marked_answer(key[1]) or key[1])
+                right[key] = right_answer(answer, gold_answer(key[1]))
             given = right[key]
         correct.append(float(given or 0))
     return correct

@@ -1,6 +1,6 @@
 """Whether a solution ends with the right answer."""
 
-from pqm_fast.evaluate.answers import final_answer, marked_answer, right_answer
+from pqm_fast.evaluate.answers import final_answer, gold_answer, marked_answer, right_answer
 
 
 def right(begun: str, completion: str, finished: bool, gold: str) -> bool:
@@ -10,4 +10,4 @@ def right(begun: str, completion: str, finished: bool, gold: str) -> bool:
     completion, if that was not cut off: there, and in the steps before it, a number may be any.
     """
     answer = marked_answer(f"{begun}\n{completion}") or (final_answer(completion) if finished else None)
-    return answer is not None and right_answer(answer, marked_answer(gold) or gold)
+    return answer is not None and right_answer(answer, gold_answer(gold))

@@ -8,7 +8,7 @@ from itertools import combinations, permutations
 import pytest
 
 from pqm_fast.evaluate import judge, majority_vote, pass_at_n
-from pqm_fast.evaluate.answers import final_answer, group_answers, marked_answer, right_answer, same_answer
+from pqm_fast.evaluate.answers import final_answer, gold_answer, group_answers, marked_answer, right_answer, same_answer
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,27 @@ from pqm_fast.evaluate.answers import final_answer, group_answers, marked_answer
         (r"\boxed{2}, \boxed{4} or \boxed{8}", "2, 4, 8"),
         (r"The roots are $x=\boxed{2}$ and $x=\boxed{-3}$.", "2, -3"),
         (r"First \boxed{3}. Then \boxed{5}.", "5"),
+        (r"$\boxed{4}$." "\n\n" r"$\boxed{5}$", "5"),
+        (r"\boxed{4} \Rightarrow \boxed{5}", "5"),
+        (r"\boxed{4} is wrong, and from this we get \boxed{5}", "5"),
+        (r"we have \boxed{3} apples and \boxed{5} pears", "3, 5"),
+        ("The answer is:\n$$\n5\n$$\nas asked.", "5"),
+        ("The answer is (A) and (C).", "(A) and (C)"),
+        ("Answer: 1; 2; 3", "1; 2; 3"),
+        ("The answer is 5, but let me check. Actually the answer is 6.", "6"),
+        ("The answer is 3/4 of the cake.", "3/4"),
+        ("<answer>The answer is 5</answer>", "5"),
         (r"\boxed{3}, so the answer is \boxed{3}", "3"),
         ("", None),
     ],
 )
 def test_final_answer(text, answer):
     assert final_answer(text) == answer
+
+
+def test_gold_answer():
+    assert gold_answer("so 2\n#### 7") == "7"
+    assert gold_answer("A: 12 apples") == "A: 12 apples"
 
 
 def test_marked_answer_does_not_fall_back_on_numbers():
@@ -227,6 +242,14 @@ SAME = {
     "large numbers": ["1.5 million", "1,500,000", "1500 thousand"],
     "dozens": ["36", "3 dozen"],
     "nouns": ["5 apples", "5 apple", r"5\text{ apples}"],
+    "commas in brackets": ["(0,100)", "(0, 100)", "0 < x < 100"],
+    "thousands in brackets": ["(1,000, 2)", "(1000,2)"],
+    "squares of functions": [r"\sin^2 x", "sin(x)**2", r"\sin(x)^2", "(sinx)^2"],
+    "code": ["3+2i", "3+2j", "2j + 3"],
+    "roots in code": [r"\sqrt2", "math.sqrt(2)", "sqrt 2", "√2"],
+    "all but one": [r"x \ne 2", r"(-\infty,2)\cup(2,\infty)", "x != 2"],
+    "signs of Unicode": ["2", "⌊2.5⌋", "∣−2∣", "2000‰", "⁴⁄₂"],
+    "elements by math-verify": [r"\{3, \sum_{k=1}^{5}1\}", r"\{5,3\}"],
     "by math-verify": ["6", r"\sum_{k=1}^{3} k", r"12 \int_0^1 x\,dx"],
     "sets by math-verify": [r"\mathbb{R} \setminus \{1\}", r"(-\infty,1)\cup(1,\infty)"],
 }
@@ -279,6 +302,16 @@ DIFFERENT = {
     "rates": ["$18 per day", "$18 per week", "$18", "18"],
     "scales": ["1.8 billion", "1.8", "1.8 million"],
     "temperatures": [r"30^\circ\text{C}", r"30^\circ\text{F}", r"30^\circ"],
+    "brackets": ["(0,100)", "100", "[0,100]", "(0,10)", r"\{0,100\}"],
+    "large unknowns": ["x=2^{160}", "x=2^{161}", "y=2^{160}", "x=10^{50}", r"x=\infty", r"x=-\infty", r"y=\infty"],
+    "small unknowns": ["x=2^{-160}", "x=2^{-161}", "x=0", r"x+\frac{1}{2^{200}}", r"x+\frac{1}{2^{201}}", "x+0"],
+    "absolute values": ["|x-5|", "5-x", "x-5", "|x+5|", "x+5"],
+    "products of signs": ["|xy|", "xy", r"\sqrt{a^2b^2}", "ab", "|x|+|y|", "|x+y|"],
+    "case of units": ["5 MPa", "5 mPa", "5 pascals"],
+    "options": ["(A) and (B)", "(A)", "(B)", "B. C"],
+    "two letters": ["TF", "FT", "HT", "TH"],
+    "determinants": [r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"],
+    "functions": ["sin(x)^2", "sin(x^2)", "3!", "3!!"],
     "odd text": ["", "5", "$", "%", r"\frac{", "1", "\x00", "\ud800", "1/0", "0"],
     "too large": ["9^{9^{9^9}}", "9^{9^{9^8}}", "100000000!", "5"],
 }
@@ -322,6 +355,8 @@ def test_an_equivalence_over_all_cases():
         ("x = 5", "5"),
         ("y = 2x + 1", "2x+1"),
         ("f(x) = x^2", "x^2"),
+        ("Area = 5", "5"),
+        ("20°C", "20"),
         ("x = 1 or x = 2", "1, 2"),
         ("$5$", "5 cents"),  # a pair of them delimits mathematics
     ],
@@ -343,6 +378,10 @@ def test_right_with_what_one_of_the_two_leaves_out(answer, gold):
         ("5 million", "5"),
         ("2\\sqrt{3}\\text{ cm}", "2\\sqrt{3}\\text{ km}"),
         ("0.5", "50"),
+        ("2sinx", "2"),
+        ("5abc", "5"),
+        ("2 thirds", "2"),
+        ("5 factorial", "5"),
         ("(3,5)", "3, 5"),
         ("101_2", "101"),
     ],
@@ -377,6 +416,9 @@ def test_odd_text_takes_linear_time():
         "# answer" + " " * 100_000 + "x",
         "1,111" * 20_000,
         "# answer" + "\n" * 100_000,
+        "the answer is 5 (" + "a" * 50_000 + "(",
+        r"\boxed{1}" + "a" * 50_000 + r"\boxed{2}",
+        r"\boxed{1} " * 20_000,
     ]:
         final_answer(text)
     assert time.perf_counter() - start < 5
@@ -487,7 +529,8 @@ def test_groups_are_numbered_by_first_appearance():
     [
         (["5", "5 feet", "5.0", "x = 5"], [{0, 1, 2, 3}]),
         (["5", "5 feet", "5 inches"], [{0}, {1}, {2}]),  # whose unit is it that 5 leaves out?
-        (["50", "50%", "0.5"], [{0, 1, 2}]),
+        (["50", "50%"], [{0, 1}]),
+        (["50", "50%", "0.5"], [{0}, {1, 2}]),  # 0.5 is not 50
         (["50", "0.5"], [{0}, {1}]),
         (["(3,4)", "3, 4", r"\{3,4\}", "4, 3", "(4,3)"], [{0}, {1, 3}, {2}, {4}]),
         (["0.3333330", "0.3333333", "0.3333338", "1/3"], [{0, 1, 3}, {2}]),

@@ -10,8 +10,8 @@ import pytest
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import judge
 from pqm_fast.evaluate.answers import same_answer
-from pqm_fast.evaluate.answers.same import _read
-from pqm_fast.evaluate.answers.value import POINTS, coordinate
+from pqm_fast.evaluate.answers.form import form
+from pqm_fast.evaluate.answers.value import SCALES, coordinate
 from pqm_fast.evaluate.judge import symbolic_values, symbolically_equal
 
 
@@ -19,7 +19,7 @@ from pqm_fast.evaluate.judge import symbolic_values, symbolically_equal
 def fresh():
     symbolically_equal.cache_clear()
     symbolic_values.cache_clear()
-    _read.cache_clear()
+    form.cache_clear()
     judge._endless.clear()
 
 
@@ -31,7 +31,7 @@ def test_a_number_that_takes_forever_is_different_and_said():
         assert not same_answer(endless, "5")
     assert not any(same_answer(endless, f"({n}, {n})") for n in range(50))  # the text is known now
     assert same_answer(endless, endless)
-    assert time.perf_counter() - start < 2 * judge.LIMIT + 10
+    assert time.perf_counter() - start < 60  # the limit is of processor time
     assert symbolically_equal("2\\sqrt{3}", "\\sqrt{12}")
 
 
@@ -68,7 +68,7 @@ def test_values(text, values):
 
 def test_values_of_an_expression_are_those_at_its_points():
     (value, *others) = symbolic_values(r"\frac{d}{dx} x^3")
-    assert len(others) == POINTS - 1
+    assert len(others) == len(SCALES) - 1
     assert float(value[0]) == pytest.approx(3 * float(coordinate("x", 0)) ** 2)
 
 

@@ -2,16 +2,19 @@
 
 import re
 
+from pqm_fast.evaluate.answers.parse import THOUSANDS
 
-def split(text: str, *separators: str) -> list[str]:
-    """At separators outside all brackets. A comma between digits that groups thousands is no separator."""
+_GROUPED = re.compile(rf"(?<![\d.,]){THOUSANDS}")
+
+
+def split(text: str, *separators: str, grouped: bool = True) -> list[str]:
+    """At separators outside all brackets. `grouped`: a comma that groups thousands, as in 1,000, is no separator."""
+    inside = {k for match in _GROUPED.finditer(text) for k in range(*match.span())} if grouped else set()
     parts, depth, start, i = [], 0, 0, 0
     while i < len(text):
         depth += (text[i] in "([{") - (text[i] in ")]}")
         found = next((s for s in separators if text.startswith(s, i)), None) if depth == 0 else None
-        if found == "," and _groups_thousands(text, i):
-            found = None
-        if found is None:
+        if found is None or (found == "," and i in inside):
             i += 1
             continue
         parts.append(text[start:i])
@@ -20,12 +23,10 @@ def split(text: str, *separators: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _groups_thousands(text: str, comma: int) -> bool:
-    return bool(re.search(r"(?<![\d.])\d{1,3}(?:,\d{3})*\Z", text[:comma]) and re.match(r",\d{3}(?!\d)", text[comma:]))
-
-
-def elements(text: str) -> list[str]:
-    return [part.strip() for part in split(text, ", and ", ", or ", " and ", " or ", ",", ";") if part.strip()]
+def elements(text: str, bracketed: bool = False) -> list[str]:
+    """Of a list. Between brackets, a comma groups thousands only where others are followed by a blank: (1,000, 2)."""
+    separators = (", and ", ", or ", " and ", " or ", ",", ";")
+    return [part.strip() for part in split(text, *separators, grouped=not bracketed or ", " in text) if part.strip()]
 
 
 def encloses(text: str, opening: str, closing: str) -> bool:

@@ -18,16 +18,18 @@ _MARK = re.compile(_is, re.IGNORECASE)
 _MARKED = re.compile(
     r"<answer>(?P<tag>(?:(?!<answer>)(?s:.))*?)</answer>"
     r"|^#+[ \t]*(?:final[ \t]+)?answer[ \t:]*\n\s*(?P<header>\S.*)"  # PRM800K: "# Answer\n\n29"
-    rf"|{_is}(?P<phrase>[^\s:*].*)"  # Math-Shepherd: "The answer is: 29"
+    # Math-Shepherd: "The answer is: 29"; also on lines of its own, between delimiters of mathematics
+    rf"|{_is}(?P<phrase>\$\$(?s:.{{1,300}}?)\$\$|\\\[(?s:.{{1,300}}?)\\\]|[^\s:*].*)"
     r"|^(?-i:A):[ \t]*(?P<letter>\S.*)\Z"  # "A: 29" on the last line
     r"|^####[ \t]*(?P<hashes>\S.*)\Z",  # GSM8K: "#### 29" on the last line
     re.IGNORECASE | re.MULTILINE,
 )
 # what an answer goes on with that is not of it
 _END = re.compile(
-    r"\.(?=\s|$)|[;!?](?=\s|$)|,\s?(?:and )?not\s|\sand not\s"
-    r"|,?\s(?:because|since|which|as|so|where|when|while|rather than|instead of|after)\s"
-    r"|\s\((?=[a-z]{2,}[^()]*\)?[\s.]*\Z)"
+    r"(?<!\bsq)(?<!\bcu)\.(?=\s|$)|[!?](?=\s|$)|;(?=\s+[a-zA-Z]|\s*$)|,\s?(?:and )?not\s|\sand not\s"
+    r"|,?\s(?:because|since|which|as|so|but|where|when|while|rather than|instead of|after)\s"
+    r"|\sof\s(?:the|an?|his|her|their)\s"
+    r"|\s\((?=[a-z]{2}[^()]*\)?[\s.]*\Z)"
 )
 _REMARK = re.compile(r",\s(?!and\b|or\b)(?=[a-z]{3,})")  # 3.5 meters, rounded to one decimal
 _VERDICT = re.compile(
@@ -35,7 +37,9 @@ _VERDICT = re.compile(
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"(?:[A-Za-z',]+\s+){2,}(?=[-−]?\\?\$?\.?\d)")  # It takes 5 hours
-_DELIMITED = re.compile(r"\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|`([^`]+)`|\(([A-J])\)", re.DOTALL)
+_DELIMITED = re.compile(
+    r"\$([^$]+)\$|\$\$([^$]+)\$\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|`([^`]+)`|\(([A-J])\)", re.DOTALL
+)
 # what stands before it: "the total cost is", "therefore", "equal to", "option"
 _LEAD = re.compile(
     r"""(?:(?:thus|therefore|hence|so|then|that|simply|just|exactly|approximately|about|around|roughly|now|indeed
@@ -47,7 +51,7 @@ _SENTENCE = re.compile(
       \b(?:is|are|was|be|equals|has|have|gets?|costs?|needs?|makes?|pays?|=)[ \t*:]+(?!(?:is|are|was)\b)(?=\S)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_CHOICE = re.compile(r"\*{0,2}\(?([A-J])(?:\)|[.:](?=\s))\*{0,2}(?:\s|\Z)")
+_CHOICE = re.compile(r"\*{0,2}\(?([A-J])(?:\)|[.:](?=\s))\*{0,2}(?:[.,]?\Z|\s(?!(?:and|or)\b|[,&]))")
 _LAST_NUMBER = re.compile(
     rf"""(?P<sign>[-−]?)\\?\$?(?P<value>\d+\s*{_FRACTION}|{_FRACTION}|\d+\ \d+/\d+(?![\d/])
       |(?:{_NUMBER}[ ]?(?:[x×*]|\\times|\\cdot)[ ]?(?=10\^))?  # 2 x 10^3
@@ -78,6 +82,12 @@ def is_cut_off(record: Record) -> bool:
     return record.extra.get("finish_reason") == "length"
 
 
+def gold_answer(text: str) -> str:
+    """The right answer that a data set gives: alone, or at the end of a whole solution (GSM8K, MATH)."""
+    whole = "\n" in text.strip() or "####" in text or "box" in text or _MARK.search(text)
+    return (marked_answer(text) if whole else None) or text
+
+
 def answer_of(record: Record) -> str | None:
     """The final answer of a record's solution; None if it gives none, or was cut off."""
     return None if is_cut_off(record) else final_answer("\n".join(record.steps))
@@ -97,21 +107,30 @@ def marked_answer(text: str) -> str | None:
     for match in _MARKED.finditer(text.rstrip()):
         kind = match.lastgroup or ""
         found = match[kind].strip()
-        found = _value(found) if kind == "phrase" else _inside(found)
-        if not (kind == "phrase" and _VERDICT.fullmatch(found)):
-            answer = found or answer
+        if kind == "phrase" or (kind == "tag" and _MARK.search(found)):
+            found = _phrase(found)
+        answer = _inside(found) or answer
     return answer
 
 
+def _phrase(text: str) -> str:
+    """The value of a phrase, in which the answer may be announced again; empty if it only says of one that it is right.
+
+    "Final Answer: The final answer is 5. I hope the answer is correct." gives 5.
+    """
+    for mark in reversed([0, *(match.end() for match in _MARK.finditer(text))][-4:]):
+        value = _value(text[mark:])
+        if value and not _VERDICT.fullmatch(value):
+            return value
+    return ""
+
+
 def _value(phrase: str) -> str:
-    """`The total cost is $12. ...` -> `$12`"""
+    """`The total cost is $12. ...` -> `12`"""
     phrase = _LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase
     if choice := _CHOICE.match(phrase):
         return choice[1]
     phrase = _END.split(phrase, maxsplit=1)[0].strip()
-    again = [match.end() for match in _MARK.finditer(phrase)]  # "Final Answer: The final answer is 5"
-    phrase = phrase[again[-1] :] if again else phrase
-    phrase = _LEAD.sub("", phrase, count=1) if again and _LEAD.match(phrase) else phrase
     if sentence := _SENTENCE.match(phrase) or _WORDS.match(phrase):
         phrase = phrase[sentence.end() :]
         phrase = _inside(_LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase)
@@ -128,9 +147,14 @@ def _inside(text: str) -> str:
     return text
 
 
+# what stands between the boxes of one list: `\boxed{2}$ and $x=\boxed{3}`, `\boxed{3} apples and \boxed{5} pears`
+_LIST = re.compile(
+    r"(?:[ \t,;$~]|\\[,;: ]|\\quad|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?|[a-zA-Z]\w{0,2}[ \t]*=)*"
+    r"|[a-zA-Z $]{0,30}(?:,|\band\b|\bor\b)[a-zA-Z $]{0,30}"
+)
 _CORRECTION = re.compile(
-    r"[.!?]\s|\n|=|\b(?:no|not|wait|actually|instead|rather|sorry|but|however|so|thus|therefore|hence|then|which|equivalent"
-    r"|equivalently|ie|simplif\w*|answer|gives?|giving|becomes?)\b",
+    r"\b(?:no|not|wait|actually|instead|rather|sorry|but|however|so|thus|therefore|hence|then|which|equivalent|equivalently|i"
+    r"|from|first|found|thought|wrong|right|correct|simplif\w*|answer|gives?|giving|becomes?)\b",
     re.IGNORECASE,
 )
 
@@ -155,8 +179,8 @@ def _last_boxed(text: str) -> str | None:
                     boxes.append((opened[0], token.end(), content))
     together = boxes[-1:]
     for box in boxes[-2::-1]:
-        between = re.sub(r"[a-zA-Z]\w*\s*=\s*\Z", "", text[box[1] : together[0][0]].replace("$", "").rstrip())
-        if _CORRECTION.search(between):
+        between = text[box[1] : together[0][0]] if together[0][0] - box[1] < 100 else "."
+        if not _LIST.fullmatch(between) or _CORRECTION.search(between):
             break
         together.insert(0, box)
     contents = list(dict.fromkeys(box[2] for box in together))

@@ -17,8 +17,9 @@ from pqm_fast.evaluate.answers.notation import normalise
 from pqm_fast.evaluate.answers.parse import GREEK, Node, NotRead, is_rounded, parse, variables
 from pqm_fast.evaluate.answers.relations import equation_key, inequality_key
 from pqm_fast.evaluate.answers.units import Quantity, compound, quantity
-from pqm_fast.evaluate.answers.value import NoValue, at_points, has_small_term, to_float, value
-from pqm_fast.evaluate.answers.words import compact, has_words, is_mathematics, is_product
+from pqm_fast.evaluate.answers.value import NoValue, at_points, from_decimals, has_small_term, to_float, value
+from pqm_fast.evaluate.answers.words import compact, has_words, is_mathematics
+from pqm_fast.evaluate.judge import symbolic_values
 
 MAX_LENGTH = 300  # characters; anything longer is no answer, and is only equal to the same text
 
@@ -42,19 +43,27 @@ def form(answer: str) -> Form:
     text = normalise(answer)
     if not text:
         return Form(("text", answer.strip()))
-    if option := _OPTION.fullmatch(text):
-        text = next(filter(None, option.groups()))
+    text = _option(text) or text
     try:
         return _form(text)
-    except RecursionError:
+    except (RecursionError, NotRead):
         return Form(("text", compact(text)))
 
 
-# `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`: the letter of a choice, whatever the text behind it
+# `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`, `option C`: the letter of a choice, whatever the text behind it
 _OPTION = re.compile(
-    r"(?:\\text\{)?\(?([A-J])\)\}?(?:\s[^()]*)?|\\text\{\(?([A-J])[).:]?\}(?:\s[^()]*)?|([A-J])[.:](?:\s[^()]*)?"
-    r"|(?i:option|choice)\s+\(?([A-J])\)?"
+    r"(?:(?:(?i:option|choice)\s+)?(?:\(([A-J])\)|([A-J])[).:])|(?i:option|choice)\s+([A-J])"
+    r"|\\text\{\s*\(?([A-J])[).:]?\s*\})(\s[^()]*)?"
 )
+_MORE = re.compile(r"\s*(?:and\b|or\b|[,&+\-*/=<>^_!|]|\\(?!text)|[A-Z]\b)")  # another option, or mathematics
+
+
+def _option(text: str) -> str | None:
+    """`B` of `B) 12 apples`."""
+    match = _OPTION.fullmatch(text)
+    if match is None or (match[5] and _MORE.match(match[5])):
+        return None
+    return next(filter(None, match.groups()))
 
 
 def _form(text: str) -> Form:
@@ -62,11 +71,20 @@ def _form(text: str) -> Form:
         found = read(text)
         if found is not None:
             return found
-    return Form(("text", compact(text)), unread=is_mathematics(text))
+    return _by_math_verify(text) if is_mathematics(text) else Form(("text", compact(text)))
+
+
+def _by_math_verify(text: str) -> Form:
+    """With the value that it reads, if it does."""
+    values = symbolic_values(text)
+    if values is None:
+        return Form(("text", compact(text)), unread=True)
+    found = [from_decimals(real, imaginary) for real, imaginary in values]
+    return Form(number_key(found[0], "." not in text) if len(found) == 1 else expression_key(found))
 
 
 def _key(text: str) -> Key:
-    own = _form(text.strip())
+    own = _form(_option(text.strip()) or text.strip())
     if own.unread:
         raise _Unread
     return own.key
@@ -102,7 +120,7 @@ def _modulo(text: str) -> Form | None:
         return None
     if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (number, modulus)) or modulus <= 0:
         return None
-    return Form(("remainder", int(number % modulus), int(modulus)), name=name.strip())
+    return Form(("remainder", int(number % modulus), int(modulus)), bare=(number_key(number),), name=name.strip())
 
 
 _BASES = [
@@ -153,12 +171,15 @@ def _compound(text: str) -> Form | None:
     parts = compound(text)
     if parts is None:
         return None
-    total = sum(value(parse(part.number)) * part.unit.factor for part in parts)
+    try:
+        total = sum(value(parse(part.number)) * part.unit.factor for part in parts)
+    except NotRead:
+        return None
     return Form(("quantity", number_key(total), parts[0].unit.dimension))
 
 
 _NAME = re.compile(
-    rf"\s*((?:\\(?:{'|'.join(GREEK)})|[a-zA-Z]{{1,3}})(?:_(?:\w|\{{\w+\}}))?'?(?:\([a-z](?:,\s?[a-z])*\))?)\s*(?:=|\\approx|\\in(?![a-z]))(.*)"
+    rf"\s*((?:\\(?:{'|'.join(GREEK)})|[a-zA-Z]{{1,12}})(?:_(?:\w|\{{\w+\}}))?'?(?:\([a-z](?:,\s?[a-z])*\))?)\s*(?:=|\\approx|\\in(?![a-z]))(.*)"
 )
 
 
@@ -166,7 +187,7 @@ _NAME = re.compile(
 def _named(text: str) -> Form | None:
     r"""`x = 5`, `x = 1 or x = 2`, `f(x) = x^2`, `x \in [0, 1]`."""
     match = _NAME.fullmatch(text)
-    if match is None or (match[1].isalpha() and len(match[1]) > 1 and not is_product(match[1])):
+    if match is None:
         return None
     name, right = match[1], match[2]
     again = re.compile(rf"(?<=[\s,;])\s*{re.escape(name)}\s*=")
@@ -180,7 +201,7 @@ def _named(text: str) -> Form | None:
     if bare.unread:
         raise _Unread
     key: Key = ("named", name, bare.key)
-    if bare.key[0] == "expression" or bare.key[0] == "number":
+    if bare.key[0] == "expression":
         key = equation_key(name, right) or key
     elif re.search(r"\\in(?![a-z])", text):
         key = bare.key
@@ -198,7 +219,7 @@ def _several(text: str) -> Form | None:
 
 _PAIRS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\langle": r"\rangle"}
 _BRACKETED = re.compile(r"(\(|\[|\]|\\?\{|\\langle)(.*?)(\)|\]|\[|\\?\}|\\rangle)", re.DOTALL)
-_MATRIX = re.compile(r"\\begin\{[pbvBV]?matrix\}(.*)\\end\{[pbvBV]?matrix\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}", re.DOTALL)
 
 
 _BUILDER = re.compile(
@@ -219,7 +240,7 @@ def _bracketed(text: str) -> Form | None:
     if match is None or not encloses(text, match[1], match[3]):
         return None
     opening, inside, closing = match[1], match[2], match[3]
-    parts = elements(inside)
+    parts = elements(inside, bracketed=True)
     if opening == "{" and len(parts) < 2:
         return None  # braces that only group
     if opening.endswith("{") and closing.endswith("}"):

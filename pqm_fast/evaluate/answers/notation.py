@@ -28,6 +28,18 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("‘’′＇", "'"),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u200e\u200f", ""),
         **dict.fromkeys("″＂“”", '"'),
+        **dict.fromkeys("∘º˚", "°"),
+        **dict.fromkeys("∣｜", "|"),
+        "⌊": r"\lfloor ",
+        "⌋": r"\rfloor ",
+        "⌈": r"\lceil ",
+        "⌉": r"\rceil ",
+        "‰": "/1000",
+        "、": ", ",
+        "∶": ":",
+        "٫": ".",
+        "∖": r"\setminus ",
+        "ℝ": r"\mathbb{R}",
         "÷": r"\div ",
         "≠": r"\ne ",
         "≈": r"\approx ",
@@ -66,7 +78,7 @@ _REWRITE = [
         (r"\\(?:varnothing|emptyset)(?![a-zA-Z])", r"\\emptyset "),
         (r"\\(?:ast|star|centerdot)(?![a-zA-Z])", r"\\cdot "),
         (r"\\(?:quad|qquad|thinspace|enspace|nobreak)(?![a-zA-Z])", " "),
-        (r"\^\s*\{\s*\\(?:circ|degrees?)\s*\}|(?:\^\s*\\(?:circ|degrees?)|°|\\degrees?)(?![a-zA-Z])", " degrees "),
+        (r"\^\s*\{\s*\\(?:circ|degrees?)\s*\}|(?:\^\s*\\(?:circ|degrees?)|\\degrees?)(?![a-zA-Z])|°", " degrees "),
         (r"\{,\}", ","),
         (r"(?<!\\)\\[!()\[\]]", ""),  # delimiters of mathematics
         (r"(?<!\\)\\[,;: ]", " "),  # spaces of mathematics, but not a line break \\
@@ -75,6 +87,11 @@ _REWRITE = [
         (r"\\(?:lor|vee)(?![a-zA-Z])", " or "),
         (rf"{_LOOK}\{{\s*([A-Zei])\s*\}}", r"\1 "),  # a small letter may be a unit
         (rf"{_LOOK}\{{\s*({'|'.join(sorted(FUNCTION_WORDS))})\s*\}}", r"\\\1 "),
+        (r"(?<![\\a-zA-Z])(?:math|np|numpy|sp|sympy)\.(?=[a-z])", ""),  # code
+        (r"(?<=\d)j(?![a-zA-Z])", "i"),
+        (r"(?<![\w.])0b([01]+)(?!\w)", r"\1_2"),
+        (r"(?<=\.)(\d*)\\bar\s*(?=\{)", r"\1\\overline"),
+        (r"(?<![a-zA-Z])\\?(sin|cos|tan|ln|log)(?=[a-z](?![a-zA-Z]))", r"\\\1 "),  # sinx
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
         (r"(?<![\\a-zA-Z])log(2|10)(?=\s*\()", r"\\log_{\1}"),
         (r"(?<![\\a-zA-Z])(?:infinity|oo|inf)(?![a-zA-Z])", r"\\infty "),
@@ -93,6 +110,10 @@ def normalise(answer: str) -> str:
     """One line of LaTeX or plain text. A single dollar, euro, pound or cent sign stays, as money; a pair of dollars
     delimits mathematics."""
     text = answer.replace("³√", "∛").replace("⁴√", "∜")
+    text = re.sub(
+        r"([⁰¹²³⁴-⁹]+)[⁄/]([₀-₉]+)", lambda m: (m[1] + "/" + m[2]).translate(_SUPERSCRIPTS | _SUBSCRIPTS), text
+    )
+    text = re.sub(r"(\d)\u0305", r"\\overline{\1}", text)
     text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿⁱ]+", lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub(r"[₀-₎]+", lambda run: "_{" + run[0].translate(_SUBSCRIPTS) + "}", text)
     text = _FRACTION.sub(_vulgar, text)
@@ -106,7 +127,7 @@ def normalise(answer: str) -> str:
         text = pattern.sub(new, text)
     text = re.sub(r"\\frac ?(\d) (?=\d)", r"\\frac\1", text)
     text = re.sub(r"(?<=\d) ?[xX*] ?(?=10\s*(?:\^|\*\*))", r"\\times ", text)  # 2 x 10^3
-    text = re.sub(r"(\d)\s*degrees\s*([CF])\b", r"\1 degrees \2", text)
+    text = re.sub(r"(?<=\d) ?degrees ?C\b", " celsius", re.sub(r"(?<=\d) ?degrees ?F\b", " fahrenheit", text))
     text = re.sub(r"(\d+) ?' ?(\d+) ?(?:\"|'')", r"\1 feet \2 inches", text)
     text = _GOES_ON.sub(r"\1\\overline{\2}", text)
     while whole := _WHOLE.match(text):

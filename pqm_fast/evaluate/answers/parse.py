@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 DEPTH = 60  # of nested brackets
+THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
 
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 HYPERBOLIC = ("sinh", "cosh", "tanh")
@@ -51,7 +52,7 @@ _TOKEN = re.compile(
     rf"""\s*(?:
       (?P<mixed>\d+(?:\s+\d+\s*/\s*\d+(?![\d.])|\s*\\frac\s*(?:\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}}|\d\s*\d)))
      |(?P<repeating>\d*\.\d*(?:\\overline\s*\{{\s*\d+\s*\}}|\(\d+\)|(?:\\dot\s*\{{\s*\d\s*\}})+(?:\d*\\dot\s*\{{\s*\d\s*\}})?))
-     |(?P<number>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+|\.(?!\d))?|\.\d+)(?P<power>[eE][-+]?\d+(?![\d.]))?
+     |(?P<number>(?:{THOUSANDS}|\d+)(?:\.\d+|\.(?!\d))?|\.\d+)(?P<power>[eE][-+]?\d+(?![\d.]))?
      |(?P<degrees>degrees?(?![a-zA-Z]))
      |(?P<command>\\(?:[a-zA-Z]+|.))
      |(?P<word>(?<![a-zA-Z])(?:{_words})(?![a-zA-Z]))
@@ -155,6 +156,8 @@ class _Parser:
         node = self.atom()
         while True:
             if self.take("!"):
+                if node.do == "factorial":
+                    raise NotRead("a double factorial")
                 node = Node("factorial", (node,))
             elif self.take("%", r"\%"):
                 node = Node("divide", (node, _number("100")))
@@ -191,7 +194,7 @@ class _Parser:
         if kind == "letter":
             return self.variable(token)
         if kind == "word" or kind == "command":
-            return self.command(token.lstrip("\\"))
+            return self.command(token.lstrip("\\"), command=kind == "command")
         raise NotRead(token or "the end")
 
     def closed(self, end: str) -> Node:
@@ -226,12 +229,12 @@ class _Parser:
             return Node("constant", (name,))
         return Node("variable", (name,))
 
-    def command(self, name: str) -> Node:
+    def command(self, name: str, command: bool) -> Node:
         if name == "frac":
             return Node("divide", (self.argument(), self.argument()))
         if name == "sqrt":
             index = self.closed("]") if self.take("[") else _number("2")
-            return Node("root", (self.argument(), index))
+            return Node("root", (self.argument() if command else self.atom(), index))
         if name in ("binom", "dbinom", "tbinom"):
             return Node("binomial", (self.argument(), self.argument()))
         if name in ("lvert", "abs"):
@@ -264,7 +267,7 @@ class _Parser:
         if name in TRIGONOMETRIC and exponent == Node("negative", (_number("1"),)):
             name, exponent = f"arc{name}", None
         if self.token in ("(", "[", "{"):
-            node = self.power() if self.token == "(" and exponent is None else self.atom()
+            node = self.atom()  # sin(x)^2 is the square of the sine
         else:  # \sin 2x: up to the next function, sign or bracket
             node = self.signed()
             while self.kind in ("number", "letter", "mixed") or self.token in (r"\pi", r"\frac", r"\sqrt"):

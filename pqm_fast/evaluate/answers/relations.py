@@ -7,27 +7,69 @@ from pqm_fast.evaluate.answers.keys import Key, number_key
 from pqm_fast.evaluate.answers.parse import Node, NotRead, is_rounded, parse, variables
 from pqm_fast.evaluate.answers.value import SAME, NoValue, at_points, digits, to_float, value
 
-_TINY = Fraction(1, 10**SAME)
 _FLIPPED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}
 
 
 def equation_key(left: str, right: str) -> Key | None:
-    """Both sides up to a common factor: y = 3x - 2 is 3x - y = 2."""
+    """Of one variable by its value, where it is linear in it; else both sides up to a common factor, so that
+    y = 3x - 2 is 3x - y = 2."""
     try:
-        own = _differences(left, right)
+        nodes = [parse(left), parse(right)]
+        if root := _root(nodes):
+            return root
+        own = _differences(*nodes)
     except NotRead:
         return None
     scale = next((v for v in own if v is not None and v != 0), None)
     if scale is None:
         return None
-    return ("equation", *(digits(None if v is None else v / scale) for v in own))
+    return ("equation", *(digits(None if v is None else _divided(v, scale)) for v in own))
 
 
-def _differences(left: str, right: str) -> list[Any]:
-    return at_points(Node("add", (parse(left), Node("negative", (parse(right),)))))
+def _root(nodes: list[Node]) -> Key | None:
+    names = set().union(*map(variables, nodes))
+    if len(names) != 1:
+        return None
+    name = names.pop()
+    found = _line(_difference(*nodes), name)
+    if found is None:
+        return None
+    exact = not any(map(is_rounded, nodes))
+    return ("named", name, number_key(_divided(-found[0], found[1]), exact))
+
+
+def _line(node: Node, name: str) -> tuple[Any, Any] | None:
+    """(value at 0, slope) of what is linear in its one variable."""
+    points = (0, 1, -7, 1000)
+    try:
+        at = [value(node, {name: Fraction(x)}) for x in points]
+    except NoValue:
+        return None
+    if not all(isinstance(v, Fraction) for v in at):
+        at = [to_float(v) for v in at]
+    start, slope = at[0], at[1] - at[0]
+    if slope == 0 or any(abs(v - start - x * slope) * 10**SAME > abs(slope) for v, x in zip(at, points, strict=True)):
+        return None
+    return start, slope
+
+
+def _divided(a: Any, b: Any) -> Any:
+    return a / b if isinstance(a, Fraction) and isinstance(b, Fraction) else to_float(a) / to_float(b)
+
+
+def _difference(left: Node, right: Node) -> Node:
+    return Node("add", (left, Node("negative", (right,))))
+
+
+def _differences(left: Node, right: Node) -> list[Any]:
+    return at_points(_difference(left, right))
 
 
 def inequality_key(sides: list[str], signs: list[str]) -> Key | None:
+    """Of one variable in a linear expression by the numbers that it lies between, else up to a positive factor.
+
+    Raises NotRead.
+    """
     nodes = [parse(side) for side in sides]
     names = set().union(*map(variables, nodes))
     if len(names) == 1 and len(signs) <= 2:
@@ -36,47 +78,47 @@ def inequality_key(sides: list[str], signs: list[str]) -> Key | None:
             return found
     if len(signs) > 1 or signs[0] == r"\approx":
         return None
-    own = _differences(*sides)
+    own = _differences(*nodes)
     if signs[0] in (">", r"\ge"):
         own, signs = [None if v is None else -v for v in own], [_FLIPPED[signs[0]]]
     scale = next((v for v in own if v is not None and v != 0), None)
     if scale is None or not all(v is None or v.imag == 0 for v in own):
         return None
     size = abs(scale) if signs[0] != r"\ne" else scale
-    return ("inequality", signs[0], *(digits(None if v is None else v / size) for v in own))
+    return ("inequality", signs[0], *(digits(None if v is None else _divided(v, size)) for v in own))
 
 
 def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
-    """Where one variable lies: between numbers, in a linear expression."""
     if len(nodes) == 2:
-        nodes = [Node("add", (nodes[0], Node("negative", (nodes[1],)))), Node("number", (Fraction(0), False))]
+        plain = any(a.do == "variable" and not variables(b) for a, b in (nodes, nodes[::-1]))
+        if not plain:
+            nodes = [_difference(*nodes), Node("number", (Fraction(0), False))]
     at = next(i for i, node in enumerate(nodes) if variables(node))
     if sum(bool(variables(node)) for node in nodes) != 1 or (len(nodes) == 3 and at != 1):
         return None
-    try:
-        start, *rest = (value(nodes[at], {name: Fraction(x)}) for x in (0, 1, 2, -3))
-        slope = rest[0] - start
-        if slope == 0 or any(
-            abs(v - start - x * slope) > abs(slope) * _TINY for v, x in zip(rest, (1, 2, -3), strict=True)
-        ):
-            return None
-    except (NoValue, TypeError):
+    line = _line(nodes[at], name)
+    if line is None or any(v.imag != 0 for v in line):
         return None
+    start, slope = line
     exact = not any(map(is_rounded, nodes))
-    infinite = to_float(value(parse(r"\infty")))
-    low, high = (number_key(-infinite), False), (number_key(infinite), False)
+    endless = to_float(value(parse(r"\infty")))
+    least, most = number_key(-endless), number_key(endless)
+    low, high = (least, False), (most, False)
     for k, sign in enumerate(signs):
         left = k + 1 == at  # the number stands left of the variable
-        bound = number_key((value(nodes[k] if left else nodes[k + 1]) - start) / slope, exact)
-        if sign == r"\ne":
-            return ("not", bound) if len(signs) == 1 else None
-        if sign not in _FLIPPED:
+        end = value(nodes[k] if left else nodes[k + 1])
+        if end.imag != 0 or sign not in (*_FLIPPED, r"\ne"):
             return None
-        end = (bound, sign in (r"\le", r"\ge"))
+        exactly = all(isinstance(v, Fraction) for v in (end, start, slope))
+        bound = number_key(_divided(end - start if exactly else to_float(end) - to_float(start), slope), exact)
+        if sign == r"\ne":
+            both = {("tuple", least, bound), ("tuple", bound, most)}
+            return ("union", frozenset(both)) if len(signs) == 1 else None
+        one = (bound, sign in (r"\le", r"\ge"))
         if ((sign in ("<", r"\le")) == left) == (slope > 0):
-            low = end
+            low = one
         else:
-            high = end
+            high = one
     if not low[1] and not high[1]:
         return ("tuple", low[0], high[0])  # as (1, 2) reads
     return ("interval", low[0], high[0], low[1], high[1])

@@ -5,16 +5,14 @@ Two answers are the same if their canonical forms are (`form.py`). What that doe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import combinations
 
 from pqm_fast.evaluate.answers.form import Form, form
-from pqm_fast.evaluate.answers.keys import Key, expression_key, number_key
+from pqm_fast.evaluate.answers.keys import Key
 from pqm_fast.evaluate.answers.notation import normalise
-from pqm_fast.evaluate.answers.value import from_decimals
-from pqm_fast.evaluate.judge import symbolic_values, symbolically_equal
+from pqm_fast.evaluate.judge import symbolically_equal
 
-_SYMBOLIC = {"set", "union", "interval", "tuple", "vector", "list", "matrix", "inequality", "not", "equation", "named"}
+_SYMBOLIC = {"set", "union", "interval", "matrix"}
 """Kinds that math-verify may find equal to what only it reads."""
 
 
@@ -29,7 +27,7 @@ def same_answer(a: str, b: str) -> bool:
 
     What is left is compared by math-verify, in pairs. Over `judge.LIMIT` seconds count as different, with a warning.
     """
-    return _same(_read(a), _read(b), a, b)
+    return _same(form(a), form(b), a, b)
 
 
 def right_answer(answer: str, gold: str) -> bool:
@@ -38,7 +36,7 @@ def right_answer(answer: str, gold: str) -> bool:
     That may be the variable of `x = 5`, the unit of `5 feet` or `$5`, the percent of `5%`, the degrees of `90^\circ`.
     It may not differ: `$5` is not right for `5 cents`. Symmetric, but no equivalence.
     """
-    return _agree(_read(answer), _read(gold), answer, gold)
+    return _agree(form(answer), form(gold), answer, gold)
 
 
 def group_answers(answers: Sequence[str | None]) -> list[int]:
@@ -49,16 +47,19 @@ def group_answers(answers: Sequence[str | None]) -> list[int]:
     """
     classes: dict[Key, list[str]] = {}
     for answer in dict.fromkeys(answer for answer in answers if answer is not None):
-        classes.setdefault(_read(answer).key, []).append(answer)
+        classes.setdefault(form(answer).key, []).append(answer)
     members = list(classes.values())
-    forms = [{_read(answer): answer for answer in own} for own in members]  # `50%` and 1/2 leave out different things
+    forms = [{form(answer): answer for answer in own} for own in members]  # `50%` and 1/2 leave out different things
 
     def linked(i: int, j: int) -> bool:
         return any(_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
 
+    def agree(i: int, j: int) -> bool:
+        return all(_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
+
     class_of: dict[str, tuple[int, int]] = {}
     for number, component in enumerate(_components(forms, linked)):
-        whole = all(linked(i, j) for i, j in combinations(component, 2))
+        whole = all(agree(i, j) for i, j in combinations(component, 2))
         for i in component:
             class_of.update(dict.fromkeys(members[i], (number, 0 if whole else i)))
     order = list(dict.fromkeys(class_of[answer] for answer in answers if answer is not None))
@@ -85,20 +86,6 @@ def _components(classes: Sequence[Iterable[Form]], linked: Callable[[int, int], 
                     found.append(j)
                     del left[j]
         yield sorted(found)
-
-
-@lru_cache(maxsize=65536)
-def _read(answer: str) -> Form:
-    """With math-verify's value where the canonical form does not read it."""
-    own = form(answer)
-    if not own.unread:
-        return own
-    text = normalise(answer)
-    values = symbolic_values(text)
-    if values is None:
-        return own
-    found = [from_decimals(real, imaginary) for real, imaginary in values]
-    return Form(number_key(found[0], "." not in text) if len(found) == 1 else expression_key(found))
 
 
 def _same(x: Form, y: Form, a: str, b: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS
+from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS, GREEK
 
 # dimension, size in a unit of that dimension, names; the first is how messages and comparisons call it
 _TABLE = [
@@ -29,10 +29,11 @@ _TABLE = [
     ("mass", "1000", "kg kilogram"),
     ("mass", "28.349523125", "oz ounce"),
     ("mass", "453.59237", "pound lb £"),  # pounds of money and of mass have one name
-    ("volume", "1/1000", "ml milliliter millilitre"),
-    ("volume", "1", "l liter litre"),
+    ("volume", "1/1000", "ml milliliter millilitre mL"),
+    ("volume", "1", "l liter litre L"),
     ("money", "1/100", "¢ cent penny pennies"),
-    ("money", "1", "$ dollar"),
+    ("money", "1", "$ dollar USD"),
+    ("money of India", "1", "₹ rupee"),
     ("money of Europe", "1", "€ euro"),
     ("", "1/100", "% percent"),
     ("angle", "1", "degree deg"),
@@ -44,22 +45,28 @@ _UNITS = {
 _SHORT = sorted((name for name in _UNITS if 2 <= len(name) <= 3 and name.isalpha()), key=len, reverse=True)
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3}
-_NO_UNITS = FUNCTION_WORDS | {
-    *("half", "third", "quarter", "and", "or", "plus", "minus", "times", "over", "more", "less", "squared", "cubed"),
-    *("mod", "choose", "base", "divided", "equals", "not", "but", "to", "is", "by"),
+_PLAIN_WORDS = (
+    "half third quarter halves thirds quarters and or plus minus times over more less squared cubed mod choose base "
+    "divided equals not but to is by point root power factorial negative positive doubled tripled"
+)
+_PARTS = {
+    f"{part}th{s}" for part in ("four", "fif", "six", "seven", "eigh", "nin", "ten", "hundred") for s in ("", "s")
 }
+_NO_UNITS = {*FUNCTION_WORDS, *GREEK, *_PARTS, *_PLAIN_WORDS.split()}
 
 _word = rf"(?:[a-zA-Z]{{3,}}|(?:{'|'.join(_SHORT)}|sq)(?![a-zA-Z]))\.?"
 _raised = r"(?:\s*\^\s*\{?\s*\d\s*\}?)?"
 _PLAIN = re.compile(
     rf"(?<=[\d)}}!.])\s*(?:per\s+|/\s*)?{_word}{_raised}(?:(?:\s+|\s*/\s*){_word}{_raised}){{0,4}}(?:\s*/\s*[hs]{_raised})?\s*\Z"
 )
-_LETTER = re.compile(r"(?<=[\d)}.])(?:\s*m\s*/\s*s(?:\s*\^\s*\{?2\}?)?|\s+[mghls])\s*\Z")  # 5m is a product
+_LETTER = re.compile(
+    rf"(?<=[\d)}}.])(?:\s*m\s*/\s*s(?:\s*\^\s*\{{?2\}}?)?|\s+[mghlsdL]{_raised})\s*\Z"
+)  # 5m is a product
 _IN_TEXT = re.compile(rf"(?<=\S)\s*\\text\s*\{{([^{{}}]*)\}}({_raised})\s*\Z")
-_SYMBOL = re.compile(r"\s*(-?)\s*\\?([$€£¢])\s*")
+_SYMBOL = re.compile(r"\s*(-?)\s*\\?([$€£¢₹])\s*")
 _AFTER = re.compile(r"(?<=[\d)}!.])\s*\\?([%$€£¢])\s*\Z")
 _NUMBER = r"(?:\d[\d,]*(?:\.\d+)?)"
-_COMPOUND = re.compile(rf"\s*({_NUMBER}(?:\s+\d+/\d+)?)\s*({_word})\s*(?:,|and\b)?\s*")
+_COMPOUND = re.compile(rf"\s*({_NUMBER}(?:\s+\d+/\d+)?)\s*({_word}|[hms](?![a-zA-Z]))\s*(?:,|and\b)?\s*")
 
 
 _ANGLE_OF = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*[^()]*\Z")
@@ -93,6 +100,8 @@ def quantity(text: str) -> Quantity | None:
     if match is None:
         return Quantity(number, 1, found)
     phrase = match[1] + match[2] if match.re is _IN_TEXT else match[0]
+    if match.re is _PLAIN and phrase[0].isalpha() and re.split(r"[^a-zA-Z]", phrase)[0] not in _UNITS:
+        return None  # 5abc
     scale, words = 1, phrase.split()
     while words and words[0].lower() in _SCALES:
         scale *= _SCALES[words.pop(0).lower()]
@@ -150,7 +159,8 @@ def _product(phrase: str) -> tuple[str, str, Fraction] | None:
             power = _POWERS[word.lower()]
             continue
         own = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
-        singular = word.lower().removesuffix("s") if len(word) > 3 else word.lower()
+        plain = word if word[1:] != word[1:].lower() else word.lower()  # MPa is not mPa
+        singular = re.sub(r"(?<=[xhs])es\Z|(?<!s)s\Z", "", plain) if len(word) > 3 else plain
         name, dimension, size = _UNITS[own] if own else (singular, singular, Fraction(1))
         exponent = int(raised) if raised else power
         suffix = f"^{exponent}" if exponent > 1 else ""

@@ -17,7 +17,8 @@ DIGITS = 120  # that values are computed with
 SAME = 90  # digits in which two values of one number agree, whatever the order of operations
 EXACT_BITS = 20_000  # of a numerator or denominator; beyond it a rational number is a float of `DIGITS`
 LARGEST = 1_000_000  # bits of the exponent's reach: 2^1000000 has a value, 9^{9^9} has none
-POINTS = 4  # where an expression with variables is evaluated
+# where an expression with variables is evaluated: how large they are at each point; from the third on, of either sign
+SCALES = (1, 300, 1, 20, 1, 300)
 
 _mp = mpmath.mp.clone()  # of our own: nobody else sees or sets its precision
 _mp.dps = DIGITS
@@ -66,28 +67,29 @@ def value(node: Node, point: Mapping[str, Value] | None = None) -> Value:
 
 
 def at_points(node: Node) -> list[Value | None]:
-    """At `POINTS` fixed points of its variables; None where it has no value. Raises `NoValue` if it has none at any."""
+    """At six fixed points of its variables; None where it has no value. Raises `NoValue` if it has none at any."""
     found: list[Value | None] = []
-    for k in range(POINTS):
+    for k in range(len(SCALES)):
         try:
-            found.append(value(node, {name: coordinate(name, k) for name in variables(node)}))
+            own = value(node, {name: coordinate(name, k) for name in variables(node)})
+            found.append(own if isinstance(own, Fraction) or _mp.isfinite(own) else None)
         except NoValue:
             found.append(None)
-    if found == [None] * POINTS:
+    if all(own is None for own in found):
         raise NoValue("undefined")
     return found
 
 
 def coordinate(name: str, k: int) -> Value:
-    """Where variable `name` lies at point k: below 3 in size, and negative at the last."""
+    """Where variable `name` lies at point k: about `SCALES`[k] in size."""
     seed = int.from_bytes(blake2b(f"{name} {k}".encode(), digest_size=16).digest(), "little")
-    at = Fraction(seed % 10**12, 5 * 10**11 + 39) + Fraction(1, 2)
-    return to_float(-at if k == POINTS - 1 else at)
+    at = (Fraction(seed % 10**12, 5 * 10**11 + 39) + Fraction(1, 2)) * SCALES[k]
+    return to_float(-at if k > 1 and seed >> 100 & 1 else at)
 
 
 def digits(found: Value | None) -> str:
-    """To `SAME` / 2 digits."""
-    return "none" if found is None else _mp.nstr(to_float(found), SAME // 2)
+    """To `SAME` digits."""
+    return "none" if found is None else _mp.nstr(to_float(found), SAME)
 
 
 def from_decimals(real: str, imaginary: str) -> Value:

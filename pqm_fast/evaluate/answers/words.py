@@ -12,9 +12,9 @@ _SMALL_WORDS = {
 
 def is_product(word: str) -> bool:
     """Whether letters side by side are factors, as in `ab`, and no word."""
-    return (len(word) == 2 and word.lower() not in _SMALL_WORDS) or (
-        len(word) == 3 and set(word) in ({*"abc"}, {*"xyz"})
-    )
+    if not word.islower():
+        return False
+    return (len(word) == 2 and word not in _SMALL_WORDS) or (len(word) == 3 and set(word) in ({*"abc"}, {*"xyz"}))
 
 
 def has_words(text: str) -> bool:
@@ -23,7 +23,9 @@ def has_words(text: str) -> bool:
     return any(
         not is_product(word) and word not in FUNCTION_WORDS
         for word in re.findall(r"[a-zA-Z]+", re.sub(r"\bdegrees?\b", " ", outside))
-        if len(word) > 2 or (word.lower() in _SMALL_WORDS and not re.search(rf"[\d)}}]{word}|{word}[\d^(]", outside))
+        if len(word) > 2
+        or not (len(word) == 1 or word.islower())
+        or (word in _SMALL_WORDS and not re.search(rf"[\d)}}]{word}|{word}[\d^(]", outside))
     )
 
 
