@@ -7,7 +7,7 @@ comes into memory.
 import math
 import socket
 import ssl
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection, IncompleteRead
 from time import monotonic
 from typing import Any
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
@@ -29,6 +29,8 @@ def post(opener: OpenerDirector, request: Request, timeout: float) -> bytes:
         body = response.read(MOST_BYTES + 1)
     if len(body) > MOST_BYTES:
         raise ValueError(f"a reply of more than {MOST_BYTES // 2**20} MiB")
+    if response.length:  # `read` with a limit is silent about a connection that ends too early
+        raise IncompleteRead(body, response.length)
     return body
 
 

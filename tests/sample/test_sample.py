@@ -247,7 +247,9 @@ def test_what_cannot_be_sampled(data, tmp_path, capfd):
     assert "no questions; give at least one" in capfd.readouterr().err
 
 
-def test_names_of_policies():
+def test_names_of_policies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arithmetic").mkdir()
     assert parse_policy("http://localhost:8000/v1#org/model") == ("server", "http://localhost:8000/v1", "org/model")
     assert parse_policy("https://api.example.com/v1/#m#x") == ("server", "https://api.example.com/v1", "m#x")
     assert parse_policy("arithmetic:careless") == ("arithmetic", "", "careless")
