@@ -134,10 +134,11 @@ class Scorer:
         numbers = np.array(list(solutions), dtype=np.int64)
         lengths = np.array([len(s.input_ids) for s in solutions.values()], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        question = np.zeros(0, dtype=np.uint64)
+        question = np.zeros(0, dtype=np.int64)
         units = Units.alone(numbers, lengths)
         if self.prefix_tree:
-            question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
+            order: dict[int, int] = {}  # by first appearance, which is that of the trees
+            question = np.array([order.setdefault(question_number(q), len(order)) for q, _ in encoded], dtype=np.int64)
             units = Units.trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
 
         def make(members: np.ndarray) -> PackedBatch:

@@ -522,32 +522,30 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
 
 
-def test_scores_come_and_are_saved_as_they_are_made(world, tmp_path, monkeypatch, capfd):
-    """By batch and by time, not by the chunk of 2,000 records that is tokenised at once."""
+@pytest.mark.parametrize("tree", ["--no-prefix-tree", "--prefix-tree"])
+def test_scores_are_written_as_they_are_made(world, tmp_path, monkeypatch, capfd, tree):
+    """By batch, not by the chunk of 2,000 records that is tokenised at once."""
     batches, written = [], []
-    original, save = StepQModel.scores, score_module._save
+    scores, append = StepQModel.scores, Journal.append
     monkeypatch.setattr(
-        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or original(self, batch, packing)
+        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or scores(self, batch, packing)
     )
-    monkeypatch.setattr(score_module, "SAVE_SECONDS", -1.0)
 
-    def saved(file):
-        save(file)
-        [part] = tmp_path.glob("*.part")
-        lines = part.read_text().count("\n")
-        written.append((lines, sum(len(batch.members) for batch in batches)))
+    def appended(self, row):
+        written.append(sum(len(batch.members) for batch in batches))
+        return append(self, row)
 
-    monkeypatch.setattr(score_module, "_save", saved)
-    assert score(tmp_path / "out.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64", "--progress") == 0
-    assert [lines for lines, _ in written] == [*range(1, 41), 40]
-    # never more in hand than the batch that was scored last
-    assert all(scored - lines < max(len(batch.members) for batch in batches) for lines, scored in written)
-    assert [i for batch in batches for i in batch.members] == list(range(40))
+    monkeypatch.setattr(Journal, "append", appended)
+    data = write(tmp_path / "data.jsonl", sorted(make_records(40), key=lambda row: row["prompt"]))
+    assert score(tmp_path / "out.jsonl", data, world / "run", tree, "--max-tokens=64", "--progress") == 0
+    assert len(written) == 40
+    # never more in hand than the batch that was scored last, and of a tree of 6 that was cut what waits for the rest
+    in_hand = max(len(batch.members) for batch in batches) + (6 if tree == "--prefix-tree" else 0)
+    assert all(scored - lines <= in_hand for lines, scored in enumerate(written))
+    assert in_hand < 20
+    members = [i for batch in batches for i in batch.members]
+    assert (sorted(members) if tree == "--prefix-tree" else members) == list(range(40))
     assert "40/40" in capfd.readouterr().err
-    written.clear()
-    monkeypatch.setattr(score_module, "SAVE_SECONDS", 1e9)
-    assert score(tmp_path / "out2.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64") == 0
-    assert [lines for lines, _ in written] == [40]
 
 
 @pytest.mark.parametrize(("begun", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
