@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pqm_fast.data.checks import FormatError, record, show, typed
+from pqm_fast.data.checks import FormatError, check_values, record, show, typed
 from pqm_fast.data.dataset import CHUNK, chunks, question_number
 from pqm_fast.data.encode import Encoded, Encoder, OverLong
 from pqm_fast.data.encode_text import TextEncoder
@@ -182,8 +182,10 @@ def _checked(number: int, solution: Any) -> Record:
         raise PQMError(
             f"{where}: steps are {show(steps)} ({type(steps).__name__}); give a non-empty list of texts, one per step"
         )
+    steps = list(steps)
     try:
-        return record(where, typed(question, "the question", str), list(steps), None, {})
+        check_values({"question": question, "steps": steps})
+        return record(where, typed(question, "the question", str), steps, None, {})
     except FormatError as error:
         raise PQMError(f"{where}: {error}") from None
 
