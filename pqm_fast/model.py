@@ -194,8 +194,9 @@ class StepQModel(nn.Module):
         device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
+        config = load_config(path)
         _check_files(Path(path))
-        classifier = load_classifier(path, load_config(path), dtype, device, notes)
+        classifier = load_classifier(path, config, dtype, device, notes)
         return cls.of(
             classifier,
             path,

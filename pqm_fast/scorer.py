@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pqm_fast.data.checks import FormatError, record, show, typed
+from pqm_fast.data.checks import FormatError, check_values, record, show, typed
 from pqm_fast.data.dataset import CHUNK, chunks, question_number
 from pqm_fast.data.encode import Encoded, Encoder, OverLong
 from pqm_fast.data.encode_text import TextEncoder
@@ -134,10 +134,11 @@ class Scorer:
         numbers = np.array(list(solutions), dtype=np.int64)
         lengths = np.array([len(s.input_ids) for s in solutions.values()], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        question = np.zeros(0, dtype=np.uint64)
+        question = np.zeros(0, dtype=np.int64)
         units = Units.alone(numbers, lengths)
         if self.prefix_tree:
-            question = np.array([question_number(q) for q, _ in encoded], dtype=np.uint64)
+            order: dict[int, int] = {}  # by first appearance, which is that of the trees
+            question = np.array([order.setdefault(question_number(q), len(order)) for q, _ in encoded], dtype=np.int64)
             units = Units.trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
 
         def make(members: np.ndarray) -> PackedBatch:
@@ -181,8 +182,10 @@ def _checked(number: int, solution: Any) -> Record:
         raise PQMError(
             f"{where}: steps are {show(steps)} ({type(steps).__name__}); give a non-empty list of texts, one per step"
         )
+    steps = list(steps)
     try:
-        return record(where, typed(question, "the question", str), list(steps), None, {})
+        check_values({"question": question, "steps": steps})
+        return record(where, typed(question, "the question", str), steps, None, {})
     except FormatError as error:
         raise PQMError(f"{where}: {error}") from None
 

@@ -522,32 +522,30 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert [path.name for path in tmp_path.glob("out.jsonl*")] == ["out.jsonl"]
 
 
-def test_scores_come_and_are_saved_as_they_are_made(world, tmp_path, monkeypatch, capfd):
-    """By batch and by time, not by the chunk of 2,000 records that is tokenised at once."""
+@pytest.mark.parametrize("tree", ["--no-prefix-tree", "--prefix-tree"])
+def test_scores_are_written_as_they_are_made(world, tmp_path, monkeypatch, capfd, tree):
+    """By batch, not by the chunk of 2,000 records that is tokenised at once."""
     batches, written = [], []
-    original, save = StepQModel.scores, score_module._save
+    scores, append = StepQModel.scores, Journal.append
     monkeypatch.setattr(
-        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or original(self, batch, packing)
+        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or scores(self, batch, packing)
     )
-    monkeypatch.setattr(score_module, "SAVE_SECONDS", -1.0)
 
-    def saved(file):
-        save(file)
-        [part] = tmp_path.glob("*.part")
-        lines = part.read_text().count("\n")
-        written.append((lines, sum(len(batch.members) for batch in batches)))
+    def appended(self, row):
+        written.append(sum(len(batch.members) for batch in batches))
+        return append(self, row)
 
-    monkeypatch.setattr(score_module, "_save", saved)
-    assert score(tmp_path / "out.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64", "--progress") == 0
-    assert [lines for lines, _ in written] == [*range(1, 41), 40]
-    # never more in hand than the batch that was scored last
-    assert all(scored - lines < max(len(batch.members) for batch in batches) for lines, scored in written)
-    assert [i for batch in batches for i in batch.members] == list(range(40))
+    monkeypatch.setattr(Journal, "append", appended)
+    data = write(tmp_path / "data.jsonl", sorted(make_records(40), key=lambda row: row["prompt"]))
+    assert score(tmp_path / "out.jsonl", data, world / "run", tree, "--max-tokens=64", "--progress") == 0
+    assert len(written) == 40
+    # never more in hand than the batch that was scored last, and of a tree of 6 that was cut what waits for the rest
+    in_hand = max(len(batch.members) for batch in batches) + (6 if tree == "--prefix-tree" else 0)
+    assert all(scored - lines <= in_hand for lines, scored in enumerate(written))
+    assert in_hand < 20
+    members = [i for batch in batches for i in batch.members]
+    assert (sorted(members) if tree == "--prefix-tree" else members) == list(range(40))
     assert "40/40" in capfd.readouterr().err
-    written.clear()
-    monkeypatch.setattr(score_module, "SAVE_SECONDS", 1e9)
-    assert score(tmp_path / "out2.jsonl", world / "data.jsonl", world / "run", "--max-tokens=64") == 0
-    assert [lines for lines, _ in written] == [40]
 
 
 @pytest.mark.parametrize(("begun", "now"), [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -603,13 +601,14 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     with file_size_limit(2000):
         assert score(out, data, run) == 1
     assert capsys.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}\n"
-    original = scorer_module.Scorer.score_encoded
+    original = StepQModel.scores
+
+    def terminated(self, batch, packing):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, packing)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            scorer_module.Scorer,
-            "score_encoded",
-            lambda self, solutions: original(self, solutions) and os.kill(os.getpid(), signal.SIGTERM),
-        )
+        patch.setattr(StepQModel, "scores", terminated)
         assert score(out, data, run) == 143
     assert capsys.readouterr().err == f"pqm-fast: terminated{kept}, and the same command goes on from there\n"
     with monkeypatch.context() as patch, file_size_limit(len(whole) - 1):
@@ -618,7 +617,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}\n"
     assert not out.exists()
     scored = []
-    monkeypatch.setattr(scorer_module.Scorer, "score_encoded", lambda self, solutions: scored.append(solutions))
+    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, packing: scored.append(batch))
     assert score(out, data, run) == 0
     assert out.read_bytes() == whole
     assert scored == []

@@ -350,6 +350,7 @@ def test_what_is_no_usable_model_is_refused_by_name(tmp_path):
             StepQModel.from_pretrained(str(tmp_path / kind))
     model = make_model(tmp_path, "qwen2")
     model.save(tmp_path / "other", tiny.tokenizer(), Recipe(Template()))
+    (tmp_path / "other" / "SHA256SUMS").unlink()
     tiny.config("llama", num_hidden_layers=5).save_pretrained(tmp_path / "other")
     with pytest.raises(PQMError, match="do not fit the architecture llama"):
         StepQModel.from_pretrained(str(tmp_path / "other"))
@@ -440,8 +441,8 @@ HALF = "w5 \ud800"
         ([(None, ["w4"])], "solution 0: the question is None (NoneType); it must be text"),
         ([("w3", ["w4"], 1)], "solution 0: ('w3', ['w4'], 1) is no pair"),
         ([None], "solution 0: None is no pair"),
-        ([("w3", [HALF])], "solution 0: step 1 holds half a surrogate pair"),
-        ([(HALF, ["w4"])], "solution 0: the question holds half a surrogate pair"),
+        ([("w3", [HALF])], "solution 0: steps, entry 1 holds half a surrogate pair"),
+        ([(HALF, ["w4"])], "solution 0: question holds half a surrogate pair"),
     ],
 )
 def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):

@@ -176,7 +176,7 @@ def our_batches(switches: Switches, questions: Questions, setting: Setting) -> I
     if switches.tree:
         question = np.repeat(np.arange(len(questions)), [len(own) for own in questions])
         units = Units.trees(everything, question, lambda i: trajectories[i].input_ids, budget)
-    for members in units.batches(budget, shuffle=False):
+    for members in units.in_order(budget):
         yield pack(
             [(int(i), trajectories[i]) for i in members],
             question=None if question is None else question[members],

@@ -192,9 +192,10 @@ def test_units_hold_each_trajectory_once_within_the_budget(given, budget, epoch)
         own = units.members[start:end] - 100
         assert len(set(question[own])) == 1
         assert 0 < size == len(prefixes([made[i].input_ids.tolist() for i in own])) <= budget
-    batches = units.batches(budget, epoch=epoch)
+    batches, in_order = units.batches(budget, epoch=epoch), list(units.in_order(budget))
     assert sorted(i for b in batches for i in b) == numbers.tolist()
-    for members in batches:
+    assert [i for b in in_order for i in b] == units.members.tolist()
+    for members in (*batches, *in_order):
         pairs = [(i, made[i - 100]) for i in members]
         assert pack(pairs, question=question[members - 100], pad_to=budget).num_tokens <= budget
 
