@@ -23,6 +23,7 @@ from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.files import temporary_beside, write_json
+from pqm_fast.names import check_model_name
 from pqm_fast.options import Attention
 from pqm_fast.pretrained import dtype_name, load_classifier, load_config, quiet_transformers
 
@@ -194,6 +195,7 @@ class StepQModel(nn.Module):
         device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
+        check_model_name(path)
         _check_files(Path(path))
         classifier = load_classifier(path, load_config(path), dtype, device, notes)
         return cls.of(
