@@ -358,6 +358,30 @@ def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path
     fails(["annotate", *sample[1:]], said if name else "policy: empty")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://u:SECRET@h/m",
+        "u:SECRET@host:80/v1#m",
+        "http://h/v1?key=SECRET#m",
+        "http://u:SE/SECRET@h/v1",
+        "s3://SECRET@h/m",
+    ],
+)
+@pytest.mark.parametrize("option", ["--model", "--data", "--policy"])
+def test_credentials_in_a_name_are_not_shown(capfd, tmp_path, name, option):
+    command = {
+        "--policy": ["sample", "--data", tmp_path],
+        "--model": ["score", "--data", tmp_path],
+        "--data": ["evaluate"],
+    }[option]
+    (tmp_path / "questions.jsonl").write_text('{"question": "w3"}\n')
+    assert main([*map(str, command), option, name, "--out", str(tmp_path / "out")]) == 1
+    error = "".join(capfd.readouterr())
+    assert "SECRET" not in error
+    assert "***" in error
+
+
 @pytest.mark.parametrize("name", ["runs/x", "nobody/nothing", "nothing"])
 def test_what_may_be_a_hub_id_is_called_both(command, fails, tmp_path, name):
     said = f"{name}: no such folder, and no model config could be loaded for it as a hub id either: "
@@ -624,6 +648,9 @@ def test_usage_errors(arguments, part, capfd, tmp_path, monkeypatch):
         ("model: [a", "line 1"),
         ("\x00", "cannot be read"),
         ("- model", "holds no options"),
+        ("loss: bce\nzeta: 2\nloss: rank", "line 3: loss stands there for the second time; leave one of them"),
+        ("template:\n  step_token: a\n  step_token: b", "line 3: step_token stands there for the second time"),
+        ('{"loss": "bce", "loss": "bce"}', "line 1: loss stands there for the second time"),
         ("", "holds no options"),
         ("seed: 2024-13-45", "month must be in 1..12"),
         ("data: &a [*a]", "nested too deeply"),
@@ -648,7 +675,7 @@ def test_broken_config_file(fails, tmp_path, text, part):
 
 
 def test_config_file_that_is_none(fails, tmp_path):
-    fails(["train", "--config", tmp_path / "nowhere.yaml"], "nowhere.yaml", "No such file")
+    fails(["train", "--config", tmp_path / "nowhere.yaml"], "nowhere.yaml: no such file; check the path")
     fails(["train", "--config", tmp_path], tmp_path, "Is a directory")
     fails(["train", "--config"], "--config: name one file")
     fails(["train", "--config", "a", "--config=b"], "--config: name one file")
