@@ -11,7 +11,7 @@ _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
 
 def hidden(text: str) -> str:
     """`text` as a message may show it: of each URL in it, and of USER:PASSWORD@HOST, no credentials and no query."""
-    text = re.sub(r"(?<![^\s,])(?P<scheme>[\w+.-]+:/+)?[^\s/@]*:[^\s@]*@(?=[^\s@])", r"\g<scheme>***@", text)
+    text = re.sub(r"(?<![^\s,])(?P<scheme>[\w+.-]+:/+)?[^\s/@]*:(?!//)[^\s@]*@(?=[^\s@])", r"\g<scheme>***@", text)
     text = re.sub(r"(://)[^\s/@]*@", r"\1***@", text)
     return re.sub(r"(://[^\s?#]*\?)[^\s#]*", r"\1***", text)
 
