@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.errors import PQMError
+
 HELD = "held"  # in a temporary folder: the file that its writer has a lock on, for as long as it lives
 LONG = 3600.0  # seconds after which a temporary folder without that file is nobody's
 
@@ -27,15 +29,33 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; on success that file is flushed and takes the name `path`, on an error it goes.
+    """Yields a path to write to; on success that file is flushed and takes the name `path`, on an error it goes. Where
+    `path` is a link, the file that it leads to is replaced.
 
-    Raises OSError, with `path` in it, for what cannot be written.
+    Raises OSError, with `path` in it, for what cannot be written, and PQMError as `file_to_write`.
     """
+    path = file_to_write(path)
     with temporary_beside(path) as temporary:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+
+
+def file_to_write(path: Path) -> Path:
+    """`path`, or what it leads to if it is a link. For those who write late, to ask first.
+
+    Raises PQMError where no file can be: a folder, a device or a pipe is there, or it would lie below a file.
+    """
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_dir():
+        raise PQMError(f"{path}: is a folder; name a file to write")
+    if target.exists() and not target.is_file():
+        raise PQMError(f"{path}: is no regular file but a device, a pipe or a socket; name another file to write")
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise PQMError(f"{path}: {above} is a file, so nothing can be below it; name another file to write")
+    return target
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pqm_fast.errors import PQMError
+from pqm_fast.files import file_to_write
 
 NAME = ".lock"
 
@@ -24,8 +25,10 @@ def locked(path: Path, what: str, *, folder: bool = False) -> Iterator[None]:
     killed process leaves is a file that nobody holds, and the next one takes it.
 
     Raises:
-        PQMError: another process holds it, which the message names; or `path` cannot be there, since a file is.
+        PQMError: another process holds it, which the message names; or `path` cannot be there, since something else is.
     """
+    if not folder:
+        file_to_write(path)
     file = path / NAME if folder else path.with_name(f".{path.name}{NAME}")
     made = _make(file.parent)
     try:

@@ -9,6 +9,13 @@ _PART = r"[A-Za-z0-9_](?:[\w.-]*[\w])?"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
 
 
+def hidden(text: str) -> str:
+    """`text` as a message may show it: of each URL in it, and of USER:PASSWORD@HOST, no credentials and no query."""
+    text = re.sub(r"(?<![^\s,])(?P<scheme>[\w+.-]+:/+)?[^\s/@]*:(?!//)[^\s@]*@(?=[^\s@])", r"\g<scheme>***@", text)
+    text = re.sub(r"(://)[^\s/@]*@", r"\1***@", text)
+    return re.sub(r"(://[^\s?#]*\?)[^\s#]*", r"\1***", text)
+
+
 def check_model_name(name: str) -> None:
     """Raises PQMError for what is no folder and can be no hub id either: nobody is asked for it over the network."""
     if not isinstance(name, str):
@@ -19,10 +26,12 @@ def check_model_name(name: str) -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise PQMError(f"{name}: is a file; name the folder of the model, with config.json and the tokenizer in it")
+        raise PQMError(
+            f"{hidden(name)}: is a file; name the folder of the model, with config.json and the tokenizer in it"
+        )
     if not _HUB_ID.fullmatch(name) or len(name) > 96:
         tilde = "; ~ stands for the home folder only where the shell replaces it" if name.startswith("~") else ""
-        raise PQMError(f"{name}: no such folder; check the path{tilde} (hub ids are written org/name)")
+        raise PQMError(f"{hidden(name)}: no such folder; check the path{tilde} (hub ids are written org/name)")
 
 
 def not_loaded(name: str, what: str, reason: str) -> PQMError:

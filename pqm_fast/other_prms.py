@@ -8,9 +8,10 @@ The presets are what the authors' own code does:
 - RLHFlow: math-rm/prm_evaluate.py of RLHFlow/RLHF-Reward-Modeling ("the +/- is predicted by the '-3' position").
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
+from pqm_fast.data.checks import show
 from pqm_fast.data.encode_text import Layout
 from pqm_fast.errors import PQMError
 from pqm_fast.options import Text
@@ -47,9 +48,19 @@ class OtherPRM:
     bad_token: Text | None = None
     """Token of a wrong step, for --head tokens."""
 
+    def __post_init__(self) -> None:
+        for name, allowed in (("preset", get_args(Preset)), ("head", (None, *get_args(Head)))):
+            if (value := getattr(self, name)) not in allowed:
+                raise PQMError(f"{name}: {show(value)} was given; give one of {', '.join(filter(None, allowed))}")
+        for name in ("prompt_format", "step_format", "step_token", "step_separator", "good_token", "bad_token"):
+            if not isinstance(value := getattr(self, name), (str, type(None))):
+                raise PQMError(f"{name}: {show(value)} ({type(value).__name__}) was given; give a text")
+        if self.given:
+            self.settled()
+
     @property
     def given(self) -> bool:
-        return self != OtherPRM()
+        return any(getattr(self, field.name) != field.default for field in fields(self))
 
     def settled(self) -> "Settled":
         """With everything that was left to the preset. Raises PQMError if that does not settle it."""
@@ -66,8 +77,8 @@ class OtherPRM:
         return Settled(
             self.head or base.head,
             replace(base.layout, **changes),
-            self.good_token or base.good_token,
-            self.bad_token or base.bad_token,
+            base.good_token if self.good_token is None else self.good_token,
+            base.bad_token if self.bad_token is None else self.bad_token,
         )
 
 
@@ -79,6 +90,10 @@ class Settled:
     layout: Layout
     good_token: str = "+"
     bad_token: str = "-"
+
+    def __post_init__(self) -> None:
+        if self.good_token == self.bad_token:
+            raise PQMError(f"good_token and bad_token are both {self.good_token!r}; give the tokens of the two labels")
 
     def layout_for(self, tokenizer: "PreTrainedTokenizerBase") -> Layout:
         """The layout with the tokenizer's chat template written out, where it asks for it. Raises PQMError."""

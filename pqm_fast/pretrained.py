@@ -36,6 +36,8 @@ CLEARLY_FASTER = 1.5
 
 def pick_device(name: str) -> torch.device:
     """`auto`: cuda if there is one, otherwise cpu. Raises PQMError for a device that cannot be used here."""
+    if not isinstance(name, (str, torch.device)):
+        raise PQMError(f"device: {name!r} ({type(name).__name__}) was given; give auto, cpu or cuda")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,9 +1,9 @@
 """Q-values for solutions from Python: `Scorer`, and `score_records` for whole files."""
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,10 @@ class Scorer:
         if not isinstance(other, (OtherPRM, type(None))):
             raise PQMError(f"other: {show(other)} was given; give OtherPRM({show(other)}) or other settings of it")
         path = os.fspath(path)
+        for name, number in (("max_length", max_length), ("max_tokens", max_tokens)):
+            whole = isinstance(number, Integral) and not isinstance(number, bool)
+            if not whole and (number is not None or name == "max_tokens"):
+                raise PQMError(f"{name}: {show(number)} ({type(number).__name__}) was given; give a whole number")
         where = pick_device(device)
         if max_tokens < 1:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
@@ -99,7 +103,8 @@ class Scorer:
         """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
 
         A step beyond the context gets None; so do all steps of a solution whose first one is. Raises PQMError for what
-        is no such pair, naming its number, and RecordError for a text that holds the step token.
+        is no such pair or gets no finite Q-value, naming its number, and RecordError for a text that holds the step
+        token.
         """
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
             raise PQMError(f"solutions are {show(solutions)}; give a list of (question, steps) pairs")
@@ -119,10 +124,16 @@ class Scorer:
         return scores
 
     def scored(
-        self, encoded: Sequence[tuple[str, Encoded | RecordError]], needed: Callable[[int], bool] = lambda i: True
+        self,
+        encoded: Sequence[tuple[str, Encoded | RecordError]],
+        needed: Callable[[int], bool] = lambda i: True,
+        name: Callable[[int], str] = lambda i: f"solution {i}",
     ) -> Iterator[dict[int, Scores]]:
         """{number: scores} of the solutions of each batch when it is done. Batches are made of all, and those that hold
-        no needed number are left out: the others are packed, and so rounded, as they would have been."""
+        no needed number are left out: the others are packed, and so rounded, as they would have been.
+
+        Raises PQMError for Q-values that are not finite, before anything of their batch; `name` says whose they are.
+        """
         solutions: dict[int, Encoded] = {}
         for i, (_, found) in enumerate(encoded):
             if isinstance(found, OverLong):
@@ -159,6 +170,9 @@ class Scorer:
         def read() -> dict[int, Scores]:
             batch, q = launched.popleft()
             parts = np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist())
+            for i, own in zip(batch.members, parts, strict=True):
+                if not np.isfinite(own).all():
+                    raise PQMError(f"{name(i)}: Q-values are not finite; check {self.model.config.name_or_path}")
             return {
                 i: [*own.tolist(), *[None] * solutions[i].steps_cut]
                 for i, own in zip(batch.members, parts, strict=True)
@@ -184,7 +198,7 @@ def _checked(number: int, solution: Any) -> Record:
         )
     steps = list(steps)
     try:
-        check_values({"question": question, "steps": steps})
+        check_values({"the question": question} | {f"step {i}": step for i, step in enumerate(steps, 1)})
         return record(where, typed(question, "the question", str), steps, None, {})
     except FormatError as error:
         raise PQMError(f"{where}: {error}") from None
@@ -248,19 +262,17 @@ def score_records(
 def _in_order(
     scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
 ) -> Iterator[tuple[Record, Scores]]:
-    """The records that are not `done`, each as soon as those before it are scored too. Raises PQMError for Q-values
-    that are not finite, before anything of their batch."""
+    """The records that are not `done`, each as soon as those before it are scored too."""
     wanted = [one.id not in done for one, _ in kept]
     found: dict[int, Scores] = {}
-    model = scorer.model.config.name_or_path
-    batches = scorer.scored([(one.prompt, encoded) for one, encoded in kept], wanted.__getitem__)
+    batches = scorer.scored(
+        [(one.prompt, encoded) for one, encoded in kept],
+        wanted.__getitem__,
+        lambda i: f"{names}: record {kept[i][0].id}",
+    )
     for i, (one, _) in enumerate(kept):
         while wanted[i] and i not in found:
-            batch = next(batches)
-            for number, own in batch.items():
-                if any(q is not None and not math.isfinite(q) for q in own):
-                    raise PQMError(f"{names}: record {kept[number][0].id}: Q-values are not finite; check {model}")
-            found |= batch
+            found |= next(batches)
         if wanted[i]:
             yield one, found.pop(i)
         bar.update()

@@ -17,11 +17,30 @@ def read_yaml(path: Path) -> Any:
         root = yaml.compose(text, yaml.SafeLoader)
         if root is not None and (count := _nodes(root, {})) > MOST_NODES:
             raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are taken")
+        _check_names(root, set())
         return yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise PQMError(f"{path}: no such file; check the path") from error
     except RecursionError as error:
         raise PQMError(f"{path}: cannot be read as YAML or JSON: it is nested too deeply") from error
     except Exception as error:  # what the constructors of numbers and dates raise has no common class
         raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
+
+
+def _check_names(node: yaml.Node | None, done: set[int]) -> None:
+    """Raises ValueError for a name that stands twice: YAML would take the last one without a word."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in done:
+        return
+    done.add(id(node))
+    names: set[str] = set()
+    for child in node.value:
+        name, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+        if isinstance(name, yaml.ScalarNode):
+            if name.value in names:
+                line = name.start_mark.line + 1
+                raise ValueError(f"line {line}: {name.value} stands there for the second time; leave one of them")
+            names.add(name.value)
+        _check_names(value, done)
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:

@@ -195,7 +195,8 @@ def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, 
     for result in found:
         overall = result["overall"]
         assert (overall["candidates"], overall["mean_accuracy"]["mean"]) == (5, pytest.approx((2 / 4 + 1) / 2))
-        assert overall["best_of_n"]["last"]["4"]["mean"] == 1.0  # of the two that are scored to the end
+        for best in overall["best_of_n"].values():
+            assert best["4"]["mean"] == 1.0  # of the two that are scored to the end
         assert "2 candidates without a scored step: kept, and never preferred" in result["left_out"]
     (tmp_path / "out").unlink()
     assert main(command("score", data=write(tmp_path / "pool.jsonl", [hopeless]), **options)) == 0
@@ -357,6 +358,30 @@ def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path
     fails(["annotate", *sample[1:]], said if name else "policy: empty")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://u:SECRET@h/m",
+        "u:SECRET@host:80/v1#m",
+        "http://h/v1?key=SECRET#m",
+        "http://u:SE/SECRET@h/v1",
+        "s3://SECRET@h/m",
+    ],
+)
+@pytest.mark.parametrize("option", ["--model", "--data", "--policy"])
+def test_credentials_in_a_name_are_not_shown(capfd, tmp_path, name, option):
+    command = {
+        "--policy": ["sample", "--data", tmp_path],
+        "--model": ["score", "--data", tmp_path],
+        "--data": ["evaluate"],
+    }[option]
+    (tmp_path / "questions.jsonl").write_text('{"question": "w3"}\n')
+    assert main([*map(str, command), option, name, "--out", str(tmp_path / "out")]) == 1
+    error = "".join(capfd.readouterr())
+    assert "SECRET" not in error
+    assert "***" in error
+
+
 @pytest.mark.parametrize("name", ["runs/x", "nobody/nothing", "nothing"])
 def test_what_may_be_a_hub_id_is_called_both(command, fails, tmp_path, name):
     said = f"{name}: no such folder, and no model config could be loaded for it as a hub id either: "
@@ -411,7 +436,7 @@ def test_output_that_is_there_already(command, fails, world, tmp_path):
     fails([*command("score"), "--out", out / "below"], out)
     out.unlink()
     out.mkdir()
-    fails(command("score"), out, "exists already")
+    fails(command("score"), out, "is a folder; name a file to write")
     (out / "mine.txt").write_text("precious")
     fails(command("train"), out, "is not empty; choose another --out")
     shutil.copytree(world / "run", out, dirs_exist_ok=True)
@@ -623,6 +648,9 @@ def test_usage_errors(arguments, part, capfd, tmp_path, monkeypatch):
         ("model: [a", "line 1"),
         ("\x00", "cannot be read"),
         ("- model", "holds no options"),
+        ("loss: bce\nzeta: 2\nloss: rank", "line 3: loss stands there for the second time; leave one of them"),
+        ("template:\n  step_token: a\n  step_token: b", "line 3: step_token stands there for the second time"),
+        ('{"loss": "bce", "loss": "bce"}', "line 1: loss stands there for the second time"),
         ("", "holds no options"),
         ("seed: 2024-13-45", "month must be in 1..12"),
         ("data: &a [*a]", "nested too deeply"),
@@ -647,7 +675,7 @@ def test_broken_config_file(fails, tmp_path, text, part):
 
 
 def test_config_file_that_is_none(fails, tmp_path):
-    fails(["train", "--config", tmp_path / "nowhere.yaml"], "nowhere.yaml", "No such file")
+    fails(["train", "--config", tmp_path / "nowhere.yaml"], "nowhere.yaml: no such file; check the path")
     fails(["train", "--config", tmp_path], tmp_path, "Is a directory")
     fails(["train", "--config"], "--config: name one file")
     fails(["train", "--config", "a", "--config=b"], "--config: name one file")
@@ -678,6 +706,7 @@ SCORED = [row | {"scores": [1.0, None]} for row in GOOD]
         (GOOD[0] | {"scores": [1.0]}, "scores [1.0] for 2 steps"),
         (GOOD[0] | {"scores": [1.0, "high"]}, "scores [1.0, 'high']; each must be a finite number"),
         (GOOD[0] | {"scores": [1.0, float("nan")]}, "scores [1.0, nan]"),
+        (GOOD[0] | {"scores": [10**400, 1.0]}, "each must be a finite number"),
         (GOOD[0] | {"scores": [float("inf"), 1.0]}, "scores [inf, 1.0]"),
         (SCORED[0] | {"question_id": "q", "correct": "yes"}, "correct is 'yes'; give true, false or a number"),
         (SCORED[0] | {"question_id": "q", "correct": 2}, "correct is 2"),

@@ -1,6 +1,7 @@
 """Files and folders appear whole or not at all, whoever writes beside them and however that ends."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -10,6 +11,8 @@ from contextlib import suppress
 
 import pytest
 
+from pqm_fast.cli import main
+from pqm_fast.errors import PQMError
 from pqm_fast.files import LONG, atomic_file, atomic_folder, remove_leftovers, write_json
 
 KILLED = """
@@ -105,6 +108,49 @@ def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
     os.utime(left, (0, time.time() - LONG - 1))
     remove_leftovers(tmp_path)
     assert not left.exists()
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    for name in ("old", "new"):  # the second leads to nothing yet
+        (tmp_path / name).symlink_to(f"a/{name}")
+        write_json(tmp_path / name, 7)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "a" / name).read_text() == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.html", "pipe.html: is no regular file but a device, a pipe or a socket; name another"),
+        ("link.html", "link.html: is no regular file"),
+        ("device.html", "device.html: is no regular file"),
+        ("folder.html", "folder.html: is a folder; name a file to write"),
+        ("file/a/b.html", "file is a file, so nothing can be below it; name another"),
+    ],
+)
+def test_what_is_no_file_is_not_replaced(tmp_path, capsys, name, message):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe.html")
+    (tmp_path / "link.html").symlink_to("pipe.html")
+    if name == "device.html":
+        try:
+            os.mknod(tmp_path / "device.html", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        except OSError:
+            pytest.skip("needs the right to make a device")
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    path = tmp_path / name
+    with pytest.raises(PQMError, match=re.escape(message)):
+        write_json(path, 1)
+    # found before anything is read
+    for command in (["evaluate"], ["report", "nowhere"], ["score", "--model", "nowhere"]):
+        data = [] if command[0] == "report" else ["--data", "nowhere"]
+        assert main([*command, *data, "--out", str(path)]) == 1
+        assert str(path) in (error := capsys.readouterr().err)
+        assert message in error
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
 
 
 def test_an_error_names_the_file(tmp_path):

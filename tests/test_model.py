@@ -441,8 +441,9 @@ HALF = "w5 \ud800"
         ([(None, ["w4"])], "solution 0: the question is None (NoneType); it must be text"),
         ([("w3", ["w4"], 1)], "solution 0: ('w3', ['w4'], 1) is no pair"),
         ([None], "solution 0: None is no pair"),
-        ([("w3", [HALF])], "solution 0: steps, entry 1 holds half a surrogate pair"),
-        ([(HALF, ["w4"])], "solution 0: question holds half a surrogate pair"),
+        ([("w3", ["w4"]), ("w3", ["w4", "w5", HALF])], "solution 1: step 3 holds half a surrogate pair"),
+        ([("w3", [HALF])], "solution 0: step 1 holds half a surrogate pair"),
+        ([(HALF, ["w4"])], "solution 0: the question holds half a surrogate pair"),
     ],
 )
 def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
@@ -460,7 +461,14 @@ def test_what_scorer_is_given_is_checked(small_scorer, solutions, message):
         ("./nowhere", {}, "./nowhere: no such folder"),
         ("./nowhere", {"other": "trl"}, "other: 'trl' was given; give OtherPRM('trl')"),
         ("m", {"device": "abacus"}, "device: abacus cannot be used here"),
+        ("m", {"device": None}, "device: None (NoneType) was given"),
         ("m", {"max_tokens": 0}, "max_tokens: 0 was given"),
+        ("m", {"max_tokens": "x"}, "max_tokens: 'x' (str) was given; give a whole number"),
+        ("m", {"max_tokens": None}, "max_tokens: None (NoneType) was given"),
+        ("m", {"max_tokens": 1.5}, "max_tokens: 1.5 (float) was given"),
+        ("m", {"max_length": "x"}, "max_length: 'x' (str) was given; give a whole number"),
+        ("m", {"max_length": 2.5}, "max_length: 2.5 (float) was given"),
+        ("m", {"max_length": True}, "max_length: True (bool) was given"),
     ],
 )
 def test_what_a_scorer_is_made_of_is_checked(path, options, message):

@@ -267,8 +267,6 @@ WRONG = {
         (OtherPRM("math-shepherd"), "no head of a language model"),
         (OtherPRM("rlhflow"), "the tokenizer has no chat template"),
         (OtherPRM("trl", head="tokens", good_token="good"), "'good' is not one token"),
-        (OtherPRM(step_token="<extra_0>"), "give --preset, or at least --head and --prompt-format"),
-        (OtherPRM("trl", prompt_format="no place"), "{prompt} must stand in it exactly once"),
     ],
     "math-shepherd": [
         (OtherPRM("trl"), "no head of two labels"),
@@ -284,6 +282,27 @@ def test_what_is_not_as_the_preset_says(other, kind):
         with pytest.raises(PQMError) as error:
             Scorer.from_pretrained(folder, other=options)
         assert message in str(error.value), options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_token": "<extra_0>"}, "give --preset, or at least --head and --prompt-format"),
+        ({"preset": "trl", "prompt_format": "no place"}, "{prompt} must stand in it exactly once"),
+        ({"preset": "foo"}, "preset: 'foo' was given; give one of none, trl, qwen2.5-math-prm, math-shepherd, rlhflow"),
+        ({"preset": None}, "preset: None was given"),
+        ({"preset": "trl", "head": "foo"}, "head: 'foo' was given; give one of linear, mlp, tokens"),
+        ({"preset": "trl", "head": ["mlp"]}, "head: ['mlp'] was given"),
+        ({"preset": "trl", "prompt_format": 3}, "prompt_format: 3 (int) was given; give a text"),
+        ({"preset": "trl", "step_separator": b"x"}, "step_separator: b'x' (bytes) was given"),
+        ({"preset": "rlhflow", "good_token": "y", "bad_token": "y"}, "good_token and bad_token are both 'y'"),
+        ({"preset": "math-shepherd", "good_token": "-"}, "good_token and bad_token are both '-'"),
+    ],
+)
+def test_what_no_model_could_be_read_by(options, message):
+    with pytest.raises(PQMError) as error:
+        OtherPRM(**options)
+    assert message in str(error.value)
 
 
 def test_heads_that_are_no_difference_of_two(tmp_path):

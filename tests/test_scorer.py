@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from pqm_fast.data.encode import Encoder, Template
+from pqm_fast.errors import PQMError
 from pqm_fast.model import StepQModel
 from pqm_fast.scorer import Scorer
 
@@ -50,6 +51,18 @@ def test_trees_give_the_scores_of_plain_packing(tmp_path, monkeypatch, max_token
         assert in_trees < 0.6 * sum(computed)
     else:
         assert in_trees <= sum(computed)
+
+
+@pytest.mark.parametrize("prefix_tree", [True, False])
+def test_scores_that_are_not_finite(tmp_path, prefix_tree):
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "llama")))
+    encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 64)
+    with torch.no_grad():
+        model._embedding()[21] = float("nan")
+    scorer = Scorer(model, encoder, 1, prefix_tree)
+    with pytest.raises(PQMError, match=r"solution 1: Q-values are not finite; check .*llama"):
+        scorer.score([("w3", ["w4"]), ("w6", ["w7 w21", "w5"])])
+    assert len(scorer.score([("w3", ["w4"])])) == 1
 
 
 def test_nothing_to_score(tmp_path):

@@ -1,6 +1,6 @@
 """The Q-values that `pqm-fast score` wrote beside a record."""
 
-import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,4 +41,5 @@ def scores_of(record: Record, source: str, otherwise: str = "") -> Scores:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # as an integer of hundreds of digits is not: no float holds it
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -14,6 +14,7 @@ from pqm_fast.data.checks import FormatError
 from pqm_fast.data.contents import check_contents
 from pqm_fast.data.tables import table_rows
 from pqm_fast.errors import PQMError
+from pqm_fast.names import hidden
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -45,7 +46,7 @@ def expand(source: str) -> list[str]:
     if is_pattern(source):
         found = sorted(glob.glob(source, recursive=True))
         if not found:
-            raise PQMError(f"{source}: matches no file; check the pattern")
+            raise PQMError(f"{hidden(source)}: matches no file; check the pattern")
         return [file for name in found for file in expand(name)]
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).exists() for name in _SAVED):
@@ -88,11 +89,11 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
         return _open_data_set(source, None)
     base, _, split = source.rpartition(":")
     if base and Path(base).is_file():
-        raise PQMError(f"{source}: {base} is a file, which has no splits; name the file alone")
+        raise PQMError(f"{hidden(source)}: {base} is a file, which has no splits; name the file alone")
     name = base or source
     if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
         return _open_data_set(name, split if base else None)
-    raise PQMError(f"{source}: no file or folder of this name; check it (hub data sets are named org/name)")
+    raise PQMError(f"{hidden(source)}: no file or folder of this name; check it (hub data sets are named org/name)")
 
 
 def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:

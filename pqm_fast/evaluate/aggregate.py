@@ -21,8 +21,8 @@ AGGREGATORS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
 def aggregate(scores: Sequence[float | None], how: str = "min") -> float:
     """The score of one solution from its step Q-values (logits).
 
-    Steps without a score (None: they were cut off) are left out. A solution without any scored step gets
-    -inf, so that it is never preferred; with `last`, so does one whose last step has no score.
+    A solution without steps, or with a step that has no score (None: it was cut off), gets -inf and so is never
+    preferred: what is missing may be its worst part.
 
     Args:
         scores: one Q-value or None per step, in order.
@@ -38,17 +38,15 @@ def aggregate_all(solutions: Sequence[Sequence[float | None]], how: str = "min")
     """`aggregate` of each solution: [solutions] float64. Raises as `aggregate`."""
     if how not in AGGREGATORS:
         raise PQMError(f"unknown aggregator {how!r}; choose one of {', '.join(AGGREGATORS)}")
-    size = np.fromiter((len(s) - s.count(None) for s in map(list, solutions)), np.int64, len(solutions))
-    scored = (score for score in chain.from_iterable(solutions) if score is not None)
-    q = np.fromiter(scored, np.float64, int(size.sum()))
-    if not np.isfinite(q).all():
-        raise PQMError(f"step scores must be finite, found {q[~np.isfinite(q)][0]}: check the model's output")
+    every = np.fromiter((s for s in chain.from_iterable(solutions) if s is not None), np.float64)
+    if not np.isfinite(every).all():
+        raise PQMError(f"step scores must be finite, found {every[~np.isfinite(every)][0]}: check the model's output")
     found = np.full(len(solutions), -np.inf)
-    some = size > 0  # reduceat has no empty runs
-    if some.any():
-        found[some] = AGGREGATORS[how](q, (np.cumsum(size) - size)[some], size[some])
-    if how == "last":
-        found[[bool(s) and s[-1] is None for s in map(list, solutions)]] = -np.inf
+    whole = [i for i, own in enumerate(solutions) if len(own) and not any(score is None for score in own)]
+    if whole:
+        size = np.array([len(solutions[i]) for i in whole])
+        q = np.fromiter(chain.from_iterable(solutions[i] for i in whole), np.float64, int(size.sum()))
+        found[whole] = AGGREGATORS[how](q, np.cumsum(size) - size, size)
     return found
 
 

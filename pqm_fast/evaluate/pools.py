@@ -18,10 +18,7 @@ from pqm_fast.evaluate.estimate import Estimate
 from pqm_fast.evaluate.steps import Scored, checked
 from pqm_fast.evaluate.vote import DRAWS, expected_votes, majority_vote
 
-CUT_OFF = (
-    "candidates have steps without a score (they were cut off): scored by the steps that have one; "
-    "`last` never prefers one whose last step has none"
-)
+CUT_OFF = "candidates have steps without a score (they were cut off): kept, and never preferred"
 CUT_SHORT = "candidates cut off (`finish_reason` length): no answer, no vote, and wrong unless `correct` says otherwise"
 Pair = tuple[Record, Sequence[float | None]]
 Pools = list[np.ndarray]  # per question, the numbers of its candidates

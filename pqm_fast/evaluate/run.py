@@ -14,7 +14,7 @@ from pqm_fast.evaluate.pools import check_correct, evaluate_pools
 from pqm_fast.evaluate.steps import evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
-from pqm_fast.files import write_json
+from pqm_fast.files import file_to_write, write_json
 from pqm_fast.options import Text
 from pqm_fast.score import CutOff, ScoringOptions
 
@@ -54,6 +54,8 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     """Writes `out` and the pictures beside it if given, prints the tables unless `quiet`, returns what is in `out`."""
+    if config.out:
+        file_to_write(Path(config.out))
     skipped, cut = SkipSummary(), CutOff()
     scored = list(_scored(config, config.data, skipped, cut))
     others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file
+from pqm_fast.files import atomic_file, file_to_write
 from pqm_fast.options import Text
 from pqm_fast.report.find import find
 from pqm_fast.report.page import page
@@ -41,8 +41,9 @@ def report(config: ReportConfig) -> Path:
     if config.solutions < 0:
         raise PQMError(f"solutions: {config.solutions} was given; it must be 0 or more")
     out = Path(config.out)
-    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() not in (".html", ".htm"):
         raise PQMError(f"{out}: name an .html file to write")
+    file_to_write(out)
     runs = find(config.runs)
     made = page(runs, choose(runs, config.solutions, config.seed), config.title)
     with atomic_file(out) as temporary:

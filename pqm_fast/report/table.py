@@ -10,7 +10,7 @@ from typing import Any
 from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.report.find import Run
 from pqm_fast.report.groups import evaluations
-from pqm_fast.train.config import FREE_ON_RESUME
+from pqm_fast.train.config import WITHOUT_EFFECT
 
 # {figure: (its heading, whether the best is marked)}; what a fixed threshold gives says where a model's scores lie
 STEPS = {
@@ -78,7 +78,7 @@ def _by_options(runs: Sequence[Run]) -> list[list[int]]:
     """The runs of each row. A run without options stands alone."""
     rows: dict[Any, list[int]] = defaultdict(list)
     for i, run in enumerate(runs):
-        own = {k: v for k, v in run.options.items() if k not in FREE_ON_RESUME and k != "seed"}
+        own = {k: v for k, v in run.options.items() if k not in WITHOUT_EFFECT and k != "seed"}
         rows[repr(sorted(own.items())) if own else i].append(i)
     return list(rows.values())
 
@@ -86,7 +86,7 @@ def _by_options(runs: Sequence[Run]) -> list[list[int]]:
 def _differing(options: Sequence[dict[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for own in options for name in own)
     known = [own for own in options if own]
-    return [name for name in names if name not in FREE_ON_RESUME and len({repr(own.get(name)) for own in known}) > 1]
+    return [name for name in names if name not in WITHOUT_EFFECT and len({repr(own.get(name)) for own in known}) > 1]
 
 
 def _name(runs: Sequence[Run], own: list[int]) -> Cell:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pqm_fast.data.state import model_key
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.names import check_model_name
+from pqm_fast.names import check_model_name, hidden
 from pqm_fast.options import DType, Text
 
 
@@ -125,12 +124,14 @@ def parse_policy(text: str) -> PolicyName:
         place, _, model = text.partition("#")
         try:
             url = urlsplit(place)
-            usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+            usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and "?" not in place
         except ValueError:  # a port that is no number
             usable = False
         if not usable or not model:
-            shown = re.sub(r"//.*@", "//***@", text)  # a name and password are nobody's business
-            raise PQMError(f"policy {shown}: name a server and its model as http://localhost:8000/v1#MODEL")
+            raise PQMError(
+                f"policy {hidden(text)}: name a server and its model as http://localhost:8000/v1#MODEL, without a "
+                "query; a key goes into the variable OPENAI_API_KEY"
+            )
         return PolicyName("server", place.rstrip("/"), model)
     if text.startswith("arithmetic:"):
         return PolicyName("arithmetic", "", text.removeprefix("arithmetic:"))

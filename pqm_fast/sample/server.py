@@ -20,7 +20,7 @@ from textwrap import shorten
 from time import time
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request as HTTPRequest
 
 from pqm_fast.errors import PQMError, RecordError
@@ -105,7 +105,7 @@ class ServerPolicy:
             except HTTPError as error:
                 self.answered = True
                 with error:
-                    found = f"HTTP {error.code}: {self._shown(_said(error), 300) or error.reason}"
+                    found = f"HTTP {error.code}: {self._shown(_said(error) or str(error.reason), 300)}"
                 if error.code in REFUSED:
                     return RecordError(f"{self.url} refuses it with {found}", "refused by the server")
                 if error.code not in PASSING and error.code < 500:
@@ -162,7 +162,14 @@ def _apart(url: str) -> tuple[str, list[str], str]:
         if not (key.isascii() and key.isprintable()):
             raise PQMError("OPENAI_API_KEY: holds characters that no key can have, such as a line break; set it again")
         secrets, authorization = [*secrets, key], f"Bearer {key}"
-    return place, [secret for secret in secrets if secret], authorization
+    written = [form for secret in secrets if secret for form in _written(secret)]
+    return place, sorted(written, key=len, reverse=True), authorization
+
+
+def _written(secret: str) -> set[str]:
+    """How servers may write it: as it is, in JSON, in a URL."""
+    in_json = json.dumps(secret)[1:-1]
+    return {secret, in_json, in_json.replace("/", "\\/"), quote(secret), quote(secret, safe="")}
 
 
 def _parse(body: bytes) -> Completion:

@@ -154,8 +154,10 @@ class TrainConfig:
         return Path(self.out)
 
 
-# options that may differ between a run and its continuation: they leave every loss as it was, or say how far to go
-FREE_ON_RESUME = {
+# options that leave every loss as it was
+WITHOUT_EFFECT = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
-    "save_dtype", "loader_workers", "recompute_layers", "epochs", "max_steps",
+    "save_dtype", "loader_workers", "recompute_layers",
 }  # fmt: skip
+# options that say how far to go: a continuation may go further
+LENGTH = {"epochs", "max_steps"}

@@ -9,7 +9,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.lock import is_empty
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
-from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
+from pqm_fast.train.config import LENGTH, WITHOUT_EFFECT, TrainConfig
 from pqm_fast.train.log import read_metrics
 from pqm_fast.yaml_file import read_yaml
 
@@ -93,7 +93,7 @@ def _check_options(config: TrainConfig) -> None:
     before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
     if isinstance(before["read"], dict):
         before["read"] = asdict(ReadOptions()) | before["read"]
-    changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
+    changed = [k for k in now if k not in WITHOUT_EFFECT | LENGTH and before.get(k) != now[k]]
     if changed:
         values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)
         raise PQMError(

@@ -155,11 +155,14 @@ def test_tiny_numbers_differ():
 
 def test_cut_off_candidates_are_said():
     cut = candidate("q1", "p", ["a", "b", "it is 1"], [3.0, None, None], answer="2")
-    whole = candidate("q1", "p", ["it is 2"], [2.0], answer="2")
-    found = evaluate_pools([cut, whole], how=("min", "last"))
-    assert found["left_out"][0].startswith("1 candidates have steps without a score (they were cut off): scored by")
-    best = found["overall"]["best_of_n"]
-    assert (best["min"]["2"]["mean"], best["last"]["2"]["mean"]) == (0, 1)
+    whole = candidate("q1", "p", ["it is 2"], [-9.0], answer="2")
+    none = candidate("q1", "p", ["a", "it is 1"], [None, None], answer="2")
+    found = evaluate_pools([cut, whole, none])
+    said = "1 candidates have steps without a score (they were cut off): kept, and never preferred"
+    assert said in found["left_out"]
+    for how, best in found["overall"]["best_of_n"].items():
+        assert best["2"]["mean"] == pytest.approx(2 / 3), how  # the whole one, wherever it is there
+        assert found["overall"]["weighted_vote"][how]["2"]["mean"] == pytest.approx(2 / 3), how
 
 
 def test_order_of_candidates_does_not_matter_unless_asked():

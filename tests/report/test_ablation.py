@@ -51,6 +51,15 @@ def test_seeds_share_a_row(tmp_path):
     assert (single.text, single.spread, single.is_best) == ("0.750", "", False)
 
 
+@pytest.mark.parametrize(("option", "other"), [("epochs", 3), ("max_steps", 20)])
+def test_runs_of_another_length_have_a_row_of_their_own(tmp_path, option, other):
+    folders = [write_run(tmp_path / f"seed{s}", seed=s, save_every=s) for s in (1, 2)]
+    folders.append(write_run(tmp_path / "length", seed=3, **{option: other}))
+    table = ablation(find([str(folder) for folder in folders]))
+    assert table.options == [option]
+    assert [row[0].text for row in table.rows] == ["seed1", "length"]
+
+
 def test_figures_of_evaluations(tmp_path):
     for name, good in (("poor", -1.0), ("good", 2.0)):
         write_results(tmp_path / f"{name}.json", pool(good))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 from pqm_fast.sample.arithmetic import ArithmeticPolicy
 from pqm_fast.sample.policy import Request
@@ -113,6 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(2**20))
         elif fault == "key":  # as servers do that do not know it
             self._reply(401, f"no such key: {self.headers['Authorization']}")
+        elif fault == "key in the reason":
+            self.send_response(401, f"no such key: {self.headers['Authorization']}")
+            self.end_headers()
+            self.close_connection = True
+        elif fault == "key in JSON":
+            said = json.dumps(f"no such key: {self.headers['Authorization']}").replace("/", "\\/")
+            self._reply(401, f"{said} {quote(self.headers['Authorization'], safe='')}")
         elif fault == "drop":
             self.close_connection = True  # not a byte
         elif fault == "cut":  # fewer bytes than the header says

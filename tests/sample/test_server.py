@@ -387,6 +387,17 @@ def test_neither_key_nor_password_is_shown(serve, data, tmp_path, capfd, monkeyp
     assert "cret" not in out.read_text() if sent else not out.exists()
 
 
+@pytest.mark.parametrize("fault", ["key", "key in the reason", "key in JSON"])
+def test_a_key_is_hidden_however_it_is_written(serve, monkeypatch, fault):
+    monkeypatch.setenv("OPENAI_API_KEY", 'sk-ab/cret"ghi jkl')
+    server = serve()
+    server.fault = lambda body, attempt: fault
+    with pytest.raises(PQMError, match=r"no such key: Bearer \*\*\*") as error:
+        ask(server.policy)
+    for part in ("ab", "cret", "ghi", "jkl"):
+        assert part not in str(error.value).removeprefix(server.policy)
+
+
 def test_tls_is_bounded_too(serve, tmp_path, monkeypatch):
     """With a certificate made here."""
     if not (openssl := shutil.which("openssl")):
