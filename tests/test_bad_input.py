@@ -456,7 +456,7 @@ def test_resume_with_another_architecture(interrupted, fails, tmp_path):
 def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path):
     path = tmp_path / "out" / "checkpoints" / "step-0000001" / "training.pt"
     path.write_bytes(path.read_bytes()[:10])
-    fails(interrupted(), path.parent, "every checkpoint is damaged", "training.pt is not as it was written")
+    fails(interrupted(), path.parent, "every checkpoint is damaged", "training.pt or SHA256SUMS is not as it was written")
 
 
 def test_resume_with_a_damaged_config(interrupted, fails, tmp_path):

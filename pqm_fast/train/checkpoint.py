@@ -71,11 +71,6 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in found if re.fullmatch(r"step-\d{7}", p.name) and p.is_dir())
 
 
-def interrupted_checkpoints(folder: Path) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-.+", p.name))
-
-
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
 

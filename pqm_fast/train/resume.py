@@ -5,8 +5,10 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
+from pqm_fast.checksums import find_damage, has_sums
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.files import remove_leftovers
 from pqm_fast.lock import is_empty
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
 from pqm_fast.train.config import FREE_ON_RESUME, TrainConfig
@@ -20,6 +22,7 @@ def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
     `notes` is told of checkpoints that are damaged. Raises PQMError for a run folder that cannot be used so.
     """
     stored = config.folder / "config.yaml"
+    remove_leftovers(config.folder)  # of a run that was killed while it wrote its config.yaml
     if not config.resume:
         if not is_empty(config.folder):
             what = "already holds a run" if stored.exists() else "is not empty"
@@ -73,9 +76,12 @@ def how_to_resume(config: TrainConfig) -> str:
 
 
 def _complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
-    """Whether everything is there that the end of a run writes."""
+    """Whether everything is there that the end of a run writes, and is as it was written. A model without checksums
+    was changed on purpose."""
     names = ["config.json", "training.png", *(["metrics.json"] if evaluates else [])]
     if not all((config.folder / name).exists() for name in names):
+        return False
+    if not any(config.folder.glob("*.safetensors")) or (has_sums(config.folder) and find_damage(config.folder, [])):
         return False
     rows = read_metrics(config.folder / "metrics.jsonl")
     return not evaluates or any(row["kind"] == "eval" and row["step"] == total_steps for row in rows)
