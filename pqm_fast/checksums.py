@@ -4,17 +4,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pqm_fast.data.state import file_digest
+from pqm_fast.data.state import file_digests
 from pqm_fast.files import sync
 
 NAME = "SHA256SUMS"
 
 
 def sums(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name, several at a time."""
+    """SHA-256 of each file by its name."""
     files = list(files)
-    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        return dict(zip((file.name for file in files), pool.map(file_digest, files), strict=True))
+    return dict(zip((file.name for file in files), file_digests(files), strict=True))
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:

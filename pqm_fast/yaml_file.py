@@ -1,4 +1,4 @@
-"""YAML and JSON that somebody else may have written, read within bounds."""
+"""YAML: what somebody else may have written, read within bounds, and options written."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_file
 
 MOST_NODES = 100_000  # values and names, each as often as aliases (`*name`) repeat it
 
@@ -22,6 +23,11 @@ def read_yaml(path: Path) -> Any:
         raise PQMError(f"{path}: cannot be read as YAML or JSON: it is nested too deeply") from error
     except Exception as error:  # what the constructors of numbers and dates raise has no common class
         raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:

@@ -28,6 +28,7 @@ STATE = {
     "micro_batch_tokens": int,
     "accumulation": int,
     "dtype": str,
+    "options": dict,
     "model": dict,
 }
 

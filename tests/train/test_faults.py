@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, 
     monkeypatch.setattr(loop, "train_step", lambda *given, whole=loop.train_step: done.append(1) or whole(*given))
     if not kept:
         assert sorted(path.name[:17] for path in run.iterdir()) == [".config.yaml.tmp-", ".lock"]
-        with pytest.raises(PQMError, match="no run to resume here .*start it without --resume"):
+        with pytest.raises(PQMError, match=r"no run to resume here .*start it without --resume"):
             train(make(run, resume=True))
     train(make(run, resume=bool(kept)))
     assert len(done) == STEPS - max(kept, default=0)
