@@ -615,13 +615,14 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     with file_size_limit(2000):
         assert score(out, data, run) == 1
     assert capsys.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}\n"
-    original = scorer_module.Scorer.score_encoded
+    original = StepQModel.scores
+
+    def terminated(self, batch, packing=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, packing)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            scorer_module.Scorer,
-            "score_encoded",
-            lambda self, solutions: original(self, solutions) and os.kill(os.getpid(), signal.SIGTERM),
-        )
+        patch.setattr(StepQModel, "scores", terminated)
         assert score(out, data, run) == 143
     assert capsys.readouterr().err == f"pqm-fast: terminated{kept}, and the same command goes on from there\n"
     with monkeypatch.context() as patch, file_size_limit(len(whole) - 1):
@@ -630,7 +631,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}\n"
     assert not out.exists()
     scored = []
-    monkeypatch.setattr(scorer_module.Scorer, "score_encoded", lambda self, solutions: scored.append(solutions))
+    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, packing=None: scored.append(batch))
     assert score(out, data, run) == 0
     assert out.read_bytes() == whole
     assert scored == []

@@ -120,7 +120,8 @@ def _read_options(path: Path) -> dict[str, Any] | None:
 
 def _filled(options: dict[str, Any]) -> dict[str, Any]:
     """An option that is newer than the run had its default then."""
-    options = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING} | options
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    options = options | {name: value for name, value in defaults.items() if name not in options}
     if isinstance(options.get("read"), dict):
         options["read"] = asdict(ReadOptions()) | options["read"]
     return {name: value for name, value in options.items() if name != "resume"}
