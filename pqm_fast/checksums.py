@@ -4,17 +4,16 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pqm_fast.data.state import file_digest
+from pqm_fast.data.state import file_digests
 from pqm_fast.files import sync
 
 NAME = "SHA256SUMS"
 
 
 def sums(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name, several at a time."""
+    """SHA-256 of each file by its name."""
     files = list(files)
-    with ThreadPoolExecutor() as pool:  # hashlib lets other threads run
-        return dict(zip((file.name for file in files), pool.map(file_digest, files), strict=True))
+    return dict(zip((file.name for file in files), file_digests(files), strict=True))
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
@@ -26,6 +25,11 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
         list(synced)  # raises what failed
     lines = [f"{digest}  {name}\n" for name, digest in sorted(found.items())]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
+    sync(folder / NAME)
+
+
+def has_sums(folder: Path) -> bool:
+    return (folder / NAME).exists()
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -43,14 +47,15 @@ def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
         stored = read_sums(folder)
     except (OSError, ValueError) as error:
         return f"{NAME}: {error.strerror if isinstance(error, OSError) else error}"
-    for name in sorted({*needed, *stored}):
+    for name in sorted(needed):
         if name not in stored:
             return f"{NAME}: {name} is not in it"
+    for name in sorted(stored):
         if not (folder / name).is_file():
-            return f"{name} is missing"
+            return f"{name} is missing (or {NAME} is damaged)"
     try:
         found = sums(folder / name for name in stored)
     except OSError as error:
         return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"
     changed = [name for name in stored if found[name] != stored[name]]
-    return f"{changed[0]} is not as it was written: its SHA-256 is another one" if changed else None
+    return f"{changed[0]} or {NAME} is not as it was written: the SHA-256 is another one" if changed else None

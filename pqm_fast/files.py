@@ -95,16 +95,21 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what killed writers left in `folder`, of one name or of all. What a living one is at stays.
+def remove_leftovers(folder: Path, name: str | None = None) -> list[str]:
+    """Removes what killed writers left in `folder`, of one name or of all, and returns what that was called. What a
+    living one is at stays, and so does what is no folder.
 
     A writer is dead if the lock on its file is free. Between making the folder and the lock, for microseconds, there is
     none: such a folder is left for an hour.
     """
+    removed = []
     pattern = rf"\.{'.+' if name is None else re.escape(name)}\.tmp-\w{{8}}"
     for found in list(folder.iterdir()) if folder.is_dir() else []:
         if re.fullmatch(pattern, found.name) and _is_abandoned(found):
             shutil.rmtree(found, ignore_errors=True)  # refuses links
+            if not os.path.lexists(found):
+                removed.append(found.name)
+    return sorted(removed)
 
 
 def write_json(path: Path, value: Any) -> None:

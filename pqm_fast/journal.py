@@ -5,21 +5,21 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
 
 SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
 
 
 class Journal:
-    """Rows in the order they came, each with a checksum: JSON, a tab, CRC-32 in eight digits, a line feed.
+    """Lines with a checksum each: JSON, a tab, CRC-32 in eight digits, a line feed. The first is `means`, what the rows
+    depend on; then come the rows, in the order they were made.
 
-    `means` is what the rows depend on: a run with other options must not go on from them. It stands in OUT.part.json.
-    Whoever makes a Journal holds the lock on OUT.
+    A run with other options must not go on from them. The CRC of `means` begins that of each row, so that rows are
+    known to be of this run also where the first line is damaged. Whoever makes a Journal holds the lock on OUT.
 
     Raises PQMError if OUT exists already, or OUT.part was begun with something else. Writes nothing before `append`.
     """
@@ -27,21 +27,22 @@ class Journal:
     def __init__(self, out: Path, means: dict[str, Any]):
         if out.exists():
             raise PQMError(f"{out}: exists already; delete it or choose another --out")
-        self.path, self.begun_with = _paths(out)
-        self.means = json.loads(json.dumps(means))
-        self.size, self.saved = 0, 0.0
+        self.path = _part(out)
+        self.first = json.dumps(means).encode()
+        self.seed = zlib.crc32(self.first)
+        self.size, self.rows, self.saved = 0, 0, 0.0
         self.damaged: list[int] = []
         """Lines, from 1, that `replay` found not to be as they were written."""
         self.file: Any = None
         self.reader: Any = None
         if (before := begun(out)) is not None:
-            self._check(before)
+            self._check(before, json.loads(self.first))
 
     def replay(self, take: Callable[[int, dict[str, Any]], None]) -> None:
         """Calls `take` with (where it stands, row) for every row that is as it was written, and says which are not.
 
         A `take` that raises ValueError, LookupError or TypeError does not know the row, which then counts as damaged.
-        What a crash cut off at the end is written over.
+        What a crash cut off at the end is written over. Raises PQMError if no row is known and the first line is lost.
         """
         if not self.path.exists():
             return
@@ -50,13 +51,24 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    take(self.size, json.loads(_checked(line)))
+                    if number == 1:
+                        _means_of(line)
+                    else:
+                        take(self.size, json.loads(_checked(line, self.seed)))
+                        self.rows += 1
                 except (ValueError, LookupError, TypeError, RecursionError):
                     self.damaged.append(number)
                 self.size += len(line)
+        if self.damaged == [1] and not self.rows:  # nothing was begun
+            self.damaged, self.size = [], 0
+        elif 1 in self.damaged and not self.rows:
+            raise PQMError(
+                f"{self.path}: its first line, of what it was begun with, is damaged, and no row is of these options; "
+                "give those that it was begun with, or delete it to start over"
+            )
         if self.damaged:
             lines = ", ".join(map(str, self.damaged[:10])) + (", ..." if len(self.damaged) > 10 else "")
-            print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): done again, the others are kept")
+            print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): rows are done again, the others kept")
 
     def append(self, row: dict[str, Any]) -> int:
         """Writes a row, which then survives the process, and within SAVE_SECONDS the machine. Returns where it stands.
@@ -64,22 +76,27 @@ class Journal:
         Raises PQMError if the file is no longer there, OSError if it cannot be written.
         """
         if self.file is None:
-            write_json(self.begun_with, self.means)
             self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0)
             self.file.truncate(self.size)
             self.file.seek(self.size)
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8")
-        line = b"%s\t%08x\n" % (text, zlib.crc32(text))
-        rest = memoryview(line)
-        while rest:
-            rest = rest[self.file.write(rest) :]
+        if not self.size:
+            self._write(self.first, 0)
+        place = self.size
+        self._write(json.dumps(row, ensure_ascii=False).encode("utf-8"), self.seed)
         if time.monotonic() - self.saved > SAVE_SECONDS:
             os.fsync(self.file.fileno())
             self.saved = time.monotonic()
         if not (self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())):
             raise PQMError(f"{self.path}: was removed while being written; run the command again")
+        self.rows += 1
+        return place
+
+    def _write(self, text: bytes, seed: int) -> None:
+        line = b"%s\t%08x\n" % (text, zlib.crc32(text, seed))
+        rest = memoryview(line)
+        while rest:
+            rest = rest[self.file.write(rest) :]
         self.size += len(line)
-        return self.size - len(line)
 
     def text(self, place: int) -> str:
         """The row that stands there, in JSON. Raises PQMError if it is no longer what was written."""
@@ -87,7 +104,7 @@ class Journal:
             self.reader = open(self.path, "rb")  # noqa: SIM115 (closed by close())
         self.reader.seek(place)
         try:
-            return _checked(self.reader.readline()).decode("utf-8")
+            return _checked(self.reader.readline(), self.seed).decode("utf-8")
         except ValueError as error:
             raise PQMError(f"{self.path}: damaged while in use; run the command again") from error
 
@@ -102,13 +119,13 @@ class Journal:
         try:
             yield
         except KeyboardInterrupt as stop:
-            stop.args = (f"{kept}, and the same command goes on from there",) if self.size else ()
+            stop.args = (f"{kept}, and the same command goes on from there",) if self.rows else ()
             raise
         except OSError as error:
             reason = f"{error.filename or self.path}: {error.strerror or error}"
-            raise PQMError(f"{reason}; {kept}" if self.size else reason) from error
+            raise PQMError(f"{reason}; {kept}" if self.rows else reason) from error
         except PQMError as error:
-            if self.size:
+            if self.rows:
                 raise PQMError(f"{error}; {kept}") from error
             raise
         finally:
@@ -123,11 +140,10 @@ class Journal:
         """Once OUT holds everything."""
         self.close()
         self.path.unlink(missing_ok=True)
-        self.begun_with.unlink(missing_ok=True)
 
-    def _check(self, before: dict[str, Any]) -> None:
+    def _check(self, before: dict[str, Any], means: dict[str, Any]) -> None:
         changed = []
-        for name, now in self.means.items():
+        for name, now in means.items():
             if (then := before.get(name)) != now:
                 values = f"{then!r} then, {now!r} now"
                 changed.append(f"{name} ({values if len(values) < 300 else 'other files, or other contents'})")
@@ -136,26 +152,29 @@ class Journal:
 
 
 def begun(out: Path) -> dict[str, Any] | None:
-    """What `means` was of the interrupted run that OUT.part is of, if there is one. Raises PQMError if that is lost."""
-    path, begun_with = _paths(out)
+    """What `means` was of the interrupted run that OUT.part is of; None if there is none, or that line is damaged."""
+    path = _part(out)
     if not path.exists():
         return None
-    try:
-        before = json.loads(begun_with.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise PQMError(f"{path}: {begun_with} is damaged ({error}); delete both to start over") from error
-    return before
+    with open(path, "rb") as file, suppress(ValueError, RecursionError):
+        return _means_of(file.readline())
+    return None
 
 
-def _paths(out: Path) -> tuple[Path, Path]:
-    return out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
+def _part(out: Path) -> Path:
+    return out.with_name(out.name + ".part")
 
 
-def _checked(line: bytes) -> bytes:
+def _means_of(line: bytes) -> dict[str, Any]:
+    found = json.loads(_checked(line, 0))
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _checked(line: bytes, seed: int) -> bytes:
     """The JSON of a line. Raises ValueError if it is not as it was written."""
     text, _, checksum = line.rstrip(b"\n").rpartition(b"\t")
-    if checksum != b"%08x" % zlib.crc32(text):
+    if checksum != b"%08x" % zlib.crc32(text, seed):
         raise ValueError("not as it was written")
     return text

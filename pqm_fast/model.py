@@ -22,7 +22,7 @@ from pqm_fast.attention import NAME, Packing, Planner, choose_backend
 from pqm_fast.data.encode import LAST, Template, ensure_step_token, single_id
 from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
-from pqm_fast.files import temporary_beside, write_json
+from pqm_fast.files import sync, temporary_beside, write_json
 from pqm_fast.options import Attention
 from pqm_fast.pretrained import dtype_name, load_classifier, load_config, quiet_transformers
 
@@ -293,16 +293,20 @@ class StepQModel(nn.Module):
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
+            sync(folder)
 
 
 def _check_files(folder: Path) -> None:
     """Raises PQMError for a folder that `save` wrote, if its files are not what they were then."""
-    if not (folder / checksums.NAME).exists():
+    if not checksums.has_sums(folder):
         return
     damage = checksums.find_damage(folder, [file.name for file in folder.glob("*.safetensors")])
     if damage is not None:
+        again = f"pqm-fast train --config {folder / 'config.yaml'} --resume"
+        mend = f"write it again from its last checkpoint (`{again}`), " if (folder / "checkpoints").is_dir() else ""
         raise PQMError(
-            f"{folder}: {damage}; put back a copy, or delete {checksums.NAME} there if the change was made on purpose"
+            f"{folder}: {damage}; {mend}put back a copy, or delete {checksums.NAME} there if the change was made on "
+            "purpose"
         )
 
 

@@ -103,6 +103,7 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer([PROBE], add_special_tokens=False, verbose=False)  # what is wrong in its files may show only here
     except Exception as error:  # what transformers raises has no common class
         if Path(path).is_dir():
             raise _no_tokenizer(path, reason(error)) from error

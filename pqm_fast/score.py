@@ -92,8 +92,11 @@ def _score(config: ScoreConfig) -> Path:
     places: dict[str, int] = {}  # where each record stands, by its id
 
     def done(place: int, row: dict[str, Any]) -> None:
-        places[row["id"]] = place
-        cut.add(row["scores"])
+        id, scores = row["id"], row["scores"]
+        if not isinstance(id, str) or not isinstance(scores, list):
+            raise TypeError("no row of scores")
+        cut.add(scores)
+        places[id] = place
 
     journal.replay(done)
     with journal.kept():

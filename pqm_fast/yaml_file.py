@@ -1,4 +1,4 @@
-"""YAML and JSON that somebody else may have written, read within bounds."""
+"""YAML: what somebody else may have written, read within bounds, and options written."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from pqm_fast.errors import PQMError
+from pqm_fast.files import atomic_file
 
 MOST_NODES = 100_000  # values and names, each as often as aliases (`*name`) repeat it
 
@@ -41,6 +42,11 @@ def _check_names(node: yaml.Node | None, done: set[int]) -> None:
                 raise ValueError(f"line {line}: {name.value} stands there for the second time; leave one of them")
             names.add(name.value)
         _check_names(value, done)
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:

@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tiny
+from part_file import rows_in
 from pqm_kernels import LOSSES
 from safetensors.torch import load_file, save_file
 
@@ -481,25 +482,53 @@ def test_resume_with_another_architecture(interrupted, fails, tmp_path):
 def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path):
     path = tmp_path / "out" / "checkpoints" / "step-0000001" / "training.pt"
     path.write_bytes(path.read_bytes()[:10])
-    fails(interrupted(), path.parent, "every checkpoint is damaged", "training.pt is not as it was written")
+    fails(
+        interrupted(), path.parent, "every checkpoint is damaged", "training.pt or SHA256SUMS is not as it was written"
+    )
 
 
-def test_resume_with_a_damaged_config(interrupted, fails, tmp_path):
-    for text in ("model: [", "", "- a"):
-        (tmp_path / "out" / "config.yaml").write_text(text)
-        fails(interrupted(), tmp_path / "out" / "config.yaml", "damaged")
+def test_resume_with_a_damaged_config(interrupted, fails, tmp_path, capfd):
+    """Checkpoints hold the options too, with a checksum: config.yaml is written again from there."""
+    file, checkpoints = tmp_path / "out" / "config.yaml", tmp_path / "out" / "checkpoints"
+    whole = file.read_text()
+    bad = (
+        "model: [",
+        "",
+        "- a",
+        whole.replace("learning_rate: 1.0e", "learning_rate: 3.0e"),
+        whole.replace("seed", "sead"),
+    )
+    for text in (*bad, None):
+        assert text != whole
+        file.unlink() if text is None else file.write_text(text)
+        mended = f"(1e-05 then, 0.5 now). {file} was damaged, and is written again from step-0000001. Give --config"
+        assert main(interrupted(learning_rate=0.5)) == 1
+        assert mended in capfd.readouterr().err
+        assert file.read_text() == whole
+    file.write_text(bad[3])
+    command = ["train", "--config", str(file), "--resume"]
+    assert main(command) == 1
+    assert f"learning_rate (1e-05 then, 3e-05 now). {file} was damaged" in capfd.readouterr().err
+    kept = checkpoints.rename(tmp_path / "kept")
+    for text in bad[:3]:
+        file.write_text(text)
+        fails(interrupted(), file, "damaged, so --resume cannot tell the options of the run")
+    kept.rename(checkpoints)
+    assert main(interrupted()) == 0
+    assert f"{file} was damaged, and is written again from step-0000001\n" in capfd.readouterr().out
+    assert file.read_text() == whole
 
 
 def test_scores_begun_with_something_else(command, fails, world, tmp_path):
     """A file of scores is never continued with another model, other records or a damaged beginning."""
-    part, begun = tmp_path / "out.part", tmp_path / "out.part.json"
+    part = tmp_path / "out.part"
     assert main(command("score")) == 0
     (tmp_path / "out").rename(part)
-    fails(command("score"), part, "damaged", "delete both to start over")  # nothing says what it was begun with
+    fails(command("score"), part, "damaged", "delete it to start over")  # nothing says what it was begun with
     part.unlink()
     model = shutil.copytree(world / "run", tmp_path / "model")
     interrupt(command("score", model=model))
-    assert part.read_bytes().count(b"\n") == 1
+    assert rows_in(part) == 1
     other = write(tmp_path / "other.jsonl", GOOD)
     for changed, arguments in {
         "model": command("score"),
@@ -514,7 +543,7 @@ def test_scores_begun_with_something_else(command, fails, world, tmp_path):
     weights.write_bytes(content)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     fails(command("score", model=model), part, "other options: weights")
-    begun.write_text("{")
+    part.write_bytes(b"{" + part.read_bytes())
     fails(command("score", model=model), part, "damaged")
 
 

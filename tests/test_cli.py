@@ -22,6 +22,7 @@ import tiny
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from part_file import rows_in, sealed
 from pqm_benchmarks.kernels import KernelBench
 from pqm_benchmarks.work import WorkBench
 from pqm_kernels import LOSSES
@@ -30,6 +31,7 @@ from pqm_fast import score as score_module
 from pqm_fast import scorer as scorer_module
 from pqm_fast.cli import BENCHMARKS, COMMANDS, main
 from pqm_fast.data import dataset as dataset_module
+from pqm_fast.data import state
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.demo import DemoConfig
@@ -406,9 +408,13 @@ def test_config_yaml_of_a_run_repeats_it(world, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
-def test_score_then_evaluate(world, tmp_path, capsys):
-    data, scored = world / "data.jsonl", tmp_path / "scored.jsonl"
+def test_score_then_evaluate(world, tmp_path, capsys, monkeypatch):
+    data, scored, read = world / "data.jsonl", tmp_path / "scored.jsonl", []
+    state._known_digest.cache_clear()
+    original = state._read_digest
+    monkeypatch.setattr(state, "_read_digest", lambda file: read.append(file) or original(file))
     assert score(scored, data, world / "run") == 0
+    assert read.count(world / "run" / "model.safetensors") == read.count(data) == 1  # hashed once
     given, found = rows_of(data), rows_of(scored)
     assert [{k: v for k, v in row.items() if k not in ("scores", "scored_by")} for row in found] == given
     assert {row["scored_by"] for row in found} == {str((world / "run").resolve())}
@@ -502,19 +508,19 @@ def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("lost", [0, 1, 30, 500, 900, None])
+@pytest.mark.parametrize("lost", [0, 1, 30, 500, 900, None])  # None: all
 def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monkeypatch, capsys, lost):
     """Cut off anywhere, also within a line, it ends byte for byte as if nothing had happened."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     scored = interrupted(world, out, monkeypatch, chunks=3)
     assert not out.exists()
-    assert [json.loads(line.rpartition(b"\t")[0]) for line in part.read_bytes().splitlines()] == [
+    assert [json.loads(line.rpartition(b"\t")[0]) for line in part.read_bytes().splitlines()[1:]] == [
         json.loads(line) for line in whole.splitlines()[:24]
     ]
     kept = f"what is done is kept in {part}, and the same command goes on from there"
     assert capsys.readouterr().err == f"pqm-fast: interrupted; {kept}\n"
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)  # what had not reached the disk
-    left = part.read_bytes().count(b"\n")
+    left = rows_in(part)
     assert score(out, world / "data.jsonl", world / "run") == 0
     assert out.read_bytes() == whole
     assert len({row["id"] for row in rows_of(out)}) == 40
@@ -569,15 +575,21 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert out.read_bytes() == expected[begun]
 
 
-def test_damaged_scores_are_computed_again(world, whole, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("first", [False, True])
+def test_damaged_scores_are_computed_again(world, whole, tmp_path, monkeypatch, capsys, first):
     """In the middle: the output is in the order of the records all the same."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     scored = interrupted(world, out, monkeypatch, chunks=3)
     lines = part.read_bytes().splitlines(keepends=True)
-    lines[9] = lines[9].replace(b"w", b"v", 1)
+    unscored = json.loads(whole.splitlines()[30])["id"]
+    lines.append(sealed(part, json.dumps({"id": unscored}).encode()))
+    lines[10] = lines[10].replace(b"w", b"v", 1)
+    if first:  # what it was begun with, and nothing else says so
+        lines[0] = lines[0].replace(b"model", b"m\xffdel", 1)
     part.write_bytes(b"".join(lines))
     assert score(out, world / "data.jsonl", world / "run") == 0
-    assert f"{part}: 1 damaged (line 10): done again" in capsys.readouterr().out
+    numbers = "3 damaged (line 1, 11, 26)" if first else "2 damaged (line 11, 26)"
+    assert f"{part}: {numbers}: rows are done again, the others kept" in capsys.readouterr().out
     assert out.read_bytes() == whole
     assert scored == [8, 8, 8]  # its chunk, and the two that were missing
 
@@ -603,7 +615,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}\n"
     original = StepQModel.scores
 
-    def terminated(self, batch, packing):
+    def terminated(self, batch, packing=None):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, packing)
 
@@ -617,7 +629,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}\n"
     assert not out.exists()
     scored = []
-    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, packing: scored.append(batch))
+    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, packing=None: scored.append(batch))
     assert score(out, data, run) == 0
     assert out.read_bytes() == whole
     assert scored == []

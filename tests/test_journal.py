@@ -33,27 +33,36 @@ def replayed(out: Path) -> tuple[Journal, list[dict]]:
 
 
 def flipped(lines: list[bytes]) -> None:
-    lines[3] = lines[3].replace(b"line", b"lime")
+    lines[4] = lines[4].replace(b"line", b"lime")
 
 
 def merged(lines: list[bytes]) -> None:
-    lines[3] = lines[3][:-1] + b"\x00"
+    lines[4] = lines[4][:-1] + b"\x00"
 
 
 def foreign(lines: list[bytes]) -> None:
-    lines.insert(3, b'{"number": 3, "text": "of somebody else"}\n')
+    lines.insert(4, b'{"number": 3, "text": "of somebody else"}\n')
 
 
 def unknown(lines: list[bytes]) -> None:
-    lines.insert(3, b"[7]\t%08x\n" % zlib.crc32(b"[7]"))
+    lines.insert(4, b"[7]\t%08x\n" % zlib.crc32(b"[7]", zlib.crc32(json.dumps(MEANS).encode())))
+
+
+def of_other_options(lines: list[bytes]) -> None:
+    text = json.dumps(row(3)).encode()
+    lines.insert(4, b"%s\t%08x\n" % (text, zlib.crc32(text, zlib.crc32(b'{"seed": 2}'))))
+
+
+def first(lines: list[bytes]) -> None:
+    lines[0] = lines[0].replace(b"seed", b"sEed")
 
 
 def nested(lines: list[bytes]) -> None:
-    lines.insert(3, b"[" * 100_000 + b"\n")
+    lines.insert(4, b"[" * 100_000 + b"\n")
 
 
 def zeros(lines: list[bytes]) -> None:
-    lines[3:5] = [bytes(100), b"\n"]
+    lines[4:6] = [bytes(100), b"\n"]
 
 
 def torn(lines: list[bytes]) -> None:
@@ -62,19 +71,22 @@ def torn(lines: list[bytes]) -> None:
 
 @pytest.mark.fault(
     "what an interrupted `score`, `sample` or `annotate` has got so far is damaged",
-    how="a flipped bit, a lost line feed, a foreign line, zeros in place of lines, a last line that is cut off",
-    lost="the damaged lines",
+    how="a flipped bit, also in the first line, of what it was begun with; a lost line feed, a foreign line, zeros in "
+    "place of lines, a last line that is cut off",
+    lost="the damaged rows",
     recovers="they are named and done again; the others are kept, and none stands there twice",
 )
 @pytest.mark.parametrize(
     ("damage", "lines", "kept"),
     [
-        (flipped, [4], [0, 1, 2, 4, 5]),
-        (merged, [4], [0, 1, 2, 5]),
-        (foreign, [4], [0, 1, 2, 3, 4, 5]),
-        (unknown, [4], [0, 1, 2, 3, 4, 5]),
-        (nested, [4], [0, 1, 2, 3, 4, 5]),
-        (zeros, [4], [0, 1, 2, 5]),
+        (flipped, [5], [0, 1, 2, 4, 5]),
+        (merged, [5], [0, 1, 2, 5]),
+        (foreign, [5], [0, 1, 2, 3, 4, 5]),
+        (unknown, [5], [0, 1, 2, 3, 4, 5]),
+        (of_other_options, [5], [0, 1, 2, 3, 4, 5]),
+        (first, [1], [0, 1, 2, 3, 4, 5]),
+        (nested, [5], [0, 1, 2, 3, 4, 5]),
+        (zeros, [5], [0, 1, 2, 5]),
         (torn, [], [0, 1, 2, 3, 4]),
     ],
 )
@@ -87,14 +99,34 @@ def test_damaged_lines_are_done_again(tmp_path, capsys, damage, lines, kept):
     journal, rows = replayed(out)
     assert rows == [row(i) for i in kept]
     assert journal.damaged == lines
-    named = f"{part}: 1 damaged (line 4): done again, the others are kept\n"
-    assert capsys.readouterr().out == (named if lines else "")
+    named = [f"{part}: 1 damaged (line {line}): rows are done again, the others kept\n" for line in lines]
+    assert capsys.readouterr().out == "".join(named)
     missing = [i for i in range(6) if i not in kept]
     places = {i: journal.append(row(i)) for i in missing}
     assert all(journal.row(place) == row(i) for i, place in places.items())
     journal.close()
     _, rows = replayed(out)
     assert rows == [row(i) for i in (*kept, *missing)]
+
+
+def test_a_part_file_without_its_beginning(tmp_path):
+    """Rows are known by their checksums; where none is of these options, they are left to the user."""
+    part = written(tmp_path / "out", range(2)).path
+    content = part.read_bytes()
+    part.write_bytes(b"x" + content)
+    assert [found["number"] for found in replayed(tmp_path / "out")[1]] == [0, 1]
+    other = Journal(tmp_path / "out", {"seed": 2})
+    with pytest.raises(PQMError, match=r"its first line, .* no row is of these options; give those that it was begun"):
+        other.replay(lambda place, found: None)
+    assert part.read_bytes() == b"x" + content
+    part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row was lost: it begins again
+    journal, rows = replayed(tmp_path / "out")
+    assert rows == []
+    journal.append(row(0))
+    journal.close()
+    assert part.read_bytes() == b"".join(content.splitlines(keepends=True)[:2])
+    with pytest.raises(PQMError, match=r"was begun with other options: seed \(1 then, 2 now\)"):
+        Journal(tmp_path / "out", {"seed": 2})
 
 
 @pytest.mark.fault(
@@ -132,6 +164,7 @@ def test_no_room(tmp_path, file_size_limit):
 )
 @pytest.mark.parametrize("instead", [False, True])
 def test_a_part_file_that_is_removed_is_noticed(tmp_path, instead):
+    (tmp_path / "folder").mkdir()
     journal = written(tmp_path / "folder" / "out", range(2))
     journal, _ = replayed(tmp_path / "folder" / "out")
     journal.append(row(2))
@@ -146,7 +179,6 @@ def test_a_part_file_that_is_removed_is_noticed(tmp_path, instead):
 def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "out.part").symlink_to(tmp_path / "precious")
-    (tmp_path / "out.part.json").write_text(json.dumps(MEANS))
     with pytest.raises(OSError) as caught:
         written(tmp_path / "out", [0])
     assert caught.value.errno == errno.ELOOP

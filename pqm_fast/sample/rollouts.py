@@ -94,7 +94,11 @@ class Rollouts:
         return {len(record.steps): int(right("", text, True, str(record.extra["answer"])))}
 
     def _replayed(self, place: int, row: dict[str, Any]) -> None:
-        self.prefixes.setdefault(row["prefix"], _Prefix()).verdicts[row["rollout"]] = row["right"]
+        prefix, rollout, verdict = row["prefix"], row["rollout"], row["right"]
+        known = type(prefix) is str and type(rollout) is int and 0 <= rollout < self.config.rollouts
+        if not known or type(verdict) is not bool:
+            raise TypeError("no row of a rollout")
+        self.prefixes.setdefault(prefix, _Prefix()).verdicts[rollout] = verdict
 
     def _advance(self, task: _Task) -> bool:
         """Puts what the record needs next where requests come from. Returns whether it needs nothing more."""

@@ -72,7 +72,15 @@ def _sample(config: SampleConfig, names: list[str]) -> Path:
     places = array("q", [-1]) * (len(names) * len(questions) * config.n)
 
     def take(place: int, row: dict[str, Any]) -> None:
-        places[row["number"]] = place
+        number, text, finished = row["number"], row["text"], row["finished"]
+        if (
+            type(number) is not int
+            or not 0 <= number < len(places)
+            or type(text) is not str
+            or type(finished) is not bool
+        ):
+            raise TypeError("no row of a solution")
+        places[number] = place
 
     journal.replay(take)
     with journal.kept():

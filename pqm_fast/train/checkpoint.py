@@ -28,6 +28,7 @@ STATE = {
     "micro_batch_tokens": int,
     "accumulation": int,
     "dtype": str,
+    "options": dict,
     "model": dict,
 }
 
@@ -69,11 +70,6 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Oldest first. What was interrupted while being written never got its name, and is left out."""
     found = folder.iterdir() if folder.is_dir() else []
     return sorted(p for p in found if re.fullmatch(r"step-\d{7}", p.name) and p.is_dir())
-
-
-def interrupted_checkpoints(folder: Path) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted(p for p in found if re.fullmatch(r"\.step-\d{7}\.tmp-.+", p.name))
 
 
 def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:

@@ -149,6 +149,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"data": list(self.data), "eval_data": list(self.eval_data)}
 
+    def to_store(self) -> dict[str, Any]:
+        """As config.yaml and checkpoints keep it."""
+        return {name: value for name, value in self.to_dict().items() if name != "resume"}
+
     @property
     def folder(self) -> Path:
         return Path(self.out)

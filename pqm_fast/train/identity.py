@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pqm_fast.errors import PQMError
-from pqm_fast.train.checkpoint import complete_checkpoints, interrupted_checkpoints, load_checkpoint
+from pqm_fast.files import remove_leftovers
+from pqm_fast.train.checkpoint import complete_checkpoints, load_checkpoint
 from pqm_fast.train.resume import check_length
 from pqm_fast.train.setup import Run
 
@@ -27,9 +28,7 @@ def begin(run: Run, optimizer: torch.optim.Optimizer) -> int:
         if note:
             run.notes.append(note)
     folder = config.folder / "checkpoints"
-    for path in interrupted_checkpoints(folder):
-        run.notes.append(f"{path.name} was interrupted while being written: removed")
-        shutil.rmtree(path)
+    run.notes += [f"{name} was interrupted while being written: removed" for name in remove_leftovers(folder)]
     if run.begun is None:
         run.notes.append("no complete checkpoint yet: starting from the first step")
         return 0
@@ -37,7 +36,8 @@ def begin(run: Run, optimizer: torch.optim.Optimizer) -> int:
         if path > run.begun.path:  # damaged, as was said
             shutil.rmtree(path)
     if run.begun.state["step"] < run.total_steps:
-        (config.folder / "config.json").unlink(missing_ok=True)  # of weights that are not the run's last any more
+        for name in ("config.json", "metrics.json", "training.png"):  # of weights that are not the run's last any more
+            (config.folder / name).unlink(missing_ok=True)
     run.notes.append(f"resuming from {run.begun.path}")
     return run.begun.state["step"]
 

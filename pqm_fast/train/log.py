@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pqm_fast.files import atomic_file
-from pqm_fast.train.folder import RunFolder
+from pqm_fast.train.folder import NotWritten, RunFolder
 
 SHOWN = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}
 NAMES = {"step_accuracy": "acc", "grad_norm": "gnorm", "tokens_per_second": "tok/s"}
@@ -32,9 +32,10 @@ class RunLog:
 
     def _keep_up_to(self, path: Path, step: int, total: int) -> int:
         """Lines of steps that a continued run is going to do again would stand there twice. Returns how many lines
-        were damaged, one that was cut off at the end not counted."""
+        were damaged, one that a crash cut off (it has no line feed) not counted."""
         again = {"train": step, "eval": min(step, total - 1)}  # the last evaluation is after the last checkpoint
         lines = _lines(path)
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
         kept = [
             (line, row)
             for line, row in lines
@@ -43,12 +44,12 @@ class RunLog:
         self.evaluated = {row["step"] for _, row in kept if _is_ours(row) and row["kind"] == "eval"}
         with atomic_file(path) as temporary:
             temporary.write_bytes(b"".join(line + b"\n" for line, _ in kept))
-        return sum(row is None for _, row in lines[:-1])
+        return sum(row is None for _, row in (lines[:-1] if torn else lines))
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """`kind` is train or eval. Raises NotWritten; the file then ends with the line before."""
         line = json.dumps({"kind": kind, "step": step, **figures}).encode() + b"\n"
-        with self.folder.writing(FILE):
+        with self.folder.writing(FILE) as path:
             end = os.fstat(self.file.fileno()).st_size
             try:
                 while line:  # a disk that is nearly full takes a part
@@ -56,6 +57,8 @@ class RunLog:
             except OSError:
                 os.ftruncate(self.file.fileno(), end)
                 raise
+            if not (path.exists() and os.path.samestat(os.fstat(self.file.fileno()), path.stat())):
+                raise NotWritten(f"{path}: was removed or replaced while the run was writing into it")
         if kind == "train":
             self.bar.seconds_left(figures["eta_seconds"])
             self.bar.set_postfix_str(
@@ -176,10 +179,12 @@ def draw_curve(folder: Path) -> Path:
     rate.set_ylim(bottom=0)
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.get_lines():
+            axes.legend(fontsize=8)
     gradient.grid(alpha=0.3)
     handles = [h for axes in (gradient, rate) for h in axes.get_lines()]
-    gradient.legend(handles, [str(h.get_label()) for h in handles], fontsize=8, loc="lower left")
+    if handles:
+        gradient.legend(handles, [str(h.get_label()) for h in handles], fontsize=8, loc="lower left")
     path = folder / "training.png"
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -75,7 +75,12 @@ class _Work:
     def save(self, step: int) -> None:
         """A resumable checkpoint. Raises Diverged instead of saving what is not finite."""
         self.check(step, not_finite(state_of(self.run.model, self.optimizer)))
-        state = {"step": step, "dtype": dtype_name(self.run.model.classifier.dtype), **identify(self.run)}
+        state = {
+            "step": step,
+            "dtype": dtype_name(self.run.model.classifier.dtype),
+            "options": self.run.config.to_store(),
+            **identify(self.run),
+        }
         with self.folder.writing("checkpoints") as path:
             save_checkpoint(path, self.run.model, self.optimizer, state, self.run.config.keep_checkpoints)
 

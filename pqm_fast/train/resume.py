@@ -2,16 +2,19 @@
 
 import shlex
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
 
+from pqm_fast.checksums import find_damage, has_sums
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.files import remove_leftovers
 from pqm_fast.lock import is_empty
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
 from pqm_fast.train.config import LENGTH, WITHOUT_EFFECT, TrainConfig
 from pqm_fast.train.log import read_metrics
-from pqm_fast.yaml_file import read_yaml
+from pqm_fast.yaml_file import read_yaml, write_yaml
 
 
 def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
@@ -20,15 +23,16 @@ def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
     `notes` is told of checkpoints that are damaged. Raises PQMError for a run folder that cannot be used so.
     """
     stored = config.folder / "config.yaml"
+    remove_leftovers(config.folder)  # of a run that was killed while it wrote its config.yaml
     if not config.resume:
         if not is_empty(config.folder):
             what = "already holds a run" if stored.exists() else "is not empty"
             raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
         return None
-    if not stored.exists():
-        raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
-    _check_options(config)
     found, damaged = newest_intact(config.folder / "checkpoints")
+    if found is None and not stored.exists():
+        raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
+    _check_options(config, found, notes)
     notes += [f"{path.name} is damaged ({reason}): left out" for path, reason in damaged.items()]
     if found is None and (config.folder / "config.json").exists():
         raise PQMError(
@@ -73,30 +77,55 @@ def how_to_resume(config: TrainConfig) -> str:
 
 
 def _complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
-    """Whether everything is there that the end of a run writes."""
+    """Whether everything is there that the end of a run writes, and is as it was written. A model without checksums
+    was changed on purpose."""
     names = ["config.json", "training.png", *(["metrics.json"] if evaluates else [])]
     if not all((config.folder / name).exists() for name in names):
+        return False
+    if not any(config.folder.glob("*.safetensors")) or (has_sums(config.folder) and find_damage(config.folder, [])):
         return False
     rows = read_metrics(config.folder / "metrics.jsonl")
     return not evaluates or any(row["kind"] == "eval" and row["step"] == total_steps for row in rows)
 
 
-def _check_options(config: TrainConfig) -> None:
-    stored = config.folder / "config.yaml"
-    before: Any = None
-    with suppress(PQMError):
-        before = read_yaml(stored)
-    if not isinstance(before, dict):
-        raise PQMError(f"{stored}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
-    now = config.to_dict()
-    # an option that is newer than the run had its default then
-    before = {f.name: f.default for f in fields(TrainConfig) if f.name in now} | before
-    if isinstance(before["read"], dict):
-        before["read"] = asdict(ReadOptions()) | before["read"]
-    changed = [k for k in now if k not in WITHOUT_EFFECT | LENGTH and before.get(k) != now[k]]
-    if changed:
-        values = ", ".join(f"{k} ({before.get(k)!r} then, {now[k]!r} now)" for k in changed)
+def _check_options(config: TrainConfig, begun: Checkpoint | None, notes: list[str]) -> None:
+    """Raises PQMError for options that are not those of the run. A checkpoint says which they were, with a checksum;
+    before the first one, config.yaml does. One that is damaged is written again."""
+    path = config.folder / "config.yaml"
+    stored = _read_options(path)
+    then = stored if begun is None else _filled(begun.state["options"])
+    if then is None:
+        raise PQMError(f"{path}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
+    mended = ""
+    if begun is not None and (stored is None or _changed(then, stored) or _changed(stored, then)):
+        mended = f"{path} was damaged, and is written again from {begun.path.name}"
+        notes.append(mended)
+        write_yaml(path, then | {"out": config.out})
+    now = config.to_store()
+    if changed := _changed(then, now):
+        values = ", ".join(f"{name} ({then.get(name)!r} then, {now[name]!r} now)" for name in changed)
         raise PQMError(
             f"{config.out}: --resume needs the options of the run itself; different: {values}. "
-            f"Give --config {stored} to take them from there"
+            f"{mended}{'. ' if mended else ''}Give --config {path} to take them from there"
         )
+
+
+def _read_options(path: Path) -> dict[str, Any] | None:
+    """What config.yaml holds; None if that is not as a run writes it."""
+    found: Any = None
+    with suppress(PQMError):
+        found = read_yaml(path)
+    return _filled(found) if isinstance(found, dict) else None
+
+
+def _filled(options: dict[str, Any]) -> dict[str, Any]:
+    """An option that is newer than the run had its default then."""
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    options = options | {name: value for name, value in defaults.items() if name not in options}
+    if isinstance(options.get("read"), dict):
+        options["read"] = asdict(ReadOptions()) | options["read"]
+    return {name: value for name, value in options.items() if name != "resume"}
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [name for name in now if name not in WITHOUT_EFFECT | LENGTH and then.get(name) != now[name]]

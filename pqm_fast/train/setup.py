@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from pqm_kernels import LOSSES
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +17,6 @@ from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_ques
 from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file
 from pqm_fast.model import Recipe, StepQModel
 from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
 from pqm_fast.train.checkpoint import Checkpoint
@@ -29,6 +27,7 @@ from pqm_fast.train.lora import add_adapters
 from pqm_fast.train.memory import Sizes, fit_memory
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.resume import find_checkpoint
+from pqm_fast.yaml_file import write_yaml
 
 
 @dataclass
@@ -91,7 +90,8 @@ class Run:
 
 
 def prepare(config: TrainConfig) -> Run:
-    """Loads and checks everything; raises PQMError before anything is written into the run folder."""
+    """Loads and checks everything; raises PQMError before anything is written into the run folder, where only a
+    damaged config.yaml is mended."""
     notes: list[str] = []
     begun = find_checkpoint(config, notes)
     torch.manual_seed(config.seed)
@@ -232,11 +232,7 @@ def _steps_of(run: Run, epochs: float) -> int:
 
 def write_config(config: TrainConfig) -> None:
     """config.yaml in the run folder: every option as it was in force, readable with `--config`."""
-    with atomic_file(config.folder / "config.yaml") as temporary:
-        text = yaml.safe_dump(
-            {k: v for k, v in config.to_dict().items() if k != "resume"}, sort_keys=False, allow_unicode=True
-        )
-        temporary.write_text(text, encoding="utf-8")
+    write_yaml(config.folder / "config.yaml", config.to_store())
 
 
 def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:

@@ -41,7 +41,7 @@ VALUES = (
     {"a": 1},
     "\0",
 )
-STATE = {"total_steps": 9, "micro_batch_tokens": 64, "accumulation": 1, "dtype": "float32"}
+STATE = {"total_steps": 9, "micro_batch_tokens": 64, "accumulation": 1, "dtype": "float32", "options": {}}
 
 
 class Victim:

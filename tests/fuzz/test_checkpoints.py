@@ -15,6 +15,10 @@ def test_damaged_checkpoints(victim, first):
         victim.attack(seed)
 
 
+def test_a_tokenizer_that_fails_at_its_first_text(victim):
+    victim.attack(2623)  # `"model_max_length": {}`
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(500, 25_500, 1000))
 def test_many_damaged_checkpoints(victim, first):

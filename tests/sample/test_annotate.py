@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from openai_server import solve
+from part_file import rows_in
 from worlds import annotate, questions, rows_of, sample, write
 
 from pqm_fast.arithmetic.policies import make_policies
@@ -169,9 +170,9 @@ def test_interrupted_annotation_goes_on(pool, tmp_path, monkeypatch, search, los
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     monkeypatch.setattr(ArithmeticPolicy, "_complete", counted)
     assert annotate(pool, out, COMPLETER, **options) == 130
-    assert part.read_bytes().count(b"\n") == 399
+    assert rows_in(part) == 399
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)
-    left = part.read_bytes().count(b"\n")
+    left = rows_in(part)
     first = len(total)
     assert annotate(pool, out, COMPLETER, **options) == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from part_file import rows_in, sealed
 from worlds import questions, rows_of, sample, write
 
 from pqm_fast.arithmetic.policies import make_policies
@@ -104,10 +105,10 @@ def test_interrupted_sampling_goes_on(data, tmp_path, monkeypatch, lost):
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     monkeypatch.setattr(ArithmeticPolicy, "_complete", counted)
     assert sample(data, out, *policies, n=5) == 130
-    assert part.read_bytes().count(b"\n") == 80
+    assert rows_in(part) == 80
     assert not out.exists()
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)
-    left = part.read_bytes().count(b"\n")
+    left = rows_in(part)
     assert sample(data, out, *policies, n=5) == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert len(asked) == 81 + 120 - left
@@ -130,26 +131,39 @@ def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, c
         error = capfd.readouterr().err
         assert f"{part}: was begun with other options: {name}" in error
         assert "delete it to start over" in error
-    part.with_name("out.jsonl.part.json").unlink()
-    assert sample(data, out, "arithmetic:strong", n=2) == 1
-    assert f"{part}: {part}.json is damaged (" in capfd.readouterr().err
+    part.write_bytes(part.read_bytes().replace(b'"n": 2', b'"n": 3', 1))
+    assert sample(data, out, "arithmetic:strong", n=3) == 1
+    assert f"{part}: its first line, of what it was begun with, is damaged" in capfd.readouterr().err
+    assert sample(data, out, "arithmetic:strong", n=2) == 0
+    assert f"{part}: 1 damaged (line 1)" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["{]", "7", '{"number": 99999, "text": "", "finished": true}', '{"text": ""}'])
-def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line):
+@pytest.mark.parametrize("with_checksum", [False, True])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{]",
+        "7",
+        '{"number": 99999, "text": "", "finished": true}',
+        '{"number": -1, "text": "", "finished": true}',
+        '{"number": 1, "text": null, "finished": true}',
+        '{"number": 1}',
+    ],
+)
+def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line, with_checksum):
     """The foreign line and the one that it replaces, in the middle; what is lost is sampled again, and only that."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
         patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert sample(data, out, "arithmetic:strong", n=1) == 130
-    lines = part.read_text(encoding="utf-8").split("\n")
-    lines[2] = line
-    part.write_text("\n".join(lines), encoding="utf-8")
+    lines = part.read_bytes().splitlines(keepends=True)
+    lines[2] = sealed(part, line.encode()) if with_checksum else line.encode() + b"\n"
+    part.write_bytes(b"".join(lines))
     asked = []
     original = ArithmeticPolicy._complete
     monkeypatch.setattr(ArithmeticPolicy, "_complete", lambda self, r: asked.append(r) or original(self, r))
     assert sample(data, out, "arithmetic:strong", n=1) == 0
-    assert f"{part}: 1 damaged (line 3): done again" in capfd.readouterr().out
+    assert f"{part}: 1 damaged (line 3): rows are done again" in capfd.readouterr().out
     assert len(asked) == 1
     assert sample(data, tmp_path / "whole.jsonl", "arithmetic:strong", n=1) == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

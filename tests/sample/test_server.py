@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import pytest
 from openai_server import FAULTS, solve
+from part_file import rows_in
 from worlds import annotate, questions, rows_of, sample, write
 
 from pqm_fast.errors import PQMError
@@ -189,7 +190,7 @@ def test_a_server_that_stays_broken_ends_the_run_and_the_next_one_goes_on(serve,
     assert f"run the command again; what is done is kept in {part}" in error
     assert error.count("error:") == 1
     assert not out.exists()
-    kept = part.read_bytes().count(b"\n")
+    kept = rows_in(part)
     assert 0 < kept <= 24
 
     mended = serve()  # the same model in another place
@@ -211,7 +212,7 @@ def test_annotation_goes_on_too(serve, data, tmp_path, capfd):
     out = tmp_path / "out.jsonl"
     assert annotate(pool, out, server.policy, rollouts=3, retries=1, parallel=4) == 1
     assert "IncompleteRead" in capfd.readouterr().err
-    kept = (tmp_path / "out.jsonl.part").read_bytes().count(b"\n")
+    kept = rows_in(tmp_path / "out.jsonl.part")
     assert 40 <= kept <= 54
     server = serve(lambda body: solve(body, "strong"))
     server.fault = lambda body, attempt: ("429", "drop", "garbage", None)[min(attempt, 3)]
@@ -313,7 +314,7 @@ def test_an_interrupted_command_ends_at_once(serve, data, tmp_path, number, how)
     kept = f"what is done is kept in {out}.part, and the same command goes on from there"
     assert child.communicate(timeout=10)[1] == f"pqm-fast: {how}; {kept}\n"
     assert child.returncode == 128 + number
-    assert (tmp_path / "pool.jsonl.part").read_bytes().count(b"\n") >= 5
+    assert rows_in(tmp_path / "pool.jsonl.part") >= 5
 
 
 # ---- what a server may say ------------------------------------------------------------------------------------------

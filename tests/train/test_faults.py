@@ -7,11 +7,13 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import yaml
 
 from pqm_fast.checksums import find_damage
 from pqm_fast.cli import main
@@ -93,7 +95,7 @@ def assert_clean(folder: Path):
 
 def before(monkeypatch, where: str, count: int, act):
     """Calls `act` when `where`, a name in a module of the loop, is called for the `count`th time."""
-    module = checkpoint if where in ("save_file", "write_sums") else loop
+    module = {"save_file": checkpoint, "write_sums": checkpoint, "safe_dump": yaml}.get(where, loop)
     original, calls = getattr(module, where), []
 
     def function(*given, **named):
@@ -190,14 +192,17 @@ def killed(config: TrainConfig, where: str, count: int):
 
 
 @pytest.mark.fault(
-    "a training is killed: in a step, while a checkpoint is written, in the final evaluation or before the picture",
+    "a training is killed: while its options or a checkpoint are written, in a step, in the final evaluation or before "
+    "the picture",
     how="`kill -9`",
     lost="the steps since the last checkpoint; nothing at the end",
-    recovers="`train --resume`, to the same bits; at the end only what is missing is done",
+    recovers="`train --resume`, to the same bits; at the end only what is missing is done; before the options are "
+    "written, the command itself",
 )
 @pytest.mark.parametrize(
     ("where", "count", "kept"),
     [
+        pytest.param("safe_dump", 1, [], id="options"),
         pytest.param("train_step", 9, [5], id="step"),
         pytest.param("write_sums", 2, [5], id="checkpoint"),
         pytest.param("evaluate", 3, [5, 10, STEPS], id="final evaluation"),
@@ -210,8 +215,12 @@ def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, 
     assert steps(run) == kept
     done = []
     monkeypatch.setattr(loop, "train_step", lambda *given, whole=loop.train_step: done.append(1) or whole(*given))
-    train(make(run, resume=True))
-    assert len(done) == STEPS - kept[-1]
+    if not kept:
+        assert sorted(path.name[:17] for path in run.iterdir()) == [".config.yaml.tmp-", ".lock"]
+        with pytest.raises(PQMError, match=r"no run to resume here .*start it without --resume"):
+            train(make(run, resume=True))
+    train(make(run, resume=bool(kept)))
+    assert len(done) == STEPS - max(kept, default=0)
     assert outcome(run) == outcome(whole)
     assert_clean(run)
 
@@ -272,27 +281,71 @@ def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, d
     assert_clean(cut)
 
 
+def test_only_folders_are_taken_for_interrupted_checkpoints(make, whole, cut, tmp_path):
+    """Others of such a name are nobody's to remove, and in nobody's way."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    link, plain = (cut / "checkpoints" / f".step-0000013.tmp-{end}" for end in ("abcdefgh", "12345678"))
+    link.symlink_to(precious)
+    plain.write_text("mine too")
+    for path in (link, plain):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    train(make(cut, resume=True))
+    assert outcome(cut) == outcome(whole)
+    assert ((link / "file").read_text(), plain.read_text()) == ("mine", "mine too")
+
+
 def test_no_intact_checkpoint(make, cut):
     for step in (5, 10):
         flip(cut / "checkpoints" / f"step-{step:07d}" / "training.pt")
-    with pytest.raises(PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt is not as"):
+    with pytest.raises(PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt or SHA256SUMS is not"):
         train(make(cut, resume=True))
     assert steps(cut) == [5, 10]
 
 
 @pytest.mark.fault(
-    "a byte of a finished model changes",
-    how="a bit of the weights is flipped",
-    lost="nothing is scored with it",
-    recovers="the message names the file",
+    "a byte of a finished model changes, or a file of it is lost",
+    how="a bit of the weights or of the checksums is flipped; the weights or the tokenizer are removed",
+    lost="nothing: it is not used",
+    recovers="the message names the file; `train --resume` writes the model again from the last checkpoint",
 )
-def test_damaged_weights_are_not_used(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    flip(tmp_path / "run" / "model.safetensors", 0.9)
-    with pytest.raises(PQMError, match=r"run: model.safetensors is not as it was written.*put back a copy"):
-        StepQModel.from_pretrained(str(tmp_path / "run"))
-    (tmp_path / "run" / "SHA256SUMS").unlink()  # as the message says, for a change that was meant
-    StepQModel.from_pretrained(str(tmp_path / "run"))
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", flip, "model.safetensors or SHA256SUMS is not as it was written"),
+        ("model.safetensors", Path.unlink, r"model.safetensors is missing \(or SHA256SUMS is damaged\)"),
+        ("tokenizer.json", Path.unlink, "tokenizer.json is missing"),
+        ("SHA256SUMS", lambda file: flip(file, 0.0), "or SHA256SUMS is not as it was written"),
+    ],
+)
+def test_a_damaged_model_is_not_used_and_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    damage(run / name)
+    with pytest.raises(PQMError, match=rf"run: .*{message}.*\(`{COMMAND.format(run)}`\), put back a copy"):
+        StepQModel.from_pretrained(str(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", None)  # it takes no step
+        train(make(run, resume=True))
+    assert outcome(run) == outcome(whole)
+    assert find_damage(run, ["model.safetensors"]) is None
+    with pytest.raises(PQMError, match="the run is complete"):
+        train(make(run, resume=True))
+
+
+def test_a_model_that_was_changed_on_purpose(make, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    flip(run / "model.safetensors", 0.9)
+    (run / "SHA256SUMS").unlink()  # as the message says
+    StepQModel.from_pretrained(str(run))
+    with pytest.raises(PQMError, match="the run is complete"):
+        train(make(run, resume=True))
+    shutil.rmtree(run / "checkpoints")
+    (run / "SHA256SUMS").write_bytes((whole / "SHA256SUMS").read_bytes())
+    with pytest.raises(PQMError, match="is not as it was written: the SHA-256 is another one; put back a copy"):
+        StepQModel.from_pretrained(str(run))
 
 
 @pytest.mark.fault(
@@ -395,8 +448,8 @@ def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
 
 
 @pytest.mark.fault(
-    "the run folder is removed while a training writes into it",
-    how="the folder is removed, before a step and before a checkpoint",
+    "the run folder, or its metrics.jsonl, is removed while a training writes into it",
+    how="the folder is removed, before a step and before a checkpoint; the file before a step",
     lost="the run",
     recovers="one message at the next line of metrics or checkpoint; no new folder is made",
 )
@@ -407,6 +460,16 @@ def test_a_removed_run_folder_is_noticed(make, tmp_path, monkeypatch, where, cou
     with pytest.raises(PQMError, match=r"the run folder was removed or replaced while the run was writing into it"):
         train(make(run))
     assert not run.exists()
+
+
+def test_a_removed_file_of_metrics_is_noticed(make, whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        before(patch, "train_step", 7, lambda: (run / "metrics.jsonl").unlink())
+        with pytest.raises(PQMError, match=r"metrics.jsonl: was removed or replaced.*step-0000005 is kept; go on"):
+            train(make(run))
+    train(make(run, resume=True))
+    assert outcome(run)[1:] == outcome(whole)[1:]
 
 
 # ---- the same run, and a longer one ---------------------------------------------------------------------------------
@@ -462,6 +525,19 @@ def test_a_finished_run_is_extended(make, tmp_path, capsys):
         train(make(run, resume=True, **(constant | {"max_steps": 9})))
 
 
+def test_an_extended_run_is_killed_at_its_end(make, whole, tmp_path):
+    """Its figures and picture are not those of the run before."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    killed(make(run, resume=True, max_steps=STEPS + 1), "write_json", 1)
+    assert read_metrics(run / "metrics.jsonl")[-1]["step"] == STEPS + 1  # the final evaluation was done
+    assert not any((run / name).exists() for name in ("metrics.json", "training.png"))
+    train(make(run, resume=True, max_steps=STEPS + 1))
+    rows, metrics, _ = outcome(run)
+    assert rows[-1] == {"kind": "eval", "step": STEPS + 1, **metrics}
+    assert (run / "training.png").exists()
+
+
 def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -490,18 +566,19 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
     lost="those lines",
     recovers="every line that is intact is kept, read and drawn",
 )
-def test_intact_lines_of_metrics_are_kept(make, cut, capsys):
+@pytest.mark.parametrize(("end", "told"), [(b"", 3), (b"\n", 4)])  # without a line feed it was cut off
+def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
     file = cut / "metrics.jsonl"
     lines = file.read_bytes().splitlines()
     intact = read_metrics(file)
     lines[2] = lines[2][:20]
     lines[4] = lines[4].replace(b"loss", b"l\xffss")
     others = [b'{"note": "mine"}', b"[1]", b"7", b'{"kind": "train"}', b'{"kind": 3, "step": "x"}', b"[" * 10**5]
-    file.write_bytes(b"\n".join([*lines[:6], *others, *lines[6:], b'{"kind": "tra']))
+    file.write_bytes(b"\n".join([*lines[:6], *others, *lines[6:], b'{"kind": "tra']) + end)
     expected = [row for i, row in enumerate(intact) if i not in (2, 4)]
     assert read_metrics(file) == expected
     train(make(cut, resume=True))
-    assert f"{file}: 3 damaged lines were taken out" in capsys.readouterr().out
+    assert f"{file}: {told} damaged lines were taken out" in capsys.readouterr().out
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
     from pqm_fast.report.find import find
@@ -511,6 +588,9 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys):
     draw_curve(cut)
     [run] = find([str(cut)])
     assert len(run.metrics) == len(read_metrics(file))
+    file.unlink()
+    with warnings.catch_warnings(action="error"):
+        draw_curve(cut)
 
 
 def test_the_final_evaluation_has_a_bar(make, tmp_path, capsys):
