@@ -37,8 +37,8 @@ Raw = tuple[Place, Any]
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the files
-    that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
+    """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the
+    files that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
 
     Raises `PQMError` for a folder that holds other files too, since none is left out silently, where there is no file,
     and for data that is named twice.

@@ -108,9 +108,11 @@ def test_the_question_may_have_steps_of_its_own(text, prompt):
     assert (record.prompt, record.labels) == (prompt, [0.0] * len(values))
 
 
-@pytest.mark.parametrize("text", ["#" * 200_000, "# " * 100_000, "#" + " " * 200_000, "**" * 100_000, "step 1" * 40_000])
+@pytest.mark.parametrize(
+    "text", ["#" * 10**5, "# " * 10**5, "#" + " " * 10**5, "**" * 10**5, "step 1" * 10**4, "'\\" * 10**5]
+)
 def test_long_hostile_texts_take_no_longer_than_others(text):
-    """A search in quadratic time would take hours here."""
+    """A search in quadratic time would take minutes here."""
     assert "no first step" in fault({"input": text, "value": ["+"]})
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "+"}]
     assert "no first step" in fault({"conversations": turns})
@@ -255,7 +257,9 @@ def test_fields_of_other_names():
     assert parse(plain) == [Record("R", "Why?", ["a"], [1.0])]
 
 
-@pytest.mark.parametrize("name", ["trl", "openr", "openrlhf", "math-shepherd", "pool", "versaprm", "prm800k", "rlhflow"])
+@pytest.mark.parametrize(
+    "name", ["trl", "openr", "openrlhf", "math-shepherd", "pool", "versaprm", "prm800k", "rlhflow"]
+)
 def test_a_label_map_says_what_labels_mean(name):
     """Every format whose labels are the file's own; what the map does not know is a fault."""
     raw = copy.deepcopy(VALID[name])
@@ -323,7 +327,12 @@ def test_pool_with_labels():
 
 def test_an_empty_candidate_of_a_pool_is_a_failed_attempt():
     """It neither vanishes nor takes the other candidates with it."""
-    empty = [{"text": " \n"}, {"text": "A: 42"}, {"steps": [], "labels": [], "scores": []}, {"steps": [""], "labels": [0]}]
+    empty = [
+        {"text": " \n"},
+        {"text": "A: 42"},
+        {"steps": [], "labels": [], "scores": []},
+        {"steps": [""], "labels": [0]},
+    ]
     assert [(r.id, r.steps, r.labels, r.extra.get("scores")) for r in parse(edited(POOL, responses=empty))] == [
         ("R/1", [EMPTY_STEP], None, None),
         ("R/2", ["A: 42"], None, None),

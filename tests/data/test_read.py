@@ -497,7 +497,10 @@ PACKED = "compressed with {}; unpack it first"
         ),
         (BOM + b"version https://git-lfs.github.com/spec/v1\r\noid", "is a Git LFS pointer"),
         (b"version https://hawser.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        (b"/annex/objects/SHA256E-s9--0.jsonl\n", "is a git-annex pointer and not the data; fetch that with `git annex"),
+        (
+            b"/annex/objects/SHA256E-s9--0.jsonl\n",
+            "is a git-annex pointer and not the data; fetch that with `git annex",
+        ),
         (b"../.git/annex/objects/a/b/SHA256E-s9--0/SHA256E-s9--0", "is a git-annex pointer"),
         (b"\n <!DOCTYPE html><html>", "is a web page (HTML or XML), perhaps an error or a login"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),

@@ -1,9 +1,8 @@
 """Solutions as a list of steps with a label for each: TRL's type, RLHFlow's conversations, PRMBench, VersaPRM."""
 
 import ast
-import io
+import itertools
 import re
-import tokenize
 from typing import Any
 
 from pqm_fast.data.checks import FormatError, candidate_steps, explicit_id, field, record, rest, show, typed
@@ -129,10 +128,10 @@ def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
     value = raw.get(name)
     if isinstance(value, str):
         try:
-            if _texts_without_comma(value := value.strip()):
+            value = ast.literal_eval(written := value.strip())
+            if _texts_without_comma(written):
                 raise SyntaxError("two texts with no comma between them")
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
             message = f"{name} is {show(raw[name])}, no list in writing ({reason}); write a JSON list"
             raise FormatError("wrong type", message) from None
@@ -140,8 +139,11 @@ def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
     return field(raw, name, list)
 
 
+_TEXT = re.compile(r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\"""", re.DOTALL)
+
+
 def _texts_without_comma(written: str) -> bool:
-    """Whether two texts follow each other, as NumPy prints its arrays: Python would join them to one."""
-    tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(written).readline)]
-    kinds = [kind for kind in tokens if kind not in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)]
-    return (tokenize.STRING, tokenize.STRING) in zip(kinds, kinds[1:], strict=False)
+    """Whether two texts follow each other, as NumPy prints its arrays: Python joins them to one. `written` is well
+    formed."""
+    places = [match.span() for match in _TEXT.finditer(written)]
+    return any(not set(written[end:begin]) & set(",:()[]{}") for (_, end), (begin, _) in itertools.pairwise(places))

@@ -90,8 +90,9 @@ def parse_prm800k(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Re
 
 def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
     """`question` and `reasoning_steps`: the prefixes of solutions that a tree search has tried, `solution_prefix` from
-    the question on, and the share of continuations that end right, `mc_value`. A step is what a prefix adds, in lines of
-    its own, to the longest other one in it; a prefix listed twice has the mean of its values; the question alone is no step."""
+    the question on, and the share of continuations that end right, `mc_value`. A step is what a prefix adds, in lines
+    of its own, to the longest other one in it; a prefix listed twice has the mean of its values; the question alone is
+    no step."""
     question = field(raw, "question", str)
     values: dict[str, list[float]] = {}
     for number, state in enumerate(field(raw, "reasoning_steps", list), 1):
