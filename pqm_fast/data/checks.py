@@ -128,14 +128,14 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
     return Record(id, prompt, steps, labels, extra)
 
 
-def candidate_steps(steps: list[Any], extra: dict[str, Any]) -> list[Any]:
-    """`steps` of a candidate in a pool; an empty one is a failed attempt and gets a step, without a score in `extra` if
-    the others have scores: refused, it would take the whole question with it."""
+def candidate(steps: list[Any], labels: Any, extra: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Steps and labels of a candidate in a pool. An empty one is a failed attempt and gets a step, without a score in
+    `extra` if the others have scores: refused, it would take the whole question with it."""
     if any(not isinstance(step, str) or step.strip() for step in steps):
-        return steps
+        return steps, labels
     if extra.get("scores") == []:
         extra["scores"] = [None]
-    return [EMPTY_STEP]
+    return [EMPTY_STEP], None if labels == [] else labels
 
 
 def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:

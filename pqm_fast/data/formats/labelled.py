@@ -5,10 +5,10 @@ import itertools
 import re
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, candidate_steps, explicit_id, field, record, rest, show, typed
+from pqm_fast.data.checks import FormatError, candidate, explicit_id, field, record, rest, show, typed
 from pqm_fast.data.formats.marked import first_steps, likeliest
 from pqm_fast.data.formats.options import ReadOptions
-from pqm_fast.data.records import EMPTY_STEP, Record
+from pqm_fast.data.records import Record
 
 
 def parse_trl(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
@@ -109,10 +109,7 @@ def _chain(
     extra |= {"question_id": question_id, "correct": _verdict(extra.pop("parsed_answer_correctness", None))}
     if solution.get("prm_reward") is not None:
         extra["scores"] = solution["prm_reward"]
-    steps = candidate_steps(solution["steps"], extra)
-    if steps == [EMPTY_STEP] and labels == []:
-        labels = None
-    return record(id, question, steps, labels, extra)
+    return record(id, question, *candidate(solution["steps"], labels, extra), extra)
 
 
 def _verdict(value: Any) -> Any:
