@@ -138,12 +138,17 @@ def _sample(arguments: list[str]) -> None:
 
 
 def _joined(arguments: list[str], option: str) -> list[str]:
-    """`--policy A --policy B` as `--policy A B`."""
+    """`--policy A --policy B` as `--policy A B`. An option without a value is a usage error."""
     values: list[str] = []
     rest: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument == option or argument.startswith(f"{option}="):
+    taking, wanting = False, False
+    for argument in [*arguments, "--"]:
+        named = argument == option or argument.startswith(f"{option}=")
+        if wanting and (named or argument.startswith("-")):
+            print(f"pqm-fast: {option}: has no value; give one, or leave it out", file=sys.stderr)
+            raise SystemExit(2)
+        wanting = argument == option
+        if named:
             taking = True
             values += [argument.partition("=")[2]] if "=" in argument else []
         elif argument.startswith("-"):
@@ -151,6 +156,7 @@ def _joined(arguments: list[str], option: str) -> list[str]:
             rest.append(argument)
         else:
             (values if taking else rest).append(argument)
+    rest.pop()  # the mark at the end
     return [*rest, option, *values] if values else rest
 
 

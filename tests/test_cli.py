@@ -98,6 +98,14 @@ def all_commands() -> Iterator[str]:
     yield from (f"bench {what}" for what in BENCHMARKS)
 
 
+@pytest.mark.parametrize("columns", ["50", "60", "80"])
+def test_help_keeps_the_example_of_a_label_map_whole(columns, capsys, monkeypatch):
+    """The help breaks lines at commas too."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["evaluate", "--help"]) == 0
+    assert "-1=0,0=null,1=1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", all_commands())
 def test_help_is_for_users(command, capsys):
     """No text that is meant for who reads the code, and defaults are shown as they are typed: on one line."""

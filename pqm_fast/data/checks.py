@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import EMPTY_STEP, Record
 
 
 class FormatError(ValueError):
@@ -30,7 +30,10 @@ _TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", 
 
 
 def typed(value: Any, name: str, kind: type) -> Any:
-    """`value`, checked to be a `kind`; `name` is how a message calls it. Raises `FormatError`."""
+    """`value`, checked to be a `kind`; `name` is how a message calls it. 2.0 is the whole number 2, for tables with
+    missing numbers store them so. Raises `FormatError`."""
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     found, wanted = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
@@ -123,6 +126,16 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
         if all(label is None for label in labels):
             labels = None
     return Record(id, prompt, steps, labels, extra)
+
+
+def candidate(steps: list[Any], labels: Any, extra: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Steps and labels of a candidate in a pool. An empty one is a failed attempt and gets a step, without a score in
+    `extra` if the others have scores: refused, it would take the whole question with it."""
+    if any(not isinstance(step, str) or step.strip() for step in steps):
+        return steps, labels
+    if extra.get("scores") == []:
+        extra["scores"] = [None]
+    return [EMPTY_STEP], None if labels == [] else labels
 
 
 def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:

@@ -1,5 +1,6 @@
 """Files that are no data, told by their first bytes and called by their name: pointers, web pages, archives."""
 
+import re
 from pathlib import Path
 
 from pqm_fast.errors import PQMError
@@ -7,10 +8,6 @@ from pqm_fast.errors import PQMError
 _UNPACK = "unpack it first (of compressed files, only gzip is read as it is)"
 _CONVERT = "convert it to JSON lines or Parquet"
 _KINDS: dict[bytes, tuple[str, str]] = {
-    b"version https://git-lfs.github.com/spec/": (
-        "a Git LFS pointer and not the data",
-        "fetch that with `git lfs pull`",
-    ),
     b"PK\x03\x04": ("a zip archive", _UNPACK),
     b"PK\x05\x06": ("an empty zip archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", _UNPACK),
@@ -26,6 +23,14 @@ _KINDS: dict[bytes, tuple[str, str]] = {
     b"\x89HDF\r\n": ("an HDF5 file", _CONVERT),
     b"%PDF-": ("a PDF document", _CONVERT),
 }
+_POINTERS: dict[str, tuple[re.Pattern[bytes], str]] = {
+    "Git LFS": (
+        re.compile(rb"version https?://(git-lfs\.github\.com/spec|hawser\.github\.com/spec|git-media\.io)/"),
+        "git lfs pull",
+    ),
+    "git-annex": (re.compile(rb"([./]*\.git)?/annex/objects/"), "git annex get"),
+}
+_TABLES = {".csv": "a CSV table", ".tsv": "a table of tab-separated values"}
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error>")
 
 
@@ -36,6 +41,13 @@ def check_contents(path: Path, head: bytes) -> None:
             raise PQMError(f"{path}: is {what}; {remedy}")
     if head[257:262] == b"ustar":
         raise PQMError(f"{path}: is a tar archive; {_UNPACK}")
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for name, (pattern, command) in _POINTERS.items():
+        if pattern.match(text):
+            raise PQMError(f"{path}: is a {name} pointer and not the data; fetch that with `{command}`")
+    table = next((_TABLES[suffix.lower()] for suffix in path.suffixes[-2:] if suffix.lower() in _TABLES), None)
+    if table and text and not text.startswith((b"{", b"[", b"PAR1")):
+        raise PQMError(f"{path}: is {table}; {_CONVERT}")
+    if text.lower().startswith(_PAGES):
         what = "a web page (HTML or XML), perhaps an error or a login that was saved in place of the data"
         raise PQMError(f"{path}: is {what}; open it to see what it says, and fetch the data again")

@@ -92,9 +92,8 @@ def read_all(
     stems: set[str] = set()
     if not (paths := list(paths)):
         raise PQMError("data: no source is named; give a file, a folder, a pattern or a hub data set")
-    for path in paths:
-        for source in expand(os.fspath(path)):
-            yield from _read_source(source, options, summary, taken, stems)
+    for source in expand(os.fspath(path) for path in paths):
+        yield from _read_source(source, options, summary, taken, stems)
     if skipped is None and summary.total:
         warnings.warn(str(summary), stacklevel=2)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+EMPTY_STEP = "(empty completion)"  # a failed candidate is one too: it has to count as wrong, and a record needs a step
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -3,6 +3,7 @@
 import glob
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -36,26 +37,43 @@ class Place(NamedTuple):
 Raw = tuple[Place, Any]
 
 
-def expand(source: str) -> list[str]:
-    """The sources that one source stands for: the data files of a folder, in the order of their names, the files that
-    a pattern (`*`, `?`, `[...]`, `**`) matches, else itself.
+def expand(names: Iterable[str]) -> list[str]:
+    """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the
+    files that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
 
-    Raises `PQMError` for a folder that holds other files too, since none is left out silently, and where there is no
-    file.
+    Raises `PQMError` for a folder that holds other files too, since none is left out silently, where there is no file,
+    and for data that is named twice.
     """
+    found: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
+    sources = []
+    for source in (source for name in names for source in _expanded(name)):
+        base, split = (source, "") if Path(source).exists() else _base_and_split(source)
+        splits = found.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
+        # without its split a data set is the only one that it has
+        if taken := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
+            also = "" if taken == source else f", also as {taken}"
+            raise PQMError(f"{source}: is named twice{also}; name it once, or its records count double")
+        splits[split] = source
+        sources.append(source)
+    return sources
+
+
+def _base_and_split(source: str) -> tuple[str, str]:
+    base, _, split = source.rpartition(":")
+    return (base, split) if base else (source, "")
+
+
+def _expanded(source: str) -> list[str]:
     if is_pattern(source):
         found = sorted(glob.glob(source, recursive=True))
         if not found:
             raise PQMError(f"{hidden(source)}: matches no file; check the pattern")
-        return [file for name in found for file in expand(name)]
+        # `**` matches a folder and the files in it
+        return list({os.path.normpath(file): file for name in found for file in _expanded(name)}.values())
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).exists() for name in _SAVED):
         return [source]
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-    )
+    files = list(_files(folder))
     data = [path for path in files if path.name.endswith(_DATA_SUFFIXES)]
     if not data:
         raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
@@ -67,6 +85,24 @@ def expand(source: str) -> list[str]:
             f"remove it, or name what is to be read: {folder / f'*{data[0].suffix}'}"
         )
     return list(map(str, data))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its subfolders, but for hidden ones. Raises `PQMError` for what is neither."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise PQMError(f"{folder}: cannot be read ({error.strerror}); check that it is yours to read") from error
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        else:
+            what = "a link to a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no file"
+            raise PQMError(f"{path}: is {what}; remove it, or name what is to be read")
 
 
 def is_pattern(source: str) -> bool:
@@ -87,12 +123,13 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
         return stem, _read_file(path)
     if path.is_dir():
         return _open_data_set(source, None)
-    base, _, split = source.rpartition(":")
-    if base and Path(base).is_file():
-        raise PQMError(f"{hidden(source)}: {base} is a file, which has no splits; name the file alone")
-    name = base or source
+    if path.is_symlink():
+        raise PQMError(f"{hidden(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
+    name, split = _base_and_split(source)
+    if name != source and Path(name).is_file():
+        raise PQMError(f"{hidden(source)}: {name} is a file, which has no splits; name the file alone")
     if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
-        return _open_data_set(name, split if base else None)
+        return _open_data_set(name, None if name == source else split)
     raise PQMError(f"{hidden(source)}: no file or folder of this name; check it (hub data sets are named org/name)")
 
 

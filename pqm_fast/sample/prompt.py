@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pqm_fast.data.records import EMPTY_STEP
 from pqm_fast.errors import PQMError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-EMPTY_STEP = "(empty completion)"  # a failed candidate is one too: it has to count as wrong, and a record needs a step
 
 
 def write_prompt(prompt_format: str, question: str, steps: Sequence[str], separator: str) -> str:

@@ -30,7 +30,7 @@ def read_questions(sources: Sequence[str]) -> Iterator[Question]:
     Raises PQMError that names the record for one without a question and for an id that occurs twice.
     """
     taken: dict[str, Place] = {}
-    for source in (file for name in sources for file in expand(name)):
+    for source in expand(sources):
         stem, raws = open_source(source)
         for place, raw in raws:
             try:

@@ -26,7 +26,7 @@ from valid_records import (
 
 from pqm_fast.data.checks import FormatError, explicit_id
 from pqm_fast.data.formats import FORMATS, FormatName, ReadOptions, recognise
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import EMPTY_STEP, Record
 from pqm_fast.errors import PQMError
 
 
@@ -94,6 +94,11 @@ def test_openrlhf():
         # after the first marker it belongs to the solution
         ("How long? Step 1: 3 ки\nBy Step 1: 4 ки", "How long?"),
         ("How long? ## Step 1: 3 ки", "How long?"),
+        # within a sentence it is spoken of
+        ("How long? Step 1: 3, as in step 1: above ки", "How long?"),
+        ("Why (in full.) **Step 1: as step 1: says ки", "Why (in full.)"),
+        ("How long\n Step 1: by step 1: of it ки", "How long"),
+        ("Step 1: pour 2, then step 1: 3 ки", "Step 1: pour 2, then"),
     ],
 )
 def test_the_question_may_have_steps_of_its_own(text, prompt):
@@ -101,6 +106,21 @@ def test_the_question_may_have_steps_of_its_own(text, prompt):
     assert parse({"input": text, "value": values})[0].prompt == prompt
     record = parse({"input": text, "label": text.replace("ки", "-")})[0]
     assert (record.prompt, record.labels) == (prompt, [0.0] * len(values))
+
+
+@pytest.mark.parametrize(
+    "text", ["#" * 10**5, "# " * 10**5, "#" + " " * 10**5, "**" * 10**5, "step 1" * 10**4, "'\\" * 10**5]
+)
+def test_long_hostile_texts_take_no_longer_than_others(text):
+    """A search in quadratic time would take minutes here."""
+    assert "no first step" in fault({"input": text, "value": ["+"]})
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "+"}]
+    assert "no first step" in fault({"conversations": turns})
+    blank = text.replace("#", "\n").replace("*", "\n \r")
+    if not blank.strip():
+        turns[0]["content"] = f"a{blank}."
+        assert parse({"conversations": turns})[0].steps == ["."]
+    assert "no list in writing" in fault(edited(VERSAPRM, chain_of_thoughts=text.replace("#", "[").replace("*", "'")))
 
 
 def test_line_breaks_as_markers():
@@ -130,8 +150,11 @@ def test_math_aps_trees():
     ]
     twice = [*MATH_APS["reasoning_steps"][:2], {"solution_prefix": "Sum 1 to 4. 1+4 is 5.", "mc_value": None}]
     assert [r.labels for r in parse(edited(MATH_APS, reasoning_steps=twice))] == [[0.875]]
-    with_mean = [*twice, {"solution_prefix": "1+4 is 5.", "mc_value": 0.125}]
+    with_mean = [*twice, {"solution_prefix": "Sum\n1 to 4 .\n1+4 is 5.", "mc_value": 0.125}]
     assert [r.labels for r in parse(edited(MATH_APS, reasoning_steps=with_mean))] == [[0.5]]
+    # a prefix may end within a line
+    siblings = [{"solution_prefix": f"Sum 1 to 4.\n\nx = {x}", "mc_value": 1} for x in ("2", "2 + 3", "2 \n\nA: 2")]
+    assert [r.steps for r in parse(edited(MATH_APS, reasoning_steps=siblings))] == [["x = 2 + 3"], ["x = 2", "A: 2"]]
 
 
 def test_rlhflow():
@@ -178,6 +201,8 @@ def test_prmbench():
         ("N/A", "correct", [1.0, 1.0, 1.0]),
         ("N/A", None, [1.0, 1.0, 1.0]),
         ("N/A", "wrong", None),
+        (float("nan"), "correct", [1.0, 1.0, 1.0]),  # pandas reads N/A so
+        (float("nan"), "wrong", None),
         (..., ..., None),
     ],
 )
@@ -195,6 +220,8 @@ def test_reasoneval(first, correct, expected):
 def test_versaprm():
     extra = {"answer": "B", "question_id": "R", "correct": False}
     assert parse(VERSAPRM) == [Record("R/4", "Why?", ["a", "b's"], [1.0, 0.0], extra)]
+    for written, correct in (("True", True), (" false", False), (None, None), (0.5, 0.5)):
+        assert parse(edited(VERSAPRM, parsed_answer_correctness=written))[0].extra["correct"] is correct
     pool = edited(
         VERSAPRM,
         labels=...,
@@ -203,12 +230,14 @@ def test_versaprm():
         chain_of_thoughts=[
             {"steps": ["a"], "labels": [1], "parsed_answer_correctness": True},
             {"steps": ["b", "c"], "prm_reward": [0.5, 0.25]},
+            {"steps": [], "labels": [], "prm_reward": []},
         ],
     )
     shared = {"answer": "B", "question_id": "R"}
     assert parse(pool) == [
         Record("R/1", "Why?", ["a"], [1.0], {**shared, "correct": True}),
         Record("R/2", "Why?", ["b", "c"], None, {**shared, "correct": None, "scores": [0.5, 0.25]}),
+        Record("R/3", "Why?", [EMPTY_STEP], None, {**shared, "correct": None, "scores": [None]}),
     ]
 
 
@@ -228,19 +257,21 @@ def test_fields_of_other_names():
     assert parse(plain) == [Record("R", "Why?", ["a"], [1.0])]
 
 
-@pytest.mark.parametrize("name", ["trl", "openr", "openrlhf", "pool", "versaprm", "prm800k", "rlhflow"])
+@pytest.mark.parametrize(
+    "name", ["trl", "openr", "openrlhf", "math-shepherd", "pool", "versaprm", "prm800k", "rlhflow"]
+)
 def test_a_label_map_says_what_labels_mean(name):
     """Every format whose labels are the file's own; what the map does not know is a fault."""
     raw = copy.deepcopy(VALID[name])
     if name == "pool":
         raw["responses"][0]["labels"] = [1, -1]
-    options = {"label_map": "true=0.25,1=0.25,-1=0.75,0=0,+=0.25,-=0.75,0.25=0.75"}
+    options = {"label_map": "true=0.25,1=0.25,-1=0.75,0=0.75,+=0.25,-=0.75,0.25=0.75"}
     labels = [label for record in parse(raw, **options) for label in record.labels or [] if label is not None]
-    assert {0.25, 0.75} & set(labels)
+    assert set(labels) == {0.25, 0.75}, "the map turns the labels round"
     assert "which is not in the label map 7=1; add it" in fault(raw, label_map="7=1")
 
 
-@pytest.mark.parametrize("text", ["", "1", "1=", "=1", "1=2", "1=x", "1=nan", "1=0,1.0=1", "1=0,,2=0"])
+@pytest.mark.parametrize("text", ["", "1", "1=", "=1", "1=2", "1=x", "1=nan", "1=0,1.0=1", "1=0,,2=0", "1=1;0=0"])
 def test_bad_label_maps(text):
     with pytest.raises(PQMError, match="label_map: "):
         ReadOptions(label_map=text)
@@ -261,6 +292,8 @@ def test_openr():
         (1, "wrong", [1.0, 0.0, 0.0, 0.0]),
         (3, "wrong", [1.0, 1.0, 1.0, 0.0]),
         (None, "wrong", None),
+        (1.0, "wrong", [1.0, 0.0, 0.0, 0.0]),
+        (float("nan"), "wrong", None),
     ],
 )
 def test_processbench(label, after_error, expected):
@@ -292,6 +325,26 @@ def test_pool_with_labels():
     assert not any("labels" in r.extra for r in records)
 
 
+def test_an_empty_candidate_of_a_pool_is_a_failed_attempt():
+    """It neither vanishes nor takes the other candidates with it."""
+    empty = [
+        {"text": " \n"},
+        {"text": "A: 42"},
+        {"steps": [], "labels": [], "scores": []},
+        {"steps": [""], "labels": [0]},
+    ]
+    assert [(r.id, r.steps, r.labels, r.extra.get("scores")) for r in parse(edited(POOL, responses=empty))] == [
+        ("R/1", [EMPTY_STEP], None, None),
+        ("R/2", ["A: 42"], None, None),
+        ("R/3", [EMPTY_STEP], None, [None]),
+        ("R/4", [EMPTY_STEP], [0.0], None),
+    ]
+    raw = edited(SEARCH_AND_LEARN, completions=["a", "", "\n\n"], scores=[[1], [2], []], agg_scores=..., pred="a")
+    records = parse(raw)
+    assert [r.steps for r in records] == [["a"], [EMPTY_STEP], [EMPTY_STEP]]
+    assert [r.extra["scores"] for r in records] == [[1], [None], [None]]
+
+
 def test_pool_splits_text_at_line_feeds_only():
     assert parse(edited(POOL, responses=[{"text": "a\u2028b\x0bc\nd"}]))[0].steps == ["a\u2028b\x0bc", "d"]
 
@@ -312,7 +365,7 @@ def prm800k(*steps):
 
 
 def test_prm800k_path_that_nothing_continues():
-    first = {"completions": [completion("a", 1)], "chosen_completion": 0}
+    first = {"completions": [completion("a", 1)], "chosen_completion": 0.0}
     dropped = {"completions": [completion("b", -1), completion("c", -1)], "chosen_completion": None}
     given_up = {"completions": None, "chosen_completion": None, "human_completion": None}
     ids_steps = lambda raw: [(r.id, r.steps, r.labels) for r in parse(raw)]  # noqa: E731
@@ -402,7 +455,10 @@ LABEL = "bad label: label 2 is "
         (edited(PROCESSBENCH, steps=[], label=-1), "no steps"),
         (edited(POOL, responses=[]), "no steps: responses is an empty list"),
         (edited(POOL, responses=["x"]), "wrong type: response 1 is 'x' (str); it must be an object"),
-        (edited(POOL, responses=[{"text": "a"}, {"text": "\n"}]), "no steps: response 2: there are no steps"),
+        (
+            edited(POOL, responses=[{"text": "a"}, {"text": "\n", "labels": [1, 0]}]),
+            "labels and steps of different length: response 2: 2 labels for 1 steps",
+        ),
         (
             edited(POOL, responses=[{"model_name": "m"}]),
             "missing field: field response 1: text is missing (fields found: model_name)",
@@ -437,9 +493,16 @@ LABEL = "bad label: label 2 is "
             edited(MATH_APS, reasoning_steps=[{"solution_prefix": "a", "mc_value": 2}]),
             "bad label: reasoning step 1: mc_value is 2",
         ),
+        *[
+            (
+                edited(MATH_APS, reasoning_steps=[*MATH_APS["reasoning_steps"], {"solution_prefix": p, "mc_value": 1}]),
+                f"no question: reasoning step 6: solution_prefix {p!r} does not begin with the question",
+            )
+            for p in ("1+4 is 5.", "Sum 1 to 4.5 is", "Sum 1")
+        ],
         (edited(SEARCH_AND_LEARN, scores=[[1]]), "lists of different length: scores has 1 entries for 2 completions"),
         (edited(SEARCH_AND_LEARN, scores=[1, 2]), "wrong type: scores of completion 1 is 1 (int); it must be a list"),
-        (edited(SEARCH_AND_LEARN, completions=["a", " "]), "no steps: completion 2: there are no steps"),
+        (edited(SEARCH_AND_LEARN, completions=["a", None]), "wrong type: completion 2 is None (NoneType)"),
         (edited(PRMBENCH, error_steps=[0]), "bad label: error_steps holds 0 of 3 steps, counted from 1"),
         (edited(PRMBENCH, error_steps=[4]), "bad label: error_steps holds 4 of 3 steps"),
         (
@@ -458,11 +521,36 @@ LABEL = "bad label: label 2 is "
         ),
         (edited(VERSAPRM, labels="[1, 2]"), "bad label: label 2 is 2; it must be 1, 0, -1 or null"),
         (edited(VERSAPRM, chain_of_thoughts="[a"), "wrong type: chain_of_thoughts is '[a', no list in writing"),
+        *[
+            (edited(VERSAPRM, chain_of_thoughts=text), "no list in writing (two texts with no comma between them)")
+            for text in ("['a' 'b']", "['a'\n \"b's\"]", "['a', 'b' 'c']", "['a' # so\n 'b']")
+        ],
+        (edited(VERSAPRM, labels="[1 -1]"), "wrong type: labels is '[1 -1]', no list in writing"),
+        (
+            edited(VERSAPRM, parsed_answer_correctness="yes"),
+            "bad label: parsed_answer_correctness is 'yes'; give true, false or null",
+        ),
         (prm800k(), "no steps"),
         (prm800k("x"), "wrong type: step 1 is 'x' (str); it must be an object"),
         (
             prm800k({"completions": [completion("a", 2)], "chosen_completion": 0}),
             "bad label: step 1, completion 0: rating is 2; it must be 1, 0, -1 or null",
+        ),
+        *[
+            (
+                prm800k(
+                    {"completions": [completion("a", 1)], "chosen_completion": 0},
+                    {"completions": [completion(text, None) for text in open_texts], "chosen_completion": None},
+                    {"completions": [completion("c", 1)], "chosen_completion": chosen},
+                ),
+                "nothing chosen: step 3 goes on though nothing was chosen in step 2; choose there",
+            )
+            for open_texts in (["b", "b2"], [])
+            for chosen in (0, None)
+        ],
+        (
+            prm800k({"completions": [completion("a", 1), completion("a", -1)], "chosen_completion": 0}),
+            "two labels: step 1 'a' has the labels 1.0 and 0.0 behind the same steps; give it one",
         ),
         (
             prm800k({"completions": [completion("a", 1)], "chosen_completion": 1}),

@@ -205,17 +205,62 @@ def test_folders_and_patterns(write, tmp_path):
     write(RAWS[1:], "set/b/f.jsonl")
     write(gzip.compress(json_lines(RAWS[1:])), "set/a.jsonl.gz")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RAWS[1:]), tmp_path / "set" / "c.parquet")
-    for other in ("README.md", "LICENSE", ".gitattributes", ".cache/x.json", "_SUCCESS"):
+    for other in ("README.md", "LICENSE", ".gitattributes", ".cache/x.json"):
         write(b"no data", f"set/{other}")
     folder = tmp_path / "set"
     assert [r.id for r in read_records(folder)] == ["a:1", "f:1", "c:1"]
     assert [r.id for r in read_records(f"{folder}/*.*[tz]")] == ["a:1", "c:1"]
     assert [r.id for r in read_records(f"{folder}/**/f.jsonl")] == ["f:1"]
+    assert [r.id for r in read_records(f"{folder}/b/**")] == ["f:1"]  # the folder and the file in it
     assert "matches no file; check the pattern" in refused(f"{folder}/*.csv")
     write(b"a,b", "set/d.csv")
     assert f"holds d.csv, which is no data file ({', '.join(sources._DATA_SUFFIXES)}); remove it, or" in refused(folder)
     # a name that a pattern could be is a name if there is such a file
     assert [r.id for r in read_records(write(RAWS[1:], "x[1].jsonl"))] == ["x[1]:1"]
+
+
+def test_a_folder_leaves_nothing_out_but_hidden_files(write, tmp_path):
+    folder = write(RAWS, "set/f.jsonl").parent
+    assert len(list(read_records(write(RAWS[1:], "set/_more/_g.jsonl").parent.parent))) == 3
+    write(RAWS[1:], "elsewhere/h.jsonl")
+    links = {"broken.jsonl": ("missing", "a broken link"), "linked": (tmp_path / "elsewhere", "a link to a folder")}
+    for name, (target, what) in links.items():
+        (folder / name).symlink_to(target)
+        assert refused(folder / name if name == "broken.jsonl" else folder).startswith(f"{folder / name}: is {what}")
+        assert refused(folder).startswith(f"{folder / name}: is {what}")
+        (folder / name).unlink()
+    os.mkfifo(folder / "pipe.jsonl")
+    assert refused(folder).startswith(f"{folder / 'pipe.jsonl'}: is no file; remove it")
+    (folder / "pipe.jsonl").unlink()
+    write(b"", "set/_SUCCESS")
+    assert "holds _SUCCESS, which is no data file" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("again", "named"),
+    [
+        ("set/f.jsonl", "set/f.jsonl"),
+        ("./set/../set/f.jsonl", "./set/../set/f.jsonl"),
+        ("set", "set/f.jsonl"),
+        ("link.jsonl", "link.jsonl"),
+        ("s*/**", "set/f.jsonl"),
+    ],
+)
+def test_data_named_twice_are_refused(write, monkeypatch, tmp_path, again, named):
+    path = write(RAWS[1:], "set/f.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PQMError) as caught:
+        list(read_all(["set/f.jsonl", again]))
+    also = "" if named == "set/f.jsonl" else ", also as set/f.jsonl"
+    assert str(caught.value) == f"{named}: is named twice{also}; name it once, or its records count double"
+
+
+def test_data_sets_named_twice_are_refused(saved):
+    assert len(list(read_all([f"{saved}/d:train", f"{saved}/d:test"]))) == 3
+    for one, two in [("d:train", "./d:train"), ("o", "o:only"), ("o:only", "o"), ("f", "f/")]:
+        with pytest.raises(PQMError, match=f"{saved}/{two}: is named twice"):
+            list(read_all([f"{saved}/{one}", f"{saved}/{two}"]))
 
 
 def test_hub_data_set_as_datasets_loads_it(write, monkeypatch, tmp_path):
@@ -448,8 +493,15 @@ PACKED = "compressed with {}; unpack it first"
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-            "is a Git LFS pointer and not the data",
+            "is a Git LFS pointer and not the data; fetch that with `git lfs pull`",
         ),
+        (BOM + b"version https://git-lfs.github.com/spec/v1\r\noid", "is a Git LFS pointer"),
+        (b"version https://hawser.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (
+            b"/annex/objects/SHA256E-s9--0.jsonl\n",
+            "is a git-annex pointer and not the data; fetch that with `git annex",
+        ),
+        (b"../.git/annex/objects/a/b/SHA256E-s9--0/SHA256E-s9--0", "is a git-annex pointer"),
         (b"\n <!DOCTYPE html><html>", "is a web page (HTML or XML), perhaps an error or a login"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (zipped(), "is a zip archive; unpack it first"),
@@ -465,6 +517,12 @@ PACKED = "compressed with {}; unpack it first"
 @pytest.mark.parametrize("name", ["f.jsonl", "f.parquet"])
 def test_what_is_no_data_is_called_by_its_name(write, content, expected, name):
     assert expected in refused(write(content, name))
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.CSV.gz", "f.tsv"])
+def test_tables_are_called_by_their_name(write, name):
+    assert refused(write(b"prompt,labels\nq,1\n", name)).endswith("convert it to JSON lines or Parquet")
+    assert list(read_records(write(json_lines(RAWS[:1]), name))) == RECORDS[:1]  # the content decides
 
 
 @pytest.mark.parametrize(
@@ -553,8 +611,6 @@ def test_ids_are_unique_over_files(write):
 def test_files_of_one_name_in_two_folders(write):
     one, two = write(RAWS[1:], "x/f.jsonl"), write(RAWS[1:], "y/f.jsonl")
     assert [r.id for r in read_all([one, two])] == ["f:1", f"{two}:1"]
-    with pytest.raises(BadRecord, match="is taken by"):  # the same file twice
-        list(read_all([one, two, two]))
 
 
 def test_every_file_needs_a_usable_record(write):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqm_fast.sample.prompt import EMPTY_STEP, split_steps, write_prompt
+from pqm_fast.data.records import EMPTY_STEP
+from pqm_fast.sample.prompt import split_steps, write_prompt
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Solutions of which the first wrong step is known: ProcessBench, ReasonEval's meta-evaluation and MR-GSM8K."""
 
+import math
 from typing import Any
 
 from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, show, typed
@@ -17,12 +18,17 @@ def _labels(count: int, first: int | None, options: ReadOptions) -> list[float |
 def parse_processbench(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
     """`problem`, `steps`, `label`: the index of the first wrong step from 0, or -1 for none."""
     steps, labels = field(raw, "steps", list), None
-    if raw.get("label") is not None:
+    if _known(raw.get("label")) is not None:
         first, count = field(raw, "label", int), len(steps)
         if not -1 <= first < count:
             raise FormatError("bad label", f"label is {first}; it must be -1 or the index of one of the {count} steps")
         labels = _labels(count, None if first == -1 else first, options)
     return [record(id, field(raw, "problem", str), steps, labels, rest(raw, "problem", "steps", "label"))]
+
+
+def _known(value: Any) -> Any:
+    """`value`, or None for the NaN that tables hold where nothing is known."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 _STEPS = ("model_output_step_format", "model_output_steps")
@@ -51,14 +57,14 @@ def _one_step(step: Any, place: str) -> Any:
 
 
 def _first_error_labels(raw: dict[str, Any], count: int, options: ReadOptions) -> list[float | None] | None:
-    first, judged = raw.get(_FIRST), raw.get(_CORRECT)
+    first, judged = _known(raw.get(_FIRST)), _known(raw.get(_CORRECT))
     if judged not in (None, "correct", "wrong", "incorrect"):
         raise FormatError("bad label", f'{_CORRECT} is {show(judged)}; it must be "correct" or "wrong"')
     if isinstance(first, str):
         first = None if first.strip().upper() in ("N/A", "NA", "") else first.strip()
         if first is not None and first.isascii() and first.isdigit() and len(first) < 10:
             first = int(first)
-    if isinstance(first, float) and first.is_integer():  # tables with missing numbers store them so
+    if isinstance(first, float) and first.is_integer():
         first = int(first)
     if first is None:
         # without a verdict N/A says that there is no error; judged wrong, that nobody could say where

@@ -1,11 +1,12 @@
 """Solutions as a list of steps with a label for each: TRL's type, RLHFlow's conversations, PRMBench, VersaPRM."""
 
 import ast
+import itertools
 import re
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, show, typed
-from pqm_fast.data.formats.marked import FIRST_STEP
+from pqm_fast.data.checks import FormatError, candidate, explicit_id, field, record, rest, show, typed
+from pqm_fast.data.formats.marked import first_steps, likeliest
 from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
 
@@ -37,9 +38,10 @@ def parse_rlhflow(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Re
 
 
 def _question_and_step(text: str) -> tuple[str, str]:
-    """The first turn at its last "Step 1:", else at its only blank line, else at its only line break."""
-    if begins := [match.start() for match in FIRST_STEP.finditer(text)]:
-        return text[: begins[-1]].strip(), text[begins[-1] :].strip()
+    """The first turn at its likeliest "Step 1:", else at its only blank line, else at its only line break."""
+    if begins := first_steps(text):
+        begin = likeliest(begins, text)
+        return text[:begin].strip(), text[begin:].strip()
     for between in (r"\n\s*\n", r"\n"):
         if len(parts := re.split(between, text.strip())) == 2:
             return parts[0].strip(), parts[1].strip()
@@ -104,10 +106,18 @@ def _chain(
     labels: list[Any] | None = None
     if solution.get("labels") is not None:
         labels = [options.rating(v, f"label {k}") for k, v in enumerate(_written_list(solution, "labels"), 1)]
-    extra |= {"question_id": question_id, "correct": extra.pop("parsed_answer_correctness", None)}
+    extra |= {"question_id": question_id, "correct": _verdict(extra.pop("parsed_answer_correctness", None))}
     if solution.get("prm_reward") is not None:
         extra["scores"] = solution["prm_reward"]
-    return record(id, question, solution["steps"], labels, extra)
+    return record(id, question, *candidate(solution["steps"], labels, extra), extra)
+
+
+def _verdict(value: Any) -> Any:
+    """Whether an answer is right: what was written as text becomes a boolean. Raises `FormatError`."""
+    written = {"true": True, "false": False}.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if written is None or (isinstance(written, (bool, int, float)) and 0 <= written <= 1):
+        return written
+    raise FormatError("bad label", f"parsed_answer_correctness is {show(value)}; give true, false or null")
 
 
 def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
@@ -115,9 +125,22 @@ def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
     value = raw.get(name)
     if isinstance(value, str):
         try:
-            value = ast.literal_eval(value.strip())
+            value = ast.literal_eval(written := value.strip())
+            if _texts_without_comma(written):
+                raise SyntaxError("two texts with no comma between them")
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            message = f"{name} is {show(raw[name])}, no list in writing ({type(error).__name__}); write a JSON list"
+            reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+            message = f"{name} is {show(raw[name])}, no list in writing ({reason}); write a JSON list"
             raise FormatError("wrong type", message) from None
         return typed(value, name, list)
     return field(raw, name, list)
+
+
+_TEXT = re.compile(r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\"""", re.DOTALL)
+
+
+def _texts_without_comma(written: str) -> bool:
+    """Whether two texts follow each other, as NumPy prints its arrays: Python joins them to one. `written` is well
+    formed."""
+    places = [match.span() for match in _TEXT.finditer(written)]
+    return any(not set(written[end:begin]) & set(",:()[]{}") for (_, end), (begin, _) in itertools.pairwise(places))

@@ -8,7 +8,25 @@ from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
 
 # whole words, or "Substep 1:" would begin the solution; Math-Shepherd writes a few of them in lower case
-FIRST_STEP = re.compile(r"(?<!\w)(?:#+ *|\*\*)?step 1:", re.IGNORECASE)
+_FIRST_STEP = re.compile(r"(?<!\w)(?:(?<!#)#+ *|\*\*)?step 1:", re.IGNORECASE)
+_CLOSING = " \t\"'\u2019\u201d)]}$*"  # what may stand behind the mark that ends a sentence
+
+
+def first_steps(text: str) -> list[int]:
+    """Where a "Step 1:" begins in `text`."""
+    return [match.start() for match in _FIRST_STEP.finditer(text)]
+
+
+def likeliest(begins: list[int], text: str) -> int:
+    """Which of several "Step 1:" begins the solution: the last behind a sentence's end or a line break, since within a
+    sentence it is spoken of; the last of all where none stands so."""
+    return next((begin for begin in reversed(begins) if _opens_sentence(text, begin)), begins[-1])
+
+
+def _opens_sentence(text: str, begin: int) -> bool:
+    while begin and text[begin - 1] in _CLOSING:
+        begin -= 1
+    return begin > 0 and text[begin - 1] in "\n.?!\u3002\uff1f\uff01"
 
 
 def _split_steps(text: str, marker: str) -> list[str]:
@@ -25,11 +43,11 @@ def _split_steps(text: str, marker: str) -> list[str]:
 
 
 def _question_end(text: str, marker: str) -> int:
-    """Where the steps begin in a text that holds the question too: at the last "Step 1:" before the first marker, for
-    the question may have steps of its own. Raises `FormatError`."""
+    """Where the steps begin in a text that holds the question too: at the likeliest "Step 1:" before the first marker,
+    for the question may have steps of its own. Raises `FormatError`."""
     # a question may hold line breaks, so they do not show where its solution is under way
     before = text.find(marker) if marker.strip() else -1
-    begins = [match.start() for match in FIRST_STEP.finditer(text)]
+    begins = first_steps(text)
     if not begins:
         raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
     if not marker.strip() and len(begins) > 1:
@@ -38,7 +56,7 @@ def _question_end(text: str, marker: str) -> int:
     begins = [begin for begin in begins if before == -1 or begin < before]
     if not begins:
         raise FormatError("step markers", f'a step marker {marker!r} stands before "Step 1:"; remove it and its label')
-    return begins[-1]
+    return likeliest(begins, text)
 
 
 def parse_math_shepherd(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
@@ -46,7 +64,7 @@ def parse_math_shepherd(raw: dict[str, Any], id: str, options: ReadOptions) -> l
     text, signed, marker = field(raw, "input", str), field(raw, "label", str), options.step_marker
     begin = _question_end(text, marker)
     question, steps = text[:begin].strip(), _split_steps(text[begin:], marker)
-    labels, position = [], 0
+    signs, position = [], 0
     for number, part in enumerate(text[begin:].split(marker)[:-1], 1):
         part = text[:begin] + part if number == 1 else part
         end = position + len(part)
@@ -57,11 +75,11 @@ def parse_math_shepherd(raw: dict[str, Any], id: str, options: ReadOptions) -> l
                 f"label reads {show(signed[max(position, end - 20) : end + 1])} at the end of step {number}; "
                 f"it must repeat input with + or - in place of each {marker!r}",
             )
-        labels.append(float(signed[end] == "+"))
+        signs.append(signed[end])
         position = end + 1
     if signed[position:].strip():
         raise FormatError("step markers", f"label goes on after the last step: {show(signed[position:])}; cut it there")
-    return [record(id, question, steps, labels, rest(raw, "input", "label"))]
+    return [record(id, question, steps, _signs(signs, "label", options), rest(raw, "input", "label"))]
 
 
 def _signs(values: Any, name: str, options: ReadOptions) -> Any:

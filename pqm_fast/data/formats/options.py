@@ -51,7 +51,7 @@ class ReadOptions:
     """NAME=FIELD: the field FIELD of a record is read as NAME, such as prompt=question or labels=ratings (a dot goes
     into an object); prompt, completions and labels are the names of the simplest format. May be repeated."""
     label_map: str | None = None
-    """What the labels of a file mean, such as -1=0,0=null,1=1: 1 correct, 0 wrong, a number between, or null for none.
+    """-1=0,0=null,1=1: what the labels of a file mean, 1 correct, 0 wrong, a number between, or null for none.
     A label that is not in the map is an error."""
     skip_bad: bool = False
     """Skip bad records, with a counted summary, instead of stopping at the first."""
@@ -115,9 +115,8 @@ class ReadOptions:
             return self.label(value, place)
         if value is None:
             return None
-        if isinstance(value, float) and value.is_integer():  # tables with missing ratings store them so
-            value = int(value)
-        if typed(value, place, int) not in (-1, 0, 1):
+        value = typed(value, place, int)
+        if value not in (-1, 0, 1):
             raise FormatError("bad label", f"{place} is {value}; it must be 1, 0, -1 or null (or give a label map)")
         return _NEUTRAL[self.neutral] if value == 0 else float(value == 1)
 
@@ -150,7 +149,7 @@ def _parsed_map(text: str) -> dict[Any, float | None]:
     """-1=0,0=null,1=1 -> {-1: 0.0, 0: None, 1: 1.0}. Raises `PQMError`."""
     known: dict[Any, float | None] = {}
     for entry in text.split(","):
-        key, equals, meaning = entry.rpartition("=")
+        key, equals, meaning = entry.partition("=")
         value = _scalar(meaning)
         fits = isinstance(value, (int, float)) and 0 <= value <= 1
         if not (equals and key.strip()) or not (fits or value is None):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, explicit_id, field, record, rest, typed
+from pqm_fast.data.checks import FormatError, candidate, explicit_id, field, record, rest, typed
 from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
 
@@ -28,9 +28,9 @@ def parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Recor
         if response.get("model_name") is not None:
             extra["policy"] = response["model_name"]
         try:
-            typed(steps, "steps", list)
             labels = options.labels(response.get("labels"), "label")
-            records.append(record(f"{question_id}/{k}", question, steps, labels, extra))
+            solution = candidate(typed(steps, "steps", list), labels, extra)
+            records.append(record(f"{question_id}/{k}", question, *solution, extra))
         except FormatError as error:
             raise FormatError(error.kind, f"{place}{error}") from None
     if not records:
@@ -59,9 +59,9 @@ def parse_search_and_learn(raw: dict[str, Any], id: str, options: ReadOptions) -
     for k, text in enumerate(completions):
         place = f"completion {k + 1}"
         extra = {**shared, **{key: column[k] for key, column in columns.items()}, "question_id": question_id}
-        steps = _steps(typed(text, place, str), extra, f"scores of {place}")
+        solution = candidate(_steps(typed(text, place, str), extra, f"scores of {place}"), None, extra)
         try:
-            records.append(record(f"{question_id}/{k + 1}", question, steps, None, extra))
+            records.append(record(f"{question_id}/{k + 1}", question, *solution, extra))
         except FormatError as error:
             raise FormatError(error.kind, f"{place}: {error}") from None
     if not records:
