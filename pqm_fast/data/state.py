@@ -47,7 +47,7 @@ def _read_digest(file: Path) -> str:
 def source_key(path: str) -> list[Any]:
     """The contents of local files, the revision of a hub data set."""
     if is_pattern(path):
-        return [path, *map(source_key, expand(path))]
+        return [path, *map(source_key, expand([path]))]
     local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
     if local is None:
         open_source(path)  # says so if there is no such source
