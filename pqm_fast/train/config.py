@@ -40,7 +40,7 @@ class TrainConfig:
     """Where tokenised data is kept. Default: pqm-fast in the user's cache folder."""
 
     eval_data: tuple[str, ...] = ()
-    """Held-out records. Default: eval_fraction of the training questions."""
+    """Held-out records. Default: --eval-fraction of the training questions."""
     eval_fraction: float = 0.02
     """Share of questions held out for evaluation (0: none). No question is on both sides."""
     eval_every: int = 200
@@ -55,11 +55,11 @@ class TrainConfig:
     prefix_tree: bool = False
     """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
     fewer tokens. Costs a mask in attention, and batches hold whole questions, so they are less of a mixture: let
-    micro_batch_tokens hold several questions with all their solutions."""
+    --micro-batch-tokens hold several questions with all their solutions."""
     accumulation: int = 1
     """Micro-batches of one optimizer step. The loss is normalised over all of them together."""
     epochs: float = 1.0
-    """Passes over the data, if max_steps is not given."""
+    """Passes over the data, if --max-steps is not given."""
     max_steps: int | None = None
     """Optimizer steps."""
     learning_rate: float = 1e-5
@@ -93,7 +93,7 @@ class TrainConfig:
     """Train low-rank adapters of this rank (peft) and the Q-value head, the rest of the weights stays. The checkpoint
     has them merged in. 0: train every weight."""
     lora_alpha: int = 32
-    """Scale of the adapters: they are multiplied by lora_alpha / lora_rank."""
+    """Scale of the adapters: they are multiplied by --lora-alpha / --lora-rank."""
 
     attention: Attention = "auto"
     """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels;
