@@ -350,7 +350,6 @@ def test_what_is_no_usable_model_is_refused_by_name(tmp_path):
             StepQModel.from_pretrained(str(tmp_path / kind))
     model = make_model(tmp_path, "qwen2")
     model.save(tmp_path / "other", tiny.tokenizer(), Recipe(Template()))
-    (tmp_path / "other" / "SHA256SUMS").unlink()
     tiny.config("llama", num_hidden_layers=5).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "SHA256SUMS").unlink()  # by which any change is known
     with pytest.raises(PQMError, match="do not fit the architecture llama"):
