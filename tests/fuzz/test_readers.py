@@ -4,14 +4,14 @@ import pytest
 from fuzz.readers import hostile
 
 
-@pytest.mark.parametrize("first", range(0, 500, 100))
+@pytest.mark.parametrize("first", range(0, 1000, 200))
 def test_hostile_files(first, tmp_path):
-    for seed in range(first, first + 100):
+    for seed in range(first, first + 200):
         hostile(seed, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(500, 25_500, 1000))
+@pytest.mark.parametrize("first", range(1000, 51_000, 1000))
 def test_many_hostile_files(first, tmp_path):
     for seed in range(first, first + 1000):
         hostile(seed, tmp_path)
