@@ -81,7 +81,8 @@ def test_a_broken_device_loses_one_test(job, suite, stored):
 
 def test_a_crash_loses_one_test(job, suite, stored):
     cases = "".join(f"def test_{i}(): pass\n" for i in range(20))
-    (suite / "test_crash.py").write_text(f"import os\ndef test_crash(): os._exit(9)\n{cases}")
+    # a moment later: xdist itself fails if a worker dies while it is being sent the next tests
+    (suite / "test_crash.py").write_text(f"import os, time\ndef test_crash():\n time.sleep(1)\n os._exit(9)\n{cases}")
     with pytest.raises(PQMError, match=r"^1 failed$"):
         tests._run(job, ((["tests/test_crash.py"], 2),))
     figures = stored()["figures"]
