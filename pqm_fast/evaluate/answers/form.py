@@ -123,23 +123,8 @@ def _modulo(text: str) -> Form | None:
     return Form(("remainder", int(number % modulus), int(modulus)), bare=(number_key(number),), name=name.strip())
 
 
-_BASES = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
+_BASE_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASES = _BASE_WORDS.split()
 _BASED = re.compile(
     r"\(?([0-9A-F]+)\)?(?:_\{?|\s*\(?(?:in\s+)?(?:\\text\{\s*)?base\s*\}?\s*-?)(?:\\text\{)?\(?(\d+|"
     + "|".join(_BASES)

@@ -34,8 +34,7 @@ def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:
             return ("number", "infinity" if number > 0 else "-infinity")
         if abs(number) > 10**30 or 0 < abs(number) * 10**300 < 1:
             return ("number", digits(number))
-        top, bottom = number.as_integer_ratio() if isinstance(number, float) else _ratio(number)
-        number = Fraction(top, bottom)
+        number = Fraction(*_ratio(number))
     if number.denominator == 1:
         return ("number", str(number) if number.numerator.bit_length() < 10_000 else hex(number.numerator))
     simple = number.limit_denominator(_SIMPLE)

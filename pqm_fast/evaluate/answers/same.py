@@ -51,15 +51,12 @@ def group_answers(answers: Sequence[str | None]) -> list[int]:
     members = list(classes.values())
     forms = [{form(answer): answer for answer in own} for own in members]  # `50%` and 1/2 leave out different things
 
-    def linked(i: int, j: int) -> bool:
-        return any(_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
-
-    def agree(i: int, j: int) -> bool:
-        return all(_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
+    def agree(i: int, j: int) -> Iterator[bool]:
+        return (_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
 
     class_of: dict[str, tuple[int, int]] = {}
-    for number, component in enumerate(_components(forms, linked)):
-        whole = all(agree(i, j) for i, j in combinations(component, 2))
+    for number, component in enumerate(_components(forms, lambda i, j: any(agree(i, j)))):
+        whole = all(all(agree(i, j)) for i, j in combinations(component, 2))
         for i in component:
             class_of.update(dict.fromkeys(members[i], (number, 0 if whole else i)))
     order = list(dict.fromkeys(class_of[answer] for answer in answers if answer is not None))
