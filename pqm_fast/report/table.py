@@ -168,9 +168,9 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
         pools = [pool for result in by_run if (pool := result.get("overall")) and something_to_choose(pool)]
         if not pools:
             continue
-        column("solutions", "majority vote", ["overall", "majority_vote"])
         if common := set.intersection(*(set(pool["pass_at_n"]) for pool in pools)):
             n = max(common, key=int)
+            column("solutions", f"vote of {n}", ["overall", "self_consistency", n])
             for how in dict.fromkeys(how for pool in pools for how in pool["best_of_n"]):
                 column("solutions", f"best of {n}, {how}", ["overall", "best_of_n", how, n], max)
             column("solutions", f"pass@{n}", ["overall", "pass_at_n", n])

@@ -81,6 +81,18 @@ def test_figures_of_evaluations(tmp_path):
     assert not any(cell.is_best for cell in (*cells(table, "mean accuracy"), *cells(table, "pass@8")))
 
 
+def test_the_vote_is_of_as_many_as_the_best_is_of(tmp_path):
+    """Six of ten candidates are right: the whole pool's vote always is, that of eight is tied in 15 of 45 subsets."""
+    rows = [
+        row | {"completions": [row["completions"][0], r"\boxed{2}" if row["correct"] else r"\boxed{3}"]}
+        for row in pool(1.0, ("a", "b", "c"))
+        if row["correct"] or row["policy"] != "a"
+    ]
+    [column] = [c for c in ablation(find([str(write_results(tmp_path / "r.json", rows))])).columns if "vote" in c.name]
+    assert column.name == "vote of 8"
+    assert column.values == [pytest.approx(1 - 15 / 45 / 2)]
+
+
 def test_results_of_different_data_are_kept_apart():
     three = ("weak", "strong", "third")
     runs = [
@@ -142,7 +154,7 @@ def test_a_policy_with_one_candidate_has_no_best_of_n(tmp_path):
     table = ablation([run])
     names = {column.name for column in table.columns}
     assert "mean accuracy" in names
-    assert not any(name.startswith(("best of", "pass@", "majority")) for name in names)
+    assert not any(name.startswith(("best of", "pass@", "vote")) for name in names)
     [group] = evaluations([run])
     assert best_of_n_charts(group, colour_by_how=True) == []
     once = [row | {"policy": "once"} for row in pool(1.0, ("weak",)) if row["id"].endswith("-0")]
