@@ -14,4 +14,4 @@ class RecordError(PQMError):
 
 
 class Diverged(PQMError):
-    """A loss or a gradient is no longer finite."""
+    """A loss, a gradient, a weight or a Q-value is not finite."""

@@ -99,11 +99,12 @@ def _score(config: ScoreConfig) -> Path:
         places[id] = place
 
     journal.replay(done)
+    model = model_name(config.model)
     with journal.kept():
         for record, scores in score_records(
             config.model, config.data, config.read, config.scoring, skipped, cut, frozenset(places)
         ):
-            places[record.id] = journal.append(_row(record, scores, model_name(config.model)))
+            places[record.id] = journal.append(_row(record, scores, model))
         ids: Iterable[str] = places
         if journal.damaged:  # what was done again stands at the end
             ids = (record.id for record in read_all(config.data, config.read, SkipSummary()) if record.id in places)

@@ -19,7 +19,7 @@ from pqm_fast.data.loader import load_steps
 from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.model import CONFIG_KEY, Recipe, StepQModel
 from pqm_fast.options import Attention, DType
 from pqm_fast.other_heads import load_other
@@ -109,11 +109,7 @@ class Scorer:
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
             raise PQMError(f"solutions are {show(solutions)}; give a list of (question, steps) pairs")
         records = [_checked(number, solution) for number, solution in enumerate(solutions)]
-        encoded = self.encoder(records)
-        for found in encoded:
-            if isinstance(found, RecordError) and not isinstance(found, OverLong):
-                raise found
-        return self.score_encoded([(r.prompt, e) for r, e in zip(records, encoded, strict=True)])
+        return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
         """The same for (question, what the encoder gave) pairs. Raises a RecordError that is among them."""
@@ -132,7 +128,7 @@ class Scorer:
         """{number: scores} of the solutions of each batch when it is done. Batches are made of all, and those that hold
         no needed number are left out: the others are packed, and so rounded, as they would have been.
 
-        Raises PQMError for Q-values that are not finite, before anything of their batch; `name` says whose they are.
+        Raises Diverged for Q-values that are not finite, before anything of their batch; `name` says whose they are.
         """
         solutions: dict[int, Encoded] = {}
         for i, (_, found) in enumerate(encoded):
@@ -172,7 +168,7 @@ class Scorer:
             parts = np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist())
             for i, own in zip(batch.members, parts, strict=True):
                 if not np.isfinite(own).all():
-                    raise PQMError(f"{name(i)}: Q-values are not finite; check {self.model.config.name_or_path}")
+                    raise Diverged(f"{name(i)}: Q-values are not finite; check {self.model.config.name_or_path}")
             return {
                 i: [*own.tolist(), *[None] * solutions[i].steps_cut]
                 for i, own in zip(batch.members, parts, strict=True)

@@ -1,6 +1,5 @@
 """One trial: train, score the pools, keep the figures."""
 
-import math
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -145,8 +144,6 @@ def _scores(scorer: Any, pool: Pool) -> Scores:
     if bad := next((one for one in encoded if isinstance(one, RecordError) and not isinstance(one, OverLong)), None):
         raise PQMError(str(bad))  # a RecordError would not come through from a worker
     scores = scorer.score_encoded([(prompt, one) for (prompt, _), one in zip(distinct, encoded, strict=True)])
-    if not all(math.isfinite(q) for own in scores for q in own if q is not None):
-        raise Diverged("trained to the last step, but there are Q-values that are not finite")
     found = dict(zip(distinct, scores, strict=True))
     return [found[solution] for solution in solutions]
 

@@ -9,6 +9,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
+import torch
 
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
@@ -251,6 +252,22 @@ def test_a_rate_that_leaves_weights_of_no_use_is_no_end(copied, in_process):
     """Every loss was finite, but what is left has hidden states of 1e30 or so."""
     assert study(copied, "--losses bce --seeds 0 1 --zetas --learning-rates 1e6 1e-3") == 0
     assert set(results(copied)["cells"][0]["tuning"]) == {"1e+06", "0.001"}
+
+
+def test_q_values_that_are_not_finite_are_kept_as_diverged(copied, in_process, monkeypatch):
+    """Trained to the last step; one rate's model gives no number."""
+    from pqm_fast.study import trial
+
+    def broken(config, folder, scorer=trial._scorer):
+        found = scorer(config, folder)
+        if "lr0.01_" in folder.name:
+            torch.nn.init.constant_(found.model.head.weight, float("nan"))
+        return found
+
+    monkeypatch.setattr(trial, "_scorer", broken)
+    assert study(copied, "--losses bce --seeds 0 1 --zetas --learning-rates 1e-2 1e-3") == 0
+    assert "Q-values are not finite" in trials(copied)["bce_llama_given_lr0.01_seed0"]["diverged"]
+    assert results(copied)["cells"][0]["tuning"]["0.01"] is None
 
 
 def own_data(folder):
