@@ -24,7 +24,7 @@ from pqm_fast.data.pack import PackedBatch, Trajectory, pack, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.files import sync, temporary_beside, write_json
 from pqm_fast.options import Attention
-from pqm_fast.pretrained import dtype_name, load_classifier, load_config, quiet_transformers
+from pqm_fast.pretrained import dtype_name, head_name, load_classifier, load_config, quiet_transformers
 
 CONFIG_KEY = "pqm_fast"
 
@@ -82,9 +82,7 @@ class StepQModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        # GPT-2, GPT-NeoX and a few other old classes call it `classifier`
-        name = "score" if hasattr(self.classifier, "score") else "classifier"
-        return self.classifier.get_submodule(name)
+        return self.classifier.get_submodule(head_name(self.classifier))
 
     @property
     def backbone(self) -> nn.Module:
@@ -185,16 +183,19 @@ class StepQModel(nn.Module):
         attention: Attention = "auto",
         prefix_tree: bool = True,
         notes: list[str] | None = None,
+        config: Any = None,
     ):
         """Loads a backbone, a causal LM or a checkpoint of ours from a folder or hub id.
 
-        A folder with a config.json but no weights gives random ones. What a user should know of how the weights came
-        about is appended to `notes`. Raises PQMError for what is no decoder or does not match its config, for files not
-        as `save` wrote them, and for an attention backend that does not give the model's own hidden states on this
-        device; with `prefix_tree` in trees too, which on a GPU have a kernel of their own to be compiled.
+        `config`: what `load_config` gives, if it is known already. A folder with a config.json but no weights gives
+        random ones. What a user should know of how the weights came about is appended to `notes`.
+
+        Raises PQMError for what is no decoder or does not match its config, for files not as `save` wrote them, and for
+        an attention backend that does not give the model's own hidden states on this device; with `prefix_tree` in
+        trees too, which on a GPU have a kernel of their own to be compiled.
         """
         notes = [] if notes is None else notes
-        config = load_config(path)
+        config = load_config(path) if config is None else config
         _check_files(Path(path))
         classifier = load_classifier(path, config, dtype, device, notes)
         return cls.of(

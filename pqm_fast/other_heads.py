@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pqm_fast.data.encode import single_id
 from pqm_fast.errors import PQMError
 from pqm_fast.other_prms import Settled
-from pqm_fast.pretrained import classification_class, quiet_transformers, reason
+from pqm_fast.pretrained import classification_class, head_name, read_weights, reason
 
 # what some architectures do to logits behind their head: differences are then others
 _AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -28,7 +28,8 @@ def load_other(
     """
     try:
         if prm.head == "tokens":
-            return _of_tokens(path, config, dtype, _ids(path, tokenizer, prm))
+            ids = _id(path, tokenizer, prm.good_token), _id(path, tokenizer, prm.bad_token)
+            return _of_tokens(path, config, dtype, ids)
         return _of_labels(path, config, dtype, hidden_layer=prm.head == "mlp")
     except PQMError:
         raise
@@ -36,15 +37,11 @@ def load_other(
         raise PQMError(f"{path}: this model cannot be loaded: {reason(error)}") from error
 
 
-def _ids(path: str, tokenizer: PreTrainedTokenizerBase, prm: Settled) -> tuple[int, int]:
-    ids = [single_id(tokenizer, token) for token in (prm.good_token, prm.bad_token)]
-    if None in ids:
-        token = (prm.good_token, prm.bad_token)[ids.index(None)]
+def _id(path: str, tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = single_id(tokenizer, token)
+    if found is None:
         raise PQMError(f"{path}: {token!r} is not one token of its tokenizer; give --good-token and --bad-token")
-    good, bad = ids
-    assert good is not None
-    assert bad is not None
-    return good, bad
+    return found
 
 
 def _of_labels(path: str, config: Any, dtype: torch.dtype, hidden_layer: bool) -> PreTrainedModel:
@@ -53,7 +50,7 @@ def _of_labels(path: str, config: Any, dtype: torch.dtype, hidden_layer: bool) -
     if hidden_layer:
         kind = _with_hidden_layer(kind)
     model = _loaded(path, kind, config, dtype, "no head of two labels" + " with a hidden layer" * hidden_layer)
-    name = "score" if hasattr(model, "score") else "classifier"
+    name = head_name(model)
     head = model.get_submodule(name).float()
     *before, last = head.children() if isinstance(head, nn.Sequential) else [head]
     assert isinstance(last, nn.Linear)
@@ -90,20 +87,13 @@ def _of_tokens(path: str, config: Any, dtype: torch.dtype, ids: tuple[int, int])
     prefix = model.base_model_prefix
     setattr(model, prefix, language_model.get_submodule(prefix))
     one = _difference(rows[0], rows[1], None if bias is None else bias[ids[0]].float() - bias[ids[1]].float())
-    setattr(model, "score" if hasattr(model, "score") else "classifier", one)
+    setattr(model, head_name(model), one)
     return model
 
 
 def _loaded(path: str, kind: Any, config: Any, dtype: torch.dtype, without_head: str) -> PreTrainedModel:
-    with quiet_transformers():
-        model, info = kind.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    wrong = sorted(
-        str(key[0] if isinstance(key, tuple) else key)
-        for key in (*info["missing_keys"], *info.get("mismatched_keys", ()))
-    )
-    if wrong:
+    model, unfit = read_weights(path, kind, config, dtype)
+    if wrong := sorted(unfit.missing | unfit.of_other_shape):
         own = not any(key.startswith(f"{model.base_model_prefix}.") for key in wrong)
         what = without_head if own else "other weights than its config.json says"
         raise PQMError(

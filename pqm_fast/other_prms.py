@@ -11,6 +11,7 @@ The presets are what the authors' own code does:
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
+from pqm_fast.data.chat import chat_text
 from pqm_fast.data.checks import show
 from pqm_fast.data.encode_text import Layout
 from pqm_fast.errors import PQMError
@@ -99,27 +100,22 @@ class Settled:
         """The layout with the tokenizer's chat template written out, where it asks for it. Raises PQMError."""
         if self.layout.prompt_format not in ("chat", "turns"):
             return self.layout
-        if not getattr(tokenizer, "chat_template", None):
-            raise PQMError(
-                f"prompt-format {self.layout.prompt_format}: the tokenizer has no chat template; give the text instead"
-            )
+        option = f"prompt-format {self.layout.prompt_format}"
         question, step, following = "{prompt}", "{step}", "{following}"
         turns = [("user", question), ("assistant", step)]
         if self.layout.prompt_format == "turns":
             turns = [("user", f"{question} {step}"), ("assistant", self.good_token), ("user", following)]
         messages = [{"role": role, "content": content} for role, content in turns]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        text = chat_text(tokenizer, messages, option, answer_follows=False)
         if any(text.count(content) != 1 for content in (question, step)):
-            raise PQMError(
-                f"prompt-format {self.layout.prompt_format}: the chat template does not repeat what it is given once"
-            )
+            raise PQMError(f"{option}: the chat template does not repeat what it is given once")
         before, after = text.split(step)
         if self.layout.prompt_format == "chat":
             return replace(self.layout, prompt_format=before)
         to_answer, answer, rest = after.partition(self.good_token)
         separator, found, _ = rest.partition(following)
         if not answer or not found:
-            raise PQMError("prompt-format turns: the chat template does not repeat the turns in their order")
+            raise PQMError(f"{option}: the chat template does not repeat the turns in their order")
         return replace(
             self.layout, prompt_format=before, step_format=step + to_answer, step_separator=answer + separator
         )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +169,31 @@ def load_classifier(
     return classifier
 
 
+def head_name(classifier: Any) -> str:
+    """What a `*ForTokenClassification` calls its head."""
+    # GPT-2, GPT-NeoX and a few other old classes call it `classifier`
+    return "score" if hasattr(classifier, "score") else "classifier"
+
+
+class Unfit(NamedTuple):
+    """Names of tensors that a folder of weights and a model do not have in common."""
+
+    missing: set[str]
+    of_other_shape: set[str]
+    unexpected: set[str]
+
+
+def read_weights(path: str, kind: Any, config: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, Unfit]:
+    """A model of class `kind` on the CPU, in which what is missing or of another shape is random."""
+    with quiet_transformers():
+        model, info = kind.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    # some versions of transformers give the shapes too
+    mismatched = {str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())}
+    return model, Unfit(set(info["missing_keys"]), mismatched, set(info["unexpected_keys"]))
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No warnings and progress bars from transformers: we say in one line what it says in twenty."""
@@ -194,24 +219,19 @@ def _has_weights(path: str) -> bool:
 
 
 def _load_weights(path: str, config: Any, dtype: torch.dtype, notes: list[str]) -> PreTrainedModel:
-    with quiet_transformers():
-        classifier, info = classification_class(type(config)).from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    classifier, unfit = read_weights(path, classification_class(type(config)), config, dtype)
     head = {f"{name}.{part}" for name in ("score", "classifier") for part in ("weight", "bias")}
-    missing = sorted(set(info["missing_keys"]) - head)
-    of_other_shape = {str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())}
-    mismatched = sorted(of_other_shape - head)
+    missing, mismatched = sorted(unfit.missing - head), sorted(unfit.of_other_shape - head)
     if missing or mismatched:
         wrong = missing or mismatched
         raise PQMError(
             f"{path}: the weights do not fit the architecture {config.model_type} that its config.json names: "
             f"{len(wrong)} tensors are {'missing' if missing else 'of another shape'}, such as {wrong[0]}"
         )
-    other = [key for key in info["unexpected_keys"] if key.startswith(("score.", "classifier.", "v_head."))]
-    if of_other_shape & head or other:
+    other = any(key.startswith(("score.", "classifier.", "v_head.")) for key in unfit.unexpected)
+    if unfit.of_other_shape & head or other:
         notes.append("its own head, which does not give one value, is left out: the Q-value head is new")
-    elif set(info["missing_keys"]) & head:
+    elif unfit.missing & head:
         notes.append("the Q-value head is new")
     return classifier
 

@@ -90,7 +90,8 @@ class Scorer:
         else:
             template = Recipe.from_config(config, path).template
             notes: list[str] = []
-            model = StepQModel.from_pretrained(path, dtype=pick_dtype(dtype, where, path), notes=notes, **ways)
+            dtype_of_model = pick_dtype(dtype, where, path)
+            model = StepQModel.from_pretrained(path, dtype=dtype_of_model, notes=notes, config=config, **ways)
             if notes:  # a new head or random weights
                 raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
             make_encoder = Encoder

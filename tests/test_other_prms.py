@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pqm_fast.cli import main
-from pqm_fast.data.encode import OverLong
+from pqm_fast.data.encode import OverLong, Template
 from pqm_fast.data.encode_text import Layout, TextEncoder
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
@@ -282,6 +282,14 @@ def test_what_is_not_as_the_preset_says(other, kind):
         with pytest.raises(PQMError) as error:
             Scorer.from_pretrained(folder, other=options)
         assert message in str(error.value), options
+
+
+def test_a_chat_template_that_rejects_the_turns():
+    tokenizer = byte_tokenizer("{{ raise_exception('one turn at most') }}")
+    with pytest.raises(PQMError, match=r"prompt-format turns: the chat template rejects the messages: .*one turn"):
+        OtherPRM("rlhflow").settled().layout_for(tokenizer)
+    with pytest.raises(PQMError, match=r"prompt_format 'chat': the chat template rejects the messages: .*one turn"):
+        Template(prompt_format="chat").resolve(tokenizer)
 
 
 @pytest.mark.parametrize(

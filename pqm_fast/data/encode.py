@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqm_fast.data.chat import chat_text
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.options import Text
@@ -43,11 +44,9 @@ class Template:
         """The template with `chat` written out through the tokenizer, so that it can be stored and read as text."""
         if self.prompt_format != "chat":
             return self
-        if not getattr(tokenizer, "chat_template", None):
-            raise PQMError("prompt_format 'chat': the tokenizer has no chat template; give the text instead")
         messages = [{"role": "user", "content": "{prompt}"}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Template(str(text), self.step_format, self.step_token)
+        text = chat_text(tokenizer, messages, "prompt_format 'chat'", answer_follows=True)
+        return Template(text, self.step_format, self.step_token)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pqm_fast.data.chat import chat_text
 from pqm_fast.data.records import EMPTY_STEP
 from pqm_fast.errors import PQMError
 
@@ -26,14 +27,9 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
     The text is tokenised like any other, so a BOS token that the tokenizer adds by itself is left out.
     Raises PQMError for a tokenizer without a template, and for one that rejects these messages.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise PQMError("prompt-format chat: the tokenizer has no chat template; give the text instead")
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": "{prompt}"})
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template raises whatever it likes
-        raise PQMError(f"prompt-format chat: the chat template rejects the messages: {error}") from error
+    text = chat_text(tokenizer, messages, "prompt-format chat", answer_follows=True)
     if text.count("{prompt}") != 1:
         raise PQMError("prompt-format chat: the chat template does not repeat the question once; give the text instead")
     bos = tokenizer.bos_token
