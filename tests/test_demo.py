@@ -128,3 +128,18 @@ def test_readme_shows_the_stored_result():
     root = Path(__file__).resolve().parents[1]
     stored = json.loads((root / "benchmarks" / "results" / "arithmetic-demo-cpu.json").read_text())
     assert _table(stored["losses"]) in (root / "README.md").read_text()
+
+
+def test_the_page_on_evaluation_shows_the_stored_thresholds():
+    root = Path(__file__).resolve().parents[1]
+    stored = json.loads((root / "benchmarks" / "results" / "step-thresholds-cpu.json").read_text())
+    page = (root / "docs" / "evaluation.md").read_text()
+    assert stored["command"] in page
+    for loss, own in stored["losses"].items():
+        steps = own["steps"]
+        assert f"{steps['steps']:,} steps of its candidates ({steps['share_correct']:.3f} correct" in page
+        both = [
+            f"{steps[name]:.3f} | {steps[f'{name}_calibrated']:.3f}"
+            for name in ("step_accuracy", "balanced_accuracy", "first_error_accuracy")
+        ]
+        assert f"| `{loss}` | {steps['auroc']:.3f} | {' | '.join(both)} |" in page
