@@ -146,19 +146,20 @@ def _serve() -> None:
         if found is None:
             return []
         at = []
-        for k in range(len(SCALES) if found.free_symbols else 1):
-            # a name of several letters was a command
-            point = {
-                s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
-                for s in found.free_symbols
-            }
-            try:
-                real, imaginary = found.doit().evalf(DIGITS, subs=point).as_real_imag()
-            except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
-                return []
-            if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
-                return []
-            at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        try:
+            done = found.doit()
+            for k in range(len(SCALES) if found.free_symbols else 1):
+                # a name of several letters was a command
+                point = {
+                    s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
+                    for s in found.free_symbols
+                }
+                real, imaginary = done.evalf(DIGITS, subs=point).as_real_imag()
+                if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
+                    return []
+                at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
+            return []
         return at
 
     for line in sys.stdin:
