@@ -200,10 +200,14 @@ def _several(text: str) -> Form | None:
     parts = elements(text)
     if len(parts) < 2:
         return None
-    return Form(("list", tuple(sorted((_key(part) for part in parts), key=repr))))
+    return _list(parts)
 
 
-_PAIRS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\langle": r"\rangle"}
+def _list(parts: list[str]) -> Form:
+    return Form(("list", tuple(sorted(map(_key, parts), key=repr))))
+
+
+_PAIRS = {"(": ")", "[": "]", r"\langle": r"\rangle"}
 _BRACKETED = re.compile(r"(\(|\[|\]|\\?\{|\\langle)(.*?)(\)|\]|\[|\\?\}|\\rangle)", re.DOTALL)
 _MATRIX = re.compile(r"\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}", re.DOTALL)
 
@@ -244,7 +248,7 @@ def _bracketed(text: str) -> Form | None:
     if _PAIRS.get(opening) != closing:
         return None
     if len(parts) == 1:
-        return None if opening == r"\langle" else _form(inside.strip()) if opening == "(" else None
+        return _form(inside.strip()) if opening == "(" else None
     return Form(("tuple" if opening == "(" else "vector", *map(_key, parts)))
 
 
@@ -280,8 +284,7 @@ def _related(text: str) -> Form | None:
 def _plus_minus(text: str) -> Form | None:
     if r"\pm" not in text:
         return None
-    both = [text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")]
-    return Form(("list", tuple(sorted((_key(own) for own in both), key=repr))))
+    return _list([text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")])
 
 
 def _quantity(text: str) -> Form | None:
