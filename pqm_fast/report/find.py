@@ -100,10 +100,11 @@ def _joined(parts: list[tuple[str, _Part]]) -> list[Run]:
 
 def _key(part: _Part, trained: set[str | None]) -> str:
     """The model that a part is of."""
-    home = part.path.resolve().parent
-    if part.model is not None and (part.model in trained or not (home / "metrics.jsonl").exists()):
+    path = part.path.resolve()
+    in_run = (path.parent / "metrics.jsonl").exists()
+    if part.model is not None and (part.model in trained or not in_run):
         return part.model
-    return str(home if (home / "metrics.jsonl").exists() else part.path.resolve().with_suffix(""))
+    return str(path.parent if in_run else path.with_suffix(""))
 
 
 def _under(folder: Path) -> list[_Part]:
