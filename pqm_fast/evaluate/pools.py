@@ -150,7 +150,7 @@ def check_correct(record: Record) -> None:
 
 def judged(records: Sequence[Record], answers: Sequence[str | None]) -> list[float]:
     """Correctness of solutions of one question: as `extra["correct"]` says, else whether `answers`, their final ones,
-    are the same as `extra["answer"]`."""
+    are right for `extra["answer"]` (`right_answer`)."""
     correct = []
     right: dict[tuple[str, str], bool] = {}  # one comparison per answer and gold answer
     for record, answer in zip(records, answers, strict=True):

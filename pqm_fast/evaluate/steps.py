@@ -41,7 +41,8 @@ def evaluate_steps(
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
-            `scored`, names no first errors, or holds no erroneous or no correct solutions.
+            `scored`, holds a record without labels, or holds no correct or no wrong step. Where the labels of `scored`
+            name first errors, also one whose labels do not, or without erroneous or without correct solutions.
     """
     pairs = [checked(record, scores) for record, scores in scored]
     labelled = [(record, record.labels, scores) for record, scores in pairs if record.labels is not None]

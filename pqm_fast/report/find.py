@@ -47,8 +47,8 @@ def find(paths: Sequence[str]) -> list[Run]:
     A path is a training run's folder, a folder with results or scored files, a file of either, or a folder of such
     folders, as `demo` makes one; NAME=PATH gives what is there a name. Files are of one run if they have one name,
     or else one model: the one that they name, whose folder may be that of a training run. A file whose model is
-    not that of a training run found is of the run whose folder it lies in; one that names none and lies in none is of
-    the run RUN that its own name, RUN.json or RUN.jsonl, is of.
+    not that of a training run found is of the run whose folder it lies in. A file that names no model and lies in no
+    run's folder belongs to the run RUN if it is called RUN.json or RUN.jsonl.
 
     Raises:
         PQMError: a path that does not exist or holds nothing of this, or a file that cannot be read.

@@ -119,7 +119,7 @@ def _tables(table: Table) -> str:
 
 
 def _table(heads: list[str], rows: list[list[Cell]], texts: int) -> str:
-    """The first so many columns are `texts`."""
+    """The first `texts` columns hold text, the others figures."""
 
     def classes(k: int, *more: str) -> str:
         own = [*more, *(["text"] if k < texts else [])]
