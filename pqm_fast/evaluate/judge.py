@@ -18,22 +18,22 @@ from typing import Any
 
 from pqm_fast.errors import PQMError
 
-LIMIT = 3  # seconds of processor time for one comparison, parsing included
+LIMIT = 3  # seconds of processor time for one question, parsing included
 MEMORY = 4 << 30  # bytes of address space
 
 _lock = threading.Lock()
 _child: subprocess.Popen[str] | None = None
 _owner = 0  # a fork shares the pipes of its parent's child, and must not use them
-_endless: set[str] = set()  # texts that give no verdict even beside 1
+_endless: set[str] = set()  # texts that give no value, or no verdict even beside 1
 
 
 @lru_cache(maxsize=65536)
 def symbolically_equal(a: str, b: str) -> bool:
     """Whether two answers are equal by math-verify, in either direction; from any thread.
 
-    A comparison that takes longer than `LIMIT` seconds counts as different, with a warning; so does one that ends the
-    child (no memory, too deep a recursion). A text to blame for it is different from all others from then on, so that
-    it costs its time once and not once per answer.
+    A comparison that takes longer than `LIMIT` seconds of processor time counts as different, with a warning; so does
+    one that ends the child (no memory, too deep a recursion). A text to blame for it is different from all others from
+    then on, so that it costs its time once and not once per answer.
 
     Raises:
         PQMError: math-verify cannot be loaded.
@@ -52,8 +52,8 @@ def symbolically_equal(a: str, b: str) -> bool:
 @lru_cache(maxsize=65536)
 def symbolic_values(text: str) -> tuple[tuple[str, str], ...] | None:
     """Real and imaginary part, as decimals, of what math-verify reads: of a number once, of an expression with
-    variables at the points of `expression.coordinate`. None if it reads neither, or not within `LIMIT` seconds (with a
-    warning).
+    variables at the points of `answers.value.coordinate`. None if it reads neither, or not within `LIMIT` seconds of
+    processor time (with a warning).
 
     Raises:
         PQMError: math-verify cannot be loaded.
@@ -146,19 +146,20 @@ def _serve() -> None:
         if found is None:
             return []
         at = []
-        for k in range(len(SCALES) if found.free_symbols else 1):
-            # a name of several letters was a command
-            point = {
-                s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
-                for s in found.free_symbols
-            }
-            try:
-                real, imaginary = found.doit().evalf(DIGITS, subs=point).as_real_imag()
-            except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
-                return []
-            if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
-                return []
-            at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        try:
+            done = found.doit()
+            for k in range(len(SCALES) if found.free_symbols else 1):
+                # a name of several letters was a command
+                point = {
+                    s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
+                    for s in found.free_symbols
+                }
+                real, imaginary = done.evalf(DIGITS, subs=point).as_real_imag()
+                if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
+                    return []
+                at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
+            return []
         return at
 
     for line in sys.stdin:

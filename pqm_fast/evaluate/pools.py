@@ -15,12 +15,11 @@ from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
 from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, is_cut_off, right_answer
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
 from pqm_fast.evaluate.estimate import Estimate
-from pqm_fast.evaluate.steps import Scored, checked
+from pqm_fast.evaluate.steps import Pair, Scored, checked
 from pqm_fast.evaluate.vote import DRAWS, expected_votes, majority_vote
 
 CUT_OFF = "candidates have steps without a score (they were cut off): kept, and never preferred"
 CUT_SHORT = "candidates cut off (`finish_reason` length): no answer, no vote, and wrong unless `correct` says otherwise"
-Pair = tuple[Record, Sequence[float | None]]
 Pools = list[np.ndarray]  # per question, the numbers of its candidates
 
 
@@ -151,7 +150,7 @@ def check_correct(record: Record) -> None:
 
 def judged(records: Sequence[Record], answers: Sequence[str | None]) -> list[float]:
     """Correctness of solutions of one question: as `extra["correct"]` says, else whether `answers`, their final ones,
-    are the same as `extra["answer"]`."""
+    are right for `extra["answer"]` (`right_answer`)."""
     correct = []
     right: dict[tuple[str, str], bool] = {}  # one comparison per answer and gold answer
     for record, answer in zip(records, answers, strict=True):

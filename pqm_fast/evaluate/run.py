@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
-from pqm_fast.data.records import Record
-from pqm_fast.data.scores import SCORED_BY, Scores, model_name, scores_of
+from pqm_fast.data.scores import SCORED_BY, model_name, scores_of
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.pools import check_correct, evaluate_pools
-from pqm_fast.evaluate.steps import evaluate_steps
+from pqm_fast.evaluate.steps import Pair, evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
 from pqm_fast.files import file_to_write, write_json
@@ -19,7 +18,6 @@ from pqm_fast.options import Text
 from pqm_fast.score import CutOff, ScoringOptions
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
-Scored = tuple[Record, Scores]
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     return result
 
 
-def _model(config: EvaluateConfig, scored: list[Scored]) -> str | None:
+def _model(config: EvaluateConfig, scored: list[Pair]) -> str | None:
     """The one that all scores are of; None if the records do not say, or name several."""
     if config.model is not None:
         return model_name(config.model)
@@ -114,7 +112,7 @@ def _model(config: EvaluateConfig, scored: list[Scored]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary, cut: CutOff) -> Iterator[Scored]:
+def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary, cut: CutOff) -> Iterator[Pair]:
     if config.model is None:
         for record in read_all(data, config.read, skipped):
             yield record, scores_of(record, ", ".join(data), ", or give --model")

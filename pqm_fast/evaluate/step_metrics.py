@@ -10,6 +10,7 @@ from pqm_fast.errors import PQMError
 
 Trajectories = Sequence[Sequence[float | None]]
 Threshold = float | np.ndarray  # one, or one per trajectory
+Steps = tuple[np.ndarray, np.ndarray, np.ndarray]  # the columns of `flatten`
 
 
 def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshold = 0.0) -> dict[str, float | None]:
@@ -37,11 +38,12 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshol
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
     """
-    q, label, trajectory = flatten(scores, labels)
+    steps = flatten(scores, labels)
+    q, label, trajectory = steps
     used = ~(np.isnan(label) | np.isnan(q))
     q, correct, trajectory = q[used], label[used] >= 0.5, trajectory[used]
     gap = (_mean(q[correct]), _mean(q[~correct]))
-    at_threshold = threshold_metrics(scores, labels, threshold)
+    at_threshold = threshold_metrics(steps, len(scores), threshold)
     first_error = at_threshold.pop("first_error_accuracy")
     return {
         **at_threshold,
@@ -55,15 +57,15 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshol
     }
 
 
-def threshold_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshold) -> dict[str, float | None]:
-    """Those of `step_metrics` that depend on the threshold."""
-    q, label, trajectory = flatten(scores, labels)
+def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> dict[str, float | None]:
+    """Those of `step_metrics` that depend on the threshold; `steps` are of so many `trajectories`."""
+    q, label, trajectory = steps
     labelled = ~np.isnan(label)
     used = labelled & ~np.isnan(q)
     correct, passed = label >= 0.5, q >= of_each_step(threshold, trajectory)
-    true_error = first_flagged(labelled & ~correct, trajectory, len(scores))
-    predicted_error = first_flagged(used & ~passed, trajectory, len(scores))
-    seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
+    true_error = first_flagged(labelled & ~correct, trajectory, trajectories)
+    predicted_error = first_flagged(used & ~passed, trajectory, trajectories)
+    seen = np.bincount(trajectory[used], minlength=trajectories) > 0
     hit, correct = (passed == correct)[used], correct[used]
     on_correct, on_wrong = _mean(hit[correct]), _mean(hit[~correct])
     return {
@@ -95,7 +97,7 @@ def flat_floor(labels: Trajectories) -> float:
     return total / max(len(labels), 1)
 
 
-def flatten(scores: Trajectories, labels: Trajectories) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flatten(scores: Trajectories, labels: Trajectories) -> Steps:
     """q, label (NaN where missing) and trajectory index of every step."""
     if len(scores) != len(labels):
         raise PQMError(f"{len(scores)} trajectories of scores but {len(labels)} of labels: pass one for each")

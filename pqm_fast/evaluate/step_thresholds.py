@@ -90,7 +90,8 @@ def calibrated_metrics(
     """
     if thresholds is None:
         return dict.fromkeys(map(calibrated, TAKEN_AT))
-    at = {name: threshold_metrics(scores, labels, thresholds.each(name)) for name in set(TAKEN_AT.values())}
+    steps = flatten(scores, labels)
+    at = {name: threshold_metrics(steps, len(scores), thresholds.each(name)) for name in set(TAKEN_AT.values())}
     return {calibrated(figure): at[name][figure] for figure, name in TAKEN_AT.items()}
 
 

@@ -41,7 +41,8 @@ def evaluate_steps(
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
-            `scored`, names no first errors, or holds no erroneous or no correct solutions.
+            `scored`, holds a record without labels, or holds no correct or no wrong step. Where the labels of `scored`
+            name first errors, also one whose labels do not, or without erroneous or without correct solutions.
     """
     pairs = [checked(record, scores) for record, scores in scored]
     labelled = [(record, record.labels, scores) for record, scores in pairs if record.labels is not None]
@@ -63,9 +64,9 @@ def evaluate_steps(
     result["calibration"] = calibration(scores, labels)
     lengths = [[len(step) for step in record.steps] for record in records]
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
-    typed = [i for i, (record, *_) in enumerate(labelled) if by in record.extra]
+    typed = [i for i, record in enumerate(records) if by in record.extra]
     if typed:
-        own = [labelled[i][0].extra[by] for i in typed]
+        own = [records[i].extra[by] for i in typed]
         types = [NO_ERROR if value is None else str(value) for value in own]
         of_typed = None if chosen is None else chosen.of(typed)
         figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, of_typed)
@@ -122,7 +123,7 @@ def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:
 
 
 def _first_error_threshold(others: list[Pair]) -> float:
-    first_errors = [first_error(record.labels or []) if record.labels else None for record, _ in others]
+    first_errors = [first_error(record.labels) if record.labels else None for record, _ in others]
     unfit = next((record for (record, _), first in zip(others, first_errors, strict=True) if first is None), None)
     if unfit is not None:
         raise PQMError(f"calibrate: record {unfit.id}: its labels do not name a first error; leave it out")
@@ -149,7 +150,7 @@ def _thresholds(
         raise PQMError(f"calibrate: {error}") from None
 
 
-def checked(record: Record, scores: Sequence[float | None]) -> tuple[Record, Sequence[float | None]]:
+def checked(record: Record, scores: Sequence[float | None]) -> Pair:
     """The pair. Raises `PQMError` if there is not one score per step."""
     if len(scores) != len(record.steps):
         raise PQMError(f"record {record.id}: {len(scores)} scores for {len(record.steps)} steps: pass one per step")

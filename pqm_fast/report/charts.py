@@ -30,10 +30,10 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
     def smooth(key: str) -> Iterator[dict[str, Any]]:
         """The raw line behind, the smoothed one before it; few points are drawn as they are."""
         for series in lines("train", key, "training"):
-            points = series["points"]
-            if len(points) >= SMOOTHED:
+            if len(series["points"]) >= SMOOTHED:
                 yield series | {"raw": True}
-            yield series | {"points": _smoothed(points), "faint": True}
+                series["points"] = _smoothed(series["points"])
+            yield series | {"faint": True}
 
     faint, dots = {"faint": True}, {"dots": True}
     return _drawn(
@@ -155,9 +155,7 @@ def _averaged(points: list[Point]) -> list[Point]:
 
 
 def _smoothed(points: list[Point]) -> list[Point]:
-    """Each the mean of a tenth of all points, those around it: it does not lag behind. Of few, each itself."""
-    if len(points) < SMOOTHED:
-        return points
+    """Each point becomes the mean of the tenth of all points around it, so the curve does not lag."""
     total, half = list(accumulate((y for _, y in points), initial=0.0)), len(points) // 20
     found = []
     for i, (x, _) in enumerate(points):

@@ -47,8 +47,8 @@ def find(paths: Sequence[str]) -> list[Run]:
     A path is a training run's folder, a folder with results or scored files, a file of either, or a folder of such
     folders, as `demo` makes one; NAME=PATH gives what is there a name. Files are of one run if they have one name,
     or else one model: the one that they name, whose folder may be that of a training run. A file whose model is
-    not that of a training run found is of the run whose folder it lies in; one that names none and lies in none is of
-    the run RUN that its own name, RUN.json or RUN.jsonl, is of.
+    not that of a training run found is of the run whose folder it lies in. A file that names no model and lies in no
+    run's folder belongs to the run RUN if it is called RUN.json or RUN.jsonl.
 
     Raises:
         PQMError: a path that does not exist or holds nothing of this, or a file that cannot be read.
@@ -100,10 +100,11 @@ def _joined(parts: list[tuple[str, _Part]]) -> list[Run]:
 
 def _key(part: _Part, trained: set[str | None]) -> str:
     """The model that a part is of."""
-    home = part.path.resolve().parent
-    if part.model is not None and (part.model in trained or not (home / "metrics.jsonl").exists()):
+    path = part.path.resolve()
+    in_run = (path.parent / "metrics.jsonl").exists()
+    if part.model is not None and (part.model in trained or not in_run):
         return part.model
-    return str(home if (home / "metrics.jsonl").exists() else part.path.resolve().with_suffix(""))
+    return str(path.parent if in_run else path.with_suffix(""))
 
 
 def _under(folder: Path) -> list[_Part]:

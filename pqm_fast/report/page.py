@@ -119,7 +119,7 @@ def _tables(table: Table) -> str:
 
 
 def _table(heads: list[str], rows: list[list[Cell]], texts: int) -> str:
-    """The first so many columns are `texts`."""
+    """The first `texts` columns hold text, the others figures."""
 
     def classes(k: int, *more: str) -> str:
         own = [*more, *(["text"] if k < texts else [])]
@@ -196,7 +196,7 @@ def _types(group: Group, names: list[str]) -> str:
         f"<h4>PRMScore by {escape(next(iter(found.values()))['field'])}</h4>"
         '<p class="note">The mean of two F1 scores over steps, of the correct and of the wrong ones (PRMBench):'
         " calibrated, and below it at the fixed threshold.</p>"
-        f'<div class="scroll"><table class="types"><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
+        f'<div class="scroll"><table><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
     )
 
 

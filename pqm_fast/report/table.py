@@ -12,18 +12,18 @@ from pqm_fast.report.find import Run
 from pqm_fast.report.groups import evaluations
 from pqm_fast.train.config import WITHOUT_EFFECT
 
-# {figure: (its heading, whether the best is marked)}; what a fixed threshold gives says where a model's scores lie
-STEPS = {
-    "step_accuracy_calibrated": ("step accuracy, calibrated", True),
-    "step_accuracy": ("step accuracy, fixed", False),
-    "balanced_accuracy_calibrated": ("balanced, calibrated", True),
-    "first_error_accuracy_calibrated": ("first error, calibrated", True),
-    "first_error_accuracy": ("first error, fixed", False),
-    "auroc": ("AUROC", True),
-    "pair_accuracy": ("pairs in order", True),
-}
-HELD_OUT = {"loss": ("loss", False), **STEPS}  # losses are on scales of their own: of the loss, and of zeta
 Best = Callable[[list[float]], float]
+# {figure: (its heading, which value is marked)}; what a fixed threshold gives says where a model's scores lie
+STEPS: dict[str, tuple[str, Best | None]] = {
+    "step_accuracy_calibrated": ("step accuracy, calibrated", max),
+    "step_accuracy": ("step accuracy, fixed", None),
+    "balanced_accuracy_calibrated": ("balanced, calibrated", max),
+    "first_error_accuracy_calibrated": ("first error, calibrated", max),
+    "first_error_accuracy": ("first error, fixed", None),
+    "auroc": ("AUROC", max),
+    "pair_accuracy": ("pairs in order", max),
+}
+HELD_OUT = {"loss": ("loss", None), **STEPS}  # losses are on scales of their own: of the loss, and of zeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +137,9 @@ def _training(runs: Sequence[Run]) -> list[Column]:
     nothing = [""] * len(runs)
     steps = [float(run.metrics[-1]["step"]) if run.metrics else None for run in runs]
     columns = [Column("training, held out", "optimizer steps", steps, nothing)]
-    for name, (shown, marked) in HELD_OUT.items():
+    for name, (shown, best) in HELD_OUT.items():
         values = [row.get(name) for row in last]
-        columns.append(Column("training, held out", shown, values, nothing, max if marked else None))
+        columns.append(Column("training, held out", shown, values, nothing, best))
     return columns
 
 
@@ -154,8 +154,8 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
             values = [one.get("mean") if isinstance(one, dict) else one for one in found]
             columns.append(Column(f"{title}, {part}", name, values, [_interval(one) for one in found], best))  # noqa: B023
 
-        for name, (shown, marked) in STEPS.items():
-            column("steps", shown, ["steps", name], max if marked else None)
+        for name, (shown, best) in STEPS.items():
+            column("steps", shown, ["steps", name], best)
         column("steps", "equally long steps", ["auroc_by_position", "same_length"], max)
         column("steps", "position only", ["auroc_by_position", "all", "position_only"])
         column("steps", "length only", ["auroc_by_position", "all", "length_only"])

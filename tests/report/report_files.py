@@ -74,6 +74,5 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_results(path: Path, rows: list[dict[str, Any]], model: str | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"model": model, **results(rows)})
     return path

@@ -127,16 +127,20 @@ def _phrase(text: str) -> str:
 
 def _value(phrase: str) -> str:
     """`The total cost is $12. ...` -> `12`"""
-    phrase = _LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase
+    phrase = _without_lead(phrase)
     if choice := _CHOICE.match(phrase):
         return choice[1]
     phrase = _END.split(phrase, maxsplit=1)[0].strip()
     if sentence := _SENTENCE.match(phrase) or _WORDS.match(phrase):
-        phrase = phrase[sentence.end() :]
-        phrase = _inside(_LEAD.sub("", phrase, count=1) if _LEAD.match(phrase) else phrase)
+        phrase = _inside(_without_lead(phrase[sentence.end() :]))
         phrase = re.sub(r"\A\\?\$(?=[^$]*\Z)", "", phrase)
     head = _REMARK.split(phrase, maxsplit=1)[0]
     return _inside(head if re.search(r"\d", head) else phrase)
+
+
+def _without_lead(phrase: str) -> str:
+    lead = _LEAD.match(phrase)
+    return phrase[lead.end() :] if lead else phrase
 
 
 def _inside(text: str) -> str:

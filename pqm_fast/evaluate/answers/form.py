@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from operator import mul
 from typing import NamedTuple
 
 from pqm_fast.evaluate.answers.brackets import elements, encloses, split
@@ -17,7 +18,7 @@ from pqm_fast.evaluate.answers.notation import normalise
 from pqm_fast.evaluate.answers.parse import GREEK, Node, NotRead, is_rounded, parse, variables
 from pqm_fast.evaluate.answers.relations import equation_key, inequality_key
 from pqm_fast.evaluate.answers.units import Quantity, compound, quantity
-from pqm_fast.evaluate.answers.value import NoValue, at_points, from_decimals, has_small_term, to_float, value
+from pqm_fast.evaluate.answers.value import NoValue, at_points, combined, from_decimals, has_small_term, to_float, value
 from pqm_fast.evaluate.answers.words import compact, has_words, is_mathematics
 from pqm_fast.evaluate.judge import symbolic_values
 
@@ -199,10 +200,14 @@ def _several(text: str) -> Form | None:
     parts = elements(text)
     if len(parts) < 2:
         return None
-    return Form(("list", tuple(sorted((_key(part) for part in parts), key=repr))))
+    return _list(parts)
 
 
-_PAIRS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\langle": r"\rangle"}
+def _list(parts: list[str]) -> Form:
+    return Form(("list", tuple(sorted(map(_key, parts), key=repr))))
+
+
+_PAIRS = {"(": ")", "[": "]", r"\langle": r"\rangle"}
 _BRACKETED = re.compile(r"(\(|\[|\]|\\?\{|\\langle)(.*?)(\)|\]|\[|\\?\}|\\rangle)", re.DOTALL)
 _MATRIX = re.compile(r"\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}", re.DOTALL)
 
@@ -243,7 +248,7 @@ def _bracketed(text: str) -> Form | None:
     if _PAIRS.get(opening) != closing:
         return None
     if len(parts) == 1:
-        return None if opening == r"\langle" else _form(inside.strip()) if opening == "(" else None
+        return _form(inside.strip()) if opening == "(" else None
     return Form(("tuple" if opening == "(" else "vector", *map(_key, parts)))
 
 
@@ -279,8 +284,7 @@ def _related(text: str) -> Form | None:
 def _plus_minus(text: str) -> Form | None:
     if r"\pm" not in text:
         return None
-    both = [text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")]
-    return Form(("list", tuple(sorted((_key(own) for own in both), key=repr))))
+    return _list([text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")])
 
 
 def _quantity(text: str) -> Form | None:
@@ -302,16 +306,16 @@ def _number(node: Node, own: Quantity) -> Form:
     exact = fine or not is_rounded(node)
     plain = value(node) * own.scale
     key = number_key(plain, exact, fine)
-    if own.unit.main or own.unit.per:
-        scaled = number_key(
-            plain * own.unit.factor if isinstance(plain, Fraction) else to_float(own.unit.factor) * plain, exact
-        )
-        if own.unit.dimension == "angle":
-            radians = number_key(to_float(plain) * value(parse(r"\pi/180")), exact)
-            return Form(radians, bare=(key,), unit=(own.unit.main, own.unit.per))
-        whole: Key = ("quantity", scaled, own.unit.dimension) if own.unit.dimension else scaled
-        return Form(whole, bare=(key,), unit=(own.unit.main, own.unit.per))
-    return Form(key)
+    unit = (own.unit.main, own.unit.per)
+    if not any(unit):
+        return Form(key)
+    if own.unit.dimension == "angle":
+        whole = number_key(to_float(plain) * value(parse(r"\pi/180")), exact)
+    else:
+        whole = number_key(combined(mul, plain, own.unit.factor), exact)
+        if own.unit.dimension:
+            whole = ("quantity", whole, own.unit.dimension)
+    return Form(whole, bare=(key,), unit=unit)
 
 
 def _expression(node: Node, own: Quantity) -> Form | None:

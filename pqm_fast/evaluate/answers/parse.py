@@ -52,7 +52,7 @@ _TOKEN = re.compile(
     rf"""\s*(?:
       (?P<mixed>\d+(?:\s+\d+\s*/\s*\d+(?![\d.])|\s*\\frac\s*(?:\{{\s*\d+\s*\}}\s*\{{\s*\d+\s*\}}|\d\s*\d)))
      |(?P<repeating>\d*\.\d*(?:\\overline\s*\{{\s*\d+\s*\}}|\(\d+\)|(?:\\dot\s*\{{\s*\d\s*\}})+(?:\d*\\dot\s*\{{\s*\d\s*\}})?))
-     |(?P<number>(?:{THOUSANDS}|\d+)(?:\.\d+|\.(?!\d))?|\.\d+)(?P<power>[eE][-+]?\d+(?![\d.]))?
+     |(?P<number>(?:(?:{THOUSANDS}|\d+)(?:\.\d+|\.(?!\d))?|\.\d+)(?:[eE][-+]?\d+(?![\d.]))?)
      |(?P<degrees>degrees?(?![a-zA-Z]))
      |(?P<command>\\(?:[a-zA-Z]+|.))
      |(?P<word>(?<![a-zA-Z])(?:{_words})(?![a-zA-Z]))
@@ -79,9 +79,8 @@ class _Parser:
             match = _TOKEN.match(text, place)
             if match is None:
                 raise NotRead(text)
-            kind = next(name for name, own in match.groupdict().items() if own is not None)
-            token = (match["number"] + (match["power"] or "")) if kind == "number" else match[kind]
-            self.tokens.append((kind, token))
+            kind = match.lastgroup or ""
+            self.tokens.append((kind, match[kind]))
             place = match.end()
         numbers = ("number", "repeating", "mixed")
         for k, ((a, _), (b, _)) in enumerate(pairwise(self.tokens)):
@@ -284,14 +283,14 @@ _ATOM_COMMANDS = {
 
 
 def _number(text: str) -> Node:
-    """`decimal`: with a point, it may be rounded."""
+    """The second part of the node: whether the text has a decimal point, so that it may be rounded."""
     return Node("number", (Fraction(text.replace(",", "").rstrip(".")), "." in text.rstrip(".")))
 
 
 def _repeating(text: str) -> Fraction:
     before, _, after = text.partition(".")
-    match = re.match(r"\d*", after)
-    fixed, period = match[0] if match else "", "".join(re.findall(r"\d+", after[match.end() if match else 0 :]))
+    fixed, *rest = re.split(r"\D+", after)
+    period = "".join(rest)
     start = Fraction(int(before or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
     return start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
 

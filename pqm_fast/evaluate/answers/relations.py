@@ -1,11 +1,12 @@
 """Equations and inequalities: what they are compared by."""
 
 from fractions import Fraction
+from operator import sub, truediv
 from typing import Any
 
 from pqm_fast.evaluate.answers.keys import Key, number_key
 from pqm_fast.evaluate.answers.parse import Node, NotRead, is_rounded, parse, variables
-from pqm_fast.evaluate.answers.value import SAME, NoValue, at_points, digits, to_float, value
+from pqm_fast.evaluate.answers.value import SAME, NoValue, at_points, combined, digits, to_float, value
 
 _FLIPPED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}
 
@@ -23,7 +24,7 @@ def equation_key(left: str, right: str) -> Key | None:
     scale = next((v for v in own if v is not None and v != 0), None)
     if scale is None:
         return None
-    return ("equation", *(digits(None if v is None else _divided(v, scale)) for v in own))
+    return ("equation", *_up_to(own, scale))
 
 
 def _root(nodes: list[Node]) -> Key | None:
@@ -35,7 +36,7 @@ def _root(nodes: list[Node]) -> Key | None:
     if found is None:
         return None
     exact = not any(map(is_rounded, nodes))
-    return ("named", name, number_key(_divided(-found[0], found[1]), exact))
+    return ("named", name, number_key(combined(truediv, -found[0], found[1]), exact))
 
 
 def _line(node: Node, name: str) -> tuple[Any, Any] | None:
@@ -53,16 +54,17 @@ def _line(node: Node, name: str) -> tuple[Any, Any] | None:
     return start, slope
 
 
-def _divided(a: Any, b: Any) -> Any:
-    return a / b if isinstance(a, Fraction) and isinstance(b, Fraction) else to_float(a) / to_float(b)
-
-
 def _difference(left: Node, right: Node) -> Node:
     return Node("add", (left, Node("negative", (right,))))
 
 
 def _differences(left: Node, right: Node) -> list[Any]:
     return at_points(_difference(left, right))
+
+
+def _up_to(own: list[Any], factor: Any) -> list[str]:
+    """The values at the points as multiples of `factor`."""
+    return [digits(None if v is None else combined(truediv, v, factor)) for v in own]
 
 
 def inequality_key(sides: list[str], signs: list[str]) -> Key | None:
@@ -85,7 +87,7 @@ def inequality_key(sides: list[str], signs: list[str]) -> Key | None:
     if scale is None or not all(v is None or v.imag == 0 for v in own):
         return None
     size = abs(scale) if signs[0] != r"\ne" else scale
-    return ("inequality", signs[0], *(digits(None if v is None else _divided(v, size)) for v in own))
+    return ("inequality", signs[0], *_up_to(own, size))
 
 
 def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
@@ -101,16 +103,14 @@ def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
         return None
     start, slope = line
     exact = not any(map(is_rounded, nodes))
-    endless = to_float(value(parse(r"\infty")))
-    least, most = number_key(-endless), number_key(endless)
+    least, most = number_key(float("-inf")), number_key(float("inf"))
     low, high = (least, False), (most, False)
     for k, sign in enumerate(signs):
         left = k + 1 == at  # the number stands left of the variable
         end = value(nodes[k] if left else nodes[k + 1])
         if end.imag != 0 or sign not in (*_FLIPPED, r"\ne"):
             return None
-        exactly = all(isinstance(v, Fraction) for v in (end, start, slope))
-        bound = number_key(_divided(end - start if exactly else to_float(end) - to_float(start), slope), exact)
+        bound = number_key(combined(truediv, combined(sub, end, start), slope), exact)
         if sign == r"\ne":
             both = {("tuple", least, bound), ("tuple", bound, most)}
             return ("union", frozenset(both)) if len(signs) == 1 else None

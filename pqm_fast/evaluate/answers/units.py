@@ -4,9 +4,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS, GREEK
+from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS, GREEK, TRIGONOMETRIC
 
-# dimension, size in a unit of that dimension, names; the first is how messages and comparisons call it
+# dimension, size in a unit of that dimension, names; the first is how comparisons call it
 _TABLE = [
     ("length", "1/1000", "mm millimeter millimetre"),
     ("length", "1/100", "cm centimeter centimetre"),
@@ -69,7 +69,7 @@ _NUMBER = r"(?:\d[\d,]*(?:\.\d+)?)"
 _COMPOUND = re.compile(rf"\s*({_NUMBER}(?:\s+\d+/\d+)?)\s*({_word}|[hms](?![a-zA-Z]))\s*(?:,|and\b)?\s*")
 
 
-_ANGLE_OF = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*[^()]*\Z")
+_ANGLE_OF = re.compile(rf"\\?(?:{'|'.join(TRIGONOMETRIC)})\s*\(?\s*[^()]*\Z")
 
 
 class Unit(NamedTuple):
@@ -92,10 +92,10 @@ def quantity(text: str) -> Quantity | None:
     """A number with its unit, or without one; None if what stands about the number is no unit."""
     symbol = _SYMBOL.match(text)
     number = symbol[1] + text[symbol.end() :] if symbol else text
-    found = Unit(*_named(symbol[2])) if symbol else Unit()
+    found = _named(symbol[2]) if symbol else Unit()
     if after := _AFTER.search(number):
         number = number[: after.start()]
-        return None if symbol else Quantity(number, 1, Unit(*_named(after[1])))
+        return None if symbol else Quantity(number, 1, _named(after[1]))
     match = _IN_TEXT.search(number) or _PLAIN.search(number) or _LETTER.search(number)
     if match is None:
         return Quantity(number, 1, found)
@@ -129,24 +129,21 @@ def compound(text: str) -> list[Quantity] | None:
     return parts if len(parts) > 1 and len({part.unit.dimension for part in parts}) == 1 else None
 
 
-def _named(word: str) -> tuple[str, str, str, Fraction]:
+def _named(word: str) -> Unit:
     name, dimension, factor = _UNITS[word]
-    return name, "", dimension, factor
+    return Unit(name, "", dimension, factor)
 
 
 def _unit(phrase: str) -> Unit | None:
     phrase = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkph\b", "km/hour", phrase))
     above, *below = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
-    parts = [_product(part) for part in (above, *below)]
-    if None in parts or (below and not all(below)):
+    parts = [own for part in (above, *below) if (own := _product(part)) is not None]
+    if len(parts) <= len(below) or not all(below):
         return None
-    main, dimension, factor = parts[0] or ("", "", Fraction(1))
-    names = []
-    for part in parts[1:]:
-        name, of, size = part or ("", "", Fraction(1))
-        names.append(name)
+    (main, dimension, factor), *per = parts
+    for _, of, size in per:
         dimension, factor = f"{dimension}/{of}", factor / size
-    return Unit(main, "/".join(names), dimension, factor)
+    return Unit(main, "/".join(name for name, *_ in per), dimension, factor)
 
 
 def _product(phrase: str) -> tuple[str, str, Fraction] | None:

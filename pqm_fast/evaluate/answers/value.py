@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import blake2b
 from math import comb, factorial, isqrt
+from operator import add, mul, truediv
 from typing import Any
 
 import mpmath
@@ -101,6 +102,13 @@ def to_float(number: Value) -> Value:
     return _mp.mpf(number.numerator) / number.denominator if isinstance(number, Fraction) else number
 
 
+def combined(do: Callable[[Value, Value], Value], x: Value, y: Value) -> Value:
+    """Exactly if both are a Fraction."""
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return do(x, y)
+    return do(to_float(x), to_float(y))
+
+
 def _value(node: Node, point: Mapping[str, Value], precision: int) -> Value:
     with _mp.workdps(precision):
         try:
@@ -129,13 +137,13 @@ class _Evaluation:
         return -self.of(a)
 
     def _add(self, a: Node, b: Node) -> Value:
-        return _both(lambda x, y: x + y, self.of(a), self.of(b))
+        return combined(add, self.of(a), self.of(b))
 
     def _multiply(self, a: Node, b: Node) -> Value:
-        return _both(lambda x, y: x * y, self.of(a), self.of(b))
+        return combined(mul, self.of(a), self.of(b))
 
     def _divide(self, a: Node, b: Node) -> Value:
-        return _both(lambda x, y: x / y, self.of(a), self.of(b))
+        return combined(truediv, self.of(a), self.of(b))
 
     def _abs(self, a: Node) -> Value:
         return abs(self.of(a))
@@ -204,12 +212,6 @@ def _check_reach(x: Value, y: Value) -> None:
     size = abs(to_float(x))
     if size and abs(to_float(y)) * (abs(_mp.log(size, 2)) + 4) > LARGEST:
         raise NoValue("too large")
-
-
-def _both(do: Callable[[Value, Value], Value], x: Value, y: Value) -> Value:
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
-        return do(x, y)
-    return do(to_float(x), to_float(y))
 
 
 def _bounded(x: Value) -> Value:
