@@ -370,6 +370,10 @@ def test_right_with_what_one_of_the_two_leaves_out(answer, gold):
     ("answer", "gold"),
     [
         ("5 feet", "5 inches"),
+        ("5 angles", r"5^\circ"),  # words that are no units, but called as what units measure
+        ("5 volumes", "5 liters"),
+        ("5 lengths", "5 meters"),
+        (r"x - \infty = 5", "x = 0"),
         ("$5", "5 cents"),
         ("$50", "50%"),
         ("50%", "50 students"),

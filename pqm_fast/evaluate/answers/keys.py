@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
-from pqm_fast.evaluate.answers.value import SAME, digits, to_float
+from pqm_fast.evaluate.answers.value import SAME, NoValue, digits, to_float
 
 Key = tuple[Any, ...]
 """Two answers are the same where their keys are."""
@@ -25,11 +25,15 @@ def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:
 
     A whole number is only itself. So is an exact number that is not, but nearly is, a simple fraction: `1 + 10^{-20}`
     is not 1, and 0.33333333333333333333 (a decimal: not `exact`) is 1/3. A `fine` number is only itself.
+
+    Raises `NoValue` for NaN.
     """
     if not isinstance(number, Fraction):
         if number.imag != 0:
             return ("complex", number_key(to_float(number.real), exact), number_key(to_float(number.imag), exact))
         number = number.real
+        if number != number:  # infinity less infinity
+            raise NoValue("undefined")
         if number in (float("inf"), float("-inf")):
             return ("number", "infinity" if number > 0 else "-infinity")
         if abs(number) > 10**30 or 0 < abs(number) * 10**300 < 1:

@@ -158,7 +158,8 @@ def _product(phrase: str) -> tuple[str, str, Fraction] | None:
         own = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
         plain = word if word[1:] != word[1:].lower() else word.lower()  # MPa is not mPa
         singular = re.sub(r"(?<=[xhs])es\Z|(?<!s)s\Z", "", plain) if len(word) > 3 else plain
-        name, dimension, size = _UNITS[own] if own else (singular, singular, Fraction(1))
+        # what the table does not have is a dimension of its own: 5 volumes are not 5 liters
+        name, dimension, size = _UNITS[own] if own else (singular, f"number of {singular}", Fraction(1))
         exponent = int(raised) if raised else power
         suffix = f"^{exponent}" if exponent > 1 else ""
         names.append(name + suffix)
