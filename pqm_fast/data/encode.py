@@ -32,10 +32,7 @@ class Template:
     """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
 
     def __post_init__(self):
-        for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):
-            text = getattr(self, name)
-            if text.count(placeholder) != 1 and not (name == "prompt_format" and text == "chat"):
-                raise PQMError(f"{name} {text!r}: {placeholder} must stand in it exactly once")
+        check_placeholders(self.prompt_format, self.step_format, ("chat",))
         if not self.step_token:
             raise PQMError("step token: empty; name a token such as '<|step|>', or 'last' to use none")
 
@@ -51,6 +48,14 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_placeholders(prompt_format: str, step_format: str, words: tuple[str, ...]) -> None:
+    """Raises `PQMError` for a format without its placeholder; the question's may be one of `words` instead."""
+    if prompt_format.count("{prompt}") != 1 and prompt_format not in words:
+        raise PQMError(f"prompt_format {prompt_format!r}: {{prompt}} must stand in it exactly once")
+    if step_format.count("{step}") != 1:
+        raise PQMError(f"step_format {step_format!r}: {{step}} must stand in it exactly once")
 
 
 def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pqm_fast.data.encode import LAST, Encoded, OverLong, bos_ids, single_id
+from pqm_fast.data.encode import LAST, Encoded, OverLong, bos_ids, check_placeholders, single_id
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 
@@ -28,10 +28,7 @@ class Layout:
     in_pieces: bool = False
 
     def __post_init__(self) -> None:
-        for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):
-            text = getattr(self, name)
-            if text.count(placeholder) != 1 and not (name == "prompt_format" and text in ("chat", "turns")):
-                raise PQMError(f"{name} {text!r}: {placeholder} must stand in it exactly once")
+        check_placeholders(self.prompt_format, self.step_format, ("chat", "turns"))
         if not self.step_token:
             raise PQMError("step_token: empty; name a token such as '<extra_0>', or 'last' to use none")
         if self.in_pieces and self.step_separator:
