@@ -47,7 +47,7 @@ def expand(names: Iterable[str]) -> list[str]:
     found: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
     sources = []
     for source in (source for name in names for source in _expanded(name)):
-        base, split = (source, "") if Path(source).exists() else _base_and_split(source)
+        base, split = base_and_split(source)
         splits = found.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
         # without its split a data set is the only one that it has
         if taken := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
@@ -58,9 +58,10 @@ def expand(names: Iterable[str]) -> list[str]:
     return sources
 
 
-def _base_and_split(source: str) -> tuple[str, str]:
+def base_and_split(source: str) -> tuple[str, str]:
+    """NAME:SPLIT -> (NAME, SPLIT), and (`source`, "") where there is no split or the whole is the name of a file."""
     base, _, split = source.rpartition(":")
-    return (base, split) if base else (source, "")
+    return (base, split) if base and not Path(source).exists() else (source, "")
 
 
 def _expanded(source: str) -> list[str]:
@@ -125,7 +126,7 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
         return _open_data_set(source, None)
     if path.is_symlink():
         raise PQMError(f"{hidden(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
-    name, split = _base_and_split(source)
+    name, split = base_and_split(source)
     if name != source and Path(name).is_file():
         raise PQMError(f"{hidden(source)}: {name} is a file, which has no splits; name the file alone")
     if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
