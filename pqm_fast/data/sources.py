@@ -162,7 +162,7 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
     elif split is not None:
         raise PQMError(f"{name}: has no splits; leave out :{split}")
     # as Arrow tables, whatever format the set was saved in
-    tables = (data.with_format("arrow")[start : start + 1024] for start in range(0, len(data), 1024))
+    tables = data.with_format("arrow").iter(1024)
     return stem, _numbered(name, "record", chain.from_iterable(map(table_rows, tables)))
 
 
