@@ -1,6 +1,8 @@
 """What every raw record must satisfy, whatever its format, and how a message says what it does not."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pqm_fast.data.records import EMPTY_STEP, Record
@@ -12,6 +14,15 @@ class FormatError(ValueError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts `place` before the message of a `FormatError` that is raised inside."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(error.kind, f"{place}: {error}") from None
 
 
 def show(value: Any) -> str:
