@@ -140,8 +140,8 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
 
 
 def candidate(steps: list[Any], labels: Any, extra: dict[str, Any]) -> tuple[list[Any], Any]:
-    """Steps and labels of a candidate in a pool. An empty one is a failed attempt and gets a step, without a score in
-    `extra` if the others have scores: refused, it would take the whole question with it."""
+    """Steps and labels of a candidate in a pool. An empty one is a failed attempt: refused, it would take the whole
+    question with it. It gets one step instead, and null as its score where `extra` has an empty list of scores."""
     if any(not isinstance(step, str) or step.strip() for step in steps):
         return steps, labels
     if extra.get("scores") == []:

@@ -200,7 +200,8 @@ def plan_batches(
     Within a window the longest goes first, into the emptiest batch. First-fit decreasing fills batches as well, but
     puts trajectories of like length together; a mean over trajectories would then weight those in the batches of
     long ones several times more. Deterministic from (seed, epoch); each trajectory is in exactly one batch.
-    `shuffle=False` keeps the order of the data between windows (scoring). Raises ValueError if one does not fit.
+    `shuffle=False` keeps the order of the data between windows (evaluation during training). Raises
+    ValueError if one does not fit.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:

@@ -41,8 +41,8 @@ def expand(names: Iterable[str]) -> list[str]:
     """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the
     files that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
 
-    Raises `PQMError` for a folder that holds other files too, since none is left out silently, where there is no file,
-    and for data that is named twice.
+    Raises `PQMError` for a folder with files that are neither data nor hidden nor its README, licence or other `.md`,
+    since nothing else is left out silently, where there is no file, and for data that is named twice.
     """
     found: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
     sources = []
@@ -78,7 +78,7 @@ def _expanded(source: str) -> list[str]:
     data = [path for path in files if path.name.endswith(_DATA_SUFFIXES)]
     if not data:
         raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
-    # the papers of a data set: what says nothing else is read by nobody
+    # a README, a licence and other .md files are about the data; nothing else is passed over
     others = [p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))]
     if others:
         raise PQMError(

@@ -1,4 +1,4 @@
-"""How raw records are read: the options, and what two of them do to a record before any format sees it."""
+"""How raw records are read: the options, the renaming of fields before a format is recognised, and what labels mean."""
 
 import dataclasses
 import json
