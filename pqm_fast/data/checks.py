@@ -1,6 +1,8 @@
 """What every raw record must satisfy, whatever its format, and how a message says what it does not."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pqm_fast.data.records import EMPTY_STEP, Record
@@ -12,6 +14,15 @@ class FormatError(ValueError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts `place` before the message of a `FormatError` that is raised inside."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(error.kind, f"{place}: {error}") from None
 
 
 def show(value: Any) -> str:
@@ -129,8 +140,8 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
 
 
 def candidate(steps: list[Any], labels: Any, extra: dict[str, Any]) -> tuple[list[Any], Any]:
-    """Steps and labels of a candidate in a pool. An empty one is a failed attempt and gets a step, without a score in
-    `extra` if the others have scores: refused, it would take the whole question with it."""
+    """Steps and labels of a candidate in a pool. An empty one is a failed attempt: refused, it would take the whole
+    question with it. It gets one step instead, and null as its score where `extra` has an empty list of scores."""
     if any(not isinstance(step, str) or step.strip() for step in steps):
         return steps, labels
     if extra.get("scores") == []:

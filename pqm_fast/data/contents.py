@@ -1,4 +1,4 @@
-"""Files that are no data, told by their first bytes and called by their name: pointers, web pages, archives."""
+"""Files that are no data, told by their first bytes (tables: by their name), and called by what they are."""
 
 import re
 from pathlib import Path

@@ -57,7 +57,7 @@ class TrajectoryDataset:
         info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
         self.notes: list[str] = info["notes"]
         self.digest: str = info["digest"]
-        """Of everything that training sees: tokens, step rows, labels and questions."""
+        """Of all that is stored: tokens, step rows, labels, questions and record ids."""
 
     def __reduce__(self) -> tuple[type["TrajectoryDataset"], tuple[Path]]:
         return TrajectoryDataset, (self.folder.absolute(),)

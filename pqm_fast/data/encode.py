@@ -4,8 +4,9 @@ A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step
 Pieces are tokenised separately, so that a step has the same tokens whatever stands around it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +34,7 @@ class Template:
     """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
 
     def __post_init__(self):
-        for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):
-            text = getattr(self, name)
-            if text.count(placeholder) != 1 and not (name == "prompt_format" and text == "chat"):
-                raise PQMError(f"{name} {text!r}: {placeholder} must stand in it exactly once")
+        check_placeholders(self.prompt_format, self.step_format, ("chat",))
         if not self.step_token:
             raise PQMError("step token: empty; name a token such as '<|step|>', or 'last' to use none")
 
@@ -50,6 +48,14 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_placeholders(prompt_format: str, step_format: str, words: tuple[str, ...]) -> None:
+    """Raises `PQMError` for a format without its placeholder; the question's may be one of `words` instead."""
+    if prompt_format.count("{prompt}") != 1 and prompt_format not in words:
+        raise PQMError(f"prompt_format {prompt_format!r}: {{prompt}} must stand in it exactly once")
+    if step_format.count("{step}") != 1:
+        raise PQMError(f"step_format {step_format!r}: {{step}} must stand in it exactly once")
 
 
 def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
@@ -104,6 +110,35 @@ class Encoded:
     steps_cut: int
 
 
+def piece_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dict[str, list[int]]:
+    """The ids of each text by itself, without special tokens; {} for none."""
+    # solutions of one question share its text and often steps: tokenise each text once
+    if not (unique := list(dict.fromkeys(texts))):
+        return {}
+    return dict(zip(unique, tokenizer(unique, add_special_tokens=False, verbose=False)["input_ids"], strict=True))
+
+
+def join(record: Record, start: list[int], steps: list[list[int]], marker: list[int], limit: int) -> Encoded | OverLong:
+    """`start`, then each step with `marker` behind it, read at the last of their tokens; cut as `cut` says."""
+    ids, rows = [*start], []
+    for step in steps:
+        ids += [*step, *marker]
+        rows.append(len(ids) - 1)
+    return cut(record, ids, rows, limit)
+
+
+def cut(record: Record, ids: list[int], rows: list[int], limit: int) -> Encoded | OverLong:
+    """The tokens up to the last step that ends within `limit`; `rows`, in rising order, is where each is read."""
+    kept = [row for row in rows if row < limit]
+    if not kept:
+        return OverLong(record, rows[0] + 1, limit)
+    return Encoded(
+        np.array(ids[: kept[-1] + 1], dtype=np.int32),
+        np.array(kept, dtype=np.int32),
+        steps_cut=len(rows) - len(kept),
+    )
+
+
 class Encoder:
     """Records to tokens under one template. Over-long records keep the question and are cut at a step boundary.
 
@@ -127,17 +162,7 @@ class Encoder:
         error in its place, naming the record, for the caller to raise or count."""
         prompts = [self.template.prompt_format.replace("{prompt}", r.prompt) for r in records]
         steps = [[self.template.step_format.replace("{step}", s) for s in r.steps] for r in records]
-        # solutions of one question share its text and often steps: tokenise each text once
-        texts = list(dict.fromkeys([*prompts, *(s for own in steps for s in own)]))
-        if not texts:
-            return []
-        pieces = dict(
-            zip(
-                texts,
-                self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"],
-                strict=True,
-            )
-        )
+        pieces = piece_ids(self.tokenizer, [*prompts, *chain.from_iterable(steps)])
         return [
             self._join(record, pieces[prompt], [pieces[s] for s in own])
             for record, prompt, own in zip(records, prompts, steps, strict=True)
@@ -159,14 +184,4 @@ class Encoder:
                 "reword it or leave the record out",
                 kind="step without tokens",
             )
-        first = len(ids) + len(steps[0]) + len(marker)
-        if first > self.max_length:
-            return OverLong(record, first, self.max_length)
-        rows = []
-        for step in steps:
-            if len(ids) + len(step) + len(marker) > self.max_length:
-                break
-            ids += step
-            ids += marker
-            rows.append(len(ids) - 1)
-        return Encoded(np.array(ids, dtype=np.int32), np.array(rows, dtype=np.int32), steps_cut=len(steps) - len(rows))
+        return join(record, ids, steps, marker, self.max_length)

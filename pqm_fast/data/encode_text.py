@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pqm_fast.data.encode import LAST, Encoded, OverLong, bos_ids, single_id
+from pqm_fast.data.encode import LAST, Encoded, bos_ids, check_placeholders, cut, join, piece_ids, single_id
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 
@@ -28,10 +28,7 @@ class Layout:
     in_pieces: bool = False
 
     def __post_init__(self) -> None:
-        for name, placeholder in (("prompt_format", "{prompt}"), ("step_format", "{step}")):
-            text = getattr(self, name)
-            if text.count(placeholder) != 1 and not (name == "prompt_format" and text in ("chat", "turns")):
-                raise PQMError(f"{name} {text!r}: {placeholder} must stand in it exactly once")
+        check_placeholders(self.prompt_format, self.step_format, ("chat", "turns"))
         if not self.step_token:
             raise PQMError("step_token: empty; name a token such as '<extra_0>', or 'last' to use none")
         if self.in_pieces and self.step_separator:
@@ -43,22 +40,23 @@ class TextEncoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: Layout, max_length: int):
         self.tokenizer, self.layout, self.max_length = tokenizer, layout, max_length
-        self.bos = bos_ids(tokenizer, layout.prompt_format)
         self.step_id: int | None = None
         self.marker: list[int] = []
         if layout.in_pieces:
-            if layout.step_token != LAST:
-                self.marker = tokenizer.encode(layout.step_token, add_special_tokens=False)
             # TRL puts it before every text, whether the tokenizer does or not
             self.bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        elif layout.step_token != LAST:
-            self.step_id = single_id(tokenizer, layout.step_token)
-            if self.step_id is None:
-                raise PQMError(
-                    f"step token {layout.step_token!r} is not one token of the tokenizer; give the model's own"
-                )
-        if not layout.in_pieces and not tokenizer.is_fast:
-            raise PQMError("the tokenizer does not tell where its tokens stand in the text: a fast one is needed")
+            if layout.step_token != LAST:
+                self.marker = tokenizer.encode(layout.step_token, add_special_tokens=False)
+        else:
+            self.bos = bos_ids(tokenizer, layout.prompt_format)
+            if layout.step_token != LAST:
+                self.step_id = single_id(tokenizer, layout.step_token)
+                if self.step_id is None:
+                    raise PQMError(
+                        f"step token {layout.step_token!r} is not one token of the tokenizer; give the model's own"
+                    )
+            if not tokenizer.is_fast:
+                raise PQMError("the tokenizer does not tell where its tokens stand in the text: a fast one is needed")
 
     def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         """A record that cannot be encoded gives its error in its place."""
@@ -68,16 +66,11 @@ class TextEncoder:
 
     def _in_pieces(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         written = [self._pieces(record) for record in records]
-        texts = list(dict.fromkeys(text for prompt, steps in written for text in (prompt, *steps)))
-        ids = dict(zip(texts, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True))
-        found: list[Encoded | RecordError] = []
-        for record, (prompt, steps) in zip(records, written, strict=True):
-            tokens, rows = [*self.bos, *ids[prompt]], []
-            for step in steps:
-                tokens += [*ids[step], *self.marker]
-                rows.append(len(tokens) - 1)
-            found.append(self._cut(record, tokens, rows))
-        return found
+        ids = piece_ids(self.tokenizer, (text for prompt, steps in written for text in (prompt, *steps)))
+        return [
+            join(record, [*self.bos, *ids[prompt]], [ids[step] for step in steps], self.marker, self.max_length)
+            for record, (prompt, steps) in zip(records, written, strict=True)
+        ]
 
     def _at_once(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         texts, ends = [], []
@@ -123,14 +116,4 @@ class TextEncoder:
                 "becomes another token there; reword it or leave the record out",
                 kind="step token in the text",
             )
-        return self._cut(record, [*self.bos, *ids], [len(self.bos) + row for row in rows])
-
-    def _cut(self, record: Record, ids: list[int], rows: list[int]) -> Encoded | RecordError:
-        kept = [row for row in rows if row < self.max_length]
-        if not kept:
-            return OverLong(record, rows[0] + 1, self.max_length)
-        return Encoded(
-            np.array(ids[: kept[-1] + 1], dtype=np.int32),
-            np.array(kept, dtype=np.int32),
-            steps_cut=len(rows) - len(kept),
-        )
+        return cut(record, [*self.bos, *ids], [len(self.bos) + row for row in rows], self.max_length)

@@ -175,14 +175,15 @@ class Units:
 
     def in_order(self, budget: int) -> Iterator[np.ndarray]:
         """The same in batches that keep the order: what comes first is done first. Each unit must fit."""
-        first = used = 0
-        for unit, size in enumerate(self.sizes.tolist()):
+        starts = np.concatenate([[0], self.ends])[:-1]
+        cuts, used = [], 0
+        for start, size in zip(starts.tolist(), self.sizes.tolist(), strict=True):
             if used and used + size > budget:
-                yield self.members[self.ends[first - 1] if first else 0 : self.ends[unit - 1]]
-                first, used = unit, 0
+                cuts.append(start)
+                used = 0
             used += size
-        if len(self.sizes):
-            yield self.members[self.ends[first - 1] if first else 0 :]
+        if len(self.members):
+            yield from np.split(self.members, cuts)
 
 
 def plan_batches(
@@ -199,7 +200,8 @@ def plan_batches(
     Within a window the longest goes first, into the emptiest batch. First-fit decreasing fills batches as well, but
     puts trajectories of like length together; a mean over trajectories would then weight those in the batches of
     long ones several times more. Deterministic from (seed, epoch); each trajectory is in exactly one batch.
-    `shuffle=False` keeps the order of the data between windows (scoring). Raises ValueError if one does not fit.
+    `shuffle=False` keeps the order of the data between windows (evaluation during training). Raises
+    ValueError if one does not fit.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:

@@ -41,5 +41,5 @@ def scores_of(record: Record, source: str, otherwise: str = "") -> Scores:
 
 
 def _is_finite(value: Any) -> bool:
-    # as an integer of hundreds of digits is not: no float holds it
+    # math.isfinite raises OverflowError for an integer that no float holds
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -41,13 +41,13 @@ def expand(names: Iterable[str]) -> list[str]:
     """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the
     files that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
 
-    Raises `PQMError` for a folder that holds other files too, since none is left out silently, where there is no file,
-    and for data that is named twice.
+    Raises `PQMError` for a folder with files that are neither data nor hidden nor its README, licence or other `.md`,
+    since nothing else is left out silently, where there is no file, and for data that is named twice.
     """
     found: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
     sources = []
     for source in (source for name in names for source in _expanded(name)):
-        base, split = (source, "") if Path(source).exists() else _base_and_split(source)
+        base, split = base_and_split(source)
         splits = found.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
         # without its split a data set is the only one that it has
         if taken := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
@@ -58,9 +58,10 @@ def expand(names: Iterable[str]) -> list[str]:
     return sources
 
 
-def _base_and_split(source: str) -> tuple[str, str]:
+def base_and_split(source: str) -> tuple[str, str]:
+    """NAME:SPLIT -> (NAME, SPLIT), and (`source`, "") where there is no split or the whole is the name of a file."""
     base, _, split = source.rpartition(":")
-    return (base, split) if base else (source, "")
+    return (base, split) if base and not Path(source).exists() else (source, "")
 
 
 def _expanded(source: str) -> list[str]:
@@ -77,7 +78,7 @@ def _expanded(source: str) -> list[str]:
     data = [path for path in files if path.name.endswith(_DATA_SUFFIXES)]
     if not data:
         raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
-    # the papers of a data set: what says nothing else is read by nobody
+    # a README, a licence and other .md files are about the data; nothing else is passed over
     others = [p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))]
     if others:
         raise PQMError(
@@ -125,7 +126,7 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
         return _open_data_set(source, None)
     if path.is_symlink():
         raise PQMError(f"{hidden(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
-    name, split = _base_and_split(source)
+    name, split = base_and_split(source)
     if name != source and Path(name).is_file():
         raise PQMError(f"{hidden(source)}: {name} is a file, which has no splits; name the file alone")
     if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
@@ -161,7 +162,7 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
     elif split is not None:
         raise PQMError(f"{name}: has no splits; leave out :{split}")
     # as Arrow tables, whatever format the set was saved in
-    tables = (data.with_format("arrow")[start : start + 1024] for start in range(0, len(data), 1024))
+    tables = data.with_format("arrow").iter(1024)
     return stem, _numbered(name, "record", chain.from_iterable(map(table_rows, tables)))
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.sources import expand, is_pattern, open_source
+from pqm_fast.data.sources import base_and_split, expand, is_pattern, open_source
 
 # what a model computes depends on; a run folder holds much else, such as scores that are being written
 MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.jinja")
@@ -48,12 +48,13 @@ def source_key(path: str) -> list[Any]:
     """The contents of local files, the revision of a hub data set."""
     if is_pattern(path):
         return [path, *map(source_key, expand([path]))]
-    local = next((Path(p) for p in (path, path.rpartition(":")[0]) if p and Path(p).exists()), None)
-    if local is None:
+    base, _ = base_and_split(path)
+    local = Path(base)
+    if not base or not local.exists():  # no name at all would be the current folder
         open_source(path)  # says so if there is no such source
         from datasets import load_dataset_builder
 
-        return [path, load_dataset_builder(path.partition(":")[0]).hash]
+        return [path, load_dataset_builder(base).hash]
     if local.is_dir():
         return [path, *_contents(local, local.rglob("*"))]
     return [path, *([file_digest(local)] if local.is_file() else [])]

@@ -1,7 +1,7 @@
 """Rows of Arrow tables as raw records: what JSON could hold, and a `FormatError` for a row that cannot be read."""
 
 from collections.abc import Iterator
-from datetime import date, datetime, time
+from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def _plain(value: Any, name: str) -> Any:
         except UnicodeDecodeError:
             message = f"field {name} holds bytes that are not UTF-8; convert it to UTF-8, or remove it"
             raise FormatError("broken text", message) from None
-    if isinstance(value, (date, datetime, time)):
+    if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)

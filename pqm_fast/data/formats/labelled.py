@@ -5,7 +5,7 @@ import itertools
 import re
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, candidate, explicit_id, field, record, rest, show, typed
+from pqm_fast.data.checks import FormatError, at, candidate, explicit_id, field, record, rest, show, typed
 from pqm_fast.data.formats.marked import first_steps, likeliest
 from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
@@ -92,11 +92,9 @@ def parse_versaprm(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
     for number, solution in enumerate(chain, 1):
         place = f"solution {number}"
         extra = {**rest(typed(solution, place, dict), "steps", "labels", "prm_reward"), **shared}
-        try:
+        with at(place):
             field(solution, "steps", list)
             records.append(_chain(f"{id}/{number}", id, question, solution, extra, options))
-        except FormatError as error:
-            raise FormatError(error.kind, f"{place}: {error}") from None
     return records
 
 

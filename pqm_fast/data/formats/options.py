@@ -1,4 +1,4 @@
-"""How raw records are read: the options, and what two of them do to a record before any format sees it."""
+"""How raw records are read: the options, the renaming of fields before a format is recognised, and what labels mean."""
 
 import dataclasses
 import json
@@ -83,9 +83,11 @@ class ReadOptions:
 
     def renamed(self, raw: dict[str, Any]) -> dict[str, Any]:
         """`raw` with its fields under the names that `field` gives them. Raises `FormatError`."""
-        pairs = [(name, source) for name, _, source in (pair.partition("=") for pair in self.field)]
-        values = {name: _picked(raw, source, name) for name, source in pairs}
-        kept = {key: value for key, value in raw.items() if key not in {source for _, source in pairs}}
+        if not self.field:
+            return raw
+        sources = dict(pair.split("=", 1) for pair in self.field)
+        values = {name: _picked(raw, source, name) for name, source in sources.items()}
+        kept = {key: value for key, value in raw.items() if key not in sources.values()}
         return kept | values
 
     def label(self, value: Any, place: str) -> Any:

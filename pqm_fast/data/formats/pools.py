@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pqm_fast.data.checks import FormatError, candidate, explicit_id, field, record, rest, typed
+from pqm_fast.data.checks import FormatError, at, candidate, explicit_id, field, record, rest, typed
 from pqm_fast.data.formats.options import ReadOptions
 from pqm_fast.data.records import Record
 
@@ -19,20 +19,18 @@ def parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Recor
     shared = rest(raw, "question", "responses", "question_id")
     records = []
     for k, response in enumerate(field(raw, "responses", list), 1):
-        place = f"response {k}: "
-        steps = typed(response, f"response {k}", dict).get("steps")
+        place = f"response {k}"
+        steps = typed(response, place, dict).get("steps")
         if steps is None:
-            steps = _lines(field(response, "text", str, place))
+            steps = _lines(field(response, "text", str, f"{place}: "))
         # the question's fields last: its `answer` is the right one, a response's was extracted from its text
         extra = {**rest(response, "text", "steps", "labels", "model_name"), **shared, "question_id": question_id}
         if response.get("model_name") is not None:
             extra["policy"] = response["model_name"]
-        try:
+        with at(place):
             labels = options.labels(response.get("labels"), "label")
             solution = candidate(typed(steps, "steps", list), labels, extra)
             records.append(record(f"{question_id}/{k}", question, *solution, extra))
-        except FormatError as error:
-            raise FormatError(error.kind, f"{place}{error}") from None
     if not records:
         raise FormatError("no steps", "responses is an empty list; give at least one or remove the record")
     return records
@@ -60,10 +58,8 @@ def parse_search_and_learn(raw: dict[str, Any], id: str, options: ReadOptions) -
         place = f"completion {k + 1}"
         extra = {**shared, **{key: column[k] for key, column in columns.items()}, "question_id": question_id}
         solution = candidate(_steps(typed(text, place, str), extra, f"scores of {place}"), None, extra)
-        try:
+        with at(place):
             records.append(record(f"{question_id}/{k + 1}", question, *solution, extra))
-        except FormatError as error:
-            raise FormatError(error.kind, f"{place}: {error}") from None
     if not records:
         raise FormatError("no steps", "completions is an empty list; give at least one or remove the record")
     return records
