@@ -117,13 +117,13 @@ def _loop(work: _Work, start: int) -> None:
                 continue
             _finish(run, log, clock, launched)  # nothing is saved or scored with weights that are not finite
             launched = None
-            with clock.paused():
-                if evaluates:
-                    work.evaluate(step, config.eval_limit)
-                if saves or work.stop:
+            if evaluates:
+                work.evaluate(step, config.eval_limit)
+            if saves or work.stop:
+                with clock.paused():
                     work.save(step)
-                    if work.stop:
-                        raise work.stopped()
+                if work.stop:
+                    raise work.stopped()
 
 
 def _conclude(work: _Work) -> dict[str, Any]:
