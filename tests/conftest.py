@@ -63,12 +63,13 @@ def figures(monkeypatch):
 
 @pytest.fixture
 def file_size_limit():
-    """`with file_size_limit(BYTES)`: no file of this process may grow beyond it, as on a full disk."""
+    """`with file_size_limit(BYTES)`: no file of this process may grow beyond it, as on a full disk; None: any size that
+    the process may have."""
 
     @contextmanager
-    def limit(size: int):
+    def limit(size: int | None):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[1] if size is None else size, before[1]))
         try:
             yield
         finally:

@@ -2,12 +2,12 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -411,20 +411,16 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
         ("draw_curve", 1, 10_000, "training.png"),
     ],
 )
-def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, where, count, limit, name):
+def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_size_limit, where, count, limit, name):
     from pqm_fast.train import log
 
     run = tmp_path / "run"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, ExitStack() as limits:
         if where == "draw_curve":
             patch.setattr(loop, "draw_curve", log.draw_curve)
-        before(patch, where, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard)))
-        try:
-            with pytest.raises(PQMError) as error:
-                train(make(run))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        before(patch, where, count, lambda: limits.enter_context(file_size_limit(limit)))
+        with pytest.raises(PQMError) as error:
+            train(make(run))
     kept = steps(run)[-1]
     assert str(error.value) == (
         f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; go on from it "
