@@ -1,7 +1,9 @@
-"""Shared test set-up: the interpreter for Triton where there is no GPU, and the optional real data."""
+"""Shared test set-up: the interpreter for Triton where there is no GPU; fixtures: the optional real data, pictures that
+are saved, SIGINT as in a terminal, a full disk."""
 
 import os
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +61,15 @@ def figures(monkeypatch):
     yield saved
     for figure in saved:
         close(figure)
+
+
+@pytest.fixture
+def sigint_taken():
+    """SIGINT does what it does in a terminal, in this process and in those that it starts: a job in the background, as
+    the tests may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -110,20 +110,13 @@ def before(monkeypatch, where: str, count: int, act):
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def taken():
-    """SIGINT as a terminal sends it: a job in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.fault(
     "SIGTERM, SIGINT or SIGUSR1 in a training: in a step, in an evaluation, while a checkpoint or weights are written",
     how="the signal, at that place",
     lost="nothing: a checkpoint is saved after the step; exit code 143, 130 or 138",
     recovers="`train --resume`, to the same bits",
 )
+@pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(
     ("number", "where", "count", "step"),
     [
@@ -134,7 +127,7 @@ def taken():
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, taken, number, where, count, step):
+def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, number, where, count, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, where, count, lambda: os.kill(os.getpid(), number))
