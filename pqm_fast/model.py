@@ -289,7 +289,7 @@ class StepQModel(nn.Module):
             config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
             config["dtype"] = dtype_name(dtype)
             write_json(temporary / "config.json", config)
-            checksums.write_sums(temporary, list(temporary.iterdir()))
+            checksums.write_sums(temporary)
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)
