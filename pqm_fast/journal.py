@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pqm_fast.errors import PQMError
+from pqm_fast.files import is_at, write_all
 
 SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
 
@@ -86,16 +87,14 @@ class Journal:
         if time.monotonic() - self.saved > SAVE_SECONDS:
             os.fsync(self.file.fileno())
             self.saved = time.monotonic()
-        if not (self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())):
+        if not is_at(self.file, self.path):
             raise PQMError(f"{self.path}: was removed while being written; run the command again")
         self.rows += 1
         return place
 
     def _write(self, text: bytes, seed: int) -> None:
         line = b"%s\t%08x\n" % (text, zlib.crc32(text, seed))
-        rest = memoryview(line)
-        while rest:
-            rest = rest[self.file.write(rest) :]
+        write_all(self.file, line)
         self.size += len(line)
 
     def text(self, place: int) -> str:

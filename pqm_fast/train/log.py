@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pqm_fast.files import atomic_file
+from pqm_fast.files import atomic_file, is_at, write_all
 from pqm_fast.train.folder import NotWritten, RunFolder
 
 SHOWN = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}
@@ -52,12 +52,11 @@ class RunLog:
         with self.folder.writing(FILE) as path:
             end = os.fstat(self.file.fileno()).st_size
             try:
-                while line:  # a disk that is nearly full takes a part
-                    line = line[self.file.write(line) :]
+                write_all(self.file, line)
             except OSError:
                 os.ftruncate(self.file.fileno(), end)
                 raise
-            if not (path.exists() and os.path.samestat(os.fstat(self.file.fileno()), path.stat())):
+            if not is_at(self.file, path):
                 raise NotWritten(f"{path}: was removed or replaced while the run was writing into it")
         if kind == "train":
             self.bar.seconds_left(figures["eta_seconds"])
