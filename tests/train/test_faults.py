@@ -14,6 +14,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from flip import flip
+from untimed import untimed
 
 from pqm_fast.checksums import find_damage
 from pqm_fast.cli import main
@@ -67,8 +69,7 @@ def no_picture(monkeypatch):
 
 def outcome(folder: Path):
     """What a run comes to: its metrics but for times, and the bytes of its weights."""
-    times = {"tokens_per_second", "trajectories_per_second", "eta_seconds"}
-    rows = [{k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")]
+    rows = untimed(folder / "metrics.jsonl")
     return rows, json.loads((folder / "metrics.json").read_text()), (folder / "model.safetensors").read_bytes()
 
 
@@ -234,13 +235,6 @@ def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-
-
-def flip(file: Path, place: float = 0.5):
-    """One bit."""
-    data = bytearray(file.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 1
-    file.write_bytes(data)
 
 
 @pytest.fixture
