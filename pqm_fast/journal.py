@@ -12,7 +12,7 @@ from typing import Any
 from pqm_fast.errors import PQMError
 from pqm_fast.files import is_at, write_all
 
-SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
+SAVE_SECONDS = 2.0  # between flushes to the disk; a machine that goes down loses the rows since the last one
 
 
 class Journal:
@@ -72,7 +72,8 @@ class Journal:
             print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): rows are done again, the others kept")
 
     def append(self, row: dict[str, Any]) -> int:
-        """Writes a row, which then survives the process, and within SAVE_SECONDS the machine. Returns where it stands.
+        """Writes a row and returns where it stands. It survives the process from then on, and the machine once it is
+        flushed, with the first row that is written SAVE_SECONDS or more after the last flush.
 
         Raises PQMError if the file is no longer there, OSError if it cannot be written.
         """

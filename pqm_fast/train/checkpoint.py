@@ -35,7 +35,7 @@ STATE = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is as it was written. `state` is what `save_checkpoint` was given."""
+    """A checkpoint whose files are as they were written. `state` is what `save_checkpoint` was given."""
 
     path: Path
     state: dict[str, Any]
