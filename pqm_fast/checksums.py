@@ -16,9 +16,10 @@ def sums(files: Iterable[Path]) -> dict[str, str]:
     return dict(zip((file.name for file in files), file_digests(files), strict=True))
 
 
-def write_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Into `folder`, of files that are in it, which are flushed to the disk meanwhile: that takes longer."""
-    files = list(files)
+def write_sums(folder: Path) -> None:
+    """Into `folder`, of every file in it, which are flushed to the disk meanwhile: that takes longer. A list from
+    before is replaced."""
+    files = [file for file in folder.iterdir() if file.is_file() and file.name != NAME]
     with ThreadPoolExecutor() as pool:
         synced = pool.map(sync, files)
         found = sums(files)
@@ -32,7 +33,7 @@ def has_sums(folder: Path) -> bool:
     return (folder / NAME).exists()
 
 
-def read_sums(folder: Path) -> dict[str, str]:
+def _read_sums(folder: Path) -> dict[str, str]:
     """What `write_sums` wrote, by file; ValueError if that is damaged, FileNotFoundError if it is not there."""
     pairs = [line.split("  ", 1) for line in (folder / NAME).read_text(encoding="utf-8").splitlines()]
     if not pairs or any(len(pair) != 2 or len(pair[0]) != 64 or Path(pair[1]).name != pair[1] for pair in pairs):
@@ -44,7 +45,7 @@ def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
     """The first file that is not as it was written, and what is wrong with it; None if all are. Those that are `needed`
     must have a checksum."""
     try:
-        stored = read_sums(folder)
+        stored = _read_sums(folder)
     except (OSError, ValueError) as error:
         return f"{NAME}: {error.strerror if isinstance(error, OSError) else error}"
     for name in sorted(needed):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from pqm_fast.errors import PQMError
-from pqm_fast.options import Text, escape
 from pqm_fast.signals import Stopped, stop_raises
 
 USAGE = """\
@@ -280,6 +279,8 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _typed_options(kind: type) -> set[str]:
     """Names of the options of a dataclass, and of those in it, whose texts are typed with escapes."""
+    from pqm_fast.options import Text
+
     found: set[str] = set()
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if is_dataclass(hint):
@@ -299,6 +300,8 @@ def _file_options(file: str, typed: set[str]) -> list[str]:
 
 
 def _as_arguments(values: dict[str, Any], typed: set[str]) -> Iterator[str]:
+    from pqm_fast.options import escape
+
     for name, value in values.items():
         option = "--" + str(name).replace("_", "-")
         written = escape if option[2:].replace("-", "_") in typed else str  # a file's text is meant as it is

@@ -1,6 +1,7 @@
 """Files appear whole or not at all: write beside, flush to disk, rename."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -25,6 +26,18 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """All of `data`, of which an unbuffered file on a disk that is nearly full takes a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def is_at(file: io.FileIO, path: Path) -> bool:
+    """Whether an open file is still the one at `path`, neither removed nor replaced."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 @contextmanager

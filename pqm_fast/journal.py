@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pqm_fast.errors import PQMError
+from pqm_fast.files import is_at, write_all
 
-SAVE_SECONDS = 2.0  # what a machine that goes down costs at most
+SAVE_SECONDS = 2.0  # between flushes to the disk; a machine that goes down loses the rows since the last one
 
 
 class Journal:
@@ -71,7 +72,8 @@ class Journal:
             print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): rows are done again, the others kept")
 
     def append(self, row: dict[str, Any]) -> int:
-        """Writes a row, which then survives the process, and within SAVE_SECONDS the machine. Returns where it stands.
+        """Writes a row and returns where it stands. It survives the process from then on, and the machine once it is
+        flushed, with the first row that is written SAVE_SECONDS or more after the last flush.
 
         Raises PQMError if the file is no longer there, OSError if it cannot be written.
         """
@@ -86,16 +88,14 @@ class Journal:
         if time.monotonic() - self.saved > SAVE_SECONDS:
             os.fsync(self.file.fileno())
             self.saved = time.monotonic()
-        if not (self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())):
+        if not is_at(self.file, self.path):
             raise PQMError(f"{self.path}: was removed while being written; run the command again")
         self.rows += 1
         return place
 
     def _write(self, text: bytes, seed: int) -> None:
         line = b"%s\t%08x\n" % (text, zlib.crc32(text, seed))
-        rest = memoryview(line)
-        while rest:
-            rest = rest[self.file.write(rest) :]
+        write_all(self.file, line)
         self.size += len(line)
 
     def text(self, place: int) -> str:

@@ -277,11 +277,12 @@ class StepQModel(nn.Module):
         """Writes a `*ForTokenClassification` folder with checksums into `folder`, weights cast to `dtype`, config.json
         last.
 
-        `state` has the weights if they are not the classifier's own state dict (adapters merged in, masters).
+        `state` has the weights, of that dtype already, if they are not the classifier's own state dict (adapters merged
+        in, masters).
         """
         with temporary_beside(folder / "model") as temporary:
-            state = self.classifier.state_dict() if state is None else state
-            state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
+            if state is None:
+                state = {name: tensor.detach().to(dtype) for name, tensor in self.classifier.state_dict().items()}
             setattr(self.config, CONFIG_KEY, asdict(recipe))
             with quiet_transformers():
                 self.classifier.save_pretrained(temporary, state_dict=state)
@@ -290,7 +291,7 @@ class StepQModel(nn.Module):
             config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
             config["dtype"] = dtype_name(dtype)
             write_json(temporary / "config.json", config)
-            checksums.write_sums(temporary, list(temporary.iterdir()))
+            checksums.write_sums(temporary)
             files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
             for file in files:
                 os.replace(file, folder / file.name)

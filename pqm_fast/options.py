@@ -7,7 +7,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "flex", "sdpa"]
 
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+_ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash first: `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def unescape(text: str) -> str:
 
 def escape(text: str) -> str:
     """What is typed for `text`: `unescape` gives it back."""
-    for code, character in (("\\", "\\"), ("n", "\n"), ("t", "\t"), ("r", "\r")):
+    for code, character in _ESCAPES.items():
         text = text.replace(character, f"\\{code}")
     return text
 

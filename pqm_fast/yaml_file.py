@@ -15,11 +15,12 @@ def read_yaml(path: Path) -> Any:
     """What a file holds. Raises PQMError if it cannot be read, or is more than options would ever be."""
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is not None and (count := _nodes(root, {})) > MOST_NODES:
             raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are taken")
         _check_names(root, set())
-        return yaml.safe_load(text)
+        return None if root is None else loader.construct_document(root)
     except FileNotFoundError as error:
         raise PQMError(f"{path}: no such file; check the path") from error
     except RecursionError as error:

@@ -1,7 +1,9 @@
-"""Shared test set-up: the interpreter for Triton where there is no GPU, and the optional real data."""
+"""Shared test set-up: the interpreter for Triton where there is no GPU; fixtures: the optional real data, pictures that
+are saved, SIGINT as in a terminal, a full disk."""
 
 import os
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,13 +64,23 @@ def figures(monkeypatch):
 
 
 @pytest.fixture
+def sigint_taken():
+    """SIGINT does what it does in a terminal, in this process and in those that it starts: a job in the background, as
+    the tests may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def file_size_limit():
-    """`with file_size_limit(BYTES)`: no file of this process may grow beyond it, as on a full disk."""
+    """`with file_size_limit(BYTES)`: no file of this process may grow beyond it, as on a full disk; None: any size that
+    the process may have."""
 
     @contextmanager
-    def limit(size: int):
+    def limit(size: int | None):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[1] if size is None else size, before[1]))
         try:
             yield
         finally:

@@ -12,8 +12,7 @@ import pytest
 from pqm_fast.signals import BURST, Stopped, stop_raises, stop_requested
 
 WORK = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+import time
 from pqm_fast.signals import stop_requested
 with stop_requested() as stop:
     print("working", flush=True)
@@ -30,6 +29,7 @@ with stop_requested() as stop:
     lost="what had not been saved",
     recovers="the process ends at once; the next run goes on from what was saved before",
 )
+@pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_second_signal_ends_at_once(number):
     child = subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE, text=True)

@@ -16,12 +16,10 @@ from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Cell, Trial
 from pqm_fast.study.interval import interval
 from pqm_fast.study.pools import Pool
+from pqm_fast.study.tables import STEP_COLUMNS
 
 Result = Mapping[str, Any]
-STEP_FIGURES = (
-    *("auroc", "pair_accuracy", "step_accuracy", "step_accuracy_calibrated", "balanced_accuracy_calibrated"),
-    *("first_error_accuracy", "first_error_accuracy_calibrated"),
-)
+STEP_FIGURES = tuple(STEP_COLUMNS)
 
 
 def read_result(path: Path) -> Result:

@@ -1,6 +1,6 @@
 """The results of a study as a page of Markdown; every figure is from results.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Entry = dict[str, Any]
@@ -99,17 +99,18 @@ def _by_loss(found: dict[str, Any], title: str, columns: dict[str, list[Entry]])
 def _zeta(found: dict[str, Any]) -> str:
     config = found["config"]
     zetas = sorted({config["zeta"], *config["zetas"]})
+    columns = _step_columns(found)
     cells = select(found, loss="rank", model=config["models"][0], labels=config["labels"][0], zeta=zetas)
     rows = [
         [
             f"{cell['zeta']:g}",
             _interval(cell.get("best_of_n")),
             _difference(cell.get("against")),
-            *_step_cells(found, cell),
+            *_step_cells(columns, cell),
         ]
         for cell in sorted(cells, key=lambda cell: cell["zeta"])
     ]
-    head = ["zeta", f"best of {found['pool']['n']}", f"minus {config['baseline']}", *_step_columns(found).values()]
+    head = ["zeta", f"best of {found['pool']['n']}", f"minus {config['baseline']}", *columns.values()]
     return f"## rank by zeta\n\n{_markdown(head, rows)}" if len(rows) > 1 else ""
 
 
@@ -161,16 +162,17 @@ def _step_columns(found: dict[str, Any]) -> dict[str, str]:
     return {name: shown for name, shown in STEP_COLUMNS.items() if name in known}
 
 
-def _step_cells(found: dict[str, Any], cell: Entry) -> list[str]:
-    return [_number((cell.get("steps") or {}).get(name)) for name in _step_columns(found)]
+def _step_cells(columns: Iterable[str], cell: Entry) -> list[str]:
+    return [_number((cell.get("steps") or {}).get(name)) for name in columns]
 
 
 def _steps(found: dict[str, Any]) -> str:
     cells = _first(found)
     if not any(cell["steps"] for cell in cells):
         return ""
-    rows = [[cell["loss"], *_step_cells(found, cell)] for cell in cells]
-    return f"## Steps, {_where(found)}\n\n{_markdown(['loss', *_step_columns(found).values()], rows)}"
+    columns = _step_columns(found)
+    rows = [[cell["loss"], *_step_cells(columns, cell)] for cell in cells]
+    return f"## Steps, {_where(found)}\n\n{_markdown(['loss', *columns.values()], rows)}"
 
 
 def _rates(found: dict[str, Any]) -> str:

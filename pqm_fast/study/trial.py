@@ -31,9 +31,9 @@ def powers(n: int) -> list[int]:
 def run_trial(config: StudyConfig, materials: Materials, trial: Trial) -> None:
     """Trains and writes `materials.result(trial)`:
 
-    `trial`: its cell, rate and seed; `diverged`: the message if a loss or Q-value was not finite, else None;
-    `tuning`: {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N, null where a policy
-    has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the results of `step_metrics` and
+    `trial`: its cell, rate and seed; `diverged`: the message if a loss, a weight or a Q-value was not finite, else
+    None; `tuning`: {aggregator: mean Best-of-N}; `test`: {aggregator: [policies][questions] Best-of-N, null where a
+    policy has too few candidates}; `curve`: {aggregator: {n: mean}}; `steps`: the results of `step_metrics` and
     `calibrated_metrics` on test steps with labels, None without any. Means are over policies, then questions.
 
     Raises:

@@ -35,7 +35,7 @@ STATE = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that is as it was written. `state` is what `save_checkpoint` was given."""
+    """A checkpoint whose files are as they were written. `state` is what `save_checkpoint` was given."""
 
     path: Path
     state: dict[str, Any]
@@ -61,7 +61,7 @@ def save_checkpoint(
         with writing(path / "training.pt"), open(temporary / "training.pt", "wb") as file:
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
         write_json(temporary / "state.json", state)
-        write_sums(temporary, list(temporary.iterdir()))
+        write_sums(temporary)
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 

@@ -43,7 +43,8 @@ class Clock:
     def evaluating(self, step: int) -> Iterator[None]:
         """While the evaluation after `step` goes on; those to come are taken to be as fast."""
         since = time.perf_counter()
-        yield
+        with self.paused():
+            yield
         self.evaluated_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - since)
 
     def rates(self, now: float, step: int, device: torch.device) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a run says while it goes: a progress bar, JSON lines and a picture of the curve."""
 
+import io
 import json
 import os
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pqm_fast.files import atomic_file
+from pqm_fast.files import atomic_file, is_at, write_all
 from pqm_fast.train.folder import NotWritten, RunFolder
 
 SHOWN = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}
@@ -35,7 +36,6 @@ class RunLog:
         were damaged, one that a crash cut off (it has no line feed) not counted."""
         again = {"train": step, "eval": min(step, total - 1)}  # the last evaluation is after the last checkpoint
         lines = _lines(path)
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
         kept = [
             (line, row)
             for line, row in lines
@@ -43,8 +43,8 @@ class RunLog:
         ]
         self.evaluated = {row["step"] for _, row in kept if _is_ours(row) and row["kind"] == "eval"}
         with atomic_file(path) as temporary:
-            temporary.write_bytes(b"".join(line + b"\n" for line, _ in kept))
-        return sum(row is None for _, row in (lines[:-1] if torn else lines))
+            temporary.write_bytes(b"".join(line.removesuffix(b"\n") + b"\n" for line, _ in kept))
+        return sum(row is None and line.endswith(b"\n") for line, row in lines)
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """`kind` is train or eval. Raises NotWritten; the file then ends with the line before."""
@@ -52,12 +52,11 @@ class RunLog:
         with self.folder.writing(FILE) as path:
             end = os.fstat(self.file.fileno()).st_size
             try:
-                while line:  # a disk that is nearly full takes a part
-                    line = line[self.file.write(line) :]
+                write_all(self.file, line)
             except OSError:
                 os.ftruncate(self.file.fileno(), end)
                 raise
-            if not (path.exists() and os.path.samestat(os.fstat(self.file.fileno()), path.stat())):
+            if not is_at(self.file, path):
                 raise NotWritten(f"{path}: was removed or replaced while the run was writing into it")
         if kind == "train":
             self.bar.seconds_left(figures["eta_seconds"])
@@ -115,9 +114,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[tuple[bytes, Any]]:
-    """Every line that holds something, and its value: None for what is no JSON."""
+    """Every line that holds something, with its line feed, and its value: None for what is no JSON."""
     found: list[tuple[bytes, Any]] = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+    for line in io.BytesIO(path.read_bytes()) if path.exists() else ():
         if line.strip():
             try:
                 found.append((line, json.loads(line.decode("utf-8"))))

@@ -1,5 +1,6 @@
 """The training loop. Data comes in as packed batches, the loss is normalised over the whole optimizer step."""
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from pqm_fast.train.step import Objective, Pending, train_step
 def train(config: TrainConfig) -> dict[str, Any]:
     """Runs a whole training and returns the final held-out metrics; config.folder then is a checkpoint.
 
-    SIGTERM or SIGINT ends it after the step that it is at, with a checkpoint; a second one ends it at once.
+    SIGTERM, SIGINT or SIGUSR1 ends it after the step that it is at, with a checkpoint; a second one ends it at once.
 
     Raises:
         PQMError: input that cannot be used, a loss or a weight that is no longer finite, a file that cannot be written.
@@ -64,7 +65,7 @@ class _Work:
     stop: Stop
 
     def evaluate(self, step: int, limit: int | None) -> dict[str, Any]:
-        """The figures after a step, which are logged; {} if there are no held-out trajectories, or a signal came."""
+        """The figures after a step, which are logged; {} if a signal came."""
         count = min(len(self.run.held_out), limit or len(self.run.held_out))
         with self.log.evaluating(count) as bar, self.clock.evaluating(step):
             metrics = evaluate(self.run, self.run.held_out, limit, stop=self.stop, bar=bar)
@@ -74,7 +75,7 @@ class _Work:
 
     def save(self, step: int) -> None:
         """A resumable checkpoint. Raises Diverged instead of saving what is not finite."""
-        self.check(step, not_finite(state_of(self.run.model, self.optimizer)))
+        self.check(step, state_of(self.run.model, self.optimizer))
         state = {
             "step": step,
             "dtype": dtype_name(self.run.model.classifier.dtype),
@@ -84,8 +85,8 @@ class _Work:
         with self.folder.writing("checkpoints") as path:
             save_checkpoint(path, self.run.model, self.optimizer, state, self.run.config.keep_checkpoints)
 
-    def check(self, step: int, bad: str | None) -> None:
-        if bad is not None:
+    def check(self, step: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        if (bad := not_finite(tensors)) is not None:
             raise Diverged(
                 f"{self.run.config.out}: after step {step:,}, {bad} is not finite, so nothing was saved; look at the "
                 "weights that it began with, or start again with a lower --learning-rate. What was saved before is as "
@@ -117,13 +118,13 @@ def _loop(work: _Work, start: int) -> None:
                 continue
             _finish(run, log, clock, launched)  # nothing is saved or scored with weights that are not finite
             launched = None
-            with clock.paused():
-                if evaluates:
-                    work.evaluate(step, config.eval_limit)
-                if saves or work.stop:
+            if evaluates:
+                work.evaluate(step, config.eval_limit)
+            if saves or work.stop:
+                with clock.paused():
                     work.save(step)
-                    if work.stop:
-                        raise work.stopped()
+                if work.stop:
+                    raise work.stopped()
 
 
 def _conclude(work: _Work) -> dict[str, Any]:
@@ -131,14 +132,15 @@ def _conclude(work: _Work) -> dict[str, Any]:
     run, config = work.run, work.run.config
     dtype = getattr(torch, config.save_dtype)
     weights = final_weights(run.model, work.optimizer, dtype)
-    work.check(run.total_steps, not_finite(weights.items()))
+    work.check(run.total_steps, weights.items())
     with work.folder.writing("model.safetensors"):  # first what the time went into
         run.model.save(config.folder, run.tokenizer, run.recipe, dtype, weights)
-    metrics = work.evaluate(run.total_steps, None) if len(run.held_out) else {}
-    if len(run.held_out) and not metrics:  # a signal came
-        work.save(run.total_steps)
-        raise work.stopped()
-    if metrics:
+    metrics: dict[str, Any] = {}
+    if len(run.held_out):
+        metrics = work.evaluate(run.total_steps, None)
+        if not metrics:  # a signal came
+            work.save(run.total_steps)
+            raise work.stopped()
         with work.folder.writing("metrics.json") as path:
             write_json(path, metrics)
     with work.folder.writing("training.png"):

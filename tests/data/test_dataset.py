@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from flip import flip
 
 from pqm_fast.data.dataset import COLUMNS, load_dataset
 from pqm_fast.data.encode import Encoder, Template
@@ -62,12 +63,6 @@ def test_two_writers_with_one_process_number(data, tmp_path):
     for name in COLUMNS:
         np.testing.assert_array_equal(found[0].columns[name], found[1].columns[name])
     assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")] == []
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def cut(path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -260,15 +259,12 @@ def test_steps_are_read_only_a_little_ahead(dataset):
         assert len(read) < 10
 
 
-def test_full_shared_memory_says_what_to_do():
-    flat = _Flat.of(torch.zeros(2**20))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+def test_full_shared_memory_says_what_to_do(file_size_limit):
+    flat, message = _Flat.of(torch.zeros(2**20)), r"4\.2 MB cannot be put into shared memory .*--shm-size"
     try:
-        with pytest.raises(PQMError, match=r"4\.2 MB cannot be put into shared memory .*--shm-size"):
+        with file_size_limit(2**16), pytest.raises(PQMError, match=message):
             flat.share()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         for path in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves its empty file there
             path.unlink()
 

@@ -290,17 +290,14 @@ def test_a_prompt_that_the_server_refuses(serve, data, tmp_path, capfd, code):
     lost="the requests under way",
     recovers="it ends at once with code 130 or 143 and says what is kept; the same command goes on from there",
 )
+@pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
 def test_an_interrupted_command_ends_at_once(serve, data, tmp_path, number, how):
     """What was there before stays."""
     server = serve()
     server.late = 30
     server.fault = lambda body, attempt: "late" if len(server.served) >= 5 else None
-    # a shell has its background jobs, and so this one, ignore Ctrl-C
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pqm_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys; from pqm_fast.cli import main; sys.exit(main(sys.argv[1:]))"
     out = tmp_path / "pool.jsonl"
     paths = ["--policy", server.policy, "--data", data, "--out", out, "--no-progress"]
     child = subprocess.Popen(

@@ -2,18 +2,20 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
+from flip import flip
+from untimed import untimed
 
 from pqm_fast.checksums import find_damage
 from pqm_fast.cli import main
@@ -67,8 +69,7 @@ def no_picture(monkeypatch):
 
 def outcome(folder: Path):
     """What a run comes to: its metrics but for times, and the bytes of its weights."""
-    times = {"tokens_per_second", "trajectories_per_second", "eta_seconds"}
-    rows = [{k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")]
+    rows = untimed(folder / "metrics.jsonl")
     return rows, json.loads((folder / "metrics.json").read_text()), (folder / "model.safetensors").read_bytes()
 
 
@@ -110,20 +111,13 @@ def before(monkeypatch, where: str, count: int, act):
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def taken():
-    """SIGINT as a terminal sends it: a job in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.fault(
     "SIGTERM, SIGINT or SIGUSR1 in a training: in a step, in an evaluation, while a checkpoint or weights are written",
     how="the signal, at that place",
     lost="nothing: a checkpoint is saved after the step; exit code 143, 130 or 138",
     recovers="`train --resume`, to the same bits",
 )
+@pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(
     ("number", "where", "count", "step"),
     [
@@ -134,7 +128,7 @@ def taken():
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, taken, number, where, count, step):
+def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, number, where, count, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, where, count, lambda: os.kill(os.getpid(), number))
@@ -241,13 +235,6 @@ def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-
-
-def flip(file: Path, place: float = 0.5):
-    """One bit."""
-    data = bytearray(file.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 1
-    file.write_bytes(data)
 
 
 @pytest.fixture
@@ -411,20 +398,16 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
         ("draw_curve", 1, 10_000, "training.png"),
     ],
 )
-def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, where, count, limit, name):
+def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_size_limit, where, count, limit, name):
     from pqm_fast.train import log
 
     run = tmp_path / "run"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, ExitStack() as limits:
         if where == "draw_curve":
             patch.setattr(loop, "draw_curve", log.draw_curve)
-        before(patch, where, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard)))
-        try:
-            with pytest.raises(PQMError) as error:
-                train(make(run))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        before(patch, where, count, lambda: limits.enter_context(file_size_limit(limit)))
+        with pytest.raises(PQMError) as error:
+            train(make(run))
     kept = steps(run)[-1]
     assert str(error.value) == (
         f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; go on from it "

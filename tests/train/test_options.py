@@ -1,13 +1,14 @@
 """Each option of a run gets to where it acts."""
 
 import json
+import shutil
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from pqm_fast.checksums import NAME, write_sums
+from pqm_fast.checksums import write_sums
 from pqm_fast.errors import PQMError
 from pqm_fast.train import evaluation, loop, setup
 from pqm_fast.train.checkpoint import complete_checkpoints
@@ -101,7 +102,7 @@ def test_a_resumed_run_has_its_sizes(configure, tmp_path):
     state = json.loads((newest / "state.json").read_text())
     assert (state["micro_batch_tokens"], state["accumulation"]) == (16384, 1)
     (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "accumulation": 4}))
-    write_sums(newest, [file for file in newest.iterdir() if file.name != NAME])
+    write_sums(newest)
     sizes = prepare(configure(**options, resume=True)).sizes
     assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
 
@@ -128,13 +129,23 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train_step", later(loop.train_step, 1.0))
     monkeypatch.setattr(loop, "save_checkpoint", later(loop.save_checkpoint, 100.0))
     monkeypatch.setattr(loop, "evaluate", later(loop.evaluate, 100.0))
-    train(configure(max_steps=9, save_every=3, eval_every=2, eval_fraction=0.1))
-    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    options = {"max_steps": 9, "save_every": 3, "eval_every": 2, "eval_fraction": 0.1}
+    train(configure(**options))
+    run = tmp_path / "run"
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
     # the evaluations to come (after steps 2, 4, 6, 8 and at the end) once one has been measured: the step's own too
     assert [row["eta_seconds"] for row in rows][2:] == [
         9 - step + 100.0 * (5 - (step - 1) // 2) for step in range(3, 10)
     ]
     assert all(0 < row["tokens_per_second"] <= 128 for row in rows)
+    # as if stopped in the evaluation after step 6: the resumed run begins with it
+    (run / "config.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-0000009")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if '"kind": "eval", "step": 6' not in line))
+    train(configure(**options, resume=True))
+    again = [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["tokens_per_second"] for row in again] == [row["tokens_per_second"] for row in rows]
 
 
 def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
