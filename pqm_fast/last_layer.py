@@ -1,19 +1,19 @@
 """The last decoder layer at the rows that steps read: nobody reads the others.
 
-Keys and values are computed for every token; queries, the output projection, the MLP and the final norm only for the
-rows that `packing.rows` lists. For decoder layers that are known to be what is written here.
+Every token attends. The output projection, the MLP and the final norm are computed only for the rows that
+`packing.rows` lists. For decoder layers that are known to be what is written here.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from pqm_fast.attention import Packing
+from pqm_fast.attention import Packing, packed_attention
 
 
 def narrow(backbone: nn.Module) -> bool:
@@ -40,23 +40,23 @@ class _AtSteps:
         **kwargs,
     ) -> torch.Tensor:
         """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `packing` lists none."""
-        if packing is None or packing.rows is None or packing.steps is None:
+        if packing is None or packing.rows is None:
             kwargs |= {"position_embeddings": position_embeddings, "packing": packing}
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
-        attention, rows = self.self_attn, packing.rows
-        at_rows = hidden_states.index_select(1, rows)
-        normed = self.input_layernorm(hidden_states)
-        query = _heads(attention, "q", normed.index_select(1, rows))
-        key, value = _heads(attention, "k", normed), _heads(attention, "v", normed)
-        mixed = packing.steps.attend(
-            _rotate(query, *(x.index_select(1, rows) for x in position_embeddings)),
-            _rotate(key, *position_embeddings),
+        attention, normed = self.self_attn, self.input_layernorm(hidden_states)
+        query, key, value = (_heads(attention, name, normed) for name in "qkv")
+        mixed, _ = packed_attention(
+            attention,
+            *apply_rotary_pos_emb(query, key, *position_embeddings),
             value,
+            None,
+            packing=packing,
             scaling=attention.scaling,
             dropout=attention.attention_dropout if self.training else 0.0,
-            window=_window(self),
+            sliding_window=_window(self),
         )
-        hidden = at_rows + attention.o_proj(mixed.flatten(2))
+        at_rows, mixed = (x.index_select(1, packing.rows) for x in (hidden_states, mixed.flatten(2)))
+        hidden = at_rows + attention.o_proj(mixed)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -65,11 +65,6 @@ def _heads(attention: Any, name: str, x: torch.Tensor) -> torch.Tensor:
     heads = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    # transformers' own function takes queries and keys of the same rows only
-    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
 
 
 def _window(layer: Any) -> int | None:

@@ -101,22 +101,19 @@ class StepQModel(nn.Module):
             return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
         return getattr(config, "max_position_embeddings", None) or 32768
 
-    def planner(self, *, step_rows: bool = True, prefix_tree: bool = False) -> Planner:
+    def planner(self, *, step_rows: bool = True) -> Planner:
         """What says how a batch attends in this model; for the host, and for the workers of a loader.
 
-        `prefix_tree`: batches of trees are to come. Raises PQMError for an attention that cannot serve them.
+        Raises PQMError for an attention that cannot serve the model.
         """
-        dtype = self.classifier.dtype
-        backend = choose_backend(self.attention, self.device, dtype, self.config, prefix_tree=prefix_tree)
-        window = getattr(self.config.get_text_config(), "sliding_window", None)
-        windows = (None,) if window is None else (None, window)
-        return Planner(backend=backend, step_rows=step_rows and self.step_rows_only, windows=windows)
+        backend = choose_backend(self.attention, self.device, self.classifier.dtype, self.config)
+        return Planner(backend=backend, step_rows=step_rows and self.step_rows_only)
 
     def hidden(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
         """The final hidden states, after the final norm: [T, D], or with `packing` (on the device) the rows that it
         asks for, [R, D]."""
         if packing is None:
-            packing = self._plan(batch, step_rows=False).to(self.device)
+            packing = self.planner(step_rows=False)(batch).to(self.device)
         output = self.backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -164,11 +161,8 @@ class StepQModel(nn.Module):
 
     def _on_device(self, batch: PackedBatch, packing: Packing | None) -> tuple[PackedBatch, Packing]:
         # planned before the batch is moved: a plan reads it on the host
-        packing = self._plan(batch) if packing is None else packing
+        packing = self.planner()(batch) if packing is None else packing
         return batch.to(self.device), packing.to(self.device)
-
-    def _plan(self, batch: PackedBatch, *, step_rows: bool = True) -> Packing:
-        return self.planner(step_rows=step_rows, prefix_tree=batch.subtree_end is not None)(batch)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -181,7 +175,6 @@ class StepQModel(nn.Module):
         device: torch.device | str = "cpu",
         step_rows_only: bool = True,
         attention: Attention = "auto",
-        prefix_tree: bool = True,
         notes: list[str] | None = None,
         config: Any = None,
     ):
@@ -191,8 +184,7 @@ class StepQModel(nn.Module):
         random ones. What a user should know of how the weights came about is appended to `notes`.
 
         Raises PQMError for what is no decoder or does not match its config, for files not as `save` wrote them, and for
-        an attention backend that does not give the model's own hidden states on this device; with `prefix_tree` in
-        trees too, which on a GPU have a kernel of their own to be compiled.
+        an attention backend that does not give the model's own hidden states on this device.
         """
         notes = [] if notes is None else notes
         config = load_config(path) if config is None else config
@@ -204,7 +196,6 @@ class StepQModel(nn.Module):
             device=device,
             step_rows_only=step_rows_only,
             attention=attention,
-            prefix_tree=prefix_tree,
         )
 
     @classmethod
@@ -216,13 +207,12 @@ class StepQModel(nn.Module):
         device: torch.device | str = "cpu",
         step_rows_only: bool = True,
         attention: Attention = "auto",
-        prefix_tree: bool = True,
     ) -> "StepQModel":
         """A loaded classifier of `path` on `device`, checked. Raises PQMError as `from_pretrained`."""
         try:
             classifier.set_attn_implementation(NAME)
             model = cls(classifier, step_rows_only=step_rows_only, attention=attention).to(device)
-            check_packing(model, prefix_tree=prefix_tree)
+            check_packing(model)
         except PQMError as error:
             raise PQMError(f"{path}: {error}") from error
         except Exception as error:  # whatever the code of an architecture raises that does not take our attention
@@ -313,7 +303,7 @@ def _check_files(folder: Path) -> None:
 
 
 @torch.no_grad()
-def check_packing(model: StepQModel, *, prefix_tree: bool = True) -> None:
+def check_packing(model: StepQModel) -> None:
     """Holds packed hidden states against each sequence run alone through transformers' own attention: trajectories
     end to end and in prefix trees, every token and (where the model does that) step rows only.
 
@@ -326,10 +316,14 @@ def check_packing(model: StepQModel, *, prefix_tree: bool = True) -> None:
     for tokens in (random[:5], random[[0, 1, 2, 5, 6, 7, 8, 9, 10]], random[11:]):  # the first two begin alike
         steps = np.delete(np.arange(len(tokens), dtype=np.int32), 1)
         alone.append((len(alone), Trajectory(tokens, steps, np.full(len(steps), np.nan, dtype=np.float32))))
-    pad_to = None if model.device.type == "cpu" else 256  # as in training: padding, and more than one block
-    batches = {"packed trajectories": pack(alone, pad_to=pad_to, labelled_only=False)}
-    if prefix_tree:
-        batches["prefix trees"] = pack_trees([alone[:2], alone[2:]], pad_to=pad_to, labelled_only=False)
+    how: dict[str, Any] = {
+        "pad_to": None if model.device.type == "cpu" else 256,
+        "labelled_only": False,
+    }  # as in training
+    batches = {
+        "packed trajectories": pack(alone, **how),
+        "prefix trees": pack_trees([alone[:2], alone[2:]], **how),
+    }
 
     def one_by_one(implementation: str) -> list[torch.Tensor]:
         model.classifier.set_attn_implementation(implementation)
@@ -337,7 +331,7 @@ def check_packing(model: StepQModel, *, prefix_tree: bool = True) -> None:
         return [model.backbone(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
 
     def at_steps(batch: PackedBatch, step_rows: bool) -> torch.Tensor:
-        packing = model._plan(batch, step_rows=step_rows).to(model.device)
+        packing = model.planner(step_rows=step_rows)(batch).to(model.device)
         return model.hidden(batch.to(model.device), packing)[packing.step_index].float()
 
     training = model.training

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 DType = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["auto", "eager", "compile", "liger"]
-Attention = Literal["auto", "flash", "varlen", "flex", "sdpa"]
+Attention = Literal["auto", "flash", "varlen", "sdpa"]
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash first: `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)

@@ -33,8 +33,8 @@ class ScoringOptions:
     dtype: DType = "auto"
     """auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly faster in it, otherwise float32."""
     attention: Attention = "auto"
-    """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels; prefix trees
-    take FlexAttention. sdpa is what a CPU has."""
+    """How packed tokens attend on a GPU: flash-attn where it is installed, else PyTorch's varlen kernels. sdpa is what
+    a CPU has."""
     other: OtherPRM = field(default_factory=OtherPRM)
     progress: bool = True
     """Show the progress bar."""

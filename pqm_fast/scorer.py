@@ -77,7 +77,7 @@ class Scorer:
             raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
         config = load_config(path)
         tokenizer = load_tokenizer(path)
-        ways: dict[str, Any] = {"device": where, "attention": attention, "prefix_tree": prefix_tree}
+        ways: dict[str, Any] = {"device": where, "attention": attention}
         if other is not None and other.given:
             if hasattr(config, CONFIG_KEY):
                 raise PQMError(f"{path}: a checkpoint of pqm-fast knows its own head and template; leave out --preset")
@@ -156,7 +156,7 @@ class Scorer:
         loaded = load_steps(
             ([members] for members in units.in_order(budget) if any(needed(int(i)) for i in members)),
             make,
-            self.model.planner(prefix_tree=self.prefix_tree),
+            self.model.planner(),
             workers=0,
             pin=self.model.device.type == "cuda",
         )

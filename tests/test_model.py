@@ -366,17 +366,15 @@ def test_an_architecture_with_state_across_tokens_is_refused(tmp_path):
 
 
 def one_sequence(batch):
-    return replace(batch, lengths=(sum(batch.lengths),))
+    total = (sum(batch.lengths),)
+    return batch if batch.paths is not None else replace(batch, lengths=total, path_lengths=total)
 
 
-def subtrees_end_late(batch):
-    late = batch.subtree_end is not None
-    return replace(batch, subtree_end=(batch.subtree_end + 1).clamp(max=13)) if late else batch
+def another_path(batch):
+    return batch if batch.paths is None else replace(batch, paths=batch.paths.roll(1))
 
 
-@pytest.mark.parametrize(
-    ("damage", "found"), [(one_sequence, "packed trajectories"), (subtrees_end_late, "prefix trees")]
-)
+@pytest.mark.parametrize(("damage", "found"), [(one_sequence, "packed trajectories"), (another_path, "prefix trees")])
 def test_check_packing_bites(tmp_path, monkeypatch, damage, found):
     """With an attention that lets trajectories see each other, the check must fail."""
     model = make_model(tmp_path)
@@ -390,7 +388,7 @@ def test_check_packing_bites(tmp_path, monkeypatch, damage, found):
 def test_check_packing_bites_in_the_last_layer(tmp_path, monkeypatch):
     model = make_model(tmp_path)
     check_packing(model)
-    monkeypatch.setattr(last_layer, "_rotate", lambda x, cos, sin: x)
+    monkeypatch.setattr(last_layer, "apply_rotary_pos_emb", lambda query, key, cos, sin: (query, key))
     with pytest.raises(PQMError, match=r"last layer at step rows only.*not supported"):
         check_packing(model)
 

@@ -117,7 +117,7 @@ def padded_layout(logits: bool, batches: Iterable[PaddedBatch]) -> Layout:
     shapes = [batch.input_ids.shape for batch in batches]
     tokens = sum(rows * width for rows, width in shapes)
     pairs = sum(rows * width * (width + 1) // 2 for rows, width in shapes)
-    return Layout(tokens, pairs, tokens, pairs, tokens, logits=logits)
+    return Layout(tokens, pairs, tokens, tokens, logits=logits)
 
 
 def padded_excess(questions: Questions, setting: Setting) -> float:
@@ -155,7 +155,7 @@ class OurScoring:
     model: StepQModel
 
     def ahead(self, batch: PackedBatch) -> tuple[PackedBatch, Packing]:
-        packing = self.model.planner(prefix_tree=batch.subtree_end is not None)(batch)
+        packing = self.model.planner()(batch)
         return batch.to(self.model.device), packing.to(self.model.device)
 
     @torch.no_grad()

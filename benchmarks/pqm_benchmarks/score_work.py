@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def forward(layout: Layout, products: Products) -> dict[str, int]:
     """FLOPs of the whole workload, forward alone, by part. Of the three products that a weight takes part in, forward
     is one."""
-    pairs = (products.depth - 1) * layout.pairs + layout.last_pairs
+    pairs = products.depth * layout.pairs
     saved = (layout.tokens - layout.last_tokens) * products.last_rows
     return {
         "layers": (layout.tokens * products.layers - saved) // 3,

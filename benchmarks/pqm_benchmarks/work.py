@@ -29,6 +29,7 @@ WAYS = {
 PARTS = ("layers", "attention", "heads", "recomputation")
 # Of query with key and of scores with value: two products forward, the gradient of either factor of both backward.
 FORWARD_PRODUCTS, PRODUCTS = 2, 6
+TILE = 128, 64  # queries and keys that attention kernels take at a time
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class Layout:
     pairs: int
     """(token, token that it sees) in a layer."""
     last_tokens: int
-    """Rows of the last layer's query, output projection and MLP."""
-    last_pairs: int
-    """Pairs in the last layer."""
+    """Rows of the last layer's output projection and MLP."""
     scored: int
     """Rows of the value head."""
     logits: bool = False
@@ -77,12 +76,14 @@ class Products:
     layers_again: int
     """Of the forward that full recomputation repeats."""
     last_rows: int
-    """The last layer's query, output projection and MLP: what is needed at rows that are read, and there only."""
+    """The last layer's output projection and MLP: what is needed at rows that are read, and there only."""
     value: int
     logits: int
     """Forward only."""
     pair: int
     """One product of attention, one (token, token) pair of one layer, all heads."""
+    key_value: int
+    """No FLOPs: numbers of the key and the value of a token, all layers and heads."""
     depth: int
     """Layers."""
     parameters: int
@@ -103,9 +104,11 @@ def run(config: WorkBench) -> dict[str, Any]:
 
 def count(config: WorkBench) -> dict[str, Any]:
     """{"config", "workload": {"trajectories", "tokens", "tree_ratio", "layouts"}, "shapes": {name: {"source",
-    "parameters", "non_embedding", "flops_per_trajectory": {way: FLOPs}, "parts": {way: {part: FLOPs}}, "floor"}}}.
+    "parameters", "non_embedding", "flops_per_trajectory": {way: FLOPs}, "parts": {way: {part: FLOPs}}, "floor",
+    "gathered_bytes_per_trajectory"}}}, and in "workload" "attention": {"packed" or "tree": what AttentionWork says}.
 
-    `floor` is 6 x non-embedding parameters x distinct prefixes, per trajectory; the ways are those of WAYS.
+    `floor` is 6 x non-embedding parameters x distinct prefixes, per trajectory; the ways are those of WAYS. What a tree
+    gathers is the keys and values of all layers in bfloat16.
 
     Raises:
         PQMError: an option that makes no sense.
@@ -115,7 +118,7 @@ def count(config: WorkBench) -> dict[str, Any]:
     if not config.shapes:
         raise PQMError(f"shapes: give at least one of {', '.join(SHAPES)}")
     groups = make_workload(config.questions, config.seed, config.tree_ratio)
-    ways = layouts(groups, config.seed)
+    ways, attention = layouts(groups, config.seed), attention_work(groups)
     trajectories = sum(map(len, groups))
     shapes = {}
     for name in config.shapes:
@@ -131,12 +134,14 @@ def count(config: WorkBench) -> dict[str, Any]:
             "flops_per_trajectory": {way: sum(own.values()) for way, own in parts.items()},
             "parts": parts,
             "floor": 6 * products.non_embedding * ways["tree"].tokens / trajectories,
+            "gathered_bytes_per_trajectory": 2 * products.key_value * attention["tree"].gathered / trajectories,
         }
     workload = {
         "trajectories": trajectories,
         "tokens": ways["packed"].tokens,
         "tree_ratio": ways["packed"].tokens / ways["tree"].tokens,
         "layouts": {way: asdict(layout) for way, layout in ways.items()},
+        "attention": {way: asdict(own) for way, own in attention.items()},
     }
     return {"config": asdict(config), "workload": workload, "shapes": shapes}
 
@@ -151,20 +156,65 @@ def layouts(groups: list[list["Trajectory"]], seed: int) -> dict[str, Layout]:
     padded = int(widths.sum())
     total, pairs = int(lengths.sum()), _causal_pairs(lengths)
     tree = [prefix_tree(group) for group in groups]
-    unique, tree_pairs, rows, row_pairs = (sum(column) for column in zip(*tree, strict=True))
+    unique, tree_pairs, rows = (sum(column) for column in zip(*tree, strict=True))
     return {
         # flash-attn, which the published trainer loads its models with, leaves padding out of attention
-        "reference": Layout(padded, pairs, padded, pairs, padded, logits=True, recomputes=True),
-        "packed": Layout(total, pairs, total, pairs, steps),
-        "tree": Layout(unique, tree_pairs, unique, tree_pairs, steps),
-        "tree_step_rows": Layout(unique, tree_pairs, rows, row_pairs, steps),
+        "reference": Layout(padded, pairs, padded, padded, logits=True, recomputes=True),
+        "packed": Layout(total, pairs, total, steps),
+        "tree": Layout(unique, tree_pairs, unique, steps),
+        "tree_step_rows": Layout(unique, tree_pairs, rows, steps),
     }
 
 
-def prefix_tree(trajectories: list["Trajectory"]) -> tuple[int, int, int, int]:
-    """(distinct prefixes, their pairs, those at which a step ends, their pairs); a prefix sees its own prefixes."""
+@dataclass(frozen=True)
+class AttentionWork:
+    """What the kernels of one layer do for the whole workload."""
+
+    sequences: int
+    """Runs of queries, each with the keys of its path."""
+    pairs: int
+    """(token, token that it sees)."""
+    computed_pairs: int
+    """In the tiles that hold any of these."""
+    gathered: int
+    """Tokens whose key and value are copied for it."""
+
+
+def attention_work(groups: list[list["Trajectory"]]) -> dict[str, AttentionWork]:
+    """Plain packing and the trees of `pqm_fast.data.tree`."""
+    from pqm_fast.data.tree import prefix_order
+
+    lengths = np.array([len(t.input_ids) for group in groups for t in group])
+    queries, keys = [], []
+    for group in groups:
+        order, shared = prefix_order([t.input_ids for t in group])
+        own = np.array([len(group[i].input_ids) for i in order])
+        adds = own > shared
+        queries.append((own - shared)[adds])
+        keys.append(own[adds])
+    ways = {"packed": (lengths, lengths), "tree": (np.concatenate(queries), np.concatenate(keys))}
+    return {
+        way: AttentionWork(
+            sequences=len(q),
+            pairs=int((q * (2 * k - q + 1) // 2).sum()),
+            computed_pairs=int(sum(map(_pairs_in_tiles, q.tolist(), k.tolist()))),
+            gathered=int(k.sum()) if way == "tree" else 0,
+        )
+        for way, (q, k) in ways.items()
+    }
+
+
+def _pairs_in_tiles(queries: int, keys: int) -> int:
+    """Those of the tiles that a sequence computes: whole ones, up to the last key that the tile's last query sees."""
+    rows, columns = TILE
+    last = np.minimum(np.arange(0, queries, rows) + rows, queries) + keys - queries
+    return rows * columns * int((-(-last // columns)).sum())
+
+
+def prefix_tree(trajectories: list["Trajectory"]) -> tuple[int, int, int]:
+    """(distinct prefixes, their pairs, those at which a step ends); a prefix sees its own prefixes."""
     nodes: dict[tuple[int, int], int] = {}  # (the prefix without its last token, that token) -> number
-    sees: dict[int, int] = {}  # prefix at which a step ends -> its pairs
+    read: set[int] = set()  # prefixes at which a step ends
     pairs = 0
     for t in trajectories:
         path, node = [], -1
@@ -173,8 +223,8 @@ def prefix_tree(trajectories: list["Trajectory"]) -> tuple[int, int, int, int]:
             node = nodes.setdefault((node, token), new)
             pairs += length if node == new else 0
             path.append(node)
-        sees |= {path[row]: row + 1 for row in t.step_index.tolist()}
-    return len(nodes), pairs, len(sees), sum(sees.values())
+        read |= {path[row] for row in t.step_index.tolist()}
+    return len(nodes), pairs, len(read)
 
 
 def _causal_pairs(lengths: np.ndarray) -> int:
@@ -184,8 +234,7 @@ def _causal_pairs(lengths: np.ndarray) -> int:
 
 def work(layout: Layout, products: Products) -> dict[str, int]:
     """FLOPs of the whole workload, forward + backward, by part."""
-    above = products.depth - 1
-    pairs = above * layout.pairs + layout.last_pairs
+    pairs = products.depth * layout.pairs
     return {
         "layers": layout.tokens * products.layers + (layout.last_tokens - layout.tokens) * products.last_rows,
         "attention": PRODUCTS * products.pair * pairs,
@@ -226,10 +275,11 @@ def count_products(config: Any) -> Products:
     return Products(
         layers=layers,
         layers_again=_per_row(lambda: hidden().sum().backward()) - angles - layers,
-        last_rows=_per_row(lambda: last.mlp(last.self_attn.o_proj(last.self_attn.q_proj(rows))).sum().backward()),
+        last_rows=_per_row(lambda: last.mlp(last.self_attn.o_proj(rows)).sum().backward()),
         value=_per_row(lambda: value(rows).sum().backward()),
         logits=_per_row(lambda: model.lm_head(rows)),
         pair=2 * config.num_attention_heads * last.self_attn.head_dim,
+        key_value=2 * config.num_key_value_heads * last.self_attn.head_dim * len(backbone.layers),
         depth=len(backbone.layers),
         parameters=sum(p.numel() for p in model.parameters()),
         non_embedding=sum(p.numel() for p in backbone.parameters()) - backbone.embed_tokens.weight.numel(),
@@ -271,6 +321,15 @@ def table(results: dict[str, Any]) -> str:
     for way, name in WAYS.items():
         tokens, pairs, rows = (ways[way][key] / trajectories for key in ("tokens", "pairs", "last_tokens"))
         lines.append(_line(name, f"{tokens:,.1f}", f"{pairs:,.0f}", f"{rows:,.1f}"))
+    lines += [
+        "",
+        f"attention of a layer in tiles of {TILE[0]} queries x {TILE[1]} keys; per trajectory:",
+        _line("", "sequences", "pairs", "computed", "times", "keys gathered"),
+    ]
+    for way, own in workload["attention"].items():
+        sequences, pairs, computed, gathered = (own[k] / trajectories for k in own)
+        cells = f"{sequences:.2f}", f"{pairs:,.0f}", f"{computed:,.0f}", f"{computed / pairs:.2f}", f"{gathered:,.1f}"
+        lines.append(_line(WAYS[way], *cells))
     for model, shape in results["shapes"].items():
         whole = shape["flops_per_trajectory"]
         lines += ["", f"{model}: GFLOP per trajectory, forward + backward", _line("", *PARTS, "total", "times less")]
@@ -283,6 +342,7 @@ def table(results: dict[str, Any]) -> str:
             f"{ways['tree']['tokens'] / trajectories:,.1f} tokens = {shape['floor'] / 1e9:,.1f}; tree + step rows is "
             f"{whole['tree_step_rows'] / shape['floor']:.3f} of it"
         )
+        lines.append(f"keys and values gathered in trees: {shape['gathered_bytes_per_trajectory'] / 1e6:,.1f} MB")
     return "\n".join(lines)
 
 

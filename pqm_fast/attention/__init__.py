@@ -2,11 +2,10 @@
 
 Registered with transformers as the attention implementation `pqm_packed`. How the batch is laid out travels with the
 forward call as the keyword `packing`, which a `Planner` makes of the batch. Plain packing and prefix trees follow one
-rule: token i sees token j if and only if j <= i < end[j], where end[j] is the end of j's trajectory or, in a tree, of
-the subtree that grows from j.
+plan (`Paths`): the queries of a sequence see the path that ends with them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from pqm_kernels import StepsByRow, steps_by_row
 from transformers import AttentionInterface
 
 from pqm_fast.attention.backend import BACKENDS, Backend, choose_backend
-from pqm_fast.attention.flex import BLOCK, ROWS, Flex
-from pqm_fast.attention.rule import Rule
+from pqm_fast.attention.paths import Paths
 from pqm_fast.attention.sdpa import Grouped
 from pqm_fast.attention.varlen import Varlen
 from pqm_fast.data.pack import PackedBatch
@@ -23,37 +21,34 @@ from pqm_fast.data.pack import PackedBatch
 __all__ = ["BACKENDS", "NAME", "Backend", "Packing", "Planner", "choose_backend", "packed_attention"]
 
 NAME = "pqm_packed"
-Plan = Grouped | Flex | Varlen
+ROWS = 16  # for kernels of a GPU the last layer's rows are a multiple of this: its products in 8 bits take no other
 
 
 @dataclass  # not frozen: of such torch 2.11 compiles every field in, and a layer anew for each batch
 class Packing:
     """How the tokens of one packed batch attend. Made on the host, of plain tensors; used once `to` a device."""
 
-    tokens: Plan  # every token attends
+    attention: Grouped | Varlen
     step_index: torch.Tensor  # [S] int64, where each step's row is among the final hidden states
     by_row: StepsByRow  # the other way round, for the backward of the head
     rows: torch.Tensor | None = None  # [R] int64, in order: the tokens that a step reads, if only they matter
-    steps: Plan | None = None  # only `rows` attend
 
     def to(self, device: torch.device | str) -> "Packing":
         """Without waiting for the copies."""
         return Packing(
-            self.tokens.to(device),
+            self.attention.to(device),
             self.step_index.to(device, non_blocking=True),
             StepsByRow(*(x.to(device, non_blocking=True) for x in self.by_row)),
             None if self.rows is None else self.rows.to(device, non_blocking=True),
-            None if self.steps is None else self.steps.to(device),
         )
 
     def pin_memory(self) -> "Packing":
         """In page-locked memory, from which a copy to a GPU waits for nothing."""
         return Packing(
-            self.tokens.pin_memory(),
+            self.attention.pin_memory(),
             self.step_index.pin_memory(),
             StepsByRow(*(x.pin_memory() for x in self.by_row)),
             None if self.rows is None else self.rows.pin_memory(),
-            None if self.steps is None else self.steps.pin_memory(),
         )
 
 
@@ -61,34 +56,23 @@ class Packing:
 class Planner:
     """Makes the `Packing` of a batch, on the host and of plain tensors: it may run in the workers of a DataLoader."""
 
-    backend: Backend  # for plain packing; prefix trees go through FlexAttention, or with "sdpa" through masks
-    step_rows: bool = False  # the last layer computes only the rows that steps read
-    windows: tuple[int | None, ...] = (None,)  # the sliding windows of the model's layers, None for full attention
+    backend: Backend
+    step_rows: bool = False  # the last layer computes only the rows that steps read, once it has attended
 
     def __call__(self, batch: PackedBatch) -> Packing:
         """Waits for the device if the batch is on one: call it before the batch is moved."""
-        rule = Rule.of(batch)
-        tokens = self._plan(batch, rule)
+        paths = Paths.of(batch)
+        attention = Grouped.of(paths) if self.backend == "sdpa" else Varlen.of(paths, self.backend)
+        step_index = batch.step_index.cpu()
         if not self.step_rows:
-            step_index = batch.step_index.cpu()
-            return Packing(tokens, step_index, steps_by_row(step_index, len(rule.end)))
-        read, index = np.unique(batch.step_index.cpu().numpy(), return_inverse=True)
+            return Packing(attention, step_index, steps_by_row(step_index, batch.input_ids.shape[0]))
+        read, index = np.unique(step_index.numpy(), return_inverse=True)
         # without any step row 0 stands in, so that every parameter has its (zero) gradient
         rows = read if len(read) else np.zeros(1, dtype=np.int64)
-        if self.backend != "sdpa":  # whole blocks: few shapes to compile for
-            rows = np.pad(rows, (0, max(-len(rows) % BLOCK, ROWS - len(rows))), mode="edge")
-        steps = self._plan(batch, replace(rule, rows=rows), rows)
+        if self.backend != "sdpa":
+            rows = np.pad(rows, (0, -len(rows) % ROWS), mode="edge")
         step_index = torch.from_numpy(index)
-        by_row = steps_by_row(step_index, len(rows))
-        return Packing(tokens, step_index, by_row, torch.from_numpy(rows), steps)
-
-    def _plan(self, batch: PackedBatch, rule: Rule, rows: np.ndarray | None = None) -> Plan:
-        plain = batch.subtree_end is None
-        if self.backend == "sdpa":
-            return Grouped.of(rule, batch.lengths, causal=plain and rows is None)
-        if self.backend == "flex" or not plain:
-            return Flex.of(rule, self.windows)
-        return Varlen.of(batch.lengths, len(rule.end), self.backend, rows)
+        return Packing(attention, step_index, steps_by_row(step_index, len(rows)), torch.from_numpy(rows))
 
 
 @torch.compiler.disable  # what is compiled around it looks at nothing of a batch
@@ -112,7 +96,7 @@ def packed_attention(
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"packed attention does not support {name}")
-    out = packing.tokens.attend(
+    out = packing.attention.attend(
         query, key, value, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap
     )
     return out, None

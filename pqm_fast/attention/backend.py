@@ -7,23 +7,18 @@ import torch
 from pqm_fast.attention import kernels
 from pqm_fast.errors import PQMError
 
-Backend = Literal["flash", "varlen", "flex", "sdpa"]
+Backend = Literal["flash", "varlen", "sdpa"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)  # in order of preference
 
 
-def choose_backend(
-    requested: str, device: torch.device, dtype: torch.dtype, config: Any, *, prefix_tree: bool = False
-) -> Backend:
+def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, config: Any) -> Backend:
     """`requested`: a backend or "auto", the first that serves the model. `dtype`: what attention computes in, which is
-    autocast's where it is on. `config`: the model's. `prefix_tree`: batches of trees are to come, which "flash" and
-    "varlen" leave to FlexAttention.
+    autocast's where it is on. `config`: the model's.
 
     Raises PQMError for a backend that cannot serve this, with the reason and what to do.
     """
     if requested == "auto":
-        # SDPA needs no compiling and has kernels of its own for float32; trees would cost it masks
-        candidates = BACKENDS if dtype != torch.float32 or prefix_tree else BACKENDS[::-1]
-        obstacles = {b: _obstacle(b, device, dtype, config, prefix_tree) for b in candidates}
+        obstacles = {b: _obstacle(b, device, dtype, config) for b in BACKENDS}
         for candidate, obstacle in obstacles.items():
             if obstacle is None:
                 return candidate
@@ -32,13 +27,13 @@ def choose_backend(
     if requested not in BACKENDS:
         raise PQMError(f"attention {requested!r} is not known: choose from auto, {', '.join(BACKENDS)}")
     backend: Backend = requested
-    obstacle = _obstacle(backend, device, dtype, config, prefix_tree)
+    obstacle = _obstacle(backend, device, dtype, config)
     if obstacle is not None:
         raise PQMError(f"attention {backend!r} cannot be used here: {obstacle}")
     return backend
 
 
-def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any, prefix_tree: bool) -> str | None:
+def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
     """Why `backend` cannot serve this and what would, None if it can. Off a GPU SDPA serves everything."""
     if device.type != "cuda":
         return None if backend == "sdpa" else f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
@@ -50,31 +45,20 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
     if backend == "sdpa":  # what its kernels that keep no scores take
         if dtype not in (torch.float16, torch.float32, *([torch.bfloat16] if capability >= kernels.AMPERE else [])):
             return f"it has no kernel for {dtype} on a GPU of compute capability {capability}; compute in float32"
-        if any(dim * dtype.itemsize % 16 for dim in dims):
-            return f"its kernels take heads of whole 16 bytes, not of {sizes} numbers of {dtype}; take 'flex'"
-        if softcap and prefix_tree:
-            return "it would keep every score of a tree to cap them, as config.json asks for; take 'flex'"
         return None
     if capability < kernels.AMPERE:
         return f"it needs compute capability {kernels.AMPERE} or more, and this GPU has {capability}; take 'sdpa'"
-    if backend == "flex" or prefix_tree:
-        if dropout:
-            return f"FlexAttention has no dropout, and config.json sets {dropout}; set it to 0 or take 'sdpa'"
-        if min(dims) < 16:
-            return f"FlexAttention takes heads of 16 and more, and this model's are of {min(dims)}; take 'sdpa'"
-    if backend == "flex":
-        return None
     if dtype not in kernels.HALF:
         return f"its kernels take float16 and bfloat16, and this is {dtype}; compute in bfloat16 or take 'sdpa'"
     head_dim = max(dims)
     if min(dims) != head_dim or head_dim > 256 or head_dim % 8:
-        return f"its kernels take heads of one size, a multiple of 8 up to 256, not of {sizes}; take 'flex'"
+        return f"its kernels take heads of one size, a multiple of 8 up to 256, not of {sizes}; take 'sdpa'"
     if backend == "varlen":
         if not has_varlen():
-            return "this build of PyTorch has no flash attention; take 'flex'"
+            return "this build of PyTorch has no flash attention; take 'sdpa'"
         if softcap or dropout:
-            found, instead = ("soft caps", "'flash' or 'flex'") if softcap else ("dropout", "'flash' or 'sdpa'")
-            return f"it has no {found} in attention, which config.json asks for; take {instead}"
+            found = "soft caps" if softcap else "dropout"
+            return f"it has no {found} in attention, which config.json asks for; take 'flash' or 'sdpa'"
         return None
     if kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=bool(dropout)) is None:
         if any(map(kernels.is_installed, kernels.FLASH)):

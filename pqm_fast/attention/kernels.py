@@ -81,8 +81,9 @@ def load(kernel: Kernel) -> Callable[..., torch.Tensor]:
 
 @lru_cache
 def find(backend: str, device: int, head_dim: int, *, softcap: bool, dropout: bool) -> Callable[..., torch.Tensor]:
-    """What `attend` of Varlen calls, made once: (query [T, H, d], key, value [T, H_kv, d], cu_seqlens [G+1] int32,
-    longest, *, scale, window, softcap, dropout) -> [T, H, d], causal. `backend` is "flash" or "varlen", `device` the
+    """What `attend` of Varlen calls, made once: (query [T, H, d], key, value [P, H_kv, d], cu_queries [G+1] int32,
+    cu_keys, longest_query, longest_key, *, scale, window, softcap, dropout) -> [T, H, d]. Causal, and the last query of
+    a sequence sees its last key, as all releases have it from 2.1 on. `backend` is "flash" or "varlen", `device` the
     number of a CUDA device. Raises ValueError for what no kernel does."""
     capability, _ = torch.cuda.get_device_capability(device)
     if backend == "varlen":
@@ -99,7 +100,7 @@ def find(backend: str, device: int, head_dim: int, *, softcap: bool, dropout: bo
 def calling_flash(function: Callable) -> Callable[..., torch.Tensor]:
     """flash_attn_varlen_func of releases 2 to 4, whose common arguments have one name and meaning."""
 
-    def call(query, key, value, cu_seqlens, longest, *, scale, window, softcap, dropout):
+    def call(query, key, value, cu_queries, cu_keys, longest_query, longest_key, *, scale, window, softcap, dropout):
         wanted: dict[str, Any] = {}
         if window is not None:  # what "no window" is written as differs
             wanted["window_size"] = (window - 1, 0)
@@ -113,10 +114,10 @@ def calling_flash(function: Callable) -> Callable[..., torch.Tensor]:
             query,
             key,
             value,
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=longest,
-            max_seqlen_k=longest,
+            cu_seqlens_q=cu_queries,
+            cu_seqlens_k=cu_keys,
+            max_seqlen_q=longest_query,
+            max_seqlen_k=longest_key,
             softmax_scale=scale,
             causal=True,
             **wanted,
@@ -130,12 +131,11 @@ def calling_varlen(function: Callable) -> Callable[..., torch.Tensor]:
     """varlen_attn of PyTorch 2.11 and later. 2.11 takes fewer key heads as they are; later it wants to be told."""
     told = "enable_gqa" in inspect.signature(function).parameters
 
-    def call(query, key, value, cu_seqlens, longest, *, scale, window, softcap, dropout):
+    def call(query, key, value, cu_queries, cu_keys, longest_query, longest_key, *, scale, window, softcap, dropout):
         grouped = {"enable_gqa": True} if told and query.shape[1] != key.shape[1] else {}
         # (-1, 0) is causality without a window
         sides = (-1 if window is None else window - 1, 0)
-        return function(
-            query, key, value, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=sides, **grouped
-        )
+        lengths = cu_queries, cu_keys, longest_query, longest_key
+        return function(query, key, value, *lengths, scale=scale, window_size=sides, **grouped)
 
     return call

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pqm_fast.attention.gather import Gather
+from pqm_fast.attention.paths import Paths
 from pqm_fast.attention.precision import compute_dtype
-from pqm_fast.attention.rule import Rule
 
 # On a GPU. PyTorch's own choice may fall to its "math" kernel, which keeps every score; cuDNN's makes a plan anew for
 # each shape, and here nearly every batch has shapes of its own.
@@ -22,44 +23,49 @@ KEEP_NO_SCORES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 class Group:
     """n sequences as a padded batch; each is padded by repeating its last row."""
 
-    queries: torch.Tensor  # [n, Q] int64, numbers among the rows that attend
-    keys: torch.Tensor  # [n, K] int64, token rows
-    lengths: torch.Tensor  # [n] int64, keys that are not padding
+    shape: tuple[int, int, int]  # n, queries, keys
+    causal: bool  # no sequence has keys before its first query
+    first: torch.Tensor  # [n] int64, the key that is the first query's own
+    last: torch.Tensor  # [n] int64, that of the last query
 
 
 @dataclass(eq=False)  # not frozen: see Packing
 class Grouped:
-    """`inverse` [Q]: where each row that attends is found in the groups laid end to end. Masks are made when a layer
-    first needs them and kept for the others."""
+    """`Paths` in groups of sequences with about as many queries and about as many keys, one group after the other.
+    Masks are made when a layer first needs them and kept for the others."""
 
     groups: tuple[Group, ...]
-    inverse: torch.Tensor
-    causal: bool  # plain packing, every token attends: causality alone keeps padding on the right unseen
-    rows: torch.Tensor  # as in Rule, likewise the next two
-    end: torch.Tensor
-    position: torch.Tensor
+    queries: Gather  # from the batch; likewise the keys
+    keys: Gather
+    outputs: Gather  # back from the groups
     masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rule: Rule, lengths: tuple[int, ...], *, causal: bool) -> "Grouped":
-        """`lengths` of the sequences (trajectories or trees) in order. Rows beyond them are padding, which computes
-        nothing of its own (it reads the first result; no loss ever reads it)."""
-        # a batch of padding alone still has a row to compute
-        length = np.array(lengths or (1,), dtype=np.int64)
-        start = np.cumsum(length) - length
-        first, after = np.searchsorted(rule.rows, [start, start + length])
-        attending = after - first
-        size = np.frexp(length - 1)[1]  # up to 2^size tokens
-        groups, inverse, slots = [], np.zeros(len(rule.rows), dtype=np.int64), 0
-        for own_size in np.unique(size[attending > 0]):
-            members = np.flatnonzero((size == own_size) & (attending > 0))
-            keys, _ = _padded(start[members], length[members])
-            queries, real = _padded(first[members], attending[members])
-            inverse[queries[real]] = slots + np.flatnonzero(real)
-            slots += queries.size
-            groups.append(Group(*map(torch.from_numpy, (queries, keys, length[members]))))
-        rows, end, position = map(torch.from_numpy, (rule.rows, rule.end, rule.position))
-        return cls(tuple(groups), torch.from_numpy(inverse), causal, rows, end, position)
+    def of(cls, paths: Paths) -> "Grouped":
+        total = int(paths.queries.sum())
+        row_of_key = np.arange(total) if paths.rows is None else paths.rows
+        first_query, first_key = (np.cumsum(n) - n for n in (paths.queries, paths.keys))
+        sizes = np.frexp(np.stack([paths.keys, paths.queries]) - 1)[1]  # up to 2^size
+        groups, queries, keys = [], [], []
+        for size in np.unique(sizes, axis=1).T:
+            own = np.flatnonzero((sizes == size[:, None]).all(0))
+            queries.append(_padded(first_query[own], paths.queries[own]))
+            keys.append(_padded(first_key[own], paths.keys[own]))
+            first, last = paths.keys[own] - paths.queries[own], paths.keys[own] - 1
+            shape = len(own), queries[-1][0].shape[1], keys[-1][0].shape[1]
+            groups.append(Group(shape, not first.any(), torch.from_numpy(first), torch.from_numpy(last)))
+        (query, real_query), (key, real_key) = (
+            [np.concatenate([x.ravel() for x in parts]) for parts in zip(*side, strict=True)]
+            for side in (queries, keys)
+        )
+        place = np.empty(total, dtype=np.int64)
+        place[query[real_query]] = np.flatnonzero(real_query)
+        return cls(
+            tuple(groups),
+            Gather.of(query, total, real_query),
+            Gather.of(row_of_key[key], total, real_key),
+            Gather.of(place, len(query)),
+        )
 
     def to(self, device: torch.device | str) -> "Grouped":
         return self._each(lambda x: x.to(device, non_blocking=True))
@@ -68,9 +74,8 @@ class Grouped:
         return self._each(lambda x: x.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Grouped":
-        groups = tuple(Group(change(g.queries), change(g.keys), change(g.lengths)) for g in self.groups)
-        rows, end, position = map(change, (self.rows, self.end, self.position))
-        return Grouped(groups, change(self.inverse), self.causal, rows, end, position)
+        groups = tuple(Group(g.shape, g.causal, change(g.first), change(g.last)) for g in self.groups)
+        return Grouped(groups, self.queries.each(change), self.keys.each(change), self.outputs.each(change))
 
     @torch.compiler.disable
     def attend(
@@ -84,37 +89,41 @@ class Grouped:
         window: int | None = None,
         softcap: float | None = None,
     ) -> torch.Tensor:
-        """query [1, H, Q, d], key and value [1, H_kv, T, d] -> [1, Q, H, d]."""
-        # [rows, H, d]: a sequence is then a range of rows
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        dtype = compute_dtype(v)  # a mask of another dtype SDPA would copy, and keep, in every layer
+        """query [1, H, T, d], key and value [1, H_kv, T, d] -> [1, T, H, d]."""
+        dtype = compute_dtype(value)  # a mask of another dtype SDPA would copy, and keep, in every layer
+        q = self._batches(self.queries, query, 1)
+        k, v = (self._batches(self.keys, x, 2) for x in (key, value))
         outputs = []
         for number, group in enumerate(self.groups):
-            q_g, k_g, v_g = _take(q, group.queries), _take(k, group.keys), _take(v, group.keys)
-            windowed = window is not None and window < group.keys.shape[1]
-            masked = windowed or softcap or not self.causal
+            windowed = window is not None and window < group.shape[2]
+            masked = windowed or softcap or not group.causal
             mask = self._mask(number, window if windowed else None, dtype) if masked else None
             if softcap and mask is not None:
-                out = _softcapped(q_g, k_g, v_g, mask, softcap, scaling, dropout)
+                out = _softcapped(q[number], k[number], v[number], mask, softcap, scaling, dropout)
             else:
-                out = _uncapped(q_g, k_g, v_g, mask, scaling, dropout)
+                out = _uncapped(q[number], k[number], v[number], mask, scaling, dropout)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return flat.index_select(0, self.inverse).unsqueeze(0)
+        return self.outputs(flat).unsqueeze(0)
+
+    def _batches(self, gather: Gather, x: torch.Tensor, side: int) -> list[torch.Tensor]:
+        """[1, H, T, d] -> for each group [n, H, L, d], where L is that side of its shape."""
+        shapes = [(group.shape[0], group.shape[side]) for group in self.groups]
+        parts = gather(x.squeeze(0).transpose(0, 1)).split([n * length for n, length in shapes])
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
 
     def _mask(self, number: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
         """[n, 1, Q, K], to be added to the scores: 0 where a query of this group sees a key, else -inf."""
         if (number, window, dtype) not in self.masks:
             group = self.groups[number]
-            i, j = self.rows[group.queries][:, :, None], group.keys[:, None, :]
-            column = torch.arange(j.shape[2], device=j.device)
-            seen = (j <= i) & (i < self.end[j]) & (column < group.lengths[:, None, None])
-            if window is not None:
-                seen &= self.position[i] - self.position[j] < window
-            *shape, columns = seen.shape
+            count, queries, keys = group.shape
+            query, key = (torch.arange(n, device=group.first.device) for n in (queries, keys))
+            own = torch.minimum(group.first[:, None] + query, group.last[:, None])  # queries of padding are the last
+            back = own[:, :, None] - key
+            seen = back >= 0 if window is None else (back >= 0) & (back < window)
             # rows of whole 16 bytes: a mask of others SDPA would copy, and keep, in every layer
-            whole = torch.full((*shape, columns + -columns % 8), float("-inf"), dtype=dtype, device=seen.device)
-            self.masks[number, window, dtype] = whole[..., :columns].masked_fill_(seen, 0.0)[:, None]
+            whole = torch.full((count, queries, keys + -keys % 8), float("-inf"), dtype=dtype, device=seen.device)
+            self.masks[number, window, dtype] = whole[..., :keys].masked_fill_(seen, 0.0)[:, None]
         return self.masks[number, window, dtype]
 
 
@@ -122,11 +131,6 @@ def _padded(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Ranges start..start+count-1 as the rows of a matrix, padded by their last number; and where it is no padding."""
     column = np.arange(count.max())
     return start[:, None] + np.minimum(column, count[:, None] - 1), column < count[:, None]
-
-
-def _take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[rows, H, d] -> [n, H, L, d]."""
-    return x.index_select(0, rows.view(-1)).view(*rows.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def _every_head(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -143,8 +147,11 @@ def _uncapped(
     dropout: float,
 ) -> torch.Tensor:
     """Under the mask, or causal without one. [n, H, Q, d]."""
-    if query.is_cuda:  # whose kernel for masks and for float32 takes no fewer heads of keys
+    size = value.shape[-1]
+    if query.is_cuda:  # whose kernel for masks and for float32 takes no fewer heads of keys, and whole 16 bytes of each
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
+        query, key, value = map(_aligned, (query, key, value))
     with sdpa_kernel(KEEP_NO_SCORES) if query.is_cuda else nullcontext():
         return F.scaled_dot_product_attention(
             query,
@@ -155,7 +162,13 @@ def _uncapped(
             dropout_p=dropout,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
-        )
+        )[..., :size]
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """Heads of whole 16 bytes, the added numbers 0."""
+    missing = -x.shape[-1] % (16 // x.element_size())
+    return F.pad(x, (0, missing)) if missing else x
 
 
 def _softcapped(
@@ -171,4 +184,5 @@ def _softcapped(
     key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
-    return F.dropout(scores.float().softmax(-1).to(value.dtype), dropout) @ value
+    single = torch.promote_types(scores.dtype, torch.float32)
+    return F.dropout(scores.softmax(-1, dtype=single).to(value.dtype), dropout) @ value

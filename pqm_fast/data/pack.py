@@ -16,20 +16,22 @@ class PackedBatch:
     """What crosses the border between data and model.
 
     Shapes: T tokens, S listed steps, B trajectories, G sequences. A sequence is a trajectory or, in a batch of prefix
-    trees, a tree; sequence g owns tokens cu_seqlens[g]:cu_seqlens[g+1]. Tokens from cu_seqlens[G] on are padding,
-    which no sequence sees. Trajectory b owns steps cu_steps[b]:cu_steps[b+1].
+    trees, what a trajectory does not share with the one before it; one that shares everything is none. Sequences stand
+    end to end from row 0 on, each sees the path of rows that is its trajectory, and the rows behind them are padding.
+    Trajectory b owns steps cu_steps[b]:cu_steps[b+1].
     """
 
     input_ids: torch.Tensor  # [T] int64
     position_ids: torch.Tensor  # [T] int64, from 0 within each trajectory (its depth in a tree)
-    cu_seqlens: torch.Tensor  # [G+1] int32
-    lengths: tuple[int, ...]  # the same on the host: no synchronisation to plan attention
+    lengths: tuple[int, ...]  # [G] rows of each sequence
     step_index: torch.Tensor  # [S] int64, the row of each step's Q-value
     labels: torch.Tensor  # [S] float32, NaN where a step has no label (scoring only)
     cu_steps: torch.Tensor  # [B+1] int32
     members: tuple[int, ...]  # [B] which trajectory of the data set each one is
-    # [T] int32 in a batch of prefix trees, else None: token j is seen by the tokens j..subtree_end[j]-1
-    subtree_end: torch.Tensor | None = None
+    path_lengths: tuple[int, ...]  # [G] rows of each path
+    paths: torch.Tensor | None = (
+        None  # [sum of path_lengths] int64, path after path; None if each is its sequence's rows
+    )
 
     @property
     def num_trajectories(self) -> int:
@@ -73,10 +75,9 @@ def pack(
     out steps without a label (training); otherwise every step is listed (scoring).
     """
     pairs = list(trajectories)
-    if question is None:
-        alone = pack_trees(([pair] for pair in pairs), pad_to=pad_to, labelled_only=labelled_only)
-        return replace(alone, subtree_end=None)
-    groups = ([pairs[i] for i in group] for group in by_question(question))
+    groups = [[pair] for pair in pairs]
+    if question is not None:
+        groups = [[pairs[i] for i in group] for group in by_question(question)]
     return pack_trees(groups, pad_to=pad_to, labelled_only=labelled_only)
 
 
@@ -88,16 +89,19 @@ def pack_trees(
     The trajectories of a group follow each other in the order of their tokens. One row may serve steps of several:
     `step_index` then has duplicates. `pad_to` and `labelled_only` as in `pack`.
     """
-    ids, positions, ends, rows, labels, sizes, counts, members = [], [], [], [], [], [], [], []
+    ids, positions, paths, rows, labels, counts, members = [], [], [], [], [], [], []
+    lengths, path_lengths = [], []
     offset = 0
     for group in groups:
         layout = lay_out([t.input_ids for _, t in group])
         ids.append(layout.input_ids)
         positions.append(layout.position_ids)
-        ends.append(layout.subtree_end + offset)
-        sizes += layout.tree_sizes
-        for i, path in zip(layout.order, layout.paths, strict=True):
+        for i, path, own in zip(layout.order, layout.paths, layout.own.tolist(), strict=True):
             number, t = group[i]
+            if own:
+                lengths.append(own)
+                path_lengths.append(len(path))
+                paths.append(path + offset)
             keep = ~np.isnan(t.labels) if labelled_only else np.ones(len(t.labels), dtype=bool)
             rows.append(path[t.step_index[keep]] + offset)
             labels.append(t.labels[keep])
@@ -109,24 +113,20 @@ def pack_trees(
             raise ValueError(f"{offset} tokens do not fit a batch of {pad_to}")
         ids.append(np.zeros(pad_to - offset, dtype=np.int64))
         positions.append(np.zeros(pad_to - offset, dtype=np.int64))
-        ends.append(np.arange(offset, pad_to) + 1)
 
     def flat(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False))
 
-    def cumulative(sizes: list[int]) -> torch.Tensor:
-        return torch.from_numpy(np.cumsum([0, *sizes]).astype(np.int32))
-
     return PackedBatch(
         input_ids=flat(ids, np.int64),
         position_ids=flat(positions, np.int64),
-        cu_seqlens=cumulative(sizes),
-        lengths=tuple(sizes),
+        lengths=tuple(lengths),
         step_index=flat(rows, np.int64),
         labels=flat(labels, np.float32),
-        cu_steps=cumulative(counts),
+        cu_steps=torch.from_numpy(np.cumsum([0, *counts]).astype(np.int32)),
         members=tuple(members),
-        subtree_end=flat(ends, np.int32),
+        path_lengths=tuple(path_lengths),
+        paths=flat(paths, np.int64) if lengths != path_lengths else None,
     )
 
 

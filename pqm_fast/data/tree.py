@@ -12,43 +12,39 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The prefix trees of n trajectories, U tokens in all, one tree for each first token that occurs.
-
-    Token i sees token j if and only if j <= i < subtree_end[j]: the tokens before it in a trajectory, and itself.
-    """
+    """The prefix trees of n trajectories, U tokens in all: each trajectory's own tokens, those that it does not share
+    with the one before it, after those of the one before."""
 
     order: np.ndarray  # [n] int64, the trajectories by their tokens
-    paths: list[np.ndarray]  # for each of `order`, where its tokens stand: [L] int64, increasing
+    paths: list[np.ndarray]  # for each of `order`, where its tokens stand: [L] int64, increasing, its own the last
+    own: np.ndarray  # [n] int64, how many are its own; none where it begins the one before it, or equals it
     input_ids: np.ndarray  # [U] int64
     position_ids: np.ndarray  # [U] int64, the depth in the tree
-    subtree_end: np.ndarray  # [U] int64
-    tree_sizes: list[int]  # tokens of each tree
 
 
 def lay_out(sequences: Sequence[np.ndarray]) -> Layout:
     """The prefix trees of token sequences ([L] integers each), depth first."""
     order, shared = prefix_order(sequences)
-    total = sum(map(len, sequences)) - int(shared.sum())
-    ids, position, end = (np.empty(total, dtype=np.int64) for _ in range(3))
-    path, paths, starts, offset = np.zeros(0, dtype=np.int64), [], [], 0
-    for i, depth in zip(order.tolist(), shared.tolist(), strict=True):
-        end[path[depth:]] = offset  # what the one before does not share with this one is over
-        after = offset + len(sequences[i]) - depth
+    lengths = np.array([len(sequences[i]) for i in order], dtype=np.int64)
+    own = lengths - shared
+    total = int(own.sum())
+    ids, position = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
+    path, paths, offset = np.zeros(0, dtype=np.int64), [], 0
+    for i, depth, added in zip(order.tolist(), shared.tolist(), own.tolist(), strict=True):
+        after = offset + added
         ids[offset:after] = sequences[i][depth:]
-        position[offset:after] = np.arange(depth, len(sequences[i]))
+        position[offset:after] = np.arange(depth, depth + added)
         path = np.concatenate([path[:depth], np.arange(offset, after)])
         paths.append(path)
-        if depth == 0:
-            starts.append(offset)
         offset = after
-    end[path] = offset
-    return Layout(order, paths, ids, position, end, np.diff([*starts, total]).tolist())
+    return Layout(order, paths, own, ids, position)
 
 
 def prefix_order(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """`order` [n] sorts token sequences by their tokens, equal ones as they come; `shared` [n] is how many tokens each
-    of the sorted has in common with the one before it, from the start."""
-    keys = [s.astype(">u4").tobytes() for s in sequences]  # these bytes compare as the tokens do
+    """`order` [n] sorts token sequences by their tokens, equal ones as they come and one that begins others behind
+    these; `shared` [n] is how many tokens each of the sorted has in common with the one before it, from the start."""
+    # these bytes compare as the tokens do, and their end as a token above all others
+    keys = [s.astype(">u4").tobytes() + b"\xff\xff\xff\xff" for s in sequences]
     order = sorted(range(len(sequences)), key=keys.__getitem__)
     ordered = [sequences[i] for i in order]
     shared = [0, *map(_common, ordered, ordered[1:])][: len(sequences)]

@@ -96,8 +96,8 @@ class TrainConfig:
     """Scale of the adapters: they are multiplied by --lora-alpha / --lora-rank."""
 
     attention: Attention = "auto"
-    """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels;
-    prefix trees take FlexAttention. sdpa is what a CPU has."""
+    """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels.
+    sdpa is what a CPU has."""
     layers: Layers = "auto"
     """How decoder layers are computed: as transformers has them, compiled one by one, or with liger-kernel's kernels.
     auto: compiled on a GPU, eager on a CPU."""

@@ -81,7 +81,7 @@ def loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generat
     return load_steps(
         steps,
         partial(split.pack, pad_to=run.pad_to),
-        run.model.planner(prefix_tree=split.prefix_tree),
+        run.model.planner(),
         workers=default_workers(run.device) if workers == "auto" else workers,
         pin=run.device.type == "cuda",
     )

@@ -1,5 +1,6 @@
 """What a step will need of memory, estimated before the first one, and the sizes that fit."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.data.pack import Trajectory, pack_trees
 from pqm_fast.errors import PQMError
 from pqm_fast.model import StepQModel
 from pqm_fast.train.host_memory import free_on_host
@@ -69,14 +70,15 @@ class Needs:
         )
 
 
-def measure_layer(model: StepQModel, tokens: int) -> LayerBytes:
-    """What the first decoder layer, as it is computed, keeps for its backward on a batch of so many tokens.
+def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0) -> LayerBytes:
+    """What the first decoder layer, as it is computed, keeps for its backward on a batch of so many tokens, in which
+    trajectories have `tree_ratio` times as many.
 
     Autograd is asked what it saves; weights and what the layers share (angles of rotary embeddings, the layout of the
     batch) are not counted.
     """
     layer = decoder_layers(model.train())[0]
-    args, kwargs = _inputs(model, layer, tokens)
+    args, kwargs = _inputs(model, layer, tokens, tree_ratio)
     hidden = args[0].detach().requires_grad_()
     not_counted = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}
     kept: dict[int, int] = {}
@@ -159,8 +161,10 @@ def fit_memory(
     *,
     longest: int,
     optimizer: str,
+    tree_ratio: float = 1.0,
 ) -> tuple[Sizes, str | None]:
-    """`choose` for the memory of the model's device, and what to tell the user about it.
+    """`choose` for the memory of the model's device, and what to tell the user about it. `tree_ratio`: see
+    `measure_layer`.
 
     Raises PQMError on a GPU, and for layers to be computed again, if the model's layers are not found.
     """
@@ -175,7 +179,7 @@ def fit_memory(
         sizes = choose(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
     most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
-    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS))
+    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio)
     free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose(
@@ -196,21 +200,32 @@ def _free_on_gpu(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device)  # by this process: the weights, and what it can use again
 
 
+def _trees(tokens: int, length: int, ratio: float) -> list[list[tuple[int, Trajectory]]]:
+    """Trees of trajectories of `length` or, if one does not fit, fewer tokens, which share so many at the start that
+    together they have about `ratio` times those to compute; as many as fit into `tokens`."""
+    count = math.ceil(2 * ratio) if ratio > 1 else 1
+    length = min(length, int(tokens * ratio / count))
+    shared = int(count * length * (1 - 1 / ratio) / (count - 1)) if count > 1 else 0
+    ends = [np.repeat([0, end], [shared, length - shared]) for end in range(1, count + 1)]
+    tree = [(i, Trajectory(ids, np.array([0]), np.zeros(1, np.float32))) for i, ids in enumerate(ends)]
+    return [tree] * max(1, tokens // (shared + count * (length - shared)))
+
+
 class _Captured(Exception):
     pass
 
 
-def _inputs(model: StepQModel, layer: torch.nn.Module, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that `layer` is called with on trajectories of 256 tokens."""
+def _inputs(
+    model: StepQModel, layer: torch.nn.Module, tokens: int, tree_ratio: float
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that `layer` is called with on a batch of trajectories of 256 tokens."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def capture(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append((args, kwargs))
         raise _Captured
 
-    length = min(256, model.context, tokens)
-    one = Trajectory(np.zeros(length, np.int64), np.array([0]), np.zeros(1, np.float32))
-    batch = pack([(i, one) for i in range(tokens // length)], pad_to=tokens)
+    batch = pack_trees(_trees(tokens, min(256, model.context, tokens), tree_ratio), pad_to=tokens)
     hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad():

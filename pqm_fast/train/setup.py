@@ -55,6 +55,12 @@ class Split:
             return Units.alone(indices, self.dataset.lengths[indices])
         return Units.trees(indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget)
 
+    def tree_ratio(self, sample: int = 4096) -> float:
+        """Tokens of the trajectories over those to compute, of the first questions; 1 without prefix trees."""
+        own = self.indices[np.argsort(self.dataset.question[self.indices], kind="stable")[:sample]]
+        total = int(self.dataset.lengths[own].sum())
+        return total / int(self.units(own, total).sizes.sum())
+
     def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
         pairs = [(int(i), self.trajectory(i)) for i in members]
         return pack(pairs, question=self.dataset.question[members] if self.prefix_tree else None, pad_to=pad_to)
@@ -101,7 +107,6 @@ def prepare(config: TrainConfig) -> Run:
         dtype=_dtype(config, device, begun, notes),
         device=device,
         attention=config.attention,
-        prefix_tree=config.prefix_tree,
         notes=notes,
     )
     model_identity = identify_model(config.model, model)
@@ -123,7 +128,7 @@ def prepare(config: TrainConfig) -> Run:
         raise PQMError(f"max_length: {length} is more than the model's context of {model.context} tokens")
     if length > most:
         raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most}")
-    sizes = prepare_layers(model, config, length, begun, notes)
+    prepare_layers(model, config, notes)
     encoder = Encoder(tokenizer, template, length)
     training = _load(config.data, config, encoder, notes)
     if config.eval_data:
@@ -141,6 +146,7 @@ def prepare(config: TrainConfig) -> Run:
     if not len(training):
         raise PQMError(f"{', '.join(config.data)}: no trajectory is left to train on")
 
+    sizes = settle_sizes(model, config, length, training.tree_ratio(), begun, notes)
     run = Run(
         config=config,
         device=device,
@@ -172,13 +178,8 @@ def _dtype(config: TrainConfig, device: torch.device, begun: Checkpoint | None, 
     return getattr(torch, begun.state["dtype"])
 
 
-def prepare_layers(
-    model: StepQModel, config: TrainConfig, longest: int, begun: Checkpoint | None, notes: list[str]
-) -> Sizes:
-    """Sets up how the layers are computed, and settles what the options leave to the memory that there is.
-
-    `begun`: of a run to be continued, which keeps its sizes.
-    """
+def prepare_layers(model: StepQModel, config: TrainConfig, notes: list[str]) -> None:
+    """Sets up how the layers are computed."""
     if config.lora_rank:
         add_adapters(model, config.lora_rank, config.lora_alpha)
         notes.append("only adapters and the Q-value head learn; the embedding of a new step token stays as it is")
@@ -193,11 +194,30 @@ def prepare_layers(
     elif config.layers == "compile" or (config.layers == "auto" and model.device.type == "cuda"):
         compile_layers(model)
 
+
+def settle_sizes(
+    model: StepQModel,
+    config: TrainConfig,
+    longest: int,
+    tree_ratio: float,
+    begun: Checkpoint | None,
+    notes: list[str],
+) -> Sizes:
+    """Settles what the options leave to the memory that there is, for trajectories of at most `longest` tokens.
+
+    `begun`: of a run to be continued, which keeps its sizes.
+    """
     tokens, accumulation = config.micro_batch_tokens, config.accumulation
     if begun is not None:
         tokens, accumulation = begun.state["micro_batch_tokens"], begun.state["accumulation"]
     sizes, note = fit_memory(
-        model, tokens, accumulation, config.recompute_layers, longest=longest, optimizer=config.optimizer
+        model,
+        tokens,
+        accumulation,
+        config.recompute_layers,
+        longest=longest,
+        optimizer=config.optimizer,
+        tree_ratio=tree_ratio,
     )
     if note is not None:
         notes.append(note)

@@ -17,19 +17,18 @@ def forest(sequences, pad=0, step_index=()):
     total = len(rows) + pad
     everyone = np.eye(total, dtype=bool)
     everyone[: len(rows), : len(rows)] = sees
-    end = [i + int(everyone[:, i].sum()) for i in range(total)]  # depth first, so what sees i stands behind it
-    roots = [i for i, row in enumerate(rows) if len(row) == 1]
-    lengths = np.diff([*roots, len(rows)]).tolist()
+    ends = np.flatnonzero(sees.sum(0) == 1)  # nothing but themselves sees them
+    paths = [np.flatnonzero(sees[end]) for end in ends]
     batch = PackedBatch(
         input_ids=torch.tensor([row[-1] for row in rows] + [0] * pad),
         position_ids=torch.tensor([len(row) - 1 for row in rows] + [0] * pad),
-        cu_seqlens=torch.tensor([*roots, len(rows)], dtype=torch.int32),
-        lengths=tuple(lengths),
+        lengths=tuple(np.diff([-1, *ends]).tolist()),
         step_index=torch.tensor(step_index, dtype=torch.int64),
         labels=torch.ones(len(step_index)),
         cu_steps=torch.tensor([0, len(step_index)], dtype=torch.int32),
         members=(0,),
-        subtree_end=torch.tensor(end, dtype=torch.int32),
+        path_lengths=tuple(map(len, paths)),
+        paths=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *paths])),
     )
     return batch, torch.from_numpy(everyone)
 
@@ -37,7 +36,7 @@ def forest(sequences, pad=0, step_index=()):
 def plain(lengths, pad=0, step_index=()):
     """The same for sequences end to end."""
     batch, sees = forest([(i, *range(n - 1)) for i, n in enumerate(lengths)], pad, step_index)
-    return replace(batch, subtree_end=None), sees
+    return replace(batch, paths=None), sees
 
 
 def random_tree(rng, sequences, depth, branching):
@@ -68,6 +67,8 @@ BATCHES = {
     "tree": lambda: forest(random_tree(np.random.default_rng(0), 12, 20, 3), 5),
     "chain": lambda: forest([(1, 2, 3, 4, 5, 6, 7)] * 3),
     "blocks": lambda: forest(random_tree(np.random.default_rng(1), 16, 60, 40), 130),
+    "deep": lambda: forest([(*range(n), 99) for n in range(60)]),  # a comb, whose teeth are of one token
+    "500 solutions": lambda: forest([(7, 8, 9, i, *range(i % 3)) for i in range(500)], 3),
     "long": lambda: plain((300, 2, 140, 256), 30),
     "all but one": lambda: plain((1, 400, 111)),  # of the first block is seen by the second, and by the third
 }

@@ -1,11 +1,12 @@
-"""Functions with the signatures of the varlen kernels, in plain PyTorch. They insist on what the real ones insist on,
-and what these leave unwritten is NaN here."""
+"""Functions with the signatures of the varlen kernels, in plain PyTorch. They insist on what the real ones insist
+on."""
 
 import torch
 
 
 def reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window, softcap=0.0):
-    """Causal attention within each sequence: [T, H, d]. `window`: (left, right) keys besides the own, -1 for all."""
+    """Causal attention within each sequence, whose last query sees its last key: [T, H, d]. `window`: (left, right)
+    keys besides the own, -1 for all."""
     for cu, longest, x in ((cu_q, max_q, q), (cu_k, max_k, k)):
         assert cu.dtype == torch.int32
         assert cu.dim() == 1
@@ -19,20 +20,22 @@ def reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window, softcap=0.0):
     assert q.dtype == k.dtype == v.dtype
     assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     assert q.shape[1] % k.shape[1] == 0
-    assert q.shape[1:] != k.shape or len(q) == len(k)
+    assert len(cu_q) == len(cu_k)
+    assert len(k) == len(v)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     left, right = window
     assert right == 0
-    out = torch.full_like(q, torch.nan)
-    for start, end in zip(cu_q.tolist(), cu_q.tolist()[1:], strict=False):
-        own_q, own_k, own_v = (x[start:end].transpose(0, 1) for x in (q, k, v))
+    outputs = []
+    bounds = [list(zip(cu.tolist(), cu.tolist()[1:], strict=False)) for cu in (cu_q, cu_k)]
+    for (start, end), (first, last) in zip(*bounds, strict=True):
+        own_q, own_k, own_v = q[start:end].transpose(0, 1), *(x[first:last].transpose(0, 1) for x in (k, v))
         scores = own_q @ own_k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
         scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-        back = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        assert last - first >= end - start
+        back = torch.arange(last - first)[start - end :, None] - torch.arange(last - first)
         sees = (back >= 0) & (back <= left) if left >= 0 else back >= 0
-        own = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ own_v
-        out = torch.cat([out[:start], own.transpose(0, 1), out[end:]])
-    return out
+        outputs.append((scores.masked_fill(~sees, -torch.inf).softmax(-1) @ own_v).transpose(0, 1))
+    return torch.cat(outputs)
 
 
 def flash_2(

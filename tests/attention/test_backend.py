@@ -37,32 +37,23 @@ def config(architecture="qwen2", **changes):
         pytest.param((), {}, "varlen", id="nothing installed"),
         pytest.param((FLASH_2,), {"dtype": torch.float16}, "flash", id="float16"),
         pytest.param((FLASH_2,), {"dtype": torch.float32}, "sdpa", id="float32"),
-        pytest.param((FLASH_2,), {"dtype": torch.float32, "prefix_tree": True}, "flex", id="float32 in trees"),
-        pytest.param((), {"dtype": torch.float32, "config": config(head_dim=50)}, "flex", id="float32, heads of 50"),
-        pytest.param((FLASH_2,), {"prefix_tree": True}, "flash", id="trees"),
-        pytest.param((), {"prefix_tree": True}, "varlen", id="trees, nothing installed"),
+        pytest.param((), {"dtype": torch.float32, "config": config(head_dim=50)}, "sdpa", id="float32, heads of 50"),
         pytest.param((FLASH_2,), {"device": CPU}, "sdpa", id="CPU"),
         pytest.param((FLASH_2,), {"device": torch.device("mps")}, "sdpa", id="another device"),
         pytest.param((FLASH_2,), {"capability": 7, "dtype": torch.float16}, "sdpa", id="old GPU"),
-        pytest.param(
-            (FLASH_2,), {"capability": 7, "dtype": torch.float32, "prefix_tree": True}, "sdpa", id="its trees"
-        ),
         pytest.param((FLASH_3,), {"capability": 10}, "varlen", id="a release for other GPUs"),
-        pytest.param((), {"varlen": False}, "flex", id="PyTorch without flash attention"),
+        pytest.param((), {"varlen": False}, "sdpa", id="PyTorch without flash attention"),
         pytest.param((FLASH_2,), {"config": config("gemma2")}, "flash", id="soft caps"),
-        pytest.param((FLASH_4,), {"config": config("gemma2")}, "flex", id="soft caps, flash-attn 4 alone"),
-        pytest.param((), {"config": config("gemma2")}, "flex", id="soft caps, nothing installed"),
+        pytest.param((FLASH_4,), {"config": config("gemma2")}, "sdpa", id="soft caps, flash-attn 4 alone"),
+        pytest.param((), {"config": config("gemma2")}, "sdpa", id="soft caps, nothing installed"),
         pytest.param((FLASH_2,), {"config": config(head_dim=256)}, "flash", id="heads of 256"),
         pytest.param((FLASH_4,), {"config": config(head_dim=256)}, "varlen", id="heads of 256, flash-attn 4 alone"),
-        pytest.param((FLASH_2,), {"config": config(head_dim=320)}, "flex", id="heads of 320"),
-        pytest.param((FLASH_2,), {"config": config(head_dim=84)}, "flex", id="heads of 84"),
-        pytest.param((FLASH_2,), {"config": config(head_dim=8), "prefix_tree": True}, "sdpa", id="tiny heads in trees"),
+        pytest.param((FLASH_2,), {"config": config(head_dim=320)}, "sdpa", id="heads of 320"),
+        pytest.param((FLASH_2,), {"config": config(head_dim=84)}, "sdpa", id="heads of 84"),
+        pytest.param((FLASH_2,), {"config": config(head_dim=8)}, "flash", id="tiny heads"),
         pytest.param((FLASH_2,), {"config": config(attention_dropout=0.1)}, "flash", id="dropout"),
         pytest.param((FLASH_3, FLASH_4), {"config": config(attention_dropout=0.1)}, "sdpa", id="dropout, 3 and 4"),
         pytest.param((), {"config": config(attention_dropout=0.1)}, "sdpa", id="dropout, nothing installed"),
-        pytest.param(
-            (FLASH_2,), {"config": config(attention_dropout=0.1), "prefix_tree": True}, "sdpa", id="dropout in trees"
-        ),
         pytest.param(
             (FLASH_2,), {"config": config("gemma2", attention_dropout=0.1)}, "sdpa", id="soft caps and dropout"
         ),
@@ -80,48 +71,28 @@ def test_auto_takes_the_fastest_that_serves(machine, installed, changes, expecte
 @pytest.mark.parametrize(
     ("requested", "installed", "changes", "message"),
     [
-        pytest.param("fast", (), {}, "'fast' is not known: choose from auto, flash, varlen, flex, sdpa", id="unknown"),
+        pytest.param("fast", (), {}, "'fast' is not known: choose from auto, flash, varlen, sdpa", id="unknown"),
         pytest.param("flash", (), {}, "not installed; pip install flash-attn --no-build-isolation", id="not installed"),
         pytest.param("flash", (FLASH_2,), {"device": CPU}, "needs a CUDA device, .* on cpu; take 'sdpa'", id="CPU"),
         pytest.param("varlen", (), {"device": CPU}, "needs a CUDA device", id="varlen on a CPU"),
-        pytest.param("flex", (), {"device": CPU}, "needs a CUDA device", id="flex on a CPU"),
         pytest.param("flash", (FLASH_2,), {"dtype": torch.float32}, "float16 and bfloat16, .*float32", id="float32"),
         pytest.param("varlen", (), {"dtype": torch.float32}, "compute in bfloat16", id="varlen, float32"),
         pytest.param("varlen", (), {"capability": 7}, "capability 8 or more, and this GPU has 7", id="old GPU"),
         pytest.param("varlen", (), {"varlen": False}, "this build of PyTorch has no flash attention", id="build"),
-        pytest.param("varlen", (), {"config": config("gemma2")}, "no soft caps .*'flash' or 'flex'", id="soft caps"),
+        pytest.param("varlen", (), {"config": config("gemma2")}, "no soft caps .*'flash' or 'sdpa'", id="soft caps"),
         pytest.param("varlen", (), {"config": config(attention_dropout=0.1)}, "no dropout in", id="dropout"),
-        pytest.param("flex", (), {"config": config(attention_dropout=0.1)}, r"no dropout, .* sets 0\.1", id="flex"),
-        pytest.param("flex", (), {"config": config(head_dim=8)}, "heads of 16 and more", id="tiny heads"),
-        pytest.param(
-            "flash",
-            (FLASH_2,),
-            {"config": config(attention_dropout=0.1), "prefix_tree": True},
-            "FlexAttention has no dropout",
-            id="dropout in trees",
-        ),
-        pytest.param("flash", (FLASH_2,), {"config": config(head_dim=320)}, "256, not of 320; take 'flex'", id="heads"),
+        pytest.param("flash", (FLASH_2,), {"config": config(head_dim=320)}, "256, not of 320; take 'sdpa'", id="heads"),
         pytest.param("flash", (FLASH_4,), {"config": config("gemma2")}, "no installed release .*softcap=True", id="4"),
         pytest.param("flash", (FLASH_3,), {"capability": 10}, "on compute capability 10; install flash-attn 2", id="3"),
-        pytest.param(
-            "sdpa", (), {"config": config(head_dim=84)}, "16 bytes, not of 84 .*bfloat16; take 'flex'", id="84"
-        ),
         pytest.param("sdpa", (), {"dtype": torch.float64}, "no kernel for torch.float64 on a GPU", id="float64"),
         pytest.param(
             "sdpa", (), {"capability": 7}, "no kernel for torch.bfloat16 .* capability 7; .* float32", id="Turing"
         ),
         pytest.param(
-            "sdpa",
-            (),
-            {"config": config("gemma2"), "prefix_tree": True},
-            "keep every score of a tree to cap them, .*; take 'flex'",
-            id="soft caps in trees",
-        ),
-        pytest.param(
             "auto",
             (),
-            {"config": config("gemma2", attention_dropout=0.1), "prefix_tree": True},
-            r"no attention can be used here\. 'flash': .*no dropout.*\. 'flex': .*no dropout.*\. 'sdpa': .*every score",
+            {"dtype": torch.float64},
+            r"no attention can be used here\. 'flash': .*float64.*\. 'varlen': .*\. 'sdpa': it has no kernel",
             id="nothing at all",
         ),
     ],
@@ -136,7 +107,7 @@ def test_what_cannot_be_is_said(machine, requested, installed, changes, message)
 
 def test_sdpa_serves_everything_on_a_cpu():
     odd = config("gemma2", head_dim=12, attention_dropout=0.1)
-    assert choose_backend("sdpa", CPU, torch.float64, odd, prefix_tree=True) == "sdpa"
+    assert choose_backend("sdpa", CPU, torch.float64, odd) == "sdpa"
 
 
 def test_heads_of_latent_attention(machine):
@@ -144,6 +115,6 @@ def test_heads_of_latent_attention(machine):
     machine(FLASH_2)
     latent = tiny.AutoConfig.for_model("deepseek_v3")
     assert (latent.qk_nope_head_dim + latent.qk_rope_head_dim, latent.v_head_dim) == (192, 128)
-    assert choose_backend("auto", CUDA, torch.bfloat16, latent) == "flex"
+    assert choose_backend("auto", CUDA, torch.bfloat16, latent) == "sdpa"
     with pytest.raises(PQMError, match="not of 128 and 192"):
         choose_backend("flash", CUDA, torch.bfloat16, latent)

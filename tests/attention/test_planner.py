@@ -10,7 +10,6 @@ from layouts import BATCHES, forest, plain, random_tree
 from torch.utils.data import DataLoader
 
 from pqm_fast.attention import BACKENDS, Planner, kernels
-from pqm_fast.attention.flex import BLOCK, Flex
 from pqm_fast.attention.sdpa import Grouped
 from pqm_fast.attention.varlen import Varlen
 
@@ -35,45 +34,34 @@ def test_packing_lists_each_row_once():
     assert Planner("sdpa")(batch).step_index is batch.step_index
 
 
-@pytest.mark.parametrize("backend", ["flash", "varlen", "flex"])
-@pytest.mark.parametrize(("steps", "padded"), [(4, 256), (256, 256), (257, 384), (400, 512)])
-def test_rows_come_in_whole_blocks_for_a_gpu(backend, steps, padded):
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+@pytest.mark.parametrize(("steps", "padded"), [(1, 16), (16, 16), (17, 32), (400, 400)])
+def test_rows_come_in_sixteens_for_a_gpu(backend, steps, padded):
     rows = list(range(3, 3 + steps))
     batch, _ = plain((500,), 12, step_index=rows)
     packing = Planner(backend, step_rows=True)(batch)
     assert packing.rows.tolist() == rows + rows[-1:] * (padded - steps)
     assert packing.rows[packing.step_index].tolist() == rows
-    assert padded % BLOCK == 0
-    if backend != "flex":
-        assert packing.steps.distinct == steps
 
 
 def test_what_serves_what():
     tree, _ = forest([(1, 2, 3), (1, 2, 4)], step_index=(2,))
     straight, _ = plain((4, 5), step_index=(2,))
-    kinds = {
-        (backend, batch.subtree_end is None): (type(packing.tokens), type(packing.steps))
-        for backend in BACKENDS
-        for batch in (tree, straight)
-        for packing in [Planner(backend, step_rows=True)(batch)]
-    }
-    assert kinds == {
-        ("flash", True): (Varlen, Varlen),
-        ("varlen", True): (Varlen, Varlen),
-        ("flex", True): (Flex, Flex),
-        ("sdpa", True): (Grouped, Grouped),
-        ("flash", False): (Flex, Flex),
-        ("varlen", False): (Flex, Flex),
-        ("flex", False): (Flex, Flex),
-        ("sdpa", False): (Grouped, Grouped),
-    }
+    for backend in BACKENDS:
+        for batch in (tree, straight):
+            attention = Planner(backend)(batch).attention
+            assert type(attention) is (Grouped if backend == "sdpa" else Varlen)
+            assert backend == "sdpa" or (attention.paths is None) == (batch is straight)
 
 
 @pytest.fixture
 def any_kernel(monkeypatch):
     """In place of one for a GPU: what came in, so that equal calls give equal results."""
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
-    called = lambda q, k, v, cu_seqlens, longest, **how: q * cu_seqlens.sum() + longest  # noqa: E731
+
+    def called(q, k, v, cu_queries, cu_keys, longest_query, longest_key, **how):
+        return q * cu_queries.sum() + cu_keys.sum() + longest_query * longest_key * k.sum()
+
     monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: called)
 
 
@@ -81,15 +69,13 @@ def any_kernel(monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packing_travels_between_processes(any_kernel, backend, name):
     batch, sees = BATCHES[name]()
-    planner = pickle.loads(pickle.dumps(Planner(backend, step_rows=True, windows=(None, 2))))
+    planner = pickle.loads(pickle.dumps(Planner(backend, step_rows=True)))
     packing = planner(batch)
     copy = pickle.loads(pickle.dumps(packing))
     q = torch.randn(1, 2, len(sees), 16)
-    outputs = [p.to("cpu").tokens.attend(q, q, q, scaling=None, window=2) for p in (packing, copy)]
+    outputs = [p.to("cpu").attention.attend(q, q, q, scaling=None, window=2) for p in (packing, copy)]
     assert torch.equal(*outputs)
-    rows = q.index_select(2, packing.rows)
-    outputs = [p.to("cpu").steps.attend(rows, q, q, scaling=None, window=2) for p in (packing, copy)]
-    assert torch.equal(*outputs)
+    assert torch.equal(copy.rows, packing.rows)
 
 
 class Layer(torch.nn.Module):
@@ -99,7 +85,7 @@ class Layer(torch.nn.Module):
 
     def forward(self, x, packing):
         heads = self.project(x).view(1, -1, 1, 8).transpose(1, 2)
-        return self.project(packing.tokens.attend(heads, heads, heads, scaling=0.3).flatten(2)) + x
+        return self.project(packing.attention.attend(heads, heads, heads, scaling=0.3).flatten(2)) + x
 
 
 @pytest.mark.parametrize("name", ["tree", "plain"])
@@ -138,12 +124,12 @@ class Collate:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_plans_in_the_workers_of_a_loader(backend):
-    planner = Planner(backend, step_rows=True, windows=(None, 4))
+    planner = Planner(backend, step_rows=True)
     names = ["plain", "tree"]
     loader = DataLoader(names, batch_size=1, num_workers=1, collate_fn=Collate(planner))
     for name, packing in zip(names, loader, strict=True):
         here = planner(BATCHES[name]()[0])
-        assert type(packing.tokens) is type(here.tokens)
+        assert type(packing.attention) is type(here.attention)
         assert len(tensors(packing)) == len(tensors(here)) > 3
         assert all(map(torch.equal, tensors(packing), tensors(here)))
 
@@ -151,7 +137,7 @@ def test_it_plans_in_the_workers_of_a_loader(backend):
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_tensor_is_pinned(monkeypatch, backend, name):
-    packing = Planner(backend, step_rows=True, windows=(None, 2))(BATCHES[name]()[0])
+    packing = Planner(backend, step_rows=True)(BATCHES[name]()[0])
     before = tensors(packing)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
@@ -164,7 +150,7 @@ def test_every_tensor_is_pinned(monkeypatch, backend, name):
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loader_pins_it_and_nothing_waits(backend, name):
-    planner = Planner(backend, step_rows=True, windows=(None, 4))
+    planner = Planner(backend, step_rows=True)
     [packing] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
     assert all(t.is_pinned() for t in tensors(packing) if t.numel())  # what is empty has no memory to pin
     torch.cuda.set_sync_debug_mode("error")

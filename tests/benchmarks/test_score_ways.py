@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.data.encode import Encoded
-from pqm_fast.data.pack import Trajectory
+from pqm_fast.data.pack import PackedBatch, Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.scorer import Scorer
 
@@ -177,24 +177,19 @@ def test_padding_is_counted(logits):
         for row in batch.input_ids.tolist():
             for i in range(len(row)):
                 tokens, pairs = tokens + 1, pairs + i + 1
-    assert padded_layout(logits, batches) == Layout(tokens, pairs, tokens, pairs, tokens, logits=logits)
+    assert padded_layout(logits, batches) == Layout(tokens, pairs, tokens, tokens, logits=logits)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_pairs_are_those_of_the_rule(name):
     batches = list(WAYS[name].batches(make_questions(), {"max_tokens": 120}))
-    tokens = pairs = rows = row_pairs = 0
+    tokens = pairs = rows = 0
     for batch in batches:
-        cuts = batch.cu_seqlens.tolist()
-        plain = [next(c for c in cuts if c > i) for i in range(cuts[-1])]
-        end = plain if batch.subtree_end is None else batch.subtree_end.tolist()
-        read = set(batch.step_index.tolist())
-        for i in range(len(end)):
-            own = sum(i < end[j] for j in range(i + 1))
-            tokens, pairs = tokens + 1, pairs + own
-            rows, row_pairs = (rows + 1, row_pairs + own) if i in read else (rows, row_pairs)
-    last = (rows, row_pairs) if name.endswith("rows") else (tokens, pairs)
-    assert WAYS[name].layout(batches) == Layout(tokens, pairs, *last, sum(b.num_steps for b in batches))
+        for queries, keys in zip(batch.lengths, batch.path_lengths, strict=True):
+            tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
+        rows += len(set(batch.step_index.tolist()))
+    last = rows if name.endswith("rows") else tokens
+    assert WAYS[name].layout(batches) == Layout(tokens, pairs, last, sum(b.num_steps for b in batches))
 
 
 def counted(compute):
@@ -207,13 +202,17 @@ def counted(compute):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @pytest.mark.parametrize("name", EAGER)
 def test_scoring_has_the_flops_of_the_formula(name, config):
-    """SDPA's plain products compute every pair of a row that attends and a row of its sequence or tree."""
+    """SDPA's plain products compute every pair of a query and a key in the padded batch of a group of sequences."""
     questions = [make_questions()[0][-2:] if "tree" in name else make_questions()[0][:1]]
     way = WAYS[name]
     scoring = way.build(config, CPU, torch.float32)
     [batch] = way.batches(questions, {"batch": 1, "max_tokens": 4096})
     layout, ready = way.layout([batch]), scoring.ahead(batch)
-    squares = dataclasses.replace(layout, pairs=layout.tokens**2, last_pairs=layout.last_tokens * layout.tokens)
+    pairs = layout.tokens**2
+    if isinstance(batch, PackedBatch):
+        assert len(batch.lengths) < 3  # no two in a group
+        pairs = sum(q * k for q, k in zip(batch.lengths, batch.path_lengths, strict=True))
+    squares = dataclasses.replace(layout, pairs=pairs)
     expected = forward(squares, count_products(config))
     # rotary angles are a product in some versions of transformers, which the formula leaves out
     rotary = random_model(AutoModelForTokenClassification, config, CPU, torch.float32, "eager", **HEAD).model.rotary_emb
@@ -230,14 +229,13 @@ def test_counts_are_those_of_the_weights():
     assert found["workload"]["trajectories"] == 60
     for shape, sizes in SHAPES.items():
         width, wide, kv = sizes.hidden_size, sizes.intermediate_size, sizes.num_key_value_heads * sizes.head_dim
-        at_rows, depth = 2 * width * width + 3 * width * wide, sizes.num_hidden_layers
+        at_rows, depth = width * width + 3 * width * wide, sizes.num_hidden_layers
         for name, way in found["ways"].items():
             own = way["layout"]
             assert own == dataclasses.asdict(WAYS[name].layout(list(WAYS[name].batches(questions, WAYS[name].usual))))
-            flops = (
-                2 * own["tokens"] * (depth * (at_rows + 2 * width * kv) - at_rows) + 2 * own["last_tokens"] * at_rows
-            )
-            flops += 4 * width * ((depth - 1) * own["pairs"] + own["last_pairs"]) + 2 * width * own["scored"]
+            layer = at_rows + width * width + 2 * width * kv
+            flops = 2 * own["tokens"] * (depth * layer - at_rows) + 2 * own["last_tokens"] * at_rows
+            flops += 4 * width * depth * own["pairs"] + 2 * width * own["scored"]
             flops += 2 * own["tokens"] * width * sizes.vocab_size if name == "published" else 0
             assert way["flops_per_solution"][shape] == pytest.approx(flops / 60, rel=1e-12)
 

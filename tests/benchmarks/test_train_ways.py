@@ -275,7 +275,7 @@ def test_padding_is_counted(name, setting):
     plan = WAYS[name].plan(make_questions(), 2, setting, CPU)
     tokens, pairs = padded_pairs([batch for step in plan.steps for batch in step])
     values = 1 if name == "reference" else 2
-    assert plan.layout == Layout(tokens, pairs, tokens, pairs, values * tokens)
+    assert plan.layout == Layout(tokens, pairs, tokens, values * tokens)
     assert plan.logit_passes == (1 if name == "reference" else 0)
 
 
@@ -285,30 +285,22 @@ def test_our_pairs_are_those_of_the_rule(tree, step_rows):
     plan = ours.plan(
         ours.Switches(tree=tree, step_rows=step_rows), make_questions(), 1, {"micro_batches": 2, "recompute": 0}, CPU
     )
-    tokens = pairs = rows = row_pairs = steps = 0
+    tokens = pairs = rows = steps = 0
     for batch in plan.steps[0]:
-        if tree:
-            end = batch.subtree_end.tolist()
-        else:
-            cuts = batch.cu_seqlens.tolist()
-            end = [next(c for c in cuts if c > i) for i in range(cuts[-1])]
-        read = set(batch.step_index.tolist())
-        for i in range(len(end)):
-            own = sum(i < end[j] for j in range(i + 1))
-            tokens, pairs = tokens + 1, pairs + own
-            if i in read:
-                rows, row_pairs = rows + 1, row_pairs + own
+        assert (batch.paths is not None) == tree
+        for queries, keys in zip(batch.lengths, batch.path_lengths, strict=True):
+            tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
+        rows += len(set(batch.step_index.tolist()))
         steps += batch.num_steps
-    last = (rows, row_pairs) if step_rows else (tokens, pairs)
-    assert plan.layout == Layout(tokens, pairs, *last, steps)
+    assert plan.layout == Layout(tokens, pairs, rows if step_rows else tokens, steps)
 
 
 def test_flops_of_a_plan():
     products = count_products(CONFIGS["grouped heads, tied"])
-    plan = Plan([], Layout(10, 55, 4, 22, 7), logit_passes=3)
-    # last_rows: what the last layer computes for a row beyond keys and values, forward + backward
+    plan = Plan([], Layout(10, 55, 4, 7), logit_passes=3)
+    # last_rows: what the last layer computes for a row behind its attention, forward + backward
     layers = 10 * products.layers - 6 * products.last_rows
-    attention = 6 * products.pair * (55 * (products.depth - 1) + 22)
+    attention = 6 * products.pair * 55 * products.depth
     assert products.depth == 2
     assert plan.flops(products) == layers + attention + 7 * products.value + 3 * 10 * products.logits
 
@@ -391,7 +383,7 @@ def made_way(seconds, monkeypatch, excess=None):
             return lambda: 0.5
 
     def plan(questions, steps, setting, device):
-        return Plan([[]], Layout(1, 1, 1, 1, 1), excess=(excess or {}).get(setting["batch"], 1.0))
+        return Plan([[]], Layout(1, 1, 1, 1), excess=(excess or {}).get(setting["batch"], 1.0))
 
     found = dict(zip(map(str, settings), seconds, strict=True))
     return Way("made", "", "", families, plan, lambda config, device, dtype, s: MadeStep(found[str(s)]))

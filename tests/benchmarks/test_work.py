@@ -1,6 +1,7 @@
 """`pqm-fast bench work`: the counts against counts of real computations, the workload against its description."""
 
 import dataclasses
+import itertools
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pqm_benchmarks import work as work_module
 from pqm_benchmarks import workload
 from pqm_benchmarks.shapes import SHAPES
 from pqm_benchmarks.work import (
@@ -16,6 +18,7 @@ from pqm_benchmarks.work import (
     WAYS,
     Layout,
     WorkBench,
+    attention_work,
     count,
     count_products,
     layouts,
@@ -127,13 +130,13 @@ def test_rows_and_pairs_by_hand():
         trajectory([5, 6, 7, 1, 9, 9, 1], [3, 6]),
         trajectory([5, 6, 3, 1], [3]),
     ]
-    # 1..6, then 5 + 6 + 7, then 3 + 4; steps end at prefixes of 4, 6, 7 and 4 tokens
-    assert prefix_tree(group) == (6 + 3 + 2, 21 + 18 + 7, 4, 4 + 6 + 7 + 4)
+    # 1..6, then 5 + 6 + 7, then 3 + 4; steps end at four prefixes
+    assert prefix_tree(group) == (6 + 3 + 2, 21 + 18 + 7, 4)
     assert layouts([group, group[:1]], 0) == {
-        "reference": Layout(4 * 7, 80, 4 * 7, 80, 4 * 7, logits=True, recomputes=True),
-        "packed": Layout(23, 21 + 28 + 10 + 21, 23, 80, 7),
-        "tree": Layout(11 + 6, 46 + 21, 17, 67, 7),
-        "tree_step_rows": Layout(17, 67, 4 + 2, 21 + 10, 7),
+        "reference": Layout(4 * 7, 80, 4 * 7, 4 * 7, logits=True, recomputes=True),
+        "packed": Layout(23, 21 + 28 + 10 + 21, 23, 7),
+        "tree": Layout(11 + 6, 46 + 21, 17, 7),
+        "tree_step_rows": Layout(17, 67, 4 + 2, 7),
     }
 
 
@@ -147,19 +150,51 @@ def test_prefix_tree_counts_distinct_prefixes():
             group.append(trajectory(rng.integers(0, 2, length), steps))
         prefixes = distinct_prefixes(group)
         read = {t.input_ids[: row + 1].tobytes() for t in group for row in t.step_index}
-        sizes = [sum(len(prefix) // 4 for prefix in some) for some in (prefixes, read)]
-        assert prefix_tree(group) == (len(prefixes), sizes[0], len(read), sizes[1])
+        assert prefix_tree(group) == (len(prefixes), sum(len(prefix) // 4 for prefix in prefixes), len(read))
 
 
 def test_the_packer_lays_out_the_rows_and_pairs_that_are_counted():
     for group in make_workload(2, 7):
         batch = pack_trees([list(enumerate(group))])
-        tokens, pairs, rows, row_pairs = prefix_tree(group)
-        read = batch.step_index.unique()
-        assert (batch.num_tokens, len(read)) == (tokens, rows)
-        assert int((batch.subtree_end - torch.arange(tokens)).sum()) == pairs  # from the side of the token that is seen
-        assert int((batch.position_ids[read] + 1).sum()) == row_pairs
+        tokens, pairs, rows = prefix_tree(group)
+        assert (batch.num_tokens, len(batch.step_index.unique())) == (tokens, rows)
+        assert int((batch.position_ids + 1).sum()) == pairs
         assert batch.num_steps == sum(len(t.step_index) for t in group)
+        attention = attention_work([group])["tree"]
+        assert (attention.sequences, attention.pairs) == (len(batch.lengths), pairs)
+        assert attention.gathered == len(batch.paths)
+
+
+def test_attention_in_tiles_by_the_tile(monkeypatch):
+    """Each tile that holds a pair is computed whole; a tile begins anew with each sequence."""
+    monkeypatch.setattr(work_module, "TILE", (4, 2))
+    rng = np.random.default_rng(1)
+    group = [trajectory(rng.integers(0, 2, rng.integers(1, 20)), []) for _ in range(12)]
+    batch = pack_trees([list(enumerate(group))])
+    for way, lengths in (("packed", [(len(t.input_ids),) * 2 for t in group]), ("tree", None)):
+        tiles, pairs = set(), 0
+        for number, (q, k) in enumerate(lengths or zip(batch.lengths, batch.path_lengths, strict=True)):
+            for i, j in itertools.product(range(q), range(k)):
+                if j <= i + k - q:
+                    pairs += 1
+                    tiles.add((number, i // 4, j // 2))
+        found = attention_work([group])[way]
+        assert (found.pairs, found.computed_pairs) == (pairs, 4 * 2 * len(tiles))
+
+
+def test_attention_of_the_design():
+    """60 questions at tree ratio 1.60; a sequence for each run of tokens without a branch would compute 1.90 times the
+    pairs and gather 1.97 times the tokens."""
+    groups = make_workload(60, 0, 1.6)
+    ways = attention_work(groups)
+    tree, packed = ways["tree"], ways["packed"]
+    distinct = sum(prefix_tree(group)[0] for group in groups)
+    assert tree.sequences == packed.sequences == sum(map(len, groups)) == 1320
+    assert tree.computed_pairs / tree.pairs == pytest.approx(1.761, abs=5e-4)
+    assert packed.computed_pairs / packed.pairs == pytest.approx(1.688, abs=5e-4)
+    assert packed.computed_pairs / tree.pairs == pytest.approx(1.997, abs=5e-4)
+    assert tree.gathered / distinct == pytest.approx(1.601, abs=5e-4)
+    assert packed.gathered == 0
 
 
 # ---- products, against real computations on the CPU -----------------------------------------------------------------
@@ -178,7 +213,7 @@ def angles(backbone, width: int) -> int:
     return counted(lambda: backbone.rotary_emb(rows, torch.arange(width)[None]))
 
 
-# SDPA's plain products with a mask compute every pair of a row that attends and a row of its sequence or tree
+# SDPA's plain products compute every pair of a query and a key in the padded batch of a group of sequences
 @pytest.mark.parametrize(
     ("way", "architecture"),
     [("packed", "qwen2"), ("tree", "qwen2"), ("tree_step_rows", "qwen2"), ("tree_step_rows", "llama")],
@@ -191,7 +226,8 @@ def test_a_training_step_has_the_flops_of_the_formula(way, architecture, tmp_pat
         del group[1]
     batch = pack_trees([list(enumerate(group))]) if way != "packed" else pack(list(enumerate(group)))
     layout = layouts([group], 0)[way]
-    squares = dataclasses.replace(layout, pairs=layout.tokens**2, last_pairs=layout.last_tokens * layout.tokens)
+    # padded to 6 x 6 alone; in the tree by 6 queries with 6 keys, and 3 with 7
+    squares = dataclasses.replace(layout, pairs=36 if way == "packed" else 36 + 21)
     expected = work(squares, count_products(tiny.config(architecture)))
     # in plain PyTorch the head is a product with a vector, which the counter does not know
     assert expected.pop("heads") == 6 * 32 * sum(len(t.step_index) for t in group)
@@ -219,7 +255,7 @@ def test_the_published_computation_has_the_flops_of_the_formula(architecture):
         head(output.hidden_states[-1])[:, [3, 9]].sum().backward()
 
     tokens, squares = sequences * width, sequences * width**2
-    layout = Layout(tokens, squares, tokens, squares, tokens, logits=True, recomputes=True)
+    layout = Layout(tokens, squares, tokens, tokens, logits=True, recomputes=True)
     expected = work(layout, count_products(config))
     assert all(expected[part] > 0 for part in PARTS)
     assert counted(compute) - angles(model.model, width) == sum(expected.values())
@@ -251,12 +287,12 @@ def test_counts_are_those_of_the_weights(results):
     trajectories, ways = results["workload"]["trajectories"], results["workload"]["layouts"]
     for name, shape in SHAPES.items():
         width, wide, kv = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
-        at_rows = 2 * width * width + 3 * width * wide
-        layer = at_rows + 2 * width * kv
+        at_rows = width * width + 3 * width * wide
+        layer = at_rows + width * width + 2 * width * kv
         depth = shape.num_hidden_layers
         for way, parts in results["shapes"][name]["parts"].items():
             own = ways[way]
-            pairs = (depth - 1) * own["pairs"] + own["last_pairs"]
+            pairs = depth * own["pairs"]
             expected = {
                 "layers": 6 * (own["tokens"] * (depth - 1) * layer + own["tokens"] * (layer - at_rows))
                 + 6 * own["last_tokens"] * at_rows,
@@ -268,6 +304,9 @@ def test_counts_are_those_of_the_weights(results):
                 expected["heads"] += 2 * own["tokens"] * width * shape.vocab_size
                 expected["recomputation"] = 2 * own["tokens"] * depth * layer + 4 * width * pairs
             assert parts == pytest.approx({part: flops / trajectories for part, flops in expected.items()}, rel=1e-12)
+        gathered = results["workload"]["attention"]["tree"]["gathered"]
+        in_bytes = 2 * 2 * kv * depth * gathered / trajectories  # keys and values of 2 bytes
+        assert results["shapes"][name]["gathered_bytes_per_trajectory"] == pytest.approx(in_bytes)
 
 
 def test_every_saving_saves(results):

@@ -109,7 +109,7 @@ def test_all_batches_in_order_as_this_process_makes_them(dataset, trees, workers
         for (batch, plan), members in zip(loaded, step, strict=True):
             expected = make(members)
             assert_equal_batches(batch, expected)
-            assert (batch.subtree_end is not None) == trees
+            assert (batch.paths is not None) == trees
             assert torch.equal(plan.tokens, expected.input_ids.bool())
             assert torch.equal(plan.kept[None][0], expected.step_index.flip(0))
             assert plan.kept[None][1] == 3.5

@@ -77,14 +77,14 @@ def test_layout_of_a_packed_batch():
     batch = pack([(10, FIRST), (11, SECOND), (12, THIRD)], pad_to=12)
     assert batch.input_ids.tolist() == [7, 8, 9, 4, 5, 1, 2, 3, 4, 0, 0, 0]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 0, 0]
-    assert batch.cu_seqlens.tolist() == [0, 3, 5, 9]
-    assert batch.lengths == (3, 2, 4)
+    assert batch.lengths == batch.path_lengths == (3, 2, 4)
+    assert batch.paths is None
     assert batch.step_index.tolist() == [0, 2, 6, 8]  # the steps without a label are not listed
     assert batch.labels.tolist() == [1, 0, 1, 0]
     assert batch.cu_steps.tolist() == [0, 2, 2, 4]
     assert batch.members == (10, 11, 12)
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (3, 4, 9)
-    assert batch.cu_steps.dtype == batch.cu_seqlens.dtype == torch.int32
+    assert batch.cu_steps.dtype == torch.int32
 
 
 def test_scoring_lists_every_step():

@@ -1,10 +1,12 @@
 """Prefix trees: each trajectory sees exactly itself, nothing that could be shared stands there twice."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,9 +32,14 @@ def prefixes(sequences):
     return {tuple(s[: k + 1]) for s in sequences for k in range(len(s))}
 
 
-def seen(subtree_end, i):
-    """The rule that attention follows."""
-    return [j for j in range(i + 1) if i < subtree_end[j]]
+def seen(batch):
+    """What each row sees, by the rows that each sequence has and the path that ends with them."""
+    paths = np.split(batch.paths.numpy(), np.cumsum(batch.path_lengths, dtype=int))[:-1]
+    visible = []
+    for own, path in zip(batch.lengths, paths, strict=True):
+        assert path[-own:].tolist() == list(range(len(visible), len(visible) + own))
+        visible += [path[: len(path) - back].tolist() for back in reversed(range(own))]
+    return visible
 
 
 @settings(max_examples=300, deadline=None)
@@ -43,19 +50,19 @@ def test_every_token_sees_its_own_prefix(sequences):
     for i, path in zip(layout.order, layout.paths, strict=True):
         assert layout.input_ids[path].tolist() == sequences[i]
         assert layout.position_ids[path].tolist() == list(range(len(sequences[i])))
-        for depth, token in enumerate(path.tolist()):
-            assert seen(layout.subtree_end, token) == path[: depth + 1].tolist()
-    assert len(layout.tree_sizes) == len({s[0] for s in sequences})
-    assert sum(layout.tree_sizes) == len(layout.input_ids)
-    starts = np.cumsum([0, *layout.tree_sizes])[:-1]
-    assert np.array_equal(np.flatnonzero(layout.position_ids == 0), starts)
+    ends = np.cumsum(layout.own)
+    for path, own, end in zip(layout.paths, layout.own.tolist(), ends.tolist(), strict=True):
+        assert path[len(path) - own :].tolist() == list(range(end - own, end))
+    leaves = {tuple(s) for s in sequences} - {p[:-1] for p in prefixes(sequences)}
+    assert np.count_nonzero(layout.own) == len(leaves)  # as few sequences as can be
 
 
 @settings(max_examples=200, deadline=None)
 @given(SEQUENCES)
 def test_order_and_shared_prefixes(sequences):
     order, shared = prefix_order(arrays(sequences))
-    assert order.tolist() == sorted(range(len(sequences)), key=lambda i: (sequences[i], i))  # equal ones as they come
+    # equal ones as they come, and one that begins others behind them
+    assert order.tolist() == sorted(range(len(sequences)), key=lambda i: ([*sequences[i], math.inf], i))
     ordered = [sequences[i] for i in order]
     assert shared.tolist()[:1] == [0] * bool(sequences)
     for before, after, common in zip(ordered, ordered[1:], shared[1:], strict=False):
@@ -111,24 +118,25 @@ def test_layout_of_a_tree_batch():
     ]
     second = [(14, trajectory([5, 1], [1], [1])), (15, trajectory([4], [], []))]  # two trees
     batch = pack_trees([first, second], pad_to=10)
-    assert batch.members == (12, 11, 10, 13, 15, 14)
+    assert batch.members == (11, 10, 13, 12, 15, 14)
     assert batch.input_ids.tolist() == [5, 6, 7, 9, 8, 4, 5, 1, 0, 0]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 0, 1, 0, 0]
-    assert batch.subtree_end.tolist() == [5, 5, 4, 4, 5, 6, 8, 8, 9, 10]
-    assert batch.lengths == (5, 1, 2)
-    assert batch.cu_seqlens.tolist() == [0, 5, 6, 8]
-    assert batch.cu_steps.tolist() == [0, 1, 2, 4, 6, 6, 7]
-    assert batch.step_index.tolist() == [1, 1, 1, 4, 1, 4, 7]
-    assert batch.labels.tolist() == [0, 1, 1, 0, 0, 1, 1]
+    assert batch.lengths == (4, 1, 1, 2)  # 13 and 12 add nothing
+    assert batch.path_lengths == (4, 3, 1, 2)
+    assert batch.paths.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 7]
+    assert batch.cu_steps.tolist() == [0, 1, 3, 5, 6, 6, 7]
+    assert batch.step_index.tolist() == [1, 1, 4, 1, 4, 1, 7]
+    assert batch.labels.tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (6, 7, 8)
     kinds = {name: str(value.dtype) for name, value in vars(batch).items() if hasattr(value, "dtype")}
-    assert kinds["subtree_end"] == kinds["cu_seqlens"] == kinds["cu_steps"] == "torch.int32"
-    assert kinds["input_ids"] == kinds["position_ids"] == kinds["step_index"] == "torch.int64"
+    assert kinds.pop("labels") == "torch.float32"
+    assert kinds.pop("cu_steps") == "torch.int32"
+    assert set(kinds.values()) == {"torch.int64"}
     everything = pack_trees([first, second], labelled_only=False)
-    assert everything.step_index.tolist() == [1, 1, 3, 1, 4, 1, 4, 7]
+    assert everything.step_index.tolist() == [1, 3, 1, 4, 1, 4, 1, 7]
     with pytest.raises(ValueError, match="8 tokens do not fit a batch of 7"):
         pack_trees([first, second], pad_to=7)
-    assert pack_trees([]).subtree_end.shape == (0,)
+    assert pack_trees([]).paths is None
 
 
 @st.composite
@@ -153,19 +161,19 @@ def test_steps_of_a_tree_batch_are_those_of_its_trajectories(given, labelled_onl
     batch = pack(list(enumerate(made)), question=question, **how)
     assert batch.num_tokens == unique
     assert sorted(batch.members) == list(range(len(made)))
-    cu_steps, ends = batch.cu_steps.tolist(), batch.subtree_end.tolist()
+    assert (batch.paths is None) == (batch.lengths == batch.path_lengths)
+    everywhere = torch.arange(unique) if batch.paths is None else batch.paths
+    cu_steps, visible_to = batch.cu_steps.tolist(), seen(replace(batch, paths=everywhere))
+    assert len(visible_to) == unique
     for b, number in enumerate(batch.members):
         t = made[number]
         keep = ~np.isnan(t.labels) | (not labelled_only)
         mine = slice(cu_steps[b], cu_steps[b + 1])
         np.testing.assert_array_equal(batch.labels[mine], t.labels[keep])
         for row, step in zip(batch.step_index[mine].tolist(), t.step_index[keep], strict=True):
-            visible = seen(ends, row)
+            visible = visible_to[row]
             assert batch.input_ids[visible].tolist() == t.input_ids[: step + 1].tolist()
             assert batch.position_ids[visible].tolist() == list(range(step + 1))
-    assert ends[unique:] == list(range(unique + 1, unique + padding + 1))
-    tree_of = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-    assert all((tree_of[seen(ends, i)] == tree_of[i]).all() for i in range(unique))
 
 
 @settings(max_examples=100, deadline=None)
@@ -174,11 +182,10 @@ def test_trees_of_one_trajectory_each_are_plain_packing(given):
     made, _ = given
     plain = pack(list(enumerate(made)))
     apart = pack(list(enumerate(made)), question=np.arange(len(made)))
-    assert plain.subtree_end is None
+    assert plain.paths is None
+    assert plain.path_lengths == plain.lengths
     for name, value in vars(plain).items():
-        if name != "subtree_end":
-            np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
-    assert apart.subtree_end.tolist() == np.repeat(np.cumsum(plain.lengths), plain.lengths).tolist()
+        np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
 
 
 @settings(max_examples=100, deadline=None)

@@ -210,7 +210,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
     fit, _ = on_cpu
     measured = []
     monkeypatch.setattr(
-        "pqm_fast.train.memory.measure_layer", lambda model, tokens: measured.append(tokens) or LayerBytes(1, 1)
+        "pqm_fast.train.memory.measure_layer", lambda model, tokens, ratio: measured.append(tokens) or LayerBytes(1, 1)
     )
     for tokens in ("auto", 4096, 512):
         fit(10**11, tokens=tokens)
@@ -264,7 +264,7 @@ def test_a_step_waits_for_nothing(again, trees):
     recompute(model, again)
     sum_gradients_in_float32(model)
     optimizer = AdamW(model.parameters())
-    planner = model.planner(prefix_tree=trees)
+    planner = model.planner()
     batches = [full_batch(4096, trees), full_batch(4096, trees)]
     planned = [
         (replace(b, **{k: v.pin_memory() for k, v in vars(b).items() if torch.is_tensor(v)}), planner(b).pin_memory())
@@ -316,4 +316,4 @@ def test_the_batches_of_the_gpu_tests_are_full():
         batch = full_batch(4096, trees)
         assert batch.input_ids.shape == (4096,)
         assert batch.num_tokens > 3500
-        assert (batch.subtree_end is not None) == trees
+        assert (batch.paths is not None) == trees

@@ -19,7 +19,7 @@ from pqm_benchmarks.inputs import SIZES, Inputs, make_inputs
 from pqm_benchmarks.measure import copy_rate
 from pqm_benchmarks.workload import make_workload
 from pqm_fast.attention import Planner, choose_backend
-from pqm_fast.attention.rule import Rule
+from pqm_fast.attention.paths import Paths
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.environment import describe
 from pqm_fast.errors import PQMError
@@ -146,7 +146,7 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
     batch = pack(pairs, question=numbers, pad_to=tokens + 100)
     config = SimpleNamespace(head_dim=HEAD)
     config.get_text_config = lambda: config
-    planner = Planner(choose_backend("auto", device, dtype, config, prefix_tree=prefix_tree))
+    planner = Planner(choose_backend("auto", device, dtype, config))
     packing = planner(batch).to(device)
     shape = len(batch.input_ids), HEAD
     query, upstream = (torch.randn(1, HEADS, *shape, device=device).to(dtype) for _ in range(2))
@@ -162,7 +162,7 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
         return out[:, : batch.num_tokens].detach(), *(g[:, :, : batch.num_tokens] for g in gradients)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return packing.tokens.attend(q, k, v, scaling=None)
+        return packing.attention.attend(q, k, v, scaling=None)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(HEADS // SHARED_HEADS, 1) for x in (k, v))
@@ -176,6 +176,10 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
 
 def _sees(batch: PackedBatch) -> Tensor:
     """[T, T] bool: token i sees token j."""
-    end = torch.from_numpy(Rule.of(batch).end)
-    place = torch.arange(len(end))
-    return (place[None, :] <= place[:, None]) & (place[:, None] < end[None, :])
+    paths = Paths.of(batch)
+    rows = np.arange(paths.keys.sum()) if paths.rows is None else paths.rows
+    sees = np.zeros((len(batch.input_ids), len(batch.input_ids)), dtype=bool)
+    for path, own in zip(np.split(rows, np.cumsum(paths.keys)[:-1]), paths.queries, strict=True):
+        for back in range(own):
+            sees[path[-1 - back], path[: len(path) - back]] = True
+    return torch.from_numpy(sees)

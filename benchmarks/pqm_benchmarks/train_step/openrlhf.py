@@ -62,7 +62,7 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
     planned = [[micro_batch(members, 1 / len(step)) for members in step] for step in spread(chosen, steps)]
     length = np.array([len(t.input_ids) for t in trajectories])
     tokens, pairs = int(length.sum()), int((length * (length + 1) // 2).sum())
-    return Plan(planned, Layout(tokens, pairs, tokens, pairs, 0), logit_passes=3)
+    return Plan(planned, Layout(tokens, pairs, tokens, 0), logit_passes=3)
 
 
 def packed_attention() -> str:
@@ -83,7 +83,8 @@ def _attend(
     if query.is_cuda:
         kernel = kernels.find("varlen", query.device.index, query.shape[-1], softcap=False, dropout=False)
         packed = (x[0].transpose(0, 1) for x in (query, key, value))
-        out = kernel(*packed, cu_seqlens, max(lengths), scale=scaling, window=None, softcap=None, dropout=0.0)
+        both = cu_seqlens, cu_seqlens, max(lengths), max(lengths)  # queries and keys are of the same tokens
+        out = kernel(*packed, *both, scale=scaling, window=None, softcap=None, dropout=0.0)
         return out[None], None
     parts = [x.split(lengths, dim=2) for x in (query, key, value)]
     outputs = [

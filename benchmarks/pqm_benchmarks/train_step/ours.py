@@ -37,10 +37,9 @@ class Switches:
 class OurStep:
     model: StepQModel
     optimizer: Any
-    prefix_tree: bool
 
     def ahead(self, batches: list[PackedBatch]) -> list[Planned]:
-        planner = self.model.planner(prefix_tree=self.prefix_tree)
+        planner = self.model.planner()
         packings = [planner(batch) for batch in batches]
         if self.model.device.type == "cuda":
             packings = [packing.pin_memory() for packing in packings]
@@ -70,8 +69,8 @@ def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dt
         sum_gradients_in_float32(model)
     if switches.fused_update:
         update = TrainConfig(model="", data=(), out="", learning_rate=LEARNING_RATE)
-        return OurStep(model, make_optimizer(model, update), switches.tree)
-    return OurStep(model, adamw(model.parameters()), switches.tree)
+        return OurStep(model, make_optimizer(model, update))
+    return OurStep(model, adamw(model.parameters()))
 
 
 def plan(switches: Switches, questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
@@ -113,10 +112,9 @@ def packed_layout(batches: Sequence[PackedBatch], step_rows: bool) -> Layout:
     tokens, pairs = sum(map(len, seen)), sum(int(own.sum()) for own in seen)
     scored = sum(batch.num_steps for batch in batches)
     if not step_rows:
-        return Layout(tokens, pairs, tokens, pairs, scored)
-    rows = [np.unique(batch.step_index.numpy()) for batch in batches]
-    row_pairs = sum(int(own[at].sum()) for own, at in zip(seen, rows, strict=True))
-    return Layout(tokens, pairs, sum(map(len, rows)), row_pairs, scored)
+        return Layout(tokens, pairs, tokens, scored)
+    rows = sum(len(np.unique(batch.step_index.numpy())) for batch in batches)
+    return Layout(tokens, pairs, rows, scored)
 
 
 def _pinned(batch: PackedBatch, device: torch.device) -> PackedBatch:

@@ -31,4 +31,4 @@ def layout(batches: Sequence[Sequence[Trajectory]], values: int) -> Layout:
     """What padded batches compute, with `values` scores of each token."""
     width = np.concatenate([np.full(len(b), max(len(t.input_ids) for t in b)) for b in batches])
     tokens, pairs = int(width.sum()), int((width * (width + 1) // 2).sum())
-    return Layout(tokens, pairs, tokens, pairs, values * tokens)
+    return Layout(tokens, pairs, tokens, values * tokens)

@@ -1,0 +1,42 @@
+"""The Triton kernel of `pqm_kernels.gather_rows`: the gradients of each row's copies summed, and written once."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+COPIES_PER_TILE = 4
+TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp
+OPTIONS = {"num_warps": 1}
+
+
+@triton.jit
+def sum_rows_kernel(source_ptr, order_ptr, first_ptr, target_ptr, W, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program takes one row and a slice of its columns. Most rows have a copy or two: their loads are masked out
+    but for these. Sums are float32 and have one order."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin = tl.load(first_ptr + row)
+    end = tl.load(first_ptr + row + 1)
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(begin, end, BLOCK_S):
+        place = start + tl.arange(0, BLOCK_S)
+        copy = tl.load(order_ptr + place, mask=place < end, other=0).to(tl.int64)
+        read = (place < end)[:, None] & (column < W)[None, :]
+        total += tl.sum(
+            tl.load(source_ptr + copy[:, None] * W + column[None, :], mask=read, other=0.0).to(tl.float32), 0
+        )
+    tl.store(target_ptr + row * W + column, total, mask=column < W)
+
+
+def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
+    """Launches the kernel: [T, W] in the dtype of `source` [P, W], contiguous; see `pqm_kernels.gather`."""
+    num_rows, width = len(first) - 1, source.shape[1]
+    target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
+    if target.numel():
+        block = min(TILE_WIDTH // source.element_size(), max(16, triton.next_power_of_2(width)))
+        with torch.cuda.device_of(source):  # triton launches on the current device
+            sum_rows_kernel[(num_rows, triton.cdiv(width, block))](
+                source, order, first, target, width, BLOCK_S=COPIES_PER_TILE, BLOCK_D=block, **OPTIONS
+            )
+    return target
