@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import stand_ins
 import tiny
 import torch
 from test_model import STEP_ROWS, assert_same, gradients, make_model, one_by_one, solutions, trajectories
 from torch import nn
 
+from pqm_fast.attention import kernels
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.last_layer import narrow
 from pqm_fast.model import StepQModel
@@ -141,10 +144,16 @@ def test_no_steps_at_all(tmp_path, pad_to):
 
 
 @pytest.mark.parametrize("architecture", STEP_ROWS)
-def test_scores_are_those_of_the_whole_layer(tmp_path, architecture):
+def test_scores_are_those_of_the_whole_layer(tmp_path, architecture, monkeypatch):
+    """Through the kernels for a GPU too, by a function with the signature of one."""
     model = make_model(tmp_path, architecture).eval()
     batch = pack_trees(solutions(), pad_to=256)
     narrow_scores = model.scores(batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "HALF", (torch.float32,))
+        patch.setattr(kernels, "find", lambda *args, **how: kernels.calling_flash(stand_ins.flash_2))
+        varlen = replace(model.planner(), backend="flash")
+        assert (model.scores(batch, varlen(batch)) - narrow_scores).abs().max() <= 1e-5
     model.step_rows_only = False
     assert (model.scores(batch) - narrow_scores).abs().max() <= 1e-5
 

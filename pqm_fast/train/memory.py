@@ -79,6 +79,8 @@ def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0) -> La
     """
     layer = decoder_layers(model.train())[0]
     args, kwargs = _inputs(model, layer, tokens, tree_ratio)
+    with torch.no_grad():
+        layer(*args, **kwargs)  # makes the masks that the layers share
     hidden = args[0].detach().requires_grad_()
     not_counted = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}
     kept: dict[int, int] = {}
@@ -200,15 +202,16 @@ def _free_on_gpu(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device)  # by this process: the weights, and what it can use again
 
 
-def _trees(tokens: int, length: int, ratio: float) -> list[list[tuple[int, Trajectory]]]:
-    """Trees of trajectories of `length` or, if one does not fit, fewer tokens, which share so many at the start that
-    together they have about `ratio` times those to compute; as many as fit into `tokens`."""
-    count = math.ceil(2 * ratio) if ratio > 1 else 1
-    length = min(length, int(tokens * ratio / count))
-    shared = int(count * length * (1 - 1 / ratio) / (count - 1)) if count > 1 else 0
-    ends = [np.repeat([0, end], [shared, length - shared]) for end in range(1, count + 1)]
-    tree = [(i, Trajectory(ids, np.array([0]), np.zeros(1, np.float32))) for i, ids in enumerate(ends)]
-    return [tree] * max(1, tokens // (shared + count * (length - shared)))
+def _tree(tokens: int, longest: int, ratio: float, vocabulary: int) -> list[tuple[int, Trajectory]]:
+    """Trajectories of about `longest` tokens which share so many at the start that `tokens` are to compute, and all
+    together have `ratio` times as many."""
+    count = max(math.ceil(ratio * tokens / longest), 2 if ratio > 1 else 1)
+    length = int(ratio * tokens / count)
+    shared = min((count * length - tokens) // (count - 1) + 1, length - 1) if ratio > 1 else 0
+    random = np.random.default_rng(0)
+    beginning = random.integers(vocabulary, size=shared)
+    made = [np.concatenate([beginning, random.integers(vocabulary, size=length - shared)]) for _ in range(count)]
+    return [(i, Trajectory(ids, np.array([0]), np.zeros(1, np.float32))) for i, ids in enumerate(made)]
 
 
 class _Captured(Exception):
@@ -225,7 +228,8 @@ def _inputs(
         found.append((args, kwargs))
         raise _Captured
 
-    batch = pack_trees(_trees(tokens, min(256, model.context, tokens), tree_ratio), pad_to=tokens)
+    tree = _tree(tokens, min(256, model.context), tree_ratio, model.config.get_text_config().vocab_size)
+    batch = pack_trees([tree], pad_to=tokens)
     hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad():

@@ -12,7 +12,7 @@ from test_model import make_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from pqm_fast.attention import NAME
+from pqm_fast.attention import NAME, kernels
 from pqm_fast.data.pack import Trajectory, pack, pack_trees
 from pqm_fast.model import StepQModel
 from pqm_fast.train import memory
@@ -41,6 +41,26 @@ def test_what_a_layer_keeps_is_what_autograd_frees(tmp_path):
     least = 4 * (64 * 8 + 160 * 3)
     assert least <= measured.kept <= 3 * least
     assert measure_layer(model, 1024).kept == pytest.approx(measured.kept, rel=0.02)
+
+
+class KeepsItsInputs(torch.autograd.Function):
+    """As kernels of attention do."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        ctx.save_for_backward(query, key, value)
+        return query.clone()
+
+
+@pytest.mark.parametrize("ratio", [1.3, 1.6, 8.0])
+def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monkeypatch, ratio):
+    model = make_model(tmp_path, "llama")
+    monkeypatch.setattr("pqm_fast.model.choose_backend", lambda *args: "varlen")
+    monkeypatch.setattr(kernels, "HALF", (torch.float32,))
+    monkeypatch.setattr(kernels, "find", lambda *args, **how: lambda *qkv, **how: KeepsItsInputs.apply(*qkv[:3]))
+    plain, tree = (measure_layer(model, 1024, each).kept for each in (1.0, ratio))
+    of_a_token = 2 * model.config.num_key_value_heads * 8 * 4  # heads of 8, float32
+    assert tree - plain == pytest.approx((ratio - 1) * of_a_token, rel=0.03)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
