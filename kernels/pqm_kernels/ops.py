@@ -16,12 +16,12 @@ _library = torch.library.Library("pqm", "DEF")
 _library.define(
     "step_loss(Tensor hidden, Tensor step_index, Tensor labels, Tensor cu_steps, Tensor weight, Tensor? bias, "
     "Tensor? norm_weight, Tensor? normalizer, Tensor? order, Tensor? first_step, str loss, float zeta, "
-    "float norm_eps, float? divisor) -> (Tensor loss, Tensor dq, Tensor q, Tensor dot, Tensor rstd)"
+    "float norm_eps, float? divisor) -> (Tensor loss, Tensor work)"
 )
 _library.define(
-    "step_loss_backward(Tensor upstream, Tensor dq, Tensor hidden, Tensor step_index, Tensor? order, "
-    "Tensor? first_step, Tensor dot, Tensor rstd, Tensor weight, Tensor? bias, Tensor? norm_weight, "
-    "bool needs_hidden, bool needs_head) -> (Tensor hidden, Tensor weight, Tensor bias, Tensor norm_weight)"
+    "step_loss_backward(Tensor upstream, Tensor work, Tensor hidden, Tensor step_index, Tensor? order, "
+    "Tensor? first_step, Tensor weight, Tensor? bias, Tensor? norm_weight, bool needs_hidden, bool needs_head) "
+    "-> (Tensor hidden, Tensor weight, Tensor bias, Tensor norm_weight)"
 )
 step_loss = torch.ops.pqm.step_loss.default
 step_loss_backward = torch.ops.pqm.step_loss_backward.default
@@ -32,7 +32,7 @@ def _step_loss(
     norm_weight: Tensor | None, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
     loss: str, zeta: float, norm_eps: float, divisor: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The batch loss, and per step the gradient of it, the score and, with a norm, score - bias and 1 / rms.
+    """The batch loss, and `work`: the scores [S] and, behind them, what the backward needs (see `work_size`).
 
     The loss is divided by `normalizer` or by `divisor`, whichever is given, else by the default: that is done here,
     where torch.compile does not look, so that it need not compile anew for other numbers of steps and trajectories.
@@ -48,8 +48,8 @@ def _step_loss(
 
 
 def _step_loss_backward(
-    upstream: Tensor, dq: Tensor, hidden: Tensor, step_index: Tensor, order: Tensor | None, first_step: Tensor | None,
-    dot: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
+    upstream: Tensor, work: Tensor, hidden: Tensor, step_index: Tensor, order: Tensor | None,
+    first_step: Tensor | None, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
     needs_hidden: bool, needs_head: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of hidden, weight, bias and norm_weight; empty where not needed."""
@@ -57,22 +57,19 @@ def _step_loss_backward(
 
     if order is None or first_step is None:
         order, first_step = steps_by_row(step_index, len(hidden))
-    return backward(
-        upstream, dq, hidden, order, first_step, dot, rstd, weight, bias, norm_weight, needs_hidden, needs_head
-    )
+    return backward(upstream, work, hidden, order, first_step, weight, bias, norm_weight, needs_hidden, needs_head)
 
 
-def _fake_step_loss(hidden: Tensor, step_index: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    norm_weight = others[4]
+def _fake_step_loss(
+    hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    from pqm_kernels.forward import work_size
 
-    def per_step(needed: bool = True) -> Tensor:
-        return hidden.new_empty(step_index.shape[0] if needed else 0, dtype=torch.float32)
-
-    has_norm = norm_weight is not None
-    return hidden.new_empty((), dtype=torch.float32), per_step(), per_step(), per_step(has_norm), per_step(has_norm)
+    size = work_size(step_index.shape[0], cu_steps.shape[0] - 1)
+    return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(size, dtype=torch.float32)
 
 
-def _fake_step_loss_backward(upstream: Tensor, dq: Tensor, hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
+def _fake_step_loss_backward(upstream: Tensor, work: Tensor, hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
     weight, bias, norm_weight, needs_hidden, needs_head = others[-5:]
     head = (weight, weight[:1] if bias is None else bias, weight[:0] if norm_weight is None else norm_weight)
     dhidden = hidden.new_empty(hidden.shape if needs_hidden else 0)
@@ -85,14 +82,13 @@ class _StepLoss(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             outputs = step_loss(*inputs)
         hidden, step_index, _, _, weight, bias, norm_weight, _, order, first_step = inputs[:10]
-        _, dq, q, dot, rstd = outputs
-        ctx.mark_non_differentiable(dq, q, dot, rstd)
+        ctx.mark_non_differentiable(outputs[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dq, hidden, step_index, order, first_step, dot, rstd, weight, bias, norm_weight)
+        ctx.save_for_backward(outputs[1], hidden, step_index, order, first_step, weight, bias, norm_weight)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 14
         if torch.is_grad_enabled():  # under create_graph: these gradients would pass for constants

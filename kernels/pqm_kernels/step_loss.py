@@ -97,7 +97,7 @@ def step_loss(
         if dtype not in TRITON_DTYPES:
             raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
     order, first_step = (part.contiguous() for part in steps_by_row) if steps_by_row else (None, None)
-    total, _, q, _, _ = ops.step_loss(
+    total, work = ops.step_loss(
         hidden,
         step_index.contiguous(),
         labels.contiguous(),
@@ -113,7 +113,7 @@ def step_loss(
         norm_eps,
         divisor,
     )
-    return StepLoss(total, q.detach())
+    return StepLoss(total, work[: step_index.shape[0]])
 
 
 def _best_backend(device: torch.device, dtypes: list[torch.dtype]) -> str:
