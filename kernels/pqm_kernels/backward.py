@@ -5,6 +5,8 @@ included, and what the gradients of weight, norm weight and bias need goes to on
 the groups. Every sum has a fixed order, so that results repeat bit for bit. All arithmetic is float32.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -21,10 +23,10 @@ MOST_PARTIALS = 2**18  # a MiB of float32
 GROUPS_PER_TILE = 32
 COLUMNS_TO_ADD = 64  # of a program that adds the groups
 FOUR = tl.constexpr(4)  # sums of rows that are added once, at the end: other threads hold other rows
-OPTIONS = {**FUSE, "num_warps": 4, "maxnreg": 128}
+OPTIONS = {**FUSE, "maxnreg": 128}
 
 
-@Launcher
+@partial(Launcher, **OPTIONS)
 @triton.jit(
     do_not_specialize=["num_rows", "num_steps"],  # each batch has others
     do_not_specialize_on_alignment=["order_ptr", "first_step_ptr", "upstream_ptr", "work_ptr"],
@@ -91,7 +93,7 @@ def rows_kernel(
             tl.store(partial_ptr + tl.num_programs(1).to(tl.int64) * D + group, of_bias)
 
 
-@Launcher
+@partial(Launcher, **OPTIONS)
 @triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["weight_ptr", "norm_weight_ptr"])
 def head_kernel(
     partial_ptr, weight_ptr, norm_weight_ptr, dweight_ptr, dbias_ptr, dnorm_weight_ptr, D, groups,
@@ -125,38 +127,32 @@ def backward(
     device, (num_rows, width) = hidden.device, hidden.shape
     stride_row, stride_column = hidden.stride()
 
-    def empty(tensor: Tensor, needed: bool) -> Tensor:
-        return torch.empty(tensor.shape if needed else 0, dtype=tensor.dtype, device=device)
+    def empty_like(tensor: Tensor, needed: bool) -> Tensor:  # in half the time of torch.empty
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else tensor.new_empty(0)
 
-    dhidden = empty(hidden, needs_hidden)
-    dweight = empty(weight, needs_head)
-    dbias = torch.empty(int(needs_head), dtype=(weight if bias is None else bias).dtype, device=device)
-    dnorm_weight = empty(weight, False) if norm_weight is None else empty(norm_weight, needs_head)
+    dhidden = empty_like(hidden, needs_hidden)
+    dweight = empty_like(weight, needs_head)
+    dbias = empty_like(weight[:1] if bias is None else bias, needs_head)
+    dnorm_weight = weight.new_empty(0) if norm_weight is None else empty_like(norm_weight, needs_head)
     whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
     block = columns_per_tile(TILE_WIDTH, hidden.dtype.itemsize, width, whole)
     groups = max(1, min(MOST_GROUPS, -(-num_rows // ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
-    partial = torch.empty(groups * (width + 1), dtype=torch.float32, device=device) if needs_head else None
+    partial_sums = torch.empty(groups * (width + 1), dtype=torch.float32, device=device) if needs_head else None
     with torch.cuda.device_of(hidden):  # triton launches on the current device
-        rows_kernel.launch(
-            (
-                device, OPTIONS["num_warps"], ROWS_PER_TILE, block, *of_sizes(stride_row, stride_column, width),
-                of_aligned(hidden), of_aligned(weight), of_aligned(norm_weight), needs_hidden, needs_head,
-            ),
-            (-(-width // block), groups, 1),
-            (
-                hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,
-                partial, stride_row, stride_column, width, num_rows, order.shape[0], ROWS_PER_TILE, block,
-            ),
-            **OPTIONS,
+        key = (
+            device, ROWS_PER_TILE, block, *of_sizes(stride_row, stride_column, width),
+            of_aligned(hidden), of_aligned(weight), of_aligned(norm_weight), needs_hidden, needs_head,
         )  # fmt: skip
-        if partial is not None:
-            head_kernel.launch(
-                (device, OPTIONS["num_warps"], *of_sizes(width), of_tensor(weight), of_tensor(norm_weight), dbias.dtype),
-                (-(-width // COLUMNS_TO_ADD), 1, 1),
-                (
-                    partial, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
-                    GROUPS_PER_TILE, COLUMNS_TO_ADD,
-                ),
-                **OPTIONS,
+        arguments = (
+            hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,
+            partial_sums, stride_row, stride_column, width, num_rows, order.shape[0], ROWS_PER_TILE, block,
+        )  # fmt: skip
+        rows_kernel.launch(key, (-(-width // block), groups, 1), arguments)
+        if needs_head:
+            key = (device, *of_sizes(width), of_tensor(weight), of_tensor(norm_weight), dbias.dtype)
+            arguments = (
+                partial_sums, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
+                GROUPS_PER_TILE, COLUMNS_TO_ADD,
             )  # fmt: skip
+            head_kernel.launch(key, (-(-width // COLUMNS_TO_ADD), 1, 1), arguments)
     return dhidden, dweight, dbias, dnorm_weight

@@ -8,7 +8,8 @@ the last of its trajectory computes the loss from the scores, and whichever is t
 they read all of them in order, results do not depend on which one it was.
 """
 
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,18 +18,27 @@ from torch import Tensor
 
 from pqm_kernels.counters import zeroed
 from pqm_kernels.launch import Launcher, of_aligned, of_sizes, of_tensor
-from pqm_kernels.losses import trajectory_loss
+from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
 STEPS_PER_SWEEP = 64  # of the losses
 LOSSES_PER_SWEEP = 1024  # of their sum
-# Warps of a program and bytes of a row in a tile. So few programs that a GPU of 132 multiprocessors has two of each at
-# most wait for memory with nothing else to do: they ask for twice as much at a time. The sizes alone decide, not the
-# GPU at hand, so that sums have the same order on every one.
+
+
+class Program(NamedTuple):
+    """How a program takes its steps."""
+
+    num_warps: int
+    tile_width: int
+    """Bytes of a row."""
+
+
+# Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
+# so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
 FEW_PROGRAMS = 264
-FEW = {"num_warps": 2, "width": 1024}
-MANY = {"num_warps": 1, "width": 512}
+OF_FEW = Program(num_warps=2, tile_width=1024)
+OF_MANY = Program(num_warps=1, tile_width=512)
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
@@ -86,7 +96,7 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@Launcher
+@partial(Launcher, **OPTIONS)
 @triton.jit(
     do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
     do_not_specialize_on_alignment=[
@@ -106,8 +116,8 @@ def forward_kernel(
     dq_ptr = q_ptr + num_steps
     dot_ptr = dq_ptr + num_steps
     rstd_ptr = dot_ptr + num_steps
-    x_ptr = rstd_ptr + num_steps
-    losses_ptr = x_ptr + num_steps
+    losses_ptr = dot_ptr if norm_weight_ptr is None else rstd_ptr + num_steps
+    x_ptr = losses_ptr + num_trajectories
     num_windows = tl.maximum(tl.cdiv(num_steps, PART) - 1, 0)
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
@@ -159,10 +169,10 @@ def columns_per_tile(tile_width: int, element_size: int, width: int, whole: bool
     return min(tile_width // element_size, max(16, triton.next_power_of_2(width)))
 
 
-def work_size(num_steps: int, num_trajectories: int) -> int:
-    """Elements of `work`: for each step its score, the gradient of the loss by it, score - bias and 1 / rms, which the
-    backward needs with a norm, and scratch; for each trajectory its loss."""
-    return 5 * num_steps + num_trajectories
+def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str) -> int:
+    """Elements of `work`: the scores and, after them, the gradient of the loss by them; with a norm score - bias and
+    1 / rms; the losses of the trajectories; what some losses keep for each step. The backward needs the first four."""
+    return (2 + 2 * has_norm + (loss in CHAINED)) * num_steps + num_trajectories
 
 
 def forward(
@@ -176,16 +186,17 @@ def forward(
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    shape = FEW if programs < FEW_PROGRAMS else MANY
+    num_warps, tile_width = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
     whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
-    block_d = columns_per_tile(shape["width"], hidden.dtype.itemsize, width, whole)
+    block_d = columns_per_tile(tile_width, hidden.dtype.itemsize, width, whole)
     constants = (loss, PART, STEPS_PER_TILE, block_d, STEPS_PER_SWEEP, LOSSES_PER_SWEEP)
     key = (
-        device, shape["num_warps"], *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
+        device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
         of_tensor(step_index), of_tensor(labels), of_tensor(cu_steps), of_aligned(weight), of_tensor(bias),
         of_aligned(norm_weight), of_tensor(normalizer),
     )  # fmt: skip
-    work = torch.empty(work_size(num_steps, num_trajectories), dtype=torch.float32, device=device)
+    size = work_size(num_steps, num_trajectories, norm_weight is not None, loss)
+    work = torch.empty(size, dtype=torch.float32, device=device)
     total = torch.empty((), dtype=torch.float32, device=device)
     with torch.cuda.device_of(hidden):  # triton launches on the current device
         arguments = (
@@ -193,5 +204,5 @@ def forward(
             work, total, zeroed(1 + num_parts, device), stride_row, stride_column, width, num_steps, num_trajectories,
             zeta, norm_eps, scale, *constants,
         )  # fmt: skip
-        forward_kernel.launch(key, (programs, 1, 1), arguments, num_warps=shape["num_warps"], **OPTIONS)
+        forward_kernel.launch(key, (programs, 1, 1), arguments, num_warps)
     return total, work

@@ -11,22 +11,27 @@ from torch import Tensor
 
 
 class Launcher:
-    """A kernel; decorates what `triton.jit` makes."""
+    """A kernel of `triton.jit` with its compiler options."""
 
-    def __init__(self, kernel: Any):
+    def __init__(self, kernel: Any, **options: Any):
         self.kernel = kernel
+        self.options = options
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
-    def launch(self, key: tuple[Any, ...], grid: tuple[int, int, int], arguments: tuple[Any, ...], **options: Any):
+    def launch(
+        self, key: tuple[Any, ...], grid: tuple[int, int, int], arguments: tuple[Any, ...], num_warps: int = 4
+    ) -> None:
         """Launches it on the current device, with `arguments` for all parameters, constants included, in their order.
 
-        `key` tells apart what triton compiles different code for, and devices, as code is loaded on each of its own.
+        `key` tells apart what triton compiles different code for, but for the number of warps, and devices, as code is
+        loaded on each of them.
         """
+        key = (num_warps, *key)
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[grid](*arguments)
         else:
-            compiled = self.kernel[grid](*arguments, **options)
+            compiled = self.kernel[grid](*arguments, num_warps=num_warps, **self.options)
             if compiled is not None:  # as in triton's interpreter, which has no code to keep
                 self._compiled[key] = compiled
 

@@ -1,7 +1,8 @@
 """The Triton backend as PyTorch operators `pqm::step_loss` and `pqm::step_loss_backward`: what torch.compile, CUDA
 graphs and autograd see of it. Their arguments are those of `pqm_kernels.step_loss`, checked there.
 
-Registered through `torch.library.Library`: the decorator `custom_op` costs three times the time of a call.
+Registered through `torch.library.Library`: the decorator `custom_op` costs three times the time of a call. The
+dispatcher costs a third of one: who looks on sees the operators, and where nobody does, they are called without it.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def _step_loss(
     from pqm_kernels.forward import forward  # needs triton, which not every platform has
 
     if normalizer is None and divisor is None:
-        divisor = default_normalizer(loss, len(step_index), len(cu_steps) - 1)
+        divisor = default_normalizer(loss, step_index.shape[0], cu_steps.shape[0] - 1)
     scale = 1.0 if divisor is None else 1.0 / divisor
     return forward(
         hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, loss, zeta, norm_eps, scale
@@ -61,11 +62,13 @@ def _step_loss_backward(
 
 
 def _fake_step_loss(
-    hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, *others: Any
-) -> tuple[Tensor, ...]:
+    hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor, bias: Tensor | None,
+    norm_weight: Tensor | None, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
+    loss: str, *numbers: float | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
     from pqm_kernels.forward import work_size
 
-    size = work_size(step_index.shape[0], cu_steps.shape[0] - 1)
+    size = work_size(step_index.shape[0], cu_steps.shape[0] - 1, norm_weight is not None, loss)
     return hidden.new_empty((), dtype=torch.float32), hidden.new_empty(size, dtype=torch.float32)
 
 
@@ -76,16 +79,33 @@ def _fake_step_loss_backward(upstream: Tensor, work: Tensor, hidden: Tensor, *ot
     return dhidden, *(part.new_empty(part.shape if needs_head else 0) for part in head)
 
 
+def call_step_loss(hidden: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """The operator `step_loss`, with the same arguments and a gradient."""
+    return step_loss(hidden, *others) if _is_watched(hidden) else _StepLoss.apply(hidden, *others)
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Whether an operator must be called as such: for a compiler, a mode such as that of fake tensors or a subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 class _StepLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs = step_loss(*inputs)
         hidden, step_index, _, _, weight, bias, norm_weight, _, order, first_step = inputs[:10]
-        ctx.mark_non_differentiable(outputs[1])
+        if _is_watched(hidden):
+            with torch._C._AutoDispatchBelowAutograd():
+                total, work = step_loss(*inputs)
+        else:
+            total, work = _step_loss(*inputs)
+        ctx.mark_non_differentiable(work)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(outputs[1], hidden, step_index, order, first_step, weight, bias, norm_weight)
-        return outputs
+        ctx.save_for_backward(work, hidden, step_index, order, first_step, weight, bias, norm_weight)
+        return total, work
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -94,7 +114,8 @@ class _StepLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # under create_graph: these gradients would pass for constants
             raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
         needs_hidden, *_, needs_weight, needs_bias, needs_norm = ctx.needs_input_grad[:7]
-        dhidden, dweight, dbias, dnorm_weight = step_loss_backward(
+        differentiate = step_loss_backward if _is_watched(upstream) else _step_loss_backward
+        dhidden, dweight, dbias, dnorm_weight = differentiate(
             upstream, *ctx.saved_tensors, needs_hidden, needs_weight or needs_bias or needs_norm
         )
         return (
