@@ -22,7 +22,6 @@ from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
-STEPS_PER_SWEEP = 64  # of the losses
 LOSSES_PER_SWEEP = 1024  # of their sum
 
 
@@ -32,13 +31,15 @@ class Program(NamedTuple):
     num_warps: int
     tile_width: int
     """Bytes of a row."""
+    steps_per_sweep: int
+    """Of a loss: so few for two warps that each can do all of it, and none waits for the other."""
 
 
 # Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
 # so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
 FEW_PROGRAMS = 264
-OF_FEW = Program(num_warps=2, tile_width=1024)
-OF_MANY = Program(num_warps=1, tile_width=512)
+OF_FEW = Program(num_warps=2, tile_width=1024, steps_per_sweep=32)
+OF_MANY = Program(num_warps=1, tile_width=512, steps_per_sweep=64)
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
@@ -186,10 +187,10 @@ def forward(
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    num_warps, tile_width = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
+    num_warps, tile_width, steps_per_sweep = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
     whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
     block_d = columns_per_tile(tile_width, hidden.dtype.itemsize, width, whole)
-    constants = (loss, PART, STEPS_PER_TILE, block_d, STEPS_PER_SWEEP, LOSSES_PER_SWEEP)
+    constants = (loss, PART, STEPS_PER_TILE, block_d, steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
         device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
         of_tensor(step_index), of_tensor(labels), of_tensor(cu_steps), of_aligned(weight), of_tensor(bias),
