@@ -23,14 +23,16 @@ MOST_PARTIALS = 2**18  # a MiB of float32
 GROUPS_PER_TILE = 32
 COLUMNS_TO_ADD = 64  # of a program that adds the groups
 FOUR = tl.constexpr(4)  # sums of rows that are added once, at the end: other threads hold other rows
-OPTIONS = {**FUSE, "maxnreg": 128}
+OPTIONS = {**FUSE, "num_warps": 4, "maxnreg": 128}
 
 
 @partial(Launcher, **OPTIONS)
 @triton.jit(
     do_not_specialize=["num_rows", "num_steps"],  # each batch has others
-    do_not_specialize_on_alignment=["order_ptr", "first_step_ptr", "upstream_ptr", "work_ptr"],
-)
+    do_not_specialize_on_alignment=[
+        "weight_ptr", "norm_weight_ptr", "order_ptr", "first_step_ptr", "upstream_ptr", "work_ptr",
+    ],
+)  # fmt: skip
 def rows_kernel(
     hidden_ptr, weight_ptr, norm_weight_ptr, order_ptr, first_step_ptr, upstream_ptr, work_ptr, dhidden_ptr,
     partial_ptr, stride_row, stride_column, D, num_rows, num_steps, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -55,7 +57,7 @@ def rows_kernel(
     end = tl.load(first_step_ptr + row + 1, mask=row < num_rows, other=0)
     step = tl.load(order_ptr + begin, mask=begin < end, other=0)
     for first in range(group * BLOCK_R, num_rows, tl.num_programs(1) * BLOCK_R):
-        row = first + tl.arange(0, BLOCK_R)
+        row = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
         next_row = row + tl.num_programs(1) * BLOCK_R
         next_begin = tl.load(first_step_ptr + next_row, mask=next_row < num_rows, other=0)
         next_end = tl.load(first_step_ptr + next_row + 1, mask=next_row < num_rows, other=0)
@@ -141,7 +143,7 @@ def backward(
     with torch.cuda.device_of(hidden):  # triton launches on the current device
         key = (
             device, ROWS_PER_TILE, block, *of_sizes(stride_row, stride_column, width),
-            of_aligned(hidden), of_aligned(weight), of_aligned(norm_weight), needs_hidden, needs_head,
+            of_aligned(hidden), of_tensor(weight), of_tensor(norm_weight), needs_hidden, needs_head,
         )  # fmt: skip
         arguments = (
             hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,

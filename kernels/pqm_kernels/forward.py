@@ -29,6 +29,8 @@ class Program(NamedTuple):
     """How a program takes its steps."""
 
     num_warps: int
+    most_registers: int
+    """Of a thread. Left alone, the compiler spills a few for an occupancy that the gather does not need."""
     tile_width: int
     """Bytes of a row."""
     steps_per_sweep: int
@@ -38,14 +40,12 @@ class Program(NamedTuple):
 # Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
 # so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
 FEW_PROGRAMS = 264
-OF_FEW = Program(num_warps=2, tile_width=1024, steps_per_sweep=32)
-OF_MANY = Program(num_warps=1, tile_width=512, steps_per_sweep=64)
+OF_FEW = Program(num_warps=2, most_registers=255, tile_width=1024, steps_per_sweep=32)
+OF_MANY = Program(num_warps=1, most_registers=128, tile_width=512, steps_per_sweep=64)
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
 FUSE = {"enable_fp_fusion": True}
-# Left alone, the compiler spills a few registers for an occupancy that the gather does not need.
-OPTIONS = {**FUSE, "maxnreg": 128}
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@partial(Launcher, **OPTIONS)
+@partial(Launcher, **FUSE)
 @triton.jit(
     do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
     do_not_specialize_on_alignment=[
@@ -187,10 +187,10 @@ def forward(
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    num_warps, tile_width, steps_per_sweep = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
+    chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
     whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
-    block_d = columns_per_tile(tile_width, hidden.dtype.itemsize, width, whole)
-    constants = (loss, PART, STEPS_PER_TILE, block_d, steps_per_sweep, LOSSES_PER_SWEEP)
+    block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, whole)
+    constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
         device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
         of_tensor(step_index), of_tensor(labels), of_tensor(cu_steps), of_aligned(weight), of_tensor(bias),
@@ -205,5 +205,6 @@ def forward(
             work, total, zeroed(1 + num_parts, device), stride_row, stride_column, width, num_steps, num_trajectories,
             zeta, norm_eps, scale, *constants,
         )  # fmt: skip
-        forward_kernel.launch(key, (programs, 1, 1), arguments, num_warps)
+        options = {"num_warps": chosen.num_warps, "maxnreg": chosen.most_registers}
+        forward_kernel.launch(key, (programs, 1, 1), arguments, **options)
     return total, work

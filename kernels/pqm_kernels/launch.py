@@ -19,19 +19,19 @@ class Launcher:
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def launch(
-        self, key: tuple[Any, ...], grid: tuple[int, int, int], arguments: tuple[Any, ...], num_warps: int = 4
+        self, key: tuple[Any, ...], grid: tuple[int, int, int], arguments: tuple[Any, ...], **options: Any
     ) -> None:
         """Launches it on the current device, with `arguments` for all parameters, constants included, in their order.
 
-        `key` tells apart what triton compiles different code for, but for the number of warps, and devices, as code is
-        loaded on each of them.
+        `key` tells apart what triton compiles different code for, but for `options`, which are further ones of the
+        compiler, and devices, as code is loaded on each of them.
         """
-        key = (num_warps, *key)
+        key = (*key, *options.values())
         compiled = self._compiled.get(key)
         if compiled is not None:
             compiled[grid](*arguments)
         else:
-            compiled = self.kernel[grid](*arguments, num_warps=num_warps, **self.options)
+            compiled = self.kernel[grid](*arguments, **self.options, **options)
             if compiled is not None:  # as in triton's interpreter, which has no code to keep
                 self._compiled[key] = compiled
 

@@ -21,9 +21,9 @@ def test_one_launch_forward_and_two_backward(device, lengths, dtype, monkeypatch
     launched = []
     original = launch.Launcher.launch
 
-    def counted(self, *arguments):
+    def counted(self, *arguments, **options):
         launched.append(self.kernel.__name__)
-        original(self, *arguments)
+        original(self, *arguments, **options)
 
     monkeypatch.setattr(launch.Launcher, "launch", counted)
     normalizer = torch.tensor(2, dtype=torch.int32, device=device)
@@ -82,7 +82,7 @@ def test_code_is_looked_up_by_its_key():
     memory = torch.zeros(64)
     even, odd, other = memory[4:], memory[1:], memory[32:]
     for tensor, num_warps in ((even, 4), (odd, 4), (other, 4), (even, 2), (odd, 4)):
-        launcher.launch((launch.of_aligned(tensor),), (5, 1, 1), (tensor, 3), num_warps)
+        launcher.launch((launch.of_aligned(tensor),), (5, 1, 1), (tensor, 3), num_warps=num_warps)
     assert [entry[0] for entry in log] == ["triton", "triton", "code 1", "triton", "code 2"]
     assert log[0][3] == {"num_warps": 4, "maxnreg": 128}
     assert log[2][1:] == ((5, 1, 1), (other, 3))

@@ -69,7 +69,7 @@ def test_the_poison_works(device, kernel, monkeypatch):
     """With a kernel that does nothing, all that it should have written is NaN."""
 
     module = importlib.import_module("pqm_kernels." + ("forward" if kernel == "forward_kernel" else "backward"))
-    monkeypatch.setattr(getattr(module, kernel), "launch", lambda *args: None)
+    monkeypatch.setattr(getattr(module, kernel), "launch", lambda *arguments, **options: None)
     found = run(make_case(device, lengths=[3, 2]), backend="triton")
     written = {"forward_kernel": {"loss", "q"}, "rows_kernel": {"hidden"}, "head_kernel": set(INPUTS) - {"hidden"}}
     assert all(found[name].isnan().all() for name in written[kernel])
