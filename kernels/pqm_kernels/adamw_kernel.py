@@ -1,20 +1,18 @@
 """The Triton kernel of `pqm_kernels.AdamW`: one launch a parameter, each element read once and written once."""
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.launch import Launcher, of_aligned, of_sizes
+from pqm_kernels.launch import of_aligned, of_sizes, with_options
 
 BLOCK = 1024
 # Every operation rounds once, so that each GPU and the CPU get the same bits. Memory is what takes the time.
 OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}
 
 
-@partial(Launcher, **OPTIONS)
+@with_options(**OPTIONS)
 @triton.jit
 def adamw_kernel(
     weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr,

@@ -5,15 +5,13 @@ included, and what the gradients of weight, norm weight and bias need goes to on
 the groups. Every sum has a fixed order, so that results repeat bit for bit. All arithmetic is float32.
 """
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pqm_kernels.forward import FUSE, columns_per_tile
-from pqm_kernels.launch import Launcher, of_aligned, of_sizes, of_tensor
+from pqm_kernels.launch import of_aligned, of_sizes, of_tensor, with_options
 
 ROWS_PER_TILE = 8
 TILE_WIDTH = 1024  # bytes
@@ -26,7 +24,7 @@ FOUR = tl.constexpr(4)  # sums of rows that are added once, at the end: other th
 OPTIONS = {**FUSE, "num_warps": 4, "maxnreg": 128}
 
 
-@partial(Launcher, **OPTIONS)
+@with_options(**OPTIONS)
 @triton.jit(
     do_not_specialize=["num_rows", "num_steps"],  # each batch has others
     do_not_specialize_on_alignment=[
@@ -95,7 +93,7 @@ def rows_kernel(
             tl.store(partial_ptr + tl.num_programs(1).to(tl.int64) * D + group, of_bias)
 
 
-@partial(Launcher, **OPTIONS)
+@with_options(**OPTIONS)
 @triton.jit(do_not_specialize=["groups"], do_not_specialize_on_alignment=["weight_ptr", "norm_weight_ptr"])
 def head_kernel(
     partial_ptr, weight_ptr, norm_weight_ptr, dweight_ptr, dbias_ptr, dnorm_weight_ptr, D, groups,
@@ -151,10 +149,10 @@ def backward(
         )  # fmt: skip
         rows_kernel.launch(key, (-(-width // block), groups, 1), arguments)
         if needs_head:
-            key = (device, *of_sizes(width), of_tensor(weight), of_tensor(norm_weight), dbias.dtype)
-            arguments = (
+            head_key = (device, *of_sizes(width), of_tensor(weight), of_tensor(norm_weight), dbias.dtype)
+            head_arguments = (
                 partial_sums, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
                 GROUPS_PER_TILE, COLUMNS_TO_ADD,
             )  # fmt: skip
-            head_kernel.launch(key, (-(-width // COLUMNS_TO_ADD), 1, 1), arguments)
+            head_kernel.launch(head_key, (-(-width // COLUMNS_TO_ADD), 1, 1), head_arguments)
     return dhidden, dweight, dbias, dnorm_weight

@@ -30,9 +30,9 @@ def zeroed(count: int, device: torch.device) -> Tensor:
 
 def _in_private_pool(tensor: Tensor) -> bool:
     """Whether somebody collects allocations in a pool of his own, as torch.compile does for CUDA graphs before it
-    captures them: what is kept there beyond the call would be missed."""
+    captures them, and misses what is kept there."""
     address = tensor.data_ptr()
-    return any(
+    return torch.cuda.get_allocator_backend() == "native" and any(  # others have no such pools
         segment["segment_pool_id"] != (0, 0) and 0 <= address - segment["address"] < segment["total_size"]
         for segment in torch.cuda.memory_snapshot()
     )

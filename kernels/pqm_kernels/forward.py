@@ -8,7 +8,7 @@ the last of its trajectory computes the loss from the scores, and whichever is t
 they read all of them in order, results do not depend on which one it was.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pqm_kernels.counters import zeroed
-from pqm_kernels.launch import Launcher, of_aligned, of_sizes, of_tensor
+from pqm_kernels.launch import of_aligned, of_sizes, of_tensor, with_options
 from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
@@ -28,9 +28,8 @@ LOSSES_PER_SWEEP = 1024  # of their sum
 class Program(NamedTuple):
     """How a program takes its steps."""
 
-    num_warps: int
-    most_registers: int
-    """Of a thread. Left alone, the compiler spills a few for an occupancy that the gather does not need."""
+    options: dict[str, int]
+    """Of the compiler. Without `maxnreg` it spills a few registers for an occupancy that the gather does not need."""
     tile_width: int
     """Bytes of a row."""
     steps_per_sweep: int
@@ -40,8 +39,8 @@ class Program(NamedTuple):
 # Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
 # so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
 FEW_PROGRAMS = 264
-OF_FEW = Program(num_warps=2, most_registers=255, tile_width=1024, steps_per_sweep=32)
-OF_MANY = Program(num_warps=1, most_registers=128, tile_width=512, steps_per_sweep=64)
+OF_FEW = Program({"num_warps": 2, "maxnreg": 255}, tile_width=1024, steps_per_sweep=32)
+OF_MANY = Program({"num_warps": 1, "maxnreg": 128}, tile_width=512, steps_per_sweep=64)
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
@@ -97,7 +96,7 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@partial(Launcher, **FUSE)
+@with_options(**FUSE)
 @triton.jit(
     do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
     do_not_specialize_on_alignment=[
@@ -205,6 +204,5 @@ def forward(
             work, total, zeroed(1 + num_parts, device), stride_row, stride_column, width, num_steps, num_trajectories,
             zeta, norm_eps, scale, *constants,
         )  # fmt: skip
-        options = {"num_warps": chosen.num_warps, "maxnreg": chosen.most_registers}
-        forward_kernel.launch(key, (programs, 1, 1), arguments, **options)
+        forward_kernel.launch(key, (programs, 1, 1), arguments, **chosen.options)
     return total, work

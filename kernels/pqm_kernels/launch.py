@@ -5,6 +5,7 @@ pointers and sizes that are multiples of 16 or sizes of 1, for constants and opt
 a key, and the code is found by it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,11 @@ class Launcher:
             compiled = self.kernel[grid](*arguments, **self.options, **options)
             if compiled is not None:  # as in triton's interpreter, which has no code to keep
                 self._compiled[key] = compiled
+
+
+def with_options(**options: Any) -> Callable[[Any], Launcher]:
+    """Decorates what `triton.jit` makes."""
+    return lambda kernel: Launcher(kernel, **options)
 
 
 def of_tensor(tensor: Tensor | None) -> Any:

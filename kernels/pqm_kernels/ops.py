@@ -5,6 +5,7 @@ Registered through `torch.library.Library`: the decorator `custom_op` costs thre
 dispatcher costs a third of one: who looks on sees the operators, and where nobody does, they are called without it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class _StepLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # under create_graph: these gradients would pass for constants
             raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
         needs_hidden, *_, needs_weight, needs_bias, needs_norm = ctx.needs_input_grad[:7]
-        differentiate = step_loss_backward if _is_watched(upstream) else _step_loss_backward
+        differentiate: Callable[..., Any] = step_loss_backward if _is_watched(upstream) else _step_loss_backward
         dhidden, dweight, dbias, dnorm_weight = differentiate(
             upstream, *ctx.saved_tensors, needs_hidden, needs_weight or needs_bias or needs_norm
         )
