@@ -5,11 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.launch import of_aligned, of_sizes, with_options
+
 BLOCK = 1024
 # Every operation rounds once, so that each GPU and the CPU get the same bits. Memory is what takes the time.
 OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}
 
 
+@with_options(**OPTIONS)
 @triton.jit
 def adamw_kernel(
     weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr,
@@ -47,9 +50,10 @@ def update(
     """Launches the kernel on contiguous tensors; arguments are those of `pqm_kernels.adamw.update`."""
     if weight.numel() == 0:
         return
+    num_elements = weight.numel()
+    tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq)
+    key = (weight.device, *map(of_aligned, tensors), *of_sizes(num_elements))
     with torch.cuda.device_of(weight):  # triton launches on the current device
-        adamw_kernel[(triton.cdiv(weight.numel(), BLOCK),)](
-            weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq,
-            *numbers, weight.numel(), SPLIT=low is not None, BLOCK=BLOCK, **OPTIONS,
-        )  # fmt: skip
+        grid = (triton.cdiv(num_elements, BLOCK), 1, 1)
+        adamw_kernel.launch(key, grid, (*tensors, *numbers, num_elements, low is not None, BLOCK))
     torch.autograd.graph.increment_version(weight)  # autograd has not seen the write

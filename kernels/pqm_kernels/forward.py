@@ -1,30 +1,50 @@
-"""The forward kernel: scores, losses and the gradient of the losses by the scores, in one launch.
+"""The forward kernel: scores, losses, their sum and their gradient by the scores, in one launch.
 
 A program scores up to PART steps, each from its row of `hidden`, read once, with the RMSNorm fused. Programs of two
 kinds share the steps: one per trajectory takes its first PART steps, and one per window of PART consecutive steps
 takes those in it that are further down in their trajectory: so a long trajectory is scored by many programs and delays
 no other. A window has such steps of one trajectory at most, the one its first step belongs to. Whichever program is
-the last of its trajectory computes the loss from the scores; as that reads all of them in order, results do not depend
-on which one it was.
+the last of its trajectory computes the loss from the scores, and whichever is the last of all adds up the losses; as
+they read all of them in order, results do not depend on which one it was.
 """
+
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.counters import zeroed
+from pqm_kernels.launch import of_aligned, of_sizes, of_tensor, with_options
 from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
-TILE_WIDTH = 512  # bytes
-STEPS_PER_SWEEP = 64  # of the losses
+LOSSES_PER_SWEEP = 1024  # of their sum
+
+
+class Program(NamedTuple):
+    """How a program takes its steps."""
+
+    options: dict[str, int]
+    """Of the compiler. Without `maxnreg` it spills a few registers for an occupancy that the gather does not need."""
+    tile_width: int
+    """Bytes of a row."""
+    steps_per_sweep: int
+    """Of a loss: so few for two warps that each can do all of it, and none waits for the other."""
+
+
+# Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
+# so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
+FEW_PROGRAMS = 264
+OF_FEW = Program({"num_warps": 2, "maxnreg": 255}, tile_width=1024, steps_per_sweep=32)
+OF_MANY = Program({"num_warps": 1, "maxnreg": 128}, tile_width=512, steps_per_sweep=64)
 EIGHT = tl.constexpr(8)  # columns that are summed in one thread
 STAGES = tl.constexpr(3)  # tiles on their way at a time
 # Multiply-adds in one instruction: stated, as the default differs between versions of triton.
 FUSE = {"enable_fp_fusion": True}
-# Left alone, the compiler spills a few registers for an occupancy that the gather does not need.
-OPTIONS = {**FUSE, "num_warps": 1, "maxnreg": 128}
 
 
 @triton.jit
@@ -46,11 +66,11 @@ def _count_up_to(values_ptr, num_values, bound, BLOCK: tl.constexpr):
 def _score_steps(
     hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
     q_ptr, dot_ptr, rstd_ptr, start, end, norm_eps,
-    D, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    D, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Stores q = RMSNorm(hidden[step_index]) . weight + bias of the steps start..end and, with a norm, q - bias and
     1 / rms, which the backward needs."""
-    bias = tl.load(bias_ptr).to(tl.float32) if HAS_BIAS else 0.0
+    bias = tl.load(bias_ptr).to(tl.float32) if bias_ptr is not None else 0.0
     for first in range(start, end, BLOCK_S):
         step = first + tl.arange(0, BLOCK_S)
         row = tl.load(step_index_ptr + step, mask=step < end, other=0).to(tl.int64)
@@ -63,12 +83,12 @@ def _score_steps(
             pointers = hidden_ptr + row[:, None] * stride_row + column[None, :].to(tl.int64) * stride_column
             read = (step < end)[:, None] & (column < D)[None, :]
             x = tl.load(pointers, mask=read, other=0.0).to(tl.float32)
-            if HAS_NORM:
+            if norm_weight_ptr is not None:
                 weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
                 square += tl.sum(tl.reshape(x * x, [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
             dot += tl.sum(tl.reshape(x * weight[None, :], [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
         q = tl.sum(dot, 1)
-        if HAS_NORM:
+        if norm_weight_ptr is not None:
             rstd = tl.rsqrt(tl.sum(square, 1) / D + norm_eps)
             q *= rstd
             tl.store(rstd_ptr + step, rstd, mask=step < end)
@@ -76,22 +96,37 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@triton.jit(do_not_specialize=["num_trajectories", "num_windows"])  # each batch has others
+@with_options(**FUSE)
+@triton.jit(
+    do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
+    do_not_specialize_on_alignment=[
+        "step_index_ptr", "labels_ptr", "cu_steps_ptr", "bias_ptr", "normalizer_ptr", "work_ptr", "loss_ptr",
+        "counters_ptr",
+    ],
+)  # fmt: skip
 def forward_kernel(
-    hidden_ptr, stride_row, stride_column, step_index_ptr, labels_ptr, cu_steps_ptr,
-    weight_ptr, bias_ptr, norm_weight_ptr, normalizer_ptr, q_ptr, dot_ptr, rstd_ptr, x_ptr, dq_ptr, losses_ptr,
-    parts_done_ptr, num_trajectories, num_windows, zeta, norm_eps, scale,
-    D, LOSS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_NORMALIZER: tl.constexpr,
-    PART: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SWEEP: tl.constexpr,
+    hidden_ptr, step_index_ptr, labels_ptr, cu_steps_ptr, weight_ptr, bias_ptr, norm_weight_ptr, normalizer_ptr,
+    work_ptr, loss_ptr, counters_ptr, stride_row, stride_column, D, num_steps, num_trajectories,
+    zeta, norm_eps, scale, LOSS: tl.constexpr, PART: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SWEEP: tl.constexpr, BLOCK_LOSSES: tl.constexpr,
 ):  # fmt: skip
-    """Programs 0..num_windows are windows, those of long trajectories first; the others are trajectories."""
+    """First come the programs of windows, those of long trajectories, then the programs of trajectories. The first
+    counter is of programs that are done; the others are of parts that are, each of one long trajectory."""
+    q_ptr = work_ptr
+    dq_ptr = q_ptr + num_steps
+    dot_ptr = dq_ptr + num_steps
+    rstd_ptr = dot_ptr + num_steps
+    losses_ptr = dot_ptr if norm_weight_ptr is None else rstd_ptr + num_steps
+    x_ptr = losses_ptr + num_trajectories
+    num_windows = tl.maximum(tl.cdiv(num_steps, PART) - 1, 0)
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
     # The first PART steps are no window: none of them can be further down in its trajectory.
     window = (program + 1) * PART
     trajectory = _count_up_to(cu_steps_ptr + 1, num_trajectories, window, PART) if is_window else program - num_windows
-    start = tl.load(cu_steps_ptr + trajectory).to(tl.int64)
-    end = tl.load(cu_steps_ptr + trajectory + 1).to(tl.int64)
+    exists = trajectory < num_trajectories  # there is always a program, for the sum
+    start = tl.load(cu_steps_ptr + trajectory, mask=exists, other=0).to(tl.int64)
+    end = tl.load(cu_steps_ptr + trajectory + 1, mask=exists, other=0).to(tl.int64)
     own_first = start
     own_end = tl.minimum(end, start + PART)
     if is_window:
@@ -99,54 +134,75 @@ def forward_kernel(
         own_end = tl.minimum(end, window + PART)
     _score_steps(
         hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
-        q_ptr, dot_ptr, rstd_ptr, own_first, own_end, norm_eps, D, HAS_BIAS, HAS_NORM, BLOCK_S, BLOCK_D,
+        q_ptr, dot_ptr, rstd_ptr, own_first, own_end, norm_eps, D, BLOCK_S, BLOCK_D,
     )  # fmt: skip
-    if HAS_NORMALIZER:
-        scale /= tl.load(normalizer_ptr)
+    if normalizer_ptr is not None:
+        scale /= tl.load(normalizer_ptr).to(tl.float32)
     tl.debug_barrier()  # other threads read q than wrote it
     is_last = (end - start <= PART) & (program >= num_windows)
-    if parts_done_ptr is not None:  # noqa: SIM102 (known when compiled; else no trajectory can be long)
-        if (end - start > PART) & (own_first < own_end):
-            # The barrier and the atomic together publish this program's scores and receive those of the others.
-            done_before = tl.atomic_add(parts_done_ptr + trajectory, 1, sem="acq_rel", scope="gpu")
-            is_last = done_before == (end - 1) // PART - (start + PART) // PART + 1
+    if (end - start > PART) & (own_first < own_end):
+        # The barrier and the atomic together publish this program's scores and receive those of the others.
+        parts_ptr = counters_ptr + 1 + start // PART
+        done_before = tl.atomic_add(parts_ptr, 1, sem="acq_rel", scope="gpu")
+        is_last = done_before == (end - 1) // PART - (start + PART) // PART + 1
+        if is_last:
+            tl.store(parts_ptr, 0)
     if is_last:
         loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_SWEEP)
-        tl.store(losses_ptr + trajectory, loss)
+        tl.store(losses_ptr + trajectory, loss, mask=exists)
+    tl.debug_barrier()  # the same for the loss
+    if tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1:
+        total = tl.zeros([BLOCK_LOSSES], tl.float32)
+        for first in range(0, num_trajectories, BLOCK_LOSSES):
+            place = first + tl.arange(0, BLOCK_LOSSES)
+            total += tl.load(losses_ptr + place, mask=place < num_trajectories, other=0.0)
+        tl.store(loss_ptr, tl.sum(total, 0))
+        tl.store(counters_ptr, 0)
 
 
-def columns_per_tile(hidden: Tensor, tile_width: int) -> int:
-    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there."""
-    if hidden.stride(1) != 1 or hidden.stride(0) % 16 or hidden.shape[1] % 16:
+@cache
+def columns_per_tile(tile_width: int, element_size: int, width: int, whole: bool) -> int:
+    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there; `whole`: rows can be
+    read 16 bytes at a time."""
+    if not whole:
         tile_width //= 4  # element by element, a tile takes many more registers
-    return min(tile_width // hidden.element_size(), max(16, triton.next_power_of_2(hidden.shape[1])))
+    return min(tile_width // element_size, max(16, triton.next_power_of_2(width)))
+
+
+def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str) -> int:
+    """Elements of `work`: the scores and, after them, the gradient of the loss by them; with a norm score - bias and
+    1 / rms; the losses of the trajectories; what some losses keep for each step. The backward needs the first four."""
+    return (2 + 2 * has_norm + (loss in CHAINED)) * num_steps + num_trajectories
 
 
 def forward(
     hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor, bias: Tensor | None,
     norm_weight: Tensor | None, normalizer: Tensor | None, loss: str, zeta: float, norm_eps: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launches the kernel. The sum of the trajectory losses times `scale`, over `normalizer` if there is one, its
-    gradient by the scores [S], the scores q [S] and, for the backward with a norm, q - bias and 1 / rms [S]."""
-    num_steps, num_trajectories = len(step_index), len(cu_steps) - 1
-
-    def per_step(needed: bool = True) -> Tensor:
-        return torch.empty(num_steps if needed else 0, dtype=torch.float32, device=hidden.device)
-
-    has_norm = norm_weight is not None
-    q, dq, dot, rstd = per_step(), per_step(), per_step(has_norm), per_step(has_norm)
-    losses = torch.empty(num_trajectories, dtype=torch.float32, device=hidden.device)
-    num_windows = max(triton.cdiv(num_steps, PART) - 1, 0)
-    if num_trajectories:
-        with torch.cuda.device_of(hidden):  # triton launches on the current device
-            forward_kernel[(num_windows + num_trajectories,)](
-                hidden, *hidden.stride(), step_index, labels.float(), cu_steps,
-                weight, bias, norm_weight, None if normalizer is None else normalizer.float(),
-                q, dot, rstd, per_step() if loss in CHAINED else None, dq, losses,
-                torch.zeros(num_trajectories, dtype=torch.int32, device=hidden.device) if num_windows else None,
-                num_trajectories, num_windows, zeta, norm_eps, scale,
-                hidden.shape[1], LOSS=loss, HAS_BIAS=bias is not None, HAS_NORM=has_norm,
-                HAS_NORMALIZER=normalizer is not None, PART=PART, BLOCK_S=STEPS_PER_TILE,
-                BLOCK_D=columns_per_tile(hidden, TILE_WIDTH), BLOCK_SWEEP=STEPS_PER_SWEEP, **OPTIONS,
-            )  # fmt: skip
-    return losses.sum(), dq, q, dot, rstd
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launches the kernel. The sum of the trajectory losses times `scale`, over `normalizer` if there is one, and
+    `work` (see `work_size`), which begins with the scores."""
+    device, width = hidden.device, hidden.shape[1]
+    num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
+    stride_row, stride_column = hidden.stride()
+    num_parts = -(-num_steps // PART)
+    programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
+    chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
+    whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
+    block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, whole)
+    constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
+    key = (
+        device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
+        of_tensor(step_index), of_tensor(labels), of_tensor(cu_steps), of_aligned(weight), of_tensor(bias),
+        of_aligned(norm_weight), of_tensor(normalizer),
+    )  # fmt: skip
+    size = work_size(num_steps, num_trajectories, norm_weight is not None, loss)
+    work = torch.empty(size, dtype=torch.float32, device=device)
+    total = torch.empty((), dtype=torch.float32, device=device)
+    with torch.cuda.device_of(hidden):  # triton launches on the current device
+        arguments = (
+            hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer,
+            work, total, zeroed(1 + num_parts, device), stride_row, stride_column, width, num_steps, num_trajectories,
+            zeta, norm_eps, scale, *constants,
+        )  # fmt: skip
+        forward_kernel.launch(key, (programs, 1, 1), arguments, **chosen.options)
+    return total, work

@@ -66,10 +66,15 @@ def _then(gain_a, offset_a, gain_b, offset_b):
 
 
 @triton.jit
+def _labels(labels_ptr, step, mask):
+    """Labels in float32, from any dtype; 0 outside the mask."""
+    return tl.load(labels_ptr + step, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
 def _is(correct: tl.constexpr, labels_ptr, step, mask):
     """Whether each step is correct, or wrong; False outside the mask."""
-    label = tl.load(labels_ptr + step, mask=mask, other=0.0) > 0.5
-    return mask & (label == correct)
+    return mask & ((_labels(labels_ptr, step, mask) > 0.5) == correct)
 
 
 @triton.jit
@@ -286,7 +291,7 @@ def bce(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
         step = first + tl.arange(0, BLOCK)
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
-        y = tl.load(labels_ptr + step, mask=inside, other=0.0)
+        y = _labels(labels_ptr, step, inside)
         total += tl.sum(tl.where(inside, y * _softplus(-q) + (1.0 - y) * _softplus(q), 0.0), 0)
         tl.store(dq_ptr + step, _excess(q, y) * scale, mask=inside)
     return total * scale
@@ -299,7 +304,7 @@ def mse(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
         step = first + tl.arange(0, BLOCK)
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
-        y = tl.load(labels_ptr + step, mask=inside, other=0.0)
+        y = _labels(labels_ptr, step, inside)
         difference = _excess(q, y)
         total += tl.sum(tl.where(inside, difference * difference, 0.0), 0)
         tl.store(dq_ptr + step, 2.0 * difference * _sigmoid(q) * _sigmoid(-q) * scale, mask=inside)

@@ -10,6 +10,7 @@ from pqm_kernels import by_row, ops
 from pqm_kernels.by_row import StepsByRow
 from pqm_kernels.reference import check_steps, default_normalizer, trajectory_losses
 
+INDICES = (torch.int32, torch.int64)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -18,7 +19,8 @@ class StepLoss(NamedTuple):
 
     Attributes:
         loss: scalar, float32 (float64 if `hidden` is), with a gradient.
-        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient.
+        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient. Not to be
+            changed in place before the backward, which PyTorch would refuse.
     """
 
     loss: Tensor
@@ -73,7 +75,7 @@ def step_loss(
             device or break the graph: the caller vouches for them.
     """
     _check(hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, steps_by_row)
-    check_steps(len(step_index), labels, cu_steps, loss)
+    check_steps(step_index.shape[0], labels, cu_steps, loss)
     zeta, norm_eps = _finite("zeta", zeta), _finite("norm_eps", norm_eps)
     divisor = None  # the normalizer, if it is a number
     if isinstance(normalizer, Tensor):
@@ -97,7 +99,7 @@ def step_loss(
         if dtype not in TRITON_DTYPES:
             raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
     order, first_step = (part.contiguous() for part in steps_by_row) if steps_by_row else (None, None)
-    total, _, q, _, _ = ops.step_loss(
+    total, work = ops.call_step_loss(
         hidden,
         step_index.contiguous(),
         labels.contiguous(),
@@ -113,7 +115,7 @@ def step_loss(
         norm_eps,
         divisor,
     )
-    return StepLoss(total, q.detach())
+    return StepLoss(total, work[: step_index.shape[0]])
 
 
 def _best_backend(device: torch.device, dtypes: list[torch.dtype]) -> str:
@@ -157,42 +159,37 @@ def _check(
     steps_by_row: StepsByRow | None,
 ) -> None:
     order, first = steps_by_row or (None, None)
-    tensors = {
-        "hidden": hidden, "step_index": step_index, "labels": labels, "cu_steps": cu_steps, "weight": weight,
-        "bias": bias, "norm_weight": norm_weight, "steps_by_row.order": order, "steps_by_row.first": first,
-        "normalizer": normalizer if isinstance(normalizer, Tensor) else None,
-    }  # fmt: skip
-    for name, tensor in tensors.items():
-        if type(tensor).__name__ == "DTensor":
-            raise ValueError(
-                f"{name} is a DTensor; pass a plain tensor: {name}.to_local(), or .full_tensor() if sharded"
-            )
+    device = hidden.device
+    for name, tensor in (
+        ("hidden", hidden), ("step_index", step_index), ("labels", labels), ("cu_steps", cu_steps), ("weight", weight),
+        ("bias", bias), ("norm_weight", norm_weight), ("steps_by_row.order", order), ("steps_by_row.first", first),
+        ("normalizer", normalizer),
+    ):  # fmt: skip
+        if isinstance(tensor, Tensor):
+            if type(tensor).__name__ == "DTensor":
+                instead = f"{name}.to_local(), or .full_tensor() if sharded"
+                raise ValueError(f"{name} is a DTensor; pass a plain tensor: {instead}")
+            if tensor.device != device:
+                found = f"hidden on {device} and {name} on {tensor.device}"
+                raise ValueError(f"all tensors must be on one device, found {found}")
     if hidden.dim() != 2 or not hidden.is_floating_point():
-        raise ValueError(f"hidden must be floating point [T, D], found {hidden.dtype} {list(hidden.shape)}")
-    if step_index.dim() != 1 or step_index.dtype not in (torch.int32, torch.int64):
-        found = f"{step_index.dtype} {list(step_index.shape)}"
-        raise ValueError(f"step_index must be int32 or int64 [S], found {found}")
+        raise _misfit("hidden", hidden, "floating point [T, D]")
+    if step_index.dim() != 1 or step_index.dtype not in INDICES:
+        raise _misfit("step_index", step_index, "int32 or int64 [S]")
     num_rows, width = hidden.shape
     if width == 0:
         raise ValueError(f"hidden must have at least one column, found {list(hidden.shape)}")
-    for name, size in (("weight", width), ("bias", 1), ("norm_weight", width)):
-        tensor = tensors[name]
+    for name, tensor, size in (("weight", weight, width), ("bias", bias, 1), ("norm_weight", norm_weight, width)):
         if tensor is not None and (tensor.shape != (size,) or not tensor.is_floating_point()):
-            found = f"{tensor.dtype} {list(tensor.shape)}"
-            raise ValueError(f"{name} must be floating point [{size}], found {found}")
-    for name, size in (("steps_by_row.order", len(step_index)), ("steps_by_row.first", num_rows + 1)):
-        tensor = tensors[name]
+            raise _misfit(name, tensor, f"floating point [{size}]")
+    for name, tensor, size in (("order", order, step_index.shape[0]), ("first", first, num_rows + 1)):
         if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.int32):
-            raise ValueError(f"{name} must be int32 [{size}], found {tensor.dtype} {list(tensor.shape)}")
+            raise _misfit(f"steps_by_row.{name}", tensor, f"int32 [{size}]")
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:
-        raise ValueError(f"normalizer must be a number or a 0-dim tensor, found {list(normalizer.shape)}")
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != hidden.device:
-            found = f"hidden on {hidden.device} and {name} on {tensor.device}"
-            raise ValueError(f"all tensors must be on one device, found {found}")
-    if step_index.device.type != "cpu" or torch.compiler.is_compiling():
+        raise _misfit("normalizer", normalizer, "a number or a 0-dim tensor")
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if len(step_index):
+    if step_index.numel():
         low, high = (int(bound) for bound in step_index.aminmax())
         if low < 0 or high >= num_rows:
             raise ValueError(f"step_index must lie in 0..{num_rows - 1}, found {low}..{high}")
@@ -200,3 +197,7 @@ def _check(
         expected = by_row.steps_by_row(step_index, num_rows)
         if not all(torch.equal(part, right) for part, right in zip(steps_by_row, expected, strict=True)):
             raise ValueError("steps_by_row is not steps_by_row(step_index, len(hidden))")
+
+
+def _misfit(name: str, tensor: Tensor, expected: str) -> ValueError:
+    return ValueError(f"{name} must be {expected}, found {tensor.dtype} {list(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Runs the op for a GPU that is not there: the host code and triton's own launcher, each launch a compilation only.
+"""Runs the op for a GPU that is not there: the host code up to its launches, each a compilation only.
 
 `python compile_ahead.py 90`, in a process without triton's interpreter, prints a JSON record for each kernel that is
 compiled: what the compiler did, and the first call that needed it.
@@ -18,10 +18,10 @@ from pqm_kernels import LOSSES, adamw_kernel
 from pqm_kernels.backward import backward
 from pqm_kernels.by_row import steps_by_row
 from pqm_kernels.forward import forward
+from pqm_kernels.launch import Launcher
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -48,21 +48,23 @@ class AbsentGPU:
 def call(
     *, rows=4096, steps=1000, trajectories=128, width=1536, dtype=torch.bfloat16, head=torch.float32, loss="rank",
     norm=True, bias=True, normalizer=True, needs=((True, True),), hidden=None, index=torch.int64, cu=torch.int32,
+    label=torch.float32, offset=0,
 ) -> None:  # fmt: skip
-    """Forward, and backward for each (needs_hidden, needs_head)."""
+    """Forward, and backward for each (needs_hidden, needs_head). `offset` of weight, in elements."""
     hidden = torch.zeros(rows, width, dtype=dtype) if hidden is None else hidden
     rows, width = hidden.shape
-    step_index, labels = torch.zeros(steps, dtype=index), torch.ones(steps)
+    step_index, labels = torch.zeros(steps, dtype=index), torch.ones(steps, dtype=label)
     cu_steps = torch.linspace(0, steps, trajectories + 1).to(cu)
-    weight, norm_weight = torch.zeros(width, dtype=head), torch.ones(width, dtype=head) if norm else None
+    weight = torch.zeros(width + offset, dtype=head)[offset:]
+    norm_weight = torch.ones(width, dtype=head) if norm else None
     given = {"bias": torch.zeros(1, dtype=head) if bias else None, "norm_weight": norm_weight}
     divisor = torch.tensor(3.0) if normalizer else None
     numbers = (loss, 4.0, 1e-6, 1.0)
-    _, dq, _, dot, rstd = forward(hidden, step_index, labels, cu_steps, weight, *given.values(), divisor, *numbers)
+    _, work = forward(hidden, step_index, labels, cu_steps, weight, *given.values(), divisor, *numbers)
     order, first = steps_by_row(step_index, rows)
     for needs_hidden, needs_head in needs:
         upstream = torch.tensor(1.0)
-        backward(upstream, dq, hidden, order, first, dot, rstd, weight, *given.values(), needs_hidden, needs_head)
+        backward(upstream, work, hidden, order, first, weight, *given.values(), needs_hidden, needs_head)
 
 
 def calls() -> Iterator[tuple[str, dict]]:
@@ -70,15 +72,21 @@ def calls() -> Iterator[tuple[str, dict]]:
     subsets = ((True, True), (True, False), (False, True))
     for dtype, norm in itertools.product(DTYPES, (True, False)):
         head = torch.float32 if norm else dtype
+        trajectories = 128 if norm else 300  # few programs, or many
+        common = {"dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": head}
         for loss in LOSSES:
-            options = {"dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": head, "loss": loss}
+            options = common | {"loss": loss, "trajectories": trajectories}
             yield f"{loss}, {dtype}, {'with' if norm else 'without'} norm", options | {"needs": subsets}
-    yield "no long trajectory", {"steps": 40, "trajectories": 4}
+    for dtype in (torch.bfloat16, torch.float32):
+        yield f"many programs, {dtype}", {"dtype": dtype, "trajectories": 300}
+    yield "no long trajectory", {"steps": 40, "trajectories": 4}  # must need no other kernel, nor the next two
     yield "one trajectory", {"trajectories": 1}
     yield "nothing", {"steps": 0, "trajectories": 3, "rows": 0}
     yield "narrow", {"width": 64}
-    yield "other index types", {"index": torch.int32, "cu": torch.int64}
+    yield "other types", {"index": torch.int32, "cu": torch.int64, "label": torch.bool}
     yield "other counts", {"rows": 4097, "steps": 1100, "trajectories": 127}  # must need no other kernel
+    yield "odd weight", {"offset": 1}
+    yield "even weight", {}  # after the odd one
     yield "odd width", {"width": 1537}
     yield "odd, one column", {"width": 1}
     yield "odd, strided", {"hidden": torch.zeros(64, 3072, dtype=torch.bfloat16)[:, ::2]}
@@ -117,7 +125,7 @@ def record(name: str, kernel: str, options: dict, compiled) -> dict:
         "call": name,
         "kernel": kernel,
         "tile": options.get("BLOCK") or options.get("BLOCK_S", options.get("BLOCK_R", 0)) * options["BLOCK_D"],
-        "threads": 32 * options.get("num_warps", 4),
+        "threads": 32 * options["num_warps"],
         "spilled": [int(n) for n in re.findall(r"(\d+) bytes spill", report)],
         "registers": [int(n) for n in re.findall(r"Used (\d+) registers", report)],
         "shared": compiled.metadata.shared,
@@ -127,25 +135,28 @@ def record(name: str, kernel: str, options: dict, compiled) -> dict:
         "accesses": len(re.findall(r"(?:ld|st)\.global", ptx)),
         "approximate": sorted(set(re.findall(r"\w+\.(?:approx|full|\w+\.ftz|ftz)\S*|fma\.\S+", ptx))),
         "barriers": len(re.findall(r"bar\.sync", ptx)),
-        "publishes": "atom.global.gpu.acq_rel" in ptx,
+        "publishes": len(re.findall(r"atom\.global\.gpu\.acq_rel", ptx)),
     }
 
 
 def main() -> None:
     driver.set_active(AbsentGPU(int(sys.argv[1])))
-    launch = JITFunction.run
     seen: set[tuple[str, str]] = set()
+    by_key: dict[tuple, str] = {}
     current = [""]
 
-    def compile_only(self, *arguments, grid, warmup, **options):
-        compiled = launch(self, *arguments, grid=grid, warmup=True, **options)
-        name = current[0]
-        if (self.__name__, compiled.hash) not in seen:
-            seen.add((self.__name__, compiled.hash))
-            print(json.dumps(record(name, self.__name__, options, compiled)), flush=True)
-        return compiled
+    def compile_only(self, key, grid, arguments, **options):
+        options |= self.options
+        compiled = self.kernel.warmup(*arguments, grid=grid, **options)
+        name, kernel = current[0], self.kernel.__name__
+        if by_key.setdefault((kernel, key, *options.values()), compiled.hash) != compiled.hash:
+            raise AssertionError(f"{name}: triton compiles other code than it did for this key of {kernel}: {key}")
+        if (kernel, compiled.hash) not in seen:
+            seen.add((kernel, compiled.hash))
+            options |= dict(zip(self.kernel.arg_names, arguments, strict=True))
+            print(json.dumps(record(name, kernel, options, compiled)), flush=True)
 
-    JITFunction.run = compile_only
+    Launcher.launch = compile_only
     for current[0], options in calls():
         call(**options)
     for current[0], options in adamw_calls():

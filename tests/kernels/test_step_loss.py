@@ -174,7 +174,7 @@ def test_trajectories_may_move(device, loss):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", ["rank", "bce"])
-@pytest.mark.parametrize("kind", ["float", "int", "float16", "float32", "float64", "int64"])
+@pytest.mark.parametrize("kind", ["float", "int", "float16", "bfloat16", "float32", "float64", "int64"])
 def test_normalizer(device, backend, loss, kind):
     case = make_case(device, lengths=[3, 0, 4])
     numbers = {"float": 12.0, "int": 12}
@@ -221,7 +221,8 @@ def test_strides_and_dtypes_of_the_inputs(device, backend):
     for hidden in (wide[::2, 3:33:3], plain["hidden"].t().contiguous().t()):
         assert not hidden.is_contiguous()
         assert_close(run(plain | twice | {"hidden": hidden}, backend=backend), expected)
-    for labels in (plain["labels"].bool(), plain["labels"].int(), plain["labels"].double()):
+    for dtype in (torch.bool, torch.int32, torch.float16, torch.bfloat16, torch.float64):
+        labels = plain["labels"].to(dtype)
         case = plain | {"labels": labels, "step_index": plain["step_index"].int(), "cu_steps": plain["cu_steps"].long()}
         assert_close(run(case, backend=backend), expected)
     expanded = plain | {"hidden": plain["hidden"][:1].expand(20, 10)}

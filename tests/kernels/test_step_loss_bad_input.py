@@ -34,7 +34,7 @@ from pqm_kernels import StepsByRow, step_loss, steps_by_row
         ),
         ({"normalizer": torch.ones((), device="meta")}, "found hidden on cpu and normalizer on meta"),
         ({"weight": torch.zeros(2, device="meta")}, "must be on one device, found hidden on cpu and weight on meta"),
-        ({"normalizer": torch.ones(1)}, r"normalizer must be a number or a 0-dim tensor, found \[1\]"),
+        ({"normalizer": torch.ones(1)}, r"normalizer must be a number or a 0-dim tensor, found torch.float32 \[1\]"),
         ({"loss": "hinge"}, "unknown loss 'hinge'; known: rank, "),
         ({"hidden": torch.zeros(4, 0), "weight": torch.zeros(0)}, r"at least one column, found \[4, 0\]"),
         ({"zeta": torch.tensor(4.0)}, r"zeta must be a finite Python number, found tensor\(4.\)"),

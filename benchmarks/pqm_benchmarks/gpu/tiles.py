@@ -16,9 +16,10 @@ from pqm_benchmarks.measure import gpu_seconds, wall_seconds
 
 VARIANTS: dict[str, dict[Any, dict[str, Any]]] = {
     "as it is": {},
-    "forward: half as many steps a tile, rows twice as wide": {forward: {"STEPS_PER_TILE": 4, "TILE_WIDTH": 1024}},
-    "forward: two warps": {forward: {"OPTIONS": forward.OPTIONS | {"num_warps": 2}}},
-    "forward: 16 steps a program": {forward: {"PART": 16, "STEPS_PER_SWEEP": 16}},
+    "forward: half as many steps a tile": {forward: {"STEPS_PER_TILE": 4}},
+    "forward: many programs as few are": {forward: {"OF_MANY": forward.OF_FEW}},
+    "forward: few programs as many are": {forward: {"OF_FEW": forward.OF_MANY}},
+    "forward: 16 steps a program": {forward: {"PART": 16}},
     "backward: half as wide": {backward: {"TILE_WIDTH": 512}},
 }
 """What each changes, by module."""

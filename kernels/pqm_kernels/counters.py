@@ -1,0 +1,38 @@
+"""Zeros for a kernel whose programs count themselves: it finds them, and the last program leaves zeros again."""
+
+import torch
+import triton
+from torch import Tensor
+
+FEWEST = 1024
+# By device and stream: calls on one stream never overlap. Calls on two would count each other's programs.
+_kept: dict[tuple[int, int], Tensor] = {}
+
+
+def zeroed(count: int, device: torch.device) -> Tensor:
+    """At least `count` int32 zeros on `device`, for a kernel on its current stream that leaves them zero.
+
+    They are made and cleared once a stream, not once a call. Fresh ones are made for a CUDA graph, which clears them
+    whenever it is replayed, as replays may overlap with each other and with calls; and on the CPU, where triton's
+    interpreter can be stopped within a kernel.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    # as the code that torch.compile generates asks for it: torch.cuda.current_stream() makes an object first
+    stream = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
+    counters = _kept.get(stream)
+    if counters is None or len(counters) < count:
+        counters = torch.zeros(max(FEWEST, triton.next_power_of_2(count)), dtype=torch.int32, device=device)
+        if not _in_private_pool(counters):
+            _kept[stream] = counters
+    return counters
+
+
+def _in_private_pool(tensor: Tensor) -> bool:
+    """Whether somebody collects allocations in a pool of his own, as torch.compile does for CUDA graphs before it
+    captures them, and misses what is kept there."""
+    address = tensor.data_ptr()
+    return torch.cuda.get_allocator_backend() == "native" and any(  # others have no such pools
+        segment["segment_pool_id"] != (0, 0) and 0 <= address - segment["address"] < segment["total_size"]
+        for segment in torch.cuda.memory_snapshot()
+    )

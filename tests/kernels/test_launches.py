@@ -1,0 +1,142 @@
+"""How the kernels are launched: how often, with which code, and with counters that each launch leaves as it found."""
+
+import pytest
+import torch
+from cases import UNEVEN, assert_close, define, make_case, run
+from pqm_kernels import step_loss, steps_by_row
+
+pytest.importorskip("triton")
+
+from pqm_kernels import counters, forward, launch
+
+# Long trajectories and none, many and few, nothing at all.
+SHAPES = ([3, 0, 2], [70, 65], [], [130])
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 70], [], [0, 0]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
+def test_one_launch_forward_and_two_backward(device, lengths, dtype, monkeypatch):
+    case = make_case(device, rows=9, lengths=lengths)
+    case["labels"] = case["labels"].to(dtype)
+    launched = []
+    original = launch.Launcher.launch
+
+    def counted(self, *arguments, **options):
+        launched.append(self.kernel.__name__)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(launch.Launcher, "launch", counted)
+    normalizer = torch.tensor(2, dtype=torch.int32, device=device)
+    found = run(case, backend="triton", normalizer=normalizer, steps_by_row=steps_by_row(case["step_index"], 9))
+    assert launched == ["forward_kernel", "rows_kernel", "head_kernel"]
+    assert_close(found, define(case, normalizer=2))
+
+
+def test_counters_are_left_zero(device, monkeypatch):
+    """One buffer for all calls, as on a stream of a GPU."""
+    cases = [make_case(device, rows=50, width=3, lengths=lengths, seed=7) for lengths in SHAPES]
+
+    def losses():
+        return [step_loss(**case, backend="triton").loss.item() for case in cases]
+
+    expected = losses()
+    kept = torch.zeros(64, dtype=torch.int32, device=device)
+    monkeypatch.setattr(forward, "zeroed", lambda count, device: kept)
+    assert losses() == losses() == expected
+    assert not kept.any()
+
+
+def test_losses_are_added_in_sweeps(device, monkeypatch):
+    monkeypatch.setattr(forward, "LOSSES_PER_SWEEP", 8)
+    case = make_case(device, width=2, lengths=[1, 0, 2] * 6)
+    assert_close(run(case, backend="triton"), define(case))
+
+
+def test_many_programs(device, monkeypatch):
+    """Which other tests, for want of time, do not have."""
+    monkeypatch.setattr(forward, "FEW_PROGRAMS", 0)
+    case = make_case(device, rows=60, width=300, lengths=[3, 70, 1])
+    assert_close(run(case, backend="triton", loss="rank-theory"), define(case, loss="rank-theory"))
+
+
+def test_code_is_looked_up_by_its_key():
+    """The first launch of a key is triton's; later ones, with other arguments, start what it compiled."""
+    log = []
+
+    class Compiled:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments: log.append((self.name, grid, arguments))
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def run(*arguments, **options):
+                log.append(("triton", grid, arguments, options))
+                return Compiled(f"code {len(log)}")
+
+            return run
+
+    launcher = launch.Launcher(Kernel(), maxnreg=128)
+    memory = torch.zeros(64)
+    even, odd, other = memory[4:], memory[1:], memory[32:]
+    for tensor, num_warps in ((even, 4), (odd, 4), (other, 4), (even, 2), (odd, 4)):
+        launcher.launch((launch.of_aligned(tensor),), (5, 1, 1), (tensor, 3), num_warps=num_warps)
+    assert [entry[0] for entry in log] == ["triton", "triton", "code 1", "triton", "code 2"]
+    assert log[0][3] == {"num_warps": 4, "maxnreg": 128}
+    assert log[2][1:] == ((5, 1, 1), (other, 3))
+    keys = [
+        of(tensor) for of in (launch.of_aligned, launch.of_tensor) for tensor in (even, even.half(), even.int(), None)
+    ]
+    assert len(set(keys)) == len(keys) - 1  # None is None
+    sizes = [launch.of_sizes(size) for size in (1, 2, 16, 2**31, 2**31 + 1)]
+    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.gpu
+def test_counters_of_streams():
+    """Kept for each stream; made anew within a CUDA graph and in a pool of somebody else."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    kept = counters.zeroed(5, device)
+    assert counters.zeroed(1000, device).data_ptr() == kept.data_ptr()
+    assert len(counters.zeroed(5000, device)) >= 5000
+    with torch.cuda.stream(torch.cuda.Stream()) as stream:
+        assert counters.zeroed(5, device).data_ptr() == counters.zeroed(6, device).data_ptr()
+    assert len({made.data_ptr() for made in counters._kept.values()}) == len(counters._kept)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        first, second = counters.zeroed(5, device), counters.zeroed(5, device)
+    assert first.data_ptr() != second.data_ptr()
+    with torch.cuda.use_mem_pool(torch.cuda.MemPool()), torch.cuda.stream(torch.cuda.Stream()):
+        first, second = counters.zeroed(5, device), counters.zeroed(5, device)
+    assert first.data_ptr() != second.data_ptr()
+
+
+@pytest.mark.gpu
+def test_calls_on_two_streams_at_a_time(device):
+    """With a graph that is replayed beside them: none counts the programs of another."""
+    cases = [make_case(device, rows=700, width=512, lengths=UNEVEN * 20, seed=seed) for seed in range(3)]
+    expected = [run(case, backend="triton") for case in cases]
+    for case in cases:
+        case["hidden"].requires_grad_()
+
+    def gradient(case):
+        return torch.autograd.grad(step_loss(**case, backend="triton").loss, case["hidden"])[0]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        of_graph = gradient(cases[2])
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    found = [[], [], [of_graph]]
+    for _ in range(20):
+        for number, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                if number == 2:
+                    graph.replay()
+                else:
+                    found[number].append(gradient(cases[number]))
+    torch.cuda.synchronize()
+    for results, right in zip(found, expected, strict=True):
+        assert all(result.double().cpu().equal(right["hidden"]) for result in results)
