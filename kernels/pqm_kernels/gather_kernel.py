@@ -5,12 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.launch import of_aligned, of_sizes, with_options
+
 COPIES_PER_TILE = 4
 TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp
-OPTIONS = {"num_warps": 1}
+OPTIONS = {"enable_fp_fusion": False, "num_warps": 1}
 
 
-@triton.jit
+@with_options(**OPTIONS)
+@triton.jit(do_not_specialize_on_alignment=["order_ptr", "first_ptr"])
 def sum_rows_kernel(source_ptr, order_ptr, first_ptr, target_ptr, W, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
     """A program takes one row and a slice of its columns. Most rows have a copy or two: their loads are masked out
     but for these. Sums are float32 and have one order."""
@@ -35,8 +38,8 @@ def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
     target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
     if target.numel():
         block = min(TILE_WIDTH // source.element_size(), max(16, triton.next_power_of_2(width)))
+        key = (source.device, block, *of_sizes(width), of_aligned(source))
         with torch.cuda.device_of(source):  # triton launches on the current device
-            sum_rows_kernel[(num_rows, triton.cdiv(width, block))](
-                source, order, first, target, width, BLOCK_S=COPIES_PER_TILE, BLOCK_D=block, **OPTIONS
-            )
+            grid = (num_rows, triton.cdiv(width, block), 1)
+            sum_rows_kernel.launch(key, grid, (source, order, first, target, width, COPIES_PER_TILE, block))
     return target

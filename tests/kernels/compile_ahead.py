@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 import triton
-from pqm_kernels import LOSSES, adamw_kernel
+from pqm_kernels import LOSSES, adamw_kernel, gather_kernel
 from pqm_kernels.backward import backward
 from pqm_kernels.by_row import steps_by_row
 from pqm_kernels.forward import forward
@@ -113,6 +113,20 @@ def adamw_calls() -> Iterator[tuple[str, dict]]:
     yield "odd adamw, one weight", {"size": 1}
 
 
+def call_gather(*, width=1024, dtype=torch.bfloat16, rows=4096) -> None:
+    """The gradients of each row's copies summed."""
+    order, first = torch.zeros(2 * rows, dtype=torch.int32), torch.arange(0, 2 * rows + 2, 2, dtype=torch.int32)
+    gather_kernel.sum_rows(torch.zeros(2 * rows, width, dtype=dtype), order, first)
+
+
+def gather_calls() -> Iterator[tuple[str, dict]]:
+    """(name, arguments of `call_gather`)."""
+    for dtype in DTYPES:
+        yield f"gather, {dtype}", {"dtype": dtype}
+    yield "gather, other counts", {"rows": 4097}  # must need no other kernel
+    yield "odd gather", {"width": 100}
+
+
 def record(name: str, kernel: str, options: dict, compiled) -> dict:
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -161,6 +175,8 @@ def main() -> None:
         call(**options)
     for current[0], options in adamw_calls():
         call_adamw(**options)
+    for current[0], options in gather_calls():
+        call_gather(**options)
 
 
 if __name__ == "__main__":

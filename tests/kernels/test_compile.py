@@ -76,6 +76,18 @@ def test_adamw_moves_16_bytes_at_a_time_and_rounds_as_plain_pytorch(compiled, ar
 
 
 @pytest.mark.aot
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_copies_are_summed_16_bytes_at_a_time(compiled, architecture):
+    records = {record["call"]: record for record in compiled[architecture] if record["kernel"] == "sum_rows_kernel"}
+    even = {call: record for call, record in records.items() if not call.startswith("odd")}
+    assert len(even) == 3, even  # no more for other numbers
+    for call, record in even.items():
+        tile = record["tile"] * (4 if call.endswith("float32") else 2) // (record["threads"] * 16)
+        assert record["wide_loads"] >= tile, record
+        assert record["wide_stores"] >= tile // 4, record  # four copies to a row
+
+
+@pytest.mark.aot
 def test_another_batch_needs_no_other_kernel(compiled):
     """Numbers of rows, steps and trajectories change with every batch: none is compiled into a kernel."""
     batches = ("other counts", "no long trajectory", "one trajectory", "nothing", "even weight", "adamw, other numbers")
