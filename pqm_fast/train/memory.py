@@ -205,9 +205,9 @@ def _free_on_gpu(device: torch.device) -> int:
 def _tree(tokens: int, longest: int, ratio: float, vocabulary: int) -> list[tuple[int, Trajectory]]:
     """Trajectories of about `longest` tokens which share so many at the start that `tokens` are to compute, and all
     together have `ratio` times as many."""
-    count = max(math.ceil(ratio * tokens / longest), 2 if ratio > 1 else 1)
-    length = int(ratio * tokens / count)
-    shared = min((count * length - tokens) // (count - 1) + 1, length - 1) if ratio > 1 else 0
+    count = min(max(math.ceil(ratio * tokens / longest), 2 if ratio > 1 else 1), tokens)
+    length = min(int(ratio * tokens / count), tokens - count + 1)  # one token of each at least is its own
+    shared = min((count * length - tokens) // (count - 1) + 1, length - 1) if ratio > 1 and count > 1 else 0
     random = np.random.default_rng(0)
     beginning = random.integers(vocabulary, size=shared)
     made = [np.concatenate([beginning, random.integers(vocabulary, size=length - shared)]) for _ in range(count)]

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pqm_kernels import AdamW
 from test_model import make_model
 from torch import nn
@@ -61,6 +63,13 @@ def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monke
     plain, tree = (measure_layer(model, 1024, each).kept for each in (1.0, ratio))
     of_a_token = 2 * model.config.num_key_value_heads * 8 * 4  # heads of 8, float32
     assert tree - plain == pytest.approx((ratio - 1) * of_a_token, rel=0.03)
+
+
+@given(st.integers(1, 2000), st.integers(1, 300), st.floats(1, 40))
+def test_the_measured_tree_fits(tokens, longest, ratio):
+    made = memory._tree(tokens, longest, ratio, 1000)
+    assert all(0 < len(t.input_ids) <= longest + 1 for _, t in made)
+    assert 0 < pack_trees([made], pad_to=tokens).num_tokens <= tokens
 
 
 @pytest.mark.parametrize("compiled", [False, True])
