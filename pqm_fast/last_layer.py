@@ -55,8 +55,8 @@ class _AtSteps:
             dropout=attention.attention_dropout if self.training else 0.0,
             sliding_window=_window(self),
         )
-        at_rows, mixed = (x.index_select(1, packing.rows) for x in (hidden_states, mixed.flatten(2)))
-        hidden = at_rows + attention.o_proj(mixed)
+        hidden, mixed_at_rows = (x.index_select(1, packing.rows) for x in (hidden_states, mixed.flatten(2)))
+        hidden = hidden + attention.o_proj(mixed_at_rows)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 

@@ -107,7 +107,9 @@ class StepQModel(nn.Module):
         Raises PQMError for an attention that cannot serve the model.
         """
         backend = choose_backend(self.attention, self.device, self.classifier.dtype, self.config)
-        return Planner(backend=backend, step_rows=step_rows and self.step_rows_only)
+        # products in 8 bits, which only a GPU has, take rows in sixteens
+        multiple_of = 16 if self.device.type == "cuda" else 1
+        return Planner(backend, step_rows and self.step_rows_only, multiple_of)
 
     def hidden(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
         """The final hidden states, after the final norm: [T, D], or with `packing` (on the device) the rows that it
@@ -316,10 +318,8 @@ def check_packing(model: StepQModel) -> None:
     for tokens in (random[:5], random[[0, 1, 2, 5, 6, 7, 8, 9, 10]], random[11:]):  # the first two begin alike
         steps = np.delete(np.arange(len(tokens), dtype=np.int32), 1)
         alone.append((len(alone), Trajectory(tokens, steps, np.full(len(steps), np.nan, dtype=np.float32))))
-    how: dict[str, Any] = {
-        "pad_to": None if model.device.type == "cpu" else 256,
-        "labelled_only": False,
-    }  # as in training
+    pad_to = None if model.device.type == "cpu" else 256  # as in training
+    how: dict[str, Any] = {"pad_to": pad_to, "labelled_only": False}
     batches = {
         "packed trajectories": pack(alone, **how),
         "prefix trees": pack_trees([alone[:2], alone[2:]], **how),

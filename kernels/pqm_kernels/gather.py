@@ -15,12 +15,12 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = "auto") -> Tensor:
-    """`x[index]`: [P, ...] of x [T, ...], with a first derivative that repeats bit for bit.
+    """`x[index]`: [P, N, ...] of x [T, N, ...], with a first derivative that repeats bit for bit.
 
     Nothing synchronises the device, and the values of `index` and `by_row` are not looked at.
 
     Args:
-        x: [T, ...], of any float dtype and strides.
+        x: [T, N, ...], of any float dtype and strides.
         index: [P] int32 or int64, rows of `x`; rows may be repeated, or left out.
         by_row: `steps_by_row(index, T)`. Entries of `index` that are left out of it pass no gradient back: those whose
             copies nobody reads.
@@ -28,15 +28,19 @@ def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = 
             where it has the dtype, else eager.
 
     Raises:
-        ValueError: an unknown backend, or a dtype that triton does not have.
+        ValueError: an unknown backend, a dtype that triton does not have, or shapes and dtypes that do not fit.
     """
+    order, first = by_row
+    if x.dim() < 2 or len(first) != len(x) + 1 or not order.dtype == first.dtype == torch.int32:
+        found = f"x {list(x.shape)}, order {order.dtype}, first {first.dtype} {list(first.shape)}"
+        raise ValueError(f"by_row must be int32, its first [T + 1] for x [T, N, ...]; found {found}")
     if backend == "auto":
         backend = "triton" if x.device.type == "cuda" and x.dtype in TRITON_DTYPES else "eager"
     if backend not in ("eager", "triton"):
         raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
     if backend == "triton" and x.dtype not in TRITON_DTYPES:
         raise ValueError(f"the triton backend does not take {x.dtype}; use 'eager'")
-    return _GatherRows.apply(x, index, *by_row, backend == "triton")
+    return _GatherRows.apply(x, index, order, first, backend == "triton")
 
 
 class _GatherRows(torch.autograd.Function):

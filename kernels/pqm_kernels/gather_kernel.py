@@ -15,8 +15,8 @@ OPTIONS = {"enable_fp_fusion": False, "num_warps": 1}
 @with_options(**OPTIONS)
 @triton.jit(do_not_specialize_on_alignment=["order_ptr", "first_ptr"])
 def sum_rows_kernel(source_ptr, order_ptr, first_ptr, target_ptr, W, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A program takes one row and a slice of its columns. Most rows have a copy or two: their loads are masked out
-    but for these. Sums are float32 and have one order."""
+    """A program takes one row and a slice of its columns, and reads BLOCK_S copies at a time; most rows have one or
+    two. Sums are float32 and have one order."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin = tl.load(first_ptr + row)

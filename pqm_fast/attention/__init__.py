@@ -21,7 +21,6 @@ from pqm_fast.data.pack import PackedBatch
 __all__ = ["BACKENDS", "NAME", "Backend", "Packing", "Planner", "choose_backend", "packed_attention"]
 
 NAME = "pqm_packed"
-ROWS = 16  # for kernels of a GPU the last layer's rows are a multiple of this: its products in 8 bits take no other
 
 
 @dataclass  # not frozen: of such torch 2.11 compiles every field in, and a layer anew for each batch
@@ -58,6 +57,7 @@ class Planner:
 
     backend: Backend
     step_rows: bool = False  # the last layer computes only the rows that steps read, once it has attended
+    multiple_of: int = 1  # so many rows, or a multiple: the last of them is repeated
 
     def __call__(self, batch: PackedBatch) -> Packing:
         """Waits for the device if the batch is on one: call it before the batch is moved."""
@@ -69,8 +69,7 @@ class Planner:
         read, index = np.unique(step_index.numpy(), return_inverse=True)
         # without any step row 0 stands in, so that every parameter has its (zero) gradient
         rows = read if len(read) else np.zeros(1, dtype=np.int64)
-        if self.backend != "sdpa":
-            rows = np.pad(rows, (0, -len(rows) % ROWS), mode="edge")
+        rows = np.pad(rows, (0, -len(rows) % self.multiple_of), mode="edge")
         step_index = torch.from_numpy(index)
         return Packing(attention, step_index, steps_by_row(step_index, len(rows)), torch.from_numpy(rows))
 

@@ -25,6 +25,19 @@ class Gather:
         order, first = steps_by_row(every[places], num_rows)
         return cls(every, StepsByRow(places[order].int(), first))
 
+    @classmethod
+    def there_and_back(cls, index: np.ndarray, used: np.ndarray) -> tuple["Gather", "Gather"]:
+        """Of an `index` in which each row is `used` once; and back to the rows from what was gathered."""
+        [place_of_used] = used.nonzero()
+        place = np.empty_like(place_of_used)
+        place[index[used]] = place_of_used
+        of_row, of_place = np.arange(len(place) + 1), np.concatenate([[0], np.cumsum(used)])
+        return cls._of(index, place, of_row), cls._of(place, index[used], of_place)
+
+    @classmethod
+    def _of(cls, index: np.ndarray, order: np.ndarray, first: np.ndarray) -> "Gather":
+        return cls(torch.from_numpy(index), StepsByRow(*(torch.from_numpy(x).int() for x in (order, first))))
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, ...] -> [P, ...]."""
         return gather_rows(x, self.index, self.by_row)

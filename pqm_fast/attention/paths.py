@@ -26,6 +26,8 @@ class Paths:
     @classmethod
     def of(cls, batch: PackedBatch) -> "Paths":
         total, real = batch.input_ids.shape[0], batch.num_tokens
+        if not total:
+            raise ValueError("a batch without a row was given; pack it with pad_to")
         longest = max(batch.lengths, default=MOST_PADDING)
         padding = np.diff([*range(real, total, longest), total])
         queries = np.concatenate([np.array(batch.lengths, dtype=np.int64), padding])

@@ -42,8 +42,6 @@ class Grouped:
 
     @classmethod
     def of(cls, paths: Paths) -> "Grouped":
-        total = int(paths.queries.sum())
-        row_of_key = np.arange(total) if paths.rows is None else paths.rows
         first_query, first_key = (np.cumsum(n) - n for n in (paths.queries, paths.keys))
         sizes = np.frexp(np.stack([paths.keys, paths.queries]) - 1)[1]  # up to 2^size
         groups, queries, keys = [], [], []
@@ -54,18 +52,12 @@ class Grouped:
             first, last = paths.keys[own] - paths.queries[own], paths.keys[own] - 1
             shape = len(own), queries[-1][0].shape[1], keys[-1][0].shape[1]
             groups.append(Group(shape, not first.any(), torch.from_numpy(first), torch.from_numpy(last)))
-        (query, real_query), (key, real_key) = (
-            [np.concatenate([x.ravel() for x in parts]) for parts in zip(*side, strict=True)]
-            for side in (queries, keys)
-        )
-        place = np.empty(total, dtype=np.int64)
-        place[query[real_query]] = np.flatnonzero(real_query)
-        return cls(
-            tuple(groups),
-            Gather.of(query, total, real_query),
-            Gather.of(row_of_key[key], total, real_key),
-            Gather.of(place, len(query)),
-        )
+        of_queries, outputs = Gather.there_and_back(*_flat(queries))
+        of_keys = of_queries
+        if paths.rows is not None:
+            key, real = _flat(keys)
+            of_keys = Gather.of(paths.rows[key], int(paths.queries.sum()), real)
+        return cls(tuple(groups), of_queries, of_keys, outputs)
 
     def to(self, device: torch.device | str) -> "Grouped":
         return self._each(lambda x: x.to(device, non_blocking=True))
@@ -131,6 +123,12 @@ def _padded(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Ranges start..start+count-1 as the rows of a matrix, padded by their last number; and where it is no padding."""
     column = np.arange(count.max())
     return start[:, None] + np.minimum(column, count[:, None] - 1), column < count[:, None]
+
+
+def _flat(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of all groups, one after the other."""
+    rows, real = (np.concatenate([x.ravel() for x in part]) for part in zip(*parts, strict=True))
+    return rows, real
 
 
 def _every_head(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ class PackedBatch:
     """What crosses the border between data and model.
 
     Shapes: T tokens, S listed steps, B trajectories, G sequences. A sequence is a trajectory or, in a batch of prefix
-    trees, what a trajectory does not share with the one before it; one that shares everything is none. Sequences stand
-    end to end from row 0 on, each sees the path of rows that is its trajectory, and the rows behind them are padding.
-    Trajectory b owns steps cu_steps[b]:cu_steps[b+1].
+    trees, the tokens that a trajectory does not share with the one before it; a trajectory that shares all of them has
+    no sequence. Sequences stand end to end from row 0 on. Each sees a path of rows, its whole trajectory. The rows
+    behind the last sequence are padding. Trajectory b owns steps cu_steps[b]:cu_steps[b+1].
     """
 
     input_ids: torch.Tensor  # [T] int64
@@ -29,9 +29,8 @@ class PackedBatch:
     cu_steps: torch.Tensor  # [B+1] int32
     members: tuple[int, ...]  # [B] which trajectory of the data set each one is
     path_lengths: tuple[int, ...]  # [G] rows of each path
-    paths: torch.Tensor | None = (
-        None  # [sum of path_lengths] int64, path after path; None if each is its sequence's rows
-    )
+    # [sum of path_lengths] int64 on the host, path after path; None if each is its sequence's own rows
+    paths: torch.Tensor | None = None
 
     @property
     def num_trajectories(self) -> int:
@@ -48,7 +47,9 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         moved: dict[str, Any] = {
-            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if torch.is_tensor(v)
+            k: v.to(device, non_blocking=True)
+            for k, v in vars(self).items()
+            if torch.is_tensor(v) and k != "paths"  # which only a plan reads, on the host
         }
         return replace(self, **moved)
 

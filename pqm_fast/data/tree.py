@@ -17,7 +17,7 @@ class Layout:
 
     order: np.ndarray  # [n] int64, the trajectories by their tokens
     paths: list[np.ndarray]  # for each of `order`, where its tokens stand: [L] int64, increasing, its own the last
-    own: np.ndarray  # [n] int64, how many are its own; none where it begins the one before it, or equals it
+    own: np.ndarray  # [n] int64, how many are its own: none where it is the beginning of the one before it
     input_ids: np.ndarray  # [U] int64
     position_ids: np.ndarray  # [U] int64, the depth in the tree
 
@@ -41,8 +41,8 @@ def lay_out(sequences: Sequence[np.ndarray]) -> Layout:
 
 
 def prefix_order(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """`order` [n] sorts token sequences by their tokens, equal ones as they come and one that begins others behind
-    these; `shared` [n] is how many tokens each of the sorted has in common with the one before it, from the start."""
+    """`order` [n] sorts token sequences by their tokens: equal ones as they come, and one that is the beginning of
+    others after them. `shared` [n] is how many tokens each has in common with the one before it, from the start."""
     # these bytes compare as the tokens do, and their end as a token above all others
     keys = [s.astype(">u4").tobytes() + b"\xff\xff\xff\xff" for s in sequences]
     order = sorted(range(len(sequences)), key=keys.__getitem__)

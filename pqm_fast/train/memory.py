@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pqm_fast.data.pack import Trajectory, pack_trees
+from pqm_fast.data.pack import Trajectory, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.model import StepQModel
 from pqm_fast.train.host_memory import free_on_host
@@ -70,18 +70,19 @@ class Needs:
         )
 
 
-def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0) -> LayerBytes:
+def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0, longest: int = 256) -> LayerBytes:
     """What the first decoder layer, as it is computed, keeps for its backward on a batch of so many tokens, in which
-    trajectories have `tree_ratio` times as many.
+    trajectories of about `longest` tokens have `tree_ratio` times as many. (Where soft caps make SDPA keep the scores,
+    the longer a trajectory is, the more a token of it takes.)
 
     Autograd is asked what it saves; weights and what the layers share (angles of rotary embeddings, the layout of the
     batch) are not counted.
     """
     layer = decoder_layers(model.train())[0]
-    args, kwargs = _inputs(model, layer, tokens, tree_ratio)
-    with torch.no_grad():
-        layer(*args, **kwargs)  # makes the masks that the layers share
+    args, kwargs = _inputs(model, layer, tokens, tree_ratio, longest)
     hidden = args[0].detach().requires_grad_()
+    with torch.enable_grad():  # as below, so that nothing is compiled twice
+        layer(hidden, *args[1:], **kwargs)  # makes the masks that the layers share
     not_counted = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}
     kept: dict[int, int] = {}
 
@@ -181,7 +182,7 @@ def fit_memory(
         sizes = choose(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
     most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
-    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio)
+    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio, longest)
     free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose(
@@ -219,17 +220,18 @@ class _Captured(Exception):
 
 
 def _inputs(
-    model: StepQModel, layer: torch.nn.Module, tokens: int, tree_ratio: float
+    model: StepQModel, layer: torch.nn.Module, tokens: int, tree_ratio: float, longest: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that `layer` is called with on a batch of trajectories of 256 tokens."""
+    """The arguments that `layer` is called with on a batch of trajectories of about `longest` tokens."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def capture(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append((args, kwargs))
         raise _Captured
 
-    tree = _tree(tokens, min(256, model.context), tree_ratio, model.config.get_text_config().vocab_size)
-    batch = pack_trees([tree], pad_to=tokens)
+    made = _tree(tokens, min(longest, model.context), tree_ratio, model.config.get_text_config().vocab_size)
+    together = np.zeros(len(made), np.int64) if tree_ratio > 1 else None
+    batch = pack(made, question=together, pad_to=tokens)
     hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad():

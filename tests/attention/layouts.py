@@ -66,10 +66,9 @@ BATCHES = {
     "one": lambda: plain((6,)),
     "tree": lambda: forest(random_tree(np.random.default_rng(0), 12, 20, 3), 5),
     "chain": lambda: forest([(1, 2, 3, 4, 5, 6, 7)] * 3),
-    "blocks": lambda: forest(random_tree(np.random.default_rng(1), 16, 60, 40), 130),
+    "large": lambda: forest(random_tree(np.random.default_rng(1), 16, 60, 40), 130),
     "deep": lambda: forest([(*range(n), 99) for n in range(60)]),  # a comb, whose teeth are of one token
     "500 solutions": lambda: forest([(7, 8, 9, i, *range(i % 3)) for i in range(500)], 3),
     "long": lambda: plain((300, 2, 140, 256), 30),
-    "all but one": lambda: plain((1, 400, 111)),  # of the first block is seen by the second, and by the third
 }
 BATCHES = {name: cache(make) for name, make in BATCHES.items()}

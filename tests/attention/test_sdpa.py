@@ -36,7 +36,7 @@ def test_masks_are_made_once_for_what_is_computed():
     assert 0 < sum(mask.numel() for mask in attention.masks.values()) <= needed
 
 
-@pytest.mark.parametrize("name", ["tree", "deep", "blocks"])
+@pytest.mark.parametrize("name", ["tree", "deep", "large"])
 def test_masks_are_laid_out_as_kernels_take_them(name):
     """Whatever the number of keys: of other strides SDPA makes a copy for every layer."""
     batch, sees = BATCHES[name]()
@@ -60,7 +60,7 @@ def test_heads_are_repeated_in_the_order_of_grouped_ones(key_heads):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [64, 36])
 @pytest.mark.parametrize("window", [None, 150])
-@pytest.mark.parametrize("name", ["blocks", "long"])
+@pytest.mark.parametrize("name", ["large", "long"])
 def test_on_a_gpu_with_gradients(name, window, size, dtype):
     """At most three times as far from float64 as on a CPU, or 1e-5: its float32 is made of products in TF32. Heads
     of 36 are no whole 16 bytes in bfloat16."""

@@ -169,7 +169,7 @@ def test_what_no_kernel_does_is_said(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["long", "blocks", "500 solutions"])
+@pytest.mark.parametrize("name", ["long", "large", "500 solutions"])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (150, None), (3, None), (None, 2.0)])
 @pytest.mark.parametrize("key_heads", [2, 4])
 @pytest.mark.parametrize("backend", ["varlen", "flash"])

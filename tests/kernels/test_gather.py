@@ -79,6 +79,10 @@ def test_float64_is_summed_in_float64(device):
     torch.autograd.gradcheck(lambda x: gather_rows(x, index, steps_by_row(index, 2)), x)
     with pytest.raises(ValueError, match=r"triton backend does not take torch\.float64; use 'eager'"):
         gather_rows(x, index, steps_by_row(index, 2), backend="triton")
+    long = StepsByRow(*(part.long() for part in steps_by_row(index, 2)))
+    for wrong, inverse in ((x, long), (x, steps_by_row(index, 3)), (x[:, 0], steps_by_row(index, 2))):
+        with pytest.raises(ValueError, match=r"by_row must be int32, its first \[T \+ 1\]"):
+            gather_rows(wrong, index, inverse)
     with pytest.raises(ValueError, match="unknown backend 'fused'"):
         gather_rows(x, index, steps_by_row(index, 2), backend="fused")
     gradient = torch.autograd.grad(gather_rows(x, index, steps_by_row(index, 2)).sum(), x, create_graph=True)[0]

@@ -239,7 +239,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
     fit, _ = on_cpu
     measured = []
     monkeypatch.setattr(
-        "pqm_fast.train.memory.measure_layer", lambda model, tokens, ratio: measured.append(tokens) or LayerBytes(1, 1)
+        "pqm_fast.train.memory.measure_layer", lambda model, tokens, *how: measured.append(tokens) or LayerBytes(1, 1)
     )
     for tokens in ("auto", 4096, 512):
         fit(10**11, tokens=tokens)

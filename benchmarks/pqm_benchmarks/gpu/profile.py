@@ -17,7 +17,7 @@ from pqm_benchmarks.workload import make_workload
 from pqm_fast.errors import PQMError
 
 LONGEST = 10
-ATTENTION = ("flash", "fmha", "attention", "sdpa", "gather", "sum_rows")  # in names of kernels, PyTorch's and Triton's
+ATTENTION = ("flash", "fmha", "attention", "sdpa", "sum_rows")  # in names of kernels, PyTorch's and Triton's
 Span = tuple[str, float, float]
 """A kernel: its name, start and end in us."""
 
