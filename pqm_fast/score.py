@@ -26,8 +26,8 @@ class ScoringOptions:
     max_tokens: int = 16384
     """Tokens of one forward pass."""
     prefix_tree: bool = False
-    """Compute what solutions of one question share once: the same scores up to rounding, from fewer tokens. For GPUs:
-    on a CPU the mask costs more than the tokens that it saves."""
+    """Compute what solutions of one question share once: the same scores up to rounding, from fewer tokens. Worth it
+    for many candidates a question."""
     device: str = "auto"
     """cuda if there is one, otherwise cpu."""
     dtype: DType = "auto"

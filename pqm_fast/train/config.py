@@ -54,8 +54,8 @@ class TrainConfig:
     turn."""
     prefix_tree: bool = False
     """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
-    fewer tokens. Costs a mask in attention, and batches hold whole questions, so they are less of a mixture: let
-    --micro-batch-tokens hold several questions with all their solutions."""
+    fewer tokens. Batches hold whole questions, so they are less of a mixture: let --micro-batch-tokens hold several
+    questions with all their solutions."""
     accumulation: int = 1
     """Micro-batches of one optimizer step. The loss is normalised over all of them together."""
     epochs: float = 1.0
