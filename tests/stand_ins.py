@@ -38,6 +38,13 @@ def reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window, softcap=0.0):
     return torch.cat(outputs)
 
 
+def flash(q, k, v, lengths, scale, causal, window, softcap):
+    """What all releases do."""
+    assert causal
+    left, right = window
+    return reference(q, k, v, *lengths, scale=scale, window=(left, 0 if right == -1 else right), softcap=softcap)
+
+
 def flash_2(
     q,
     k,
@@ -56,13 +63,8 @@ def flash_2(
     return_attn_probs=False,
     block_table=None,
 ):
-    assert causal
-    left, right = window_size
-    right = 0 if right == -1 else right
-    cu = (cu_seqlens_q, cu_seqlens_k)
-    out = reference(
-        q, k, v, *cu, max_seqlen_q, max_seqlen_k, scale=softmax_scale, window=(left, right), softcap=softcap
-    )
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    out = flash(q, k, v, lengths, softmax_scale, causal, window_size, softcap)
     return torch.nn.functional.dropout(out, dropout_p)  # any that shows that it came through
 
 
@@ -91,13 +93,8 @@ def flash_3(
     sm_margin=0,
     return_attn_probs=False,
 ):
-    assert causal
-    left, right = window_size
-    right = 0 if right == -1 else right
-    cu = (cu_seqlens_q, cu_seqlens_k)
-    out = reference(
-        q, k, v, *cu, max_seqlen_q, max_seqlen_k, scale=softmax_scale, window=(left, right), softcap=softcap
-    )
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    out = flash(q, k, v, lengths, softmax_scale, causal, window_size, softcap)
     return out, None  # the releases that always return the log-sum-exp
 
 
@@ -123,12 +120,10 @@ def flash_4(
     deterministic=False,
     return_lse=False,
 ):
-    assert causal
     assert not softcap  # its backward pass for sequences has none
-    left, right = (-1 if side is None else side for side in window_size)
-    right = 0 if right == -1 else right
-    cu = (cu_seqlens_q, cu_seqlens_k)
-    return reference(q, k, v, *cu, max_seqlen_q, max_seqlen_k, scale=softmax_scale, window=(left, right)), None
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    window = tuple(-1 if side is None else side for side in window_size)
+    return flash(q, k, v, lengths, softmax_scale, causal, window, softcap), None
 
 
 def varlen_2_11(
