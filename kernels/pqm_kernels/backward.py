@@ -134,8 +134,7 @@ def backward(
     dweight = empty_like(weight, needs_head)
     dbias = empty_like(weight[:1] if bias is None else bias, needs_head)
     dnorm_weight = weight.new_empty(0) if norm_weight is None else empty_like(norm_weight, needs_head)
-    whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
-    block = columns_per_tile(TILE_WIDTH, hidden.dtype.itemsize, width, whole)
+    block = columns_per_tile(TILE_WIDTH, hidden.dtype.itemsize, width, stride_row, stride_column)
     groups = max(1, min(MOST_GROUPS, -(-num_rows // ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
     partial_sums = torch.empty(groups * (width + 1), dtype=torch.float32, device=device) if needs_head else None
     with torch.cuda.device_of(hidden):  # triton launches on the current device

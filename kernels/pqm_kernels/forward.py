@@ -161,10 +161,9 @@ def forward_kernel(
 
 
 @cache
-def columns_per_tile(tile_width: int, element_size: int, width: int, whole: bool) -> int:
-    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there; `whole`: rows can be
-    read 16 bytes at a time."""
-    if not whole:
+def columns_per_tile(tile_width: int, element_size: int, width: int, stride_row: int, stride_column: int) -> int:
+    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there."""
+    if stride_column != 1 or stride_row % 16 or width % 16:
         tile_width //= 4  # element by element, a tile takes many more registers
     return min(tile_width // element_size, max(16, triton.next_power_of_2(width)))
 
@@ -187,8 +186,7 @@ def forward(
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
     chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
-    whole = stride_column == 1 and stride_row % 16 == 0 and width % 16 == 0
-    block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, whole)
+    block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, stride_row, stride_column)
     constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
         device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),

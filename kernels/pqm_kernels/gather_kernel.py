@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.forward import columns_per_tile
 from pqm_kernels.launch import of_aligned, of_sizes, with_options
 
 COPIES_PER_TILE = 4
@@ -37,7 +38,7 @@ def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
     num_rows, width = len(first) - 1, source.shape[1]
     target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
     if target.numel():
-        block = min(TILE_WIDTH // source.element_size(), max(16, triton.next_power_of_2(width)))
+        block = columns_per_tile(TILE_WIDTH, source.dtype.itemsize, width, width, 1)
         key = (source.device, block, *of_sizes(width), of_aligned(source))
         with torch.cuda.device_of(source):  # triton launches on the current device
             grid = (num_rows, triton.cdiv(width, block), 1)
