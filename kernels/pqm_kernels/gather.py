@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pqm_kernels.backends import pick_backend
 from pqm_kernels.by_row import StepsByRow
-
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = "auto") -> Tensor:
@@ -34,13 +33,8 @@ def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = 
     if x.dim() < 2 or len(first) != len(x) + 1 or not order.dtype == first.dtype == torch.int32:
         found = f"x {list(x.shape)}, order {order.dtype}, first {first.dtype} {list(first.shape)}"
         raise ValueError(f"by_row must be int32, its first [T + 1] for x [T, N, ...]; found {found}")
-    if backend == "auto":
-        backend = "triton" if x.device.type == "cuda" and x.dtype in TRITON_DTYPES else "eager"
-    if backend not in ("eager", "triton"):
-        raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
-    if backend == "triton" and x.dtype not in TRITON_DTYPES:
-        raise ValueError(f"the triton backend does not take {x.dtype}; use 'eager'")
-    return _GatherRows.apply(x, index, order, first, backend == "triton")
+    fused = pick_backend(backend, x.device, [x.dtype]) == "triton"
+    return _GatherRows.apply(x, index, order, first, fused)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from pqm_kernels import by_row, ops
+from pqm_kernels.backends import pick_backend
 from pqm_kernels.by_row import StepsByRow
 from pqm_kernels.reference import check_steps, default_normalizer, trajectory_losses
 
 INDICES = (torch.int32, torch.int64)
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class StepLoss(NamedTuple):
@@ -85,19 +85,12 @@ def step_loss(
         if divisor <= 0:
             raise ValueError(f"normalizer must be positive, found {divisor}")
     dtypes = [tensor.dtype for tensor in (hidden, weight, bias, norm_weight) if tensor is not None]
-    if backend == "auto":
-        backend = _best_backend(hidden.device, dtypes)
-    if backend == "eager":
+    if pick_backend(backend, hidden.device, dtypes) == "eager":
         q = _scores(hidden, step_index, weight, bias, norm_weight, norm_eps)
         total = trajectory_losses(q, labels, cu_steps, loss, zeta).sum()
         if normalizer is not None:
             return StepLoss(total / normalizer.to(total.dtype), q.detach())  # two scalar tensors would promote the loss
         return StepLoss(total / (divisor or default_normalizer(loss, len(step_index), len(cu_steps) - 1)), q.detach())
-    if backend != "triton":
-        raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
-    for dtype in dtypes:
-        if dtype not in TRITON_DTYPES:
-            raise ValueError(f"the triton backend does not take {dtype}; use 'eager'")
     order, first_step = (part.contiguous() for part in steps_by_row) if steps_by_row else (None, None)
     total, work = ops.call_step_loss(
         hidden,
@@ -116,11 +109,6 @@ def step_loss(
         divisor,
     )
     return StepLoss(total, work[: step_index.shape[0]])
-
-
-def _best_backend(device: torch.device, dtypes: list[torch.dtype]) -> str:
-    """What "auto" stands for."""
-    return "triton" if device.type == "cuda" and set(dtypes) <= set(TRITON_DTYPES) else "eager"
 
 
 def _scores(

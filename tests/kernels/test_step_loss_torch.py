@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import BACKENDS, INPUTS, UNEVEN, assert_close, define, make_case, run
 from pqm_kernels import LOSSES, step_loss, steps_by_row
+from pqm_kernels.backends import pick_backend
 from torch._dynamo.testing import CompileCounterWithBackend
 
 ops = importlib.import_module("pqm_kernels.ops")
@@ -240,7 +241,7 @@ def test_dtensors_are_refused(backend):
     ],
 )
 def test_best_backend(device_type, dtypes, best):
-    assert step_loss_module._best_backend(torch.device(device_type), dtypes) == best
+    assert pick_backend("auto", torch.device(device_type), dtypes) == best
 
 
 @pytest.mark.parametrize("best", BACKENDS)
@@ -252,7 +253,7 @@ def test_auto_takes_the_best_backend(device, best, monkeypatch):
 
     monkeypatch.setattr(ops, "call_step_loss", recorded("triton", ops.call_step_loss))
     monkeypatch.setattr(step_loss_module, "_scores", recorded("eager", step_loss_module._scores))
-    monkeypatch.setattr(step_loss_module, "_best_backend", lambda *arguments: best)
+    monkeypatch.setattr(step_loss_module, "pick_backend", lambda *arguments: best)
     case = make_case(device)
     assert_close(run(case), define(case))
     assert set(ran) == {best}
