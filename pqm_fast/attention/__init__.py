@@ -5,6 +5,7 @@ forward call as the keyword `packing`, which a `Planner` makes of the batch. Pla
 plan (`Paths`): the queries of a sequence see the path that ends with them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,20 +35,18 @@ class Packing:
 
     def to(self, device: torch.device | str) -> "Packing":
         """Without waiting for the copies."""
-        return Packing(
-            self.attention.to(device),
-            self.step_index.to(device, non_blocking=True),
-            StepsByRow(*(x.to(device, non_blocking=True) for x in self.by_row)),
-            None if self.rows is None else self.rows.to(device, non_blocking=True),
-        )
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Packing":
         """In page-locked memory, from which a copy to a GPU waits for nothing."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packing":
         return Packing(
-            self.attention.pin_memory(),
-            self.step_index.pin_memory(),
-            StepsByRow(*(x.pin_memory() for x in self.by_row)),
-            None if self.rows is None else self.rows.pin_memory(),
+            self.attention.each(change),
+            change(self.step_index),
+            StepsByRow(*map(change, self.by_row)),
+            None if self.rows is None else change(self.rows),
         )
 
 

@@ -59,13 +59,7 @@ class Grouped:
             of_keys = Gather.of(paths.rows[key], int(paths.queries.sum()), real)
         return cls(tuple(groups), of_queries, of_keys, outputs)
 
-    def to(self, device: torch.device | str) -> "Grouped":
-        return self._each(lambda x: x.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Grouped":
-        return self._each(lambda x: x.pin_memory())
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Grouped":
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Grouped":
         groups = tuple(Group(g.shape, g.causal, change(g.first), change(g.last)) for g in self.groups)
         return Grouped(groups, self.queries.each(change), self.keys.each(change), self.outputs.each(change))
 

@@ -36,13 +36,7 @@ class Varlen:
         gather = None if paths.rows is None else Gather.of(paths.rows, int(cu_queries[-1]))
         return cls(cu_queries, cu_keys, *longest, backend, gather)
 
-    def to(self, device: torch.device | str) -> "Varlen":
-        return self._each(lambda x: x.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Varlen":
-        return self._each(lambda x: x.pin_memory())
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Varlen":
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Varlen":
         return replace(
             self,
             cu_queries=change(self.cu_queries),

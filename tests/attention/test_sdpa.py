@@ -81,7 +81,7 @@ def test_on_a_gpu_with_gradients(name, window, size, dtype):
     exact = run(lambda qkv: dense(*qkv, allowed, 0.125), "cpu")
 
     def of_ours(device):
-        moved = plan.to(device)
+        moved = plan.each(lambda x: x.to(device))
         return run(lambda qkv: moved.attend(*qkv, scaling=0.125, window=window), device)
 
     for found, reference, expected in zip(of_ours("cuda"), of_ours("cpu"), exact, strict=True):
@@ -99,7 +99,7 @@ def test_no_scores_are_kept(trees, dtype, size, dropout):
     """Of a tree or a sequence of 4,096 tokens; with them it would be several times as much."""
     lengths = (np.array([2048, 2048]), np.array([2048, 4096])) if trees else (np.array([4096]), np.array([4096]))
     rows = np.concatenate([np.arange(2048), np.arange(4096)]) if trees else None
-    plan = Grouped.of(Paths(*lengths, rows)).to("cuda")
+    plan = Grouped.of(Paths(*lengths, rows)).each(lambda x: x.cuda())
     tensors = [torch.randn(1, h, 4096, size, device="cuda", dtype=dtype, requires_grad=True) for h in (14, 2, 2)]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
