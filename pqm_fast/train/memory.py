@@ -164,10 +164,10 @@ def fit_memory(
     *,
     longest: int,
     optimizer: str,
-    tree_ratio: float = 1.0,
+    tree_ratio: Callable[[], float] = lambda: 1.0,
 ) -> tuple[Sizes, str | None]:
-    """`choose` for the memory of the model's device, and what to tell the user about it. `tree_ratio`: see
-    `measure_layer`.
+    """`choose` for the memory of the model's device, and what to tell the user about it. `tree_ratio`, asked
+    for only if something is measured: see `measure_layer`.
 
     Raises PQMError on a GPU, and for layers to be computed again, if the model's layers are not found.
     """
@@ -182,7 +182,7 @@ def fit_memory(
         sizes = choose(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
     most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
-    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio, longest)
+    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio(), longest)
     free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose(

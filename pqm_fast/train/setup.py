@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import Any
@@ -150,7 +150,7 @@ def prepare(config: TrainConfig) -> Run:
     if not len(training):
         raise PQMError(f"{', '.join(config.data)}: no trajectory is left to train on")
 
-    sizes = settle_sizes(model, config, length, training.tree_ratio(), begun, notes)
+    sizes = settle_sizes(model, config, length, training.tree_ratio, begun, notes)
     run = Run(
         config=config,
         device=device,
@@ -203,7 +203,7 @@ def settle_sizes(
     model: StepQModel,
     config: TrainConfig,
     longest: int,
-    tree_ratio: float,
+    tree_ratio: Callable[[], float],
     begun: Checkpoint | None,
     notes: list[str],
 ) -> Sizes:
