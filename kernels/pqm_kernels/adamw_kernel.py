@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.launch import of_aligned, of_sizes, with_options
+from pqm_kernels.launch import of_aligned, with_options
 
 BLOCK = 1024
 # Every operation rounds once, so that each GPU and the CPU get the same bits. Memory is what takes the time.
@@ -52,8 +52,7 @@ def update(
         return
     num_elements = weight.numel()
     tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq)
-    key = (weight.device, *map(of_aligned, tensors), *of_sizes(num_elements))
-    with torch.cuda.device_of(weight):  # triton launches on the current device
-        grid = (triton.cdiv(num_elements, BLOCK), 1, 1)
-        adamw_kernel.launch(key, grid, (*tensors, *numbers, num_elements, low is not None, BLOCK))
+    key = (*map(of_aligned, tensors), num_elements)
+    arguments = (*tensors, *numbers, num_elements, low is not None, BLOCK)
+    adamw_kernel.launch(weight, key, (triton.cdiv(num_elements, BLOCK), 1, 1), arguments)
     torch.autograd.graph.increment_version(weight)  # autograd has not seen the write

@@ -5,13 +5,12 @@ included, and what the gradients of weight, norm weight and bias need goes to on
 the groups. Every sum has a fixed order, so that results repeat bit for bit. All arithmetic is float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pqm_kernels.forward import FUSE, columns_per_tile
-from pqm_kernels.launch import of_aligned, of_sizes, of_tensor, with_options
+from pqm_kernels.launch import of_aligned, of_tensor, with_options
 
 ROWS_PER_TILE = 8
 TILE_WIDTH = 1024  # bytes
@@ -40,7 +39,7 @@ def rows_kernel(
     pointer is None."""
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)  # neighbours in time are neighbours in memory
     group = tl.program_id(1).to(tl.int64)
-    dq_ptr = work_ptr + num_steps
+    dq_ptr = work_ptr
     dot_ptr = dq_ptr + num_steps
     rstd_ptr = dot_ptr + num_steps
     weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
@@ -119,39 +118,36 @@ def head_kernel(
 
 
 def backward(
-    upstream: Tensor, work: Tensor, hidden: Tensor, order: Tensor, first_step: Tensor,
-    weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, needs_hidden: bool, needs_head: bool,
+    upstream: Tensor, work: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
+    order: Tensor, first_step: Tensor, needs_hidden: bool, needs_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launches the kernels: gradients of hidden [T, D], weight [D], bias [1] and norm_weight [D], each in its dtype;
     those not needed, or of what is None, are empty. `upstream` is the gradient of the loss, `work` the forward's."""
-    device, (num_rows, width) = hidden.device, hidden.shape
+    num_rows, width = hidden.shape
     stride_row, stride_column = hidden.stride()
 
-    def empty_like(tensor: Tensor, needed: bool) -> Tensor:  # in half the time of torch.empty
-        return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else tensor.new_empty(0)
-
-    dhidden = empty_like(hidden, needs_hidden)
-    dweight = empty_like(weight, needs_head)
-    dbias = empty_like(weight[:1] if bias is None else bias, needs_head)
-    dnorm_weight = weight.new_empty(0) if norm_weight is None else empty_like(norm_weight, needs_head)
+    of_head = width if needs_head else 0
+    dhidden = hidden.new_empty(num_rows if needs_hidden else 0, width)
+    dweight = weight.new_empty(of_head)
+    dbias = (weight if bias is None else bias).new_empty(1 if needs_head else 0)
+    dnorm_weight = weight.new_empty(0) if norm_weight is None else norm_weight.new_empty(of_head)
     block = columns_per_tile(TILE_WIDTH, hidden.dtype.itemsize, width, stride_row, stride_column)
     groups = max(1, min(MOST_GROUPS, -(-num_rows // ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
-    partial_sums = torch.empty(groups * (width + 1), dtype=torch.float32, device=device) if needs_head else None
-    with torch.cuda.device_of(hidden):  # triton launches on the current device
-        key = (
-            device, ROWS_PER_TILE, block, *of_sizes(stride_row, stride_column, width),
-            of_aligned(hidden), of_tensor(weight), of_tensor(norm_weight), needs_hidden, needs_head,
+    partial_sums = work.new_empty(groups * (width + 1)) if needs_head else None
+    key = (
+        ROWS_PER_TILE, block, stride_row, stride_column, width,
+        of_aligned(hidden), weight.dtype, of_tensor(norm_weight), needs_hidden, needs_head,
+    )  # fmt: skip
+    arguments = (
+        hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,
+        partial_sums, stride_row, stride_column, width, num_rows, order.shape[0], ROWS_PER_TILE, block,
+    )  # fmt: skip
+    rows_kernel.launch(hidden, key, (-(-width // block), groups, 1), arguments)
+    if needs_head:
+        head_key = (width, weight.dtype, of_tensor(norm_weight), dbias.dtype)
+        head_arguments = (
+            partial_sums, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
+            GROUPS_PER_TILE, COLUMNS_TO_ADD,
         )  # fmt: skip
-        arguments = (
-            hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,
-            partial_sums, stride_row, stride_column, width, num_rows, order.shape[0], ROWS_PER_TILE, block,
-        )  # fmt: skip
-        rows_kernel.launch(key, (-(-width // block), groups, 1), arguments)
-        if needs_head:
-            head_key = (device, *of_sizes(width), of_tensor(weight), of_tensor(norm_weight), dbias.dtype)
-            head_arguments = (
-                partial_sums, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
-                GROUPS_PER_TILE, COLUMNS_TO_ADD,
-            )  # fmt: skip
-            head_kernel.launch(head_key, (-(-width // COLUMNS_TO_ADD), 1, 1), head_arguments)
+        head_kernel.launch(hidden, head_key, (-(-width // COLUMNS_TO_ADD), 1, 1), head_arguments)
     return dhidden, dweight, dbias, dnorm_weight

@@ -9,20 +9,21 @@ FEWEST = 1024
 _kept: dict[tuple[int, int], Tensor] = {}
 
 
-def zeroed(count: int, device: torch.device) -> Tensor:
-    """At least `count` int32 zeros on `device`, for a kernel on its current stream that leaves them zero.
+def zeroed(count: int, beside: Tensor) -> Tensor:
+    """At least `count` int32 zeros on the device of `beside`, for a kernel on its current stream that leaves them zero.
 
     They are made and cleared once a stream, not once a call. Fresh ones are made for a CUDA graph, which clears them
     whenever it is replayed, as replays may overlap with each other and with calls; and on the CPU, where triton's
     interpreter can be stopped within a kernel.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
+    if not beside.is_cuda or torch.cuda.is_current_stream_capturing():
+        return beside.new_zeros(count, dtype=torch.int32)
     # as the code that torch.compile generates asks for it: torch.cuda.current_stream() makes an object first
-    stream = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
+    device = beside.get_device()
+    stream = (device, torch._C._cuda_getCurrentRawStream(device))
     counters = _kept.get(stream)
-    if counters is None or len(counters) < count:
-        counters = torch.zeros(max(FEWEST, triton.next_power_of_2(count)), dtype=torch.int32, device=device)
+    if counters is None or counters.numel() < count:
+        counters = beside.new_zeros(max(FEWEST, triton.next_power_of_2(count)), dtype=torch.int32)
         if not _in_private_pool(counters):
             _kept[stream] = counters
     return counters

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pqm_kernels.counters import zeroed
-from pqm_kernels.launch import of_aligned, of_sizes, of_tensor, with_options
+from pqm_kernels.launch import of_aligned, of_tensor, with_options
 from pqm_kernels.losses import CHAINED, trajectory_loss
 
 PART = 64
@@ -100,20 +100,19 @@ def _score_steps(
 @triton.jit(
     do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
     do_not_specialize_on_alignment=[
-        "step_index_ptr", "labels_ptr", "cu_steps_ptr", "bias_ptr", "normalizer_ptr", "work_ptr", "loss_ptr",
+        "step_index_ptr", "labels_ptr", "cu_steps_ptr", "bias_ptr", "normalizer_ptr", "loss_ptr", "q_ptr", "work_ptr",
         "counters_ptr",
     ],
 )  # fmt: skip
 def forward_kernel(
-    hidden_ptr, step_index_ptr, labels_ptr, cu_steps_ptr, weight_ptr, bias_ptr, norm_weight_ptr, normalizer_ptr,
-    work_ptr, loss_ptr, counters_ptr, stride_row, stride_column, D, num_steps, num_trajectories,
+    hidden_ptr, weight_ptr, bias_ptr, norm_weight_ptr, step_index_ptr, labels_ptr, cu_steps_ptr, normalizer_ptr,
+    loss_ptr, q_ptr, work_ptr, counters_ptr, stride_row, stride_column, D, num_steps, num_trajectories,
     zeta, norm_eps, scale, LOSS: tl.constexpr, PART: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SWEEP: tl.constexpr, BLOCK_LOSSES: tl.constexpr,
 ):  # fmt: skip
     """First come the programs of windows, those of long trajectories, then the programs of trajectories. The first
     counter is of programs that are done; the others are of parts that are, each of one long trajectory."""
-    q_ptr = work_ptr
-    dq_ptr = q_ptr + num_steps
+    dq_ptr = work_ptr
     dot_ptr = dq_ptr + num_steps
     rstd_ptr = dot_ptr + num_steps
     losses_ptr = dot_ptr if norm_weight_ptr is None else rstd_ptr + num_steps
@@ -169,38 +168,38 @@ def columns_per_tile(tile_width: int, element_size: int, width: int, stride_row:
 
 
 def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str) -> int:
-    """Elements of `work`: the scores and, after them, the gradient of the loss by them; with a norm score - bias and
-    1 / rms; the losses of the trajectories; what some losses keep for each step. The backward needs the first four."""
-    return (2 + 2 * has_norm + (loss in CHAINED)) * num_steps + num_trajectories
+    """Elements of `work`: the gradient of the loss by the scores; with a norm score - bias and 1 / rms; the losses of
+    the trajectories; what some losses keep for each step. The backward needs the first three."""
+    return (1 + 2 * has_norm + (loss in CHAINED)) * num_steps + num_trajectories
 
 
 def forward(
-    hidden: Tensor, step_index: Tensor, labels: Tensor, cu_steps: Tensor, weight: Tensor, bias: Tensor | None,
-    norm_weight: Tensor | None, normalizer: Tensor | None, loss: str, zeta: float, norm_eps: float, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launches the kernel. The sum of the trajectory losses times `scale`, over `normalizer` if there is one, and
-    `work` (see `work_size`), which begins with the scores."""
-    device, width = hidden.device, hidden.shape[1]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, step_index: Tensor,
+    labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, loss: str, zeta: float, norm_eps: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Launches the kernel. The sum of the trajectory losses times `scale`, over `normalizer` if there is one, the
+    scores [S], and `work` (see `work_size`)."""
+    width = hidden.shape[1]
     num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
+    few = programs < FEW_PROGRAMS
+    chosen = OF_FEW if few else OF_MANY
     block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, stride_row, stride_column)
     constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
-        device, *constants, *of_sizes(stride_row, stride_column, width), of_aligned(hidden),
-        of_tensor(step_index), of_tensor(labels), of_tensor(cu_steps), of_aligned(weight), of_tensor(bias),
-        of_aligned(norm_weight), of_tensor(normalizer),
+        few, *constants, stride_row, stride_column, width, of_aligned(hidden),
+        of_aligned(weight), of_tensor(bias), of_aligned(norm_weight), step_index.dtype, labels.dtype, cu_steps.dtype,
+        of_tensor(normalizer),
     )  # fmt: skip
     size = work_size(num_steps, num_trajectories, norm_weight is not None, loss)
-    work = torch.empty(size, dtype=torch.float32, device=device)
-    total = torch.empty((), dtype=torch.float32, device=device)
-    with torch.cuda.device_of(hidden):  # triton launches on the current device
-        arguments = (
-            hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer,
-            work, total, zeroed(1 + num_parts, device), stride_row, stride_column, width, num_steps, num_trajectories,
-            zeta, norm_eps, scale, *constants,
-        )  # fmt: skip
-        forward_kernel.launch(key, (programs, 1, 1), arguments, **chosen.options)
-    return total, work
+    work = hidden.new_empty(size, dtype=torch.float32)
+    q, total = work.new_empty(num_steps), work.new_empty(())
+    arguments = (
+        hidden, weight, bias, norm_weight, step_index, labels, cu_steps, normalizer, total, q, work,
+        zeroed(1 + num_parts, hidden), stride_row, stride_column, width, num_steps, num_trajectories,
+        zeta, norm_eps, scale, *constants,
+    )  # fmt: skip
+    forward_kernel.launch(hidden, key, (programs, 1, 1), arguments, **chosen.options)
+    return total, q, work

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pqm_kernels.forward import columns_per_tile
-from pqm_kernels.launch import of_aligned, of_sizes, with_options
+from pqm_kernels.launch import of_aligned, with_options
 
 COPIES_PER_TILE = 4
 TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp
@@ -39,8 +39,7 @@ def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
     target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
     if target.numel():
         block = columns_per_tile(TILE_WIDTH, source.dtype.itemsize, width, width, 1)
-        key = (source.device, block, *of_sizes(width), of_aligned(source))
-        with torch.cuda.device_of(source):  # triton launches on the current device
-            grid = (num_rows, triton.cdiv(width, block), 1)
-            sum_rows_kernel.launch(key, grid, (source, order, first, target, width, COPIES_PER_TILE, block))
+        key = (block, width, of_aligned(source))
+        arguments = (source, order, first, target, width, COPIES_PER_TILE, block)
+        sum_rows_kernel.launch(source, key, (num_rows, triton.cdiv(width, block), 1), arguments)
     return target

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+INDICES = (torch.int32, torch.int64)
 # "Not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score and, unlike that of -inf, its
 # gradient is never 0 * inf = NaN in a row where nothing is summed.
 ABSENT = -1e30
@@ -215,18 +216,18 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
         raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
     if labels.shape != (num_steps,):
         raise ValueError(f"labels must be [{num_steps}], one per step, found {list(labels.shape)}")
-    if cu_steps.dim() != 1 or len(cu_steps) == 0 or cu_steps.dtype not in (torch.int32, torch.int64):
+    if cu_steps.dim() != 1 or cu_steps.numel() == 0 or cu_steps.dtype not in INDICES:
         raise ValueError(f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}")
     if torch.compiler.is_compiling():
         return
-    if cu_steps.device.type == "cpu":
+    if cu_steps.is_cpu:
         wrong = torch.cat([cu_steps[:1] != 0, cu_steps[1:] < cu_steps[:-1]]) | (cu_steps > num_steps)
         wrong[-1] |= cu_steps[-1] != num_steps
         if wrong.any():
             at = int(wrong.nonzero()[0])
             found = f"cu_steps[{at}] = {int(cu_steps[at])}" + (f" after {int(cu_steps[at - 1])}" if at else "")
             raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {found}")
-    if labels.device.type == "cpu":
+    if labels.is_cpu:
         if LOSSES[loss].soft_labels:
             if not ((labels >= 0) & (labels <= 1)).all():
                 raise ValueError(f"labels for {loss!r} must lie in [0, 1]")

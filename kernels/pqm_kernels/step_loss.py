@@ -9,9 +9,12 @@ from torch import Tensor
 from pqm_kernels import by_row, ops
 from pqm_kernels.backends import pick_backend
 from pqm_kernels.by_row import StepsByRow
-from pqm_kernels.reference import check_steps, default_normalizer, trajectory_losses
+from pqm_kernels.reference import INDICES, check_steps, default_normalizer, trajectory_losses
 
-INDICES = (torch.int32, torch.int64)
+INPUTS = (
+    "hidden", "step_index", "labels", "cu_steps", "weight", "bias", "norm_weight", "normalizer",
+    "steps_by_row.order", "steps_by_row.first",
+)  # fmt: skip
 
 
 class StepLoss(NamedTuple):
@@ -19,8 +22,7 @@ class StepLoss(NamedTuple):
 
     Attributes:
         loss: scalar, float32 (float64 if `hidden` is), with a gradient.
-        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient. Not to be
-            changed in place before the backward, which PyTorch would refuse.
+        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient.
     """
 
     loss: Tensor
@@ -91,24 +93,24 @@ def step_loss(
         if normalizer is not None:
             return StepLoss(total / normalizer.to(total.dtype), q.detach())  # two scalar tensors would promote the loss
         return StepLoss(total / (divisor or default_normalizer(loss, len(step_index), len(cu_steps) - 1)), q.detach())
-    order, first_step = (part.contiguous() for part in steps_by_row) if steps_by_row else (None, None)
-    total, work = ops.call_step_loss(
+    order, first_step = steps_by_row or (None, None)
+    total, q, _ = ops.call_step_loss(
         hidden,
-        step_index.contiguous(),
-        labels.contiguous(),
-        cu_steps.contiguous(),
         weight.contiguous(),
         bias,
         None if norm_weight is None else norm_weight.contiguous(),
+        step_index.contiguous(),
+        labels.contiguous(),
+        cu_steps.contiguous(),
         normalizer,
-        order,
-        first_step,
+        None if order is None else order.contiguous(),
+        None if first_step is None else first_step.contiguous(),
         loss,
         zeta,
         norm_eps,
         divisor,
     )
-    return StepLoss(total, work[: step_index.shape[0]])
+    return StepLoss(total, q)
 
 
 def _scores(
@@ -148,18 +150,16 @@ def _check(
 ) -> None:
     order, first = steps_by_row or (None, None)
     device = hidden.device
-    for name, tensor in (
-        ("hidden", hidden), ("step_index", step_index), ("labels", labels), ("cu_steps", cu_steps), ("weight", weight),
-        ("bias", bias), ("norm_weight", norm_weight), ("steps_by_row.order", order), ("steps_by_row.first", first),
-        ("normalizer", normalizer),
-    ):  # fmt: skip
-        if isinstance(tensor, Tensor):
-            if type(tensor).__name__ == "DTensor":
-                instead = f"{name}.to_local(), or .full_tensor() if sharded"
-                raise ValueError(f"{name} is a DTensor; pass a plain tensor: {instead}")
-            if tensor.device != device:
-                found = f"hidden on {device} and {name} on {tensor.device}"
-                raise ValueError(f"all tensors must be on one device, found {found}")
+    inputs = (hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, order, first)
+    for name, tensor in zip(INPUTS, inputs, strict=True):
+        if not isinstance(tensor, Tensor):
+            continue
+        if type(tensor).__name__ == "DTensor":
+            instead = f"{name}.to_local(), or .full_tensor() if sharded"
+            raise ValueError(f"{name} is a DTensor; pass a plain tensor: {instead}")
+        if tensor.device != device:
+            found = f"hidden on {device} and {name} on {tensor.device}"
+            raise ValueError(f"all tensors must be on one device, found {found}")
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise _misfit("hidden", hidden, "floating point [T, D]")
     if step_index.dim() != 1 or step_index.dtype not in INDICES:
@@ -175,7 +175,7 @@ def _check(
             raise _misfit(f"steps_by_row.{name}", tensor, f"int32 [{size}]")
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:
         raise _misfit("normalizer", normalizer, "a number or a 0-dim tensor")
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    if not hidden.is_cpu or torch.compiler.is_compiling():
         return
     if step_index.numel():
         low, high = (int(bound) for bound in step_index.aminmax())

@@ -1,5 +1,8 @@
 """How the kernels are launched: how often, with which code, and with counters that each launch leaves as it found."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import UNEVEN, assert_close, define, make_case, run
@@ -8,6 +11,7 @@ from pqm_kernels import step_loss, steps_by_row
 pytest.importorskip("triton")
 
 from pqm_kernels import counters, forward, launch
+from triton import knobs
 
 # Long trajectories and none, many and few, nothing at all.
 SHAPES = ([3, 0, 2], [70, 65], [], [130])
@@ -41,7 +45,7 @@ def test_counters_are_left_zero(device, monkeypatch):
 
     expected = losses()
     kept = torch.zeros(64, dtype=torch.int32, device=device)
-    monkeypatch.setattr(forward, "zeroed", lambda count, device: kept)
+    monkeypatch.setattr(forward, "zeroed", lambda count, beside: kept)
     assert losses() == losses() == expected
     assert not kept.any()
 
@@ -59,57 +63,115 @@ def test_many_programs(device, monkeypatch):
     assert_close(run(case, backend="triton", loss="rank-theory"), define(case, loss="rank-theory"))
 
 
-def test_code_is_looked_up_by_its_key():
+class Kernel:
+    """Stands in for one of triton's, and for the code that it compiles: writes down how it is started."""
+
+    def __init__(self):
+        self.log = []
+
+    def __getitem__(self, grid):
+        def compile_and_run(*arguments, **options):
+            self.log.append(("triton", grid, arguments, options))
+            return Compiled(self.log, f"code {len(self.log)}")
+
+        return compile_and_run
+
+
+class Compiled:
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.log.append((f"hooked {self.name}", grid, arguments))
+
+    def run(self, x, y, z, stream, function, metadata, launch_metadata, enter_hook, exit_hook, *arguments):
+        assert (stream, function, metadata) == ("stream", "function", "metadata")
+        assert launch_metadata is enter_hook is exit_hook is None
+        self.log.append((self.name, (x, y, z), arguments))
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: "stream", raising=False)
+    return Kernel()
+
+
+def test_code_is_looked_up_by_its_key(kernel):
     """The first launch of a key is triton's; later ones, with other arguments, start what it compiled."""
-    log = []
-
-    class Compiled:
-        def __init__(self, name):
-            self.name = name
-
-        def __getitem__(self, grid):
-            return lambda *arguments: log.append((self.name, grid, arguments))
-
-    class Kernel:
-        def __getitem__(self, grid):
-            def run(*arguments, **options):
-                log.append(("triton", grid, arguments, options))
-                return Compiled(f"code {len(log)}")
-
-            return run
-
-    launcher = launch.Launcher(Kernel(), maxnreg=128)
+    launcher = launch.Launcher(kernel, maxnreg=128)
     memory = torch.zeros(64)
     even, odd, other = memory[4:], memory[1:], memory[32:]
     for tensor, num_warps in ((even, 4), (odd, 4), (other, 4), (even, 2), (odd, 4)):
-        launcher.launch((launch.of_aligned(tensor),), (5, 1, 1), (tensor, 3), num_warps=num_warps)
-    assert [entry[0] for entry in log] == ["triton", "triton", "code 1", "triton", "code 2"]
-    assert log[0][3] == {"num_warps": 4, "maxnreg": 128}
-    assert log[2][1:] == ((5, 1, 1), (other, 3))
+        key = (launch.of_aligned(tensor), num_warps)
+        launcher.launch(tensor, key, (5, 1, 1), (tensor, 3), num_warps=num_warps)
+    assert [entry[0] for entry in kernel.log] == ["triton", "triton", "code 1", "triton", "code 2"]
+    assert kernel.log[0][3] == {"num_warps": 4, "maxnreg": 128}
+    assert kernel.log[2][1:] == ((5, 1, 1), (other, 3))
     keys = [
         of(tensor) for of in (launch.of_aligned, launch.of_tensor) for tensor in (even, even.half(), even.int(), None)
     ]
     assert len(set(keys)) == len(keys) - 1  # None is None
-    sizes = [launch.of_sizes(size) for size in (1, 2, 16, 2**31, 2**31 + 1)]
-    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_hooks_of_triton_are_called(kernel, hook, monkeypatch):
+    """Those of a profiler: by triton, as only it knows what to tell them."""
+    launcher = launch.Launcher(kernel)
+    tensor = torch.zeros(1)
+    chain = knobs.HookChain()
+    monkeypatch.setattr(knobs.runtime, hook, chain)
+    for of_chain in ([], [], [print], []):
+        chain.calls[:] = of_chain
+        launcher.launch(tensor, (), (1, 1, 1), (tensor,))
+    monkeypatch.setattr(knobs.runtime, hook, None)
+    launcher.launch(tensor, (), (1, 1, 1), (tensor,))
+    assert [entry[0] for entry in kernel.log] == ["triton", "code 1", "hooked code 1", "code 1", "code 1"]
+
+
+def test_launches_on_the_device_of_the_tensor(kernel, monkeypatch):
+    """Code is loaded on each device, and triton launches on the current one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(index):
+        before, current[0] = current[0], index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+
+    class Arguments:
+        def __iter__(self):  # at the launch
+            yield current[0]
+
+    launcher = launch.Launcher(kernel)
+    for number in (0, 1, 0, 1):
+        on = SimpleNamespace(get_device=lambda number=number: number)
+        launcher.launch(on, (), (1, 1, 1), Arguments())
+    found = [(entry[0], *entry[2]) for entry in kernel.log]
+    assert found == [("triton", 0), ("triton", 1), ("code 1", 0), ("code 2", 1)]
+    assert current == [0]
 
 
 @pytest.mark.gpu
 def test_counters_of_streams():
     """Kept for each stream; made anew within a CUDA graph and in a pool of somebody else."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    kept = counters.zeroed(5, device)
-    assert counters.zeroed(1000, device).data_ptr() == kept.data_ptr()
-    assert len(counters.zeroed(5000, device)) >= 5000
+    beside = torch.empty(0, device="cuda")
+    kept = counters.zeroed(5, beside)
+    assert counters.zeroed(1000, beside).data_ptr() == kept.data_ptr()
+    assert len(counters.zeroed(5000, beside)) >= 5000
     with torch.cuda.stream(torch.cuda.Stream()) as stream:
-        assert counters.zeroed(5, device).data_ptr() == counters.zeroed(6, device).data_ptr()
+        assert counters.zeroed(5, beside).data_ptr() == counters.zeroed(6, beside).data_ptr()
     assert len({made.data_ptr() for made in counters._kept.values()}) == len(counters._kept)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        first, second = counters.zeroed(5, device), counters.zeroed(5, device)
+        first, second = counters.zeroed(5, beside), counters.zeroed(5, beside)
     assert first.data_ptr() != second.data_ptr()
     with torch.cuda.use_mem_pool(torch.cuda.MemPool()), torch.cuda.stream(torch.cuda.Stream()):
-        first, second = counters.zeroed(5, device), counters.zeroed(5, device)
+        first, second = counters.zeroed(5, beside), counters.zeroed(5, beside)
     assert first.data_ptr() != second.data_ptr()
 
 
