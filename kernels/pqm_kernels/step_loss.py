@@ -167,12 +167,16 @@ def _check(
     num_rows, width = hidden.shape
     if width == 0:
         raise ValueError(f"hidden must have at least one column, found {list(hidden.shape)}")
-    for name, tensor, size in (("weight", weight, width), ("bias", bias, 1), ("norm_weight", norm_weight, width)):
-        if tensor is not None and (tensor.shape != (size,) or not tensor.is_floating_point()):
-            raise _misfit(name, tensor, f"floating point [{size}]")
-    for name, tensor, size in (("order", order, step_index.shape[0]), ("first", first, num_rows + 1)):
-        if tensor is not None and (tensor.shape != (size,) or tensor.dtype != torch.int32):
-            raise _misfit(f"steps_by_row.{name}", tensor, f"int32 [{size}]")
+    if weight.shape != (width,) or not weight.is_floating_point():
+        raise _misfit("weight", weight, f"floating point [{width}]")
+    if bias is not None and (bias.shape != (1,) or not bias.is_floating_point()):
+        raise _misfit("bias", bias, "floating point [1]")
+    if norm_weight is not None and (norm_weight.shape != (width,) or not norm_weight.is_floating_point()):
+        raise _misfit("norm_weight", norm_weight, f"floating point [{width}]")
+    if order is not None and (order.shape != step_index.shape or order.dtype != torch.int32):
+        raise _misfit("steps_by_row.order", order, f"int32 [{len(step_index)}]")
+    if first is not None and (first.shape != (num_rows + 1,) or first.dtype != torch.int32):
+        raise _misfit("steps_by_row.first", first, f"int32 [{num_rows + 1}]")
     if isinstance(normalizer, Tensor) and normalizer.dim() != 0:
         raise _misfit("normalizer", normalizer, "a number or a 0-dim tensor")
     if not hidden.is_cpu or torch.compiler.is_compiling():
