@@ -38,14 +38,15 @@ class Launcher:
             compiled = self.kernel[grid](*arguments, **self.options, **options)
             if compiled is not None:  # as in triton's interpreter, which has no code to keep
                 self._compiled[device, key] = compiled
-        elif _has(knobs.runtime.launch_enter_hook) or _has(knobs.runtime.launch_exit_hook):
+        elif _is_set(knobs.runtime.launch_enter_hook) or _is_set(knobs.runtime.launch_exit_hook):
             compiled[grid](*arguments)
         else:  # as that does it, without calling hooks that are not there: half of its time
             stream = torch._C._cuda_getCurrentRawStream(device)
             compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
 
 
-def _has(hook: Any) -> bool:
+def _is_set(hook: Any) -> bool:
+    """A hook is a chain of calls, or what somebody put in its place."""
     return bool(getattr(hook, "calls", hook))
 
 
