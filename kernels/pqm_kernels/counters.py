@@ -16,10 +16,13 @@ def zeroed(count: int, beside: Tensor) -> Tensor:
     whenever it is replayed, as replays may overlap with each other and with calls; and on the CPU, where triton's
     interpreter can be stopped within a kernel.
     """
-    if not beside.is_cuda or torch.cuda.is_current_stream_capturing():
+    device = beside.get_device()  # -1 is the CPU
+    if device >= 0 and device != torch.cuda.current_device():  # whose stream is asked below
+        with torch.cuda.device(device):
+            return zeroed(count, beside)
+    if device < 0 or torch.cuda.is_current_stream_capturing():
         return beside.new_zeros(count, dtype=torch.int32)
     # as the code that torch.compile generates asks for it: torch.cuda.current_stream() makes an object first
-    device = beside.get_device()
     stream = (device, torch._C._cuda_getCurrentRawStream(device))
     counters = _kept.get(stream)
     if counters is None or counters.numel() < count:

@@ -184,12 +184,11 @@ def forward(
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // PART)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    few = programs < FEW_PROGRAMS
-    chosen = OF_FEW if few else OF_MANY
+    chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
     block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, stride_row, stride_column)
     constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
-        few, *constants, stride_row, stride_column, width, of_aligned(hidden),
+        *chosen.options.values(), *constants, stride_row, stride_column, width, of_aligned(hidden),
         of_aligned(weight), of_tensor(bias), of_aligned(norm_weight), step_index.dtype, labels.dtype, cu_steps.dtype,
         of_tensor(normalizer),
     )  # fmt: skip

@@ -22,8 +22,7 @@ class StepLoss(NamedTuple):
 
     Attributes:
         loss: scalar, float32 (float64 if `hidden` is), with a gradient.
-        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient. Not to be
-            changed in place before the backward, which the eager backend refuses then.
+        q: [S] step scores, float32 (float64 if `hidden` is), detached: only the loss has a gradient.
     """
 
     loss: Tensor

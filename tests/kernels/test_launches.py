@@ -130,8 +130,9 @@ def test_hooks_of_triton_are_called(kernel, hook, monkeypatch):
     assert [entry[0] for entry in kernel.log] == ["triton", "code 1", "hooked code 1", "code 1", "code 1"]
 
 
-def test_launches_on_the_device_of_the_tensor(kernel, monkeypatch):
-    """Code is loaded on each device, and triton launches on the current one."""
+@pytest.fixture
+def current(monkeypatch):
+    """[the device that is current], of two that need not be there."""
     current = [0]
 
     @contextlib.contextmanager
@@ -142,6 +143,11 @@ def test_launches_on_the_device_of_the_tensor(kernel, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", device)
+    return current
+
+
+def test_launches_on_the_device_of_the_tensor(kernel, current):
+    """Code is loaded on each device, and triton launches on the current one."""
 
     class Arguments:
         def __iter__(self):  # at the launch
@@ -154,6 +160,19 @@ def test_launches_on_the_device_of_the_tensor(kernel, monkeypatch):
     found = [(entry[0], *entry[2]) for entry in kernel.log]
     assert found == [("triton", 0), ("triton", 1), ("code 1", 0), ("code 2", 1)]
     assert current == [0]
+
+
+def test_counters_are_made_anew_while_the_device_of_the_tensor_captures(kernel, current, monkeypatch):
+    """The device, that is, which need not be the current one."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[0] == 1)
+    monkeypatch.setattr(counters, "_in_private_pool", lambda tensor: False)
+    monkeypatch.setattr(counters, "_kept", {})
+    kept = []
+    for number in (0, 1):
+        beside = SimpleNamespace(get_device=lambda number=number: number, new_zeros=torch.zeros)
+        first, second = counters.zeroed(5, beside), counters.zeroed(5, beside)
+        kept.append(first.data_ptr() == second.data_ptr())
+    assert kept == [True, False]
 
 
 @pytest.mark.gpu

@@ -119,6 +119,9 @@ def test_scores_are_detached(device, backend):
     out = step_loss(**case, backend=backend)
     assert out.loss.requires_grad
     assert not out.q.requires_grad
+    out.q.zero_()  # the backward does not need it
+    out.loss.backward()
+    assert_close({"weight": case["weight"].grad.double().cpu()}, define(case))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
