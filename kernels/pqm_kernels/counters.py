@@ -4,6 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
+from pqm_kernels.launch import device_of
+
 FEWEST = 1024
 # By device and stream: calls on one stream never overlap. Calls on two would count each other's programs.
 _kept: dict[tuple[int, int], Tensor] = {}
@@ -16,12 +18,10 @@ def zeroed(count: int, beside: Tensor) -> Tensor:
     whenever it is replayed, as replays may overlap with each other and with calls; and on the CPU, where triton's
     interpreter can be stopped within a kernel.
     """
-    device = beside.get_device()  # -1 is the CPU
-    if device >= 0 and device != torch.cuda.current_device():  # whose stream is asked below
-        with torch.cuda.device(device):
-            return zeroed(count, beside)
-    if device < 0 or torch.cuda.is_current_stream_capturing():
-        return beside.new_zeros(count, dtype=torch.int32)
+    device = beside.get_device()
+    with device_of(beside):  # of whose stream this asks
+        if device < 0 or torch.cuda.is_current_stream_capturing():
+            return beside.new_zeros(count, dtype=torch.int32)
     # as the code that torch.compile generates asks for it: torch.cuda.current_stream() makes an object first
     stream = (device, torch._C._cuda_getCurrentRawStream(device))
     counters = _kept.get(stream)

@@ -91,13 +91,9 @@ def _fake_step_loss_backward(
     return dhidden, *(part.new_empty(part.shape if needs_head else 0) for part in head)
 
 
-def call_step_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, *constants: Any
-) -> tuple[Tensor, ...]:
+def call_step_loss(hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """The operator `step_loss`, with the same arguments and a gradient."""
-    if _is_watched(hidden):
-        return step_loss(hidden, weight, bias, norm_weight, *constants)
-    return _with_gradient(hidden, weight, bias, norm_weight, *constants)
+    return step_loss(hidden, *others) if _is_watched(hidden) else _with_gradient(hidden, *others)
 
 
 def _is_watched(tensor: Tensor) -> bool:

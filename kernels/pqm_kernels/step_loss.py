@@ -11,11 +11,6 @@ from pqm_kernels.backends import pick_backend
 from pqm_kernels.by_row import StepsByRow
 from pqm_kernels.reference import INDICES, check_steps, default_normalizer, trajectory_losses
 
-INPUTS = (
-    "hidden", "step_index", "labels", "cu_steps", "weight", "bias", "norm_weight", "normalizer",
-    "steps_by_row.order", "steps_by_row.first",
-)  # fmt: skip
-
 
 class StepLoss(NamedTuple):
     """What `step_loss` returns.
@@ -150,8 +145,12 @@ def _check(
 ) -> None:
     order, first = steps_by_row or (None, None)
     device = hidden.device
-    inputs = (hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, order, first)
-    for name, tensor in zip(INPUTS, inputs, strict=True):
+    inputs = {
+        "hidden": hidden, "step_index": step_index, "labels": labels, "cu_steps": cu_steps, "weight": weight,
+        "bias": bias, "norm_weight": norm_weight, "steps_by_row.order": order, "steps_by_row.first": first,
+        "normalizer": normalizer,
+    }  # fmt: skip
+    for name, tensor in inputs.items():
         if not isinstance(tensor, Tensor):
             continue
         if type(tensor).__name__ == "DTensor":
