@@ -4,10 +4,8 @@ from setuptools import find_packages, setup
 
 setup(
     packages=[
-        "pqm_kernels",
-        "pqm_benchmarks",
-        "pqm_benchmarks.gpu",
-        "pqm_benchmarks.train_step",
+        *find_packages("kernels", include=["pqm_kernels", "pqm_kernels.*"]),
+        *find_packages("benchmarks", include=["pqm_benchmarks", "pqm_benchmarks.*"]),
         *find_packages(include=["pqm_fast", "pqm_fast.*"]),
     ],
     # kernels/ itself is never a package: Hugging Face has one named `kernels` that transformers imports.

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from pqm_fast import lean_imports
+from pqm_fast.common import lean_imports
 
 if TYPE_CHECKING:
-    from pqm_fast.model import StepQModel
-    from pqm_fast.scorer import Scorer
+    from pqm_fast.model.step_q_model import StepQModel
+    from pqm_fast.scoring.scorer import Scorer
 
 __all__ = ["Scorer", "StepQModel"]
 
@@ -16,11 +16,11 @@ lean_imports.install()
 def __getattr__(name: str):
     # imported on first use: `pqm-fast --help` and the readers need no torch
     if name == "StepQModel":
-        from pqm_fast.model import StepQModel
+        from pqm_fast.model.step_q_model import StepQModel
 
         return StepQModel
     if name == "Scorer":
-        from pqm_fast.scorer import Scorer
+        from pqm_fast.scoring.scorer import Scorer
 
         return Scorer
     raise AttributeError(f"module 'pqm_fast' has no attribute {name!r}")

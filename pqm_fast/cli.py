@@ -8,8 +8,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from pqm_fast.common.signals import Stopped, stop_raises
 from pqm_fast.errors import PQMError
-from pqm_fast.signals import Stopped, stop_raises
 
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
@@ -101,7 +101,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _demo(arguments: list[str]) -> None:
-    from pqm_fast.demo import DemoConfig, demo
+    from pqm_fast.arithmetic.demo import DemoConfig, demo
 
     demo(_parse(DemoConfig, "demo", arguments))
 
@@ -118,7 +118,8 @@ def _train(arguments: list[str]) -> None:
 
 
 def _score(arguments: list[str]) -> None:
-    from pqm_fast.score import ScoreConfig, score
+    from pqm_fast.scoring.options import ScoreConfig
+    from pqm_fast.scoring.run import score
 
     print(f"scores: {score(_parse(ScoreConfig, 'score', arguments))}")
 
@@ -202,25 +203,25 @@ def _bench(arguments: list[str]) -> None:
 
 
 def _bench_kernels(arguments: list[str]) -> None:
-    from pqm_benchmarks.kernels import KernelBench, run
+    from pqm_benchmarks.kernels.run import KernelBench, run
 
     run(_parse(KernelBench, "bench kernels", arguments))
 
 
 def _bench_score(arguments: list[str]) -> None:
-    from pqm_benchmarks.score import ScoreBench, run
+    from pqm_benchmarks.score.run import ScoreBench, run
 
     run(_parse(ScoreBench, "bench score", arguments))
 
 
 def _bench_train(arguments: list[str]) -> None:
-    from pqm_benchmarks.train import TrainBench, run
+    from pqm_benchmarks.train.run import TrainBench, run
 
     run(_parse(TrainBench, "bench train", arguments))
 
 
 def _bench_work(arguments: list[str]) -> None:
-    from pqm_benchmarks.work import WorkBench, run
+    from pqm_benchmarks.work.run import WorkBench, run
 
     run(_parse(WorkBench, "bench work", arguments))
 
@@ -279,7 +280,7 @@ def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _typed_options(kind: type) -> set[str]:
     """Names of the options of a dataclass, and of those in it, whose texts are typed with escapes."""
-    from pqm_fast.options import Text
+    from pqm_fast.common.options import Text
 
     found: set[str] = set()
     for name, hint in get_type_hints(kind, include_extras=True).items():
@@ -291,7 +292,7 @@ def _typed_options(kind: type) -> set[str]:
 
 
 def _file_options(file: str, typed: set[str]) -> list[str]:
-    from pqm_fast.yaml_file import read_yaml
+    from pqm_fast.common.yaml_file import read_yaml
 
     values = read_yaml(Path(file))
     if not isinstance(values, dict):
@@ -300,7 +301,7 @@ def _file_options(file: str, typed: set[str]) -> list[str]:
 
 
 def _as_arguments(values: dict[str, Any], typed: set[str]) -> Iterator[str]:
-    from pqm_fast.options import escape
+    from pqm_fast.common.options import escape
 
     for name, value in values.items():
         option = "--" + str(name).replace("_", "-")

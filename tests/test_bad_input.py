@@ -14,8 +14,8 @@ from pqm_kernels import LOSSES
 from safetensors.torch import load_file, save_file
 
 from pqm_fast.cli import main
+from pqm_fast.common.journal import Journal
 from pqm_fast.data.dataset import TrajectoryDataset
-from pqm_fast.journal import Journal
 from pqm_fast.train.log import read_metrics
 
 GOOD = [

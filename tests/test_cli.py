@@ -22,27 +22,27 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from part_file import rows_in, sealed
-from pqm_benchmarks.kernels import KernelBench
-from pqm_benchmarks.work import WorkBench
+from pqm_benchmarks.kernels.run import KernelBench
+from pqm_benchmarks.work.run import WorkBench
 from pqm_kernels import LOSSES
 
-from pqm_fast import score as score_module
-from pqm_fast import scorer as scorer_module
+from pqm_fast.arithmetic.demo import DemoConfig
 from pqm_fast.cli import BENCHMARKS, COMMANDS, main
-from pqm_fast.data import dataset as dataset_module
-from pqm_fast.data import state
+from pqm_fast.common import digests as state
+from pqm_fast.common.journal import Journal
+from pqm_fast.common.options import escape, unescape
+from pqm_fast.data import token_cache as dataset_module
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.demo import DemoConfig
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
-from pqm_fast.journal import Journal
-from pqm_fast.model import StepQModel
-from pqm_fast.options import escape, unescape
-from pqm_fast.other_prms import OtherPRM
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.sample.annotate import AnnotateConfig
 from pqm_fast.sample.run import SampleConfig
-from pqm_fast.score import ScoreConfig
+from pqm_fast.scoring import run as score_module
+from pqm_fast.scoring import scorer as scorer_module
+from pqm_fast.scoring.options import ScoreConfig
+from pqm_fast.scoring.other_prms import OtherPRM
 from pqm_fast.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -568,7 +568,7 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert score(tmp_path / "in_half.jsonl", data, run, "--dtype=bfloat16") == 0
     expected = {"bfloat16": (tmp_path / "in_half.jsonl").read_bytes(), "float32": whole}
     assert expected["bfloat16"] != whole
-    picked = {"pqm_fast.pretrained.LEAST_WIDTH": 0, "pqm_fast.pretrained.bfloat16_gain": lambda *_: 2.0}
+    picked = {"pqm_fast.model.loading.LEAST_WIDTH": 0, "pqm_fast.model.loading.bfloat16_gain": lambda *_: 2.0}
     with monkeypatch.context() as patch:
         for name, value in picked.items() if begun == "bfloat16" else ():
             patch.setattr(name, value)

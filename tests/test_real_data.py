@@ -12,10 +12,10 @@ from transformers import AutoConfig
 
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
-from pqm_fast.data.dataset import load_dataset
 from pqm_fast.data.encode import Encoder, Template, ensure_step_token
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.pretrained import load_tokenizer
+from pqm_fast.data.token_cache import load_dataset
+from pqm_fast.model.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 from pqm_fast.arithmetic.models import write_model
 from pqm_fast.arithmetic.policies import TRAINED, Policy, make_policies
 from pqm_fast.arithmetic.problems import MAX_OPERATIONS, Problem, draw_problems, step_labels
+from pqm_fast.common.files import temporary_beside
 from pqm_fast.errors import PQMError
-from pqm_fast.files import temporary_beside
 
 
 @dataclass(frozen=True, slots=True)

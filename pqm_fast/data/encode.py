@@ -4,20 +4,21 @@ A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step
 Pieces are tokenised separately, so that a step has the same tokens whatever stands around it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqm_fast.common.options import Text
 from pqm_fast.data.chat import chat_text
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.options import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 LAST = "last"
 
@@ -185,3 +186,11 @@ class Encoder:
                 kind="step without tokens",
             )
         return join(record, ids, steps, marker, self.max_length)
+
+
+CHUNK = 2000  # records tokenised at a time: enough for every core, little memory
+
+
+def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    while chunk := list(islice(records, size)):
+        yield chunk

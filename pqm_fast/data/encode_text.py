@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TextLayout:
     """prompt_format, then for each step: step_format, step_token (where it is read; `last`: nothing), step_separator.
 
     `in_pieces`: question, step and step token are tokenised one by one, not the whole text at once.
@@ -38,7 +38,7 @@ class Layout:
 class TextEncoder:
     """Records to tokens under a layout, as `Encoder`: over-long records are cut at a step."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: Layout, max_length: int):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: TextLayout, max_length: int):
         self.tokenizer, self.layout, self.max_length = tokenizer, layout, max_length
         self.step_id: int | None = None
         self.marker: list[int] = []

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pqm_fast.common.signals import ASKED
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
-from pqm_fast.signals import ASKED
 
 MOST_WORKERS = 4  # one is faster than a GPU; more are for slow disks, and hold more batches in shared memory
 AHEAD = 2  # micro-batches that a worker makes before they are asked for

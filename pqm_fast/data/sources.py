@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pqm_fast.common.names import hidden
 from pqm_fast.data.checks import FormatError
 from pqm_fast.data.contents import check_contents
 from pqm_fast.data.tables import table_rows
 from pqm_fast.errors import PQMError
-from pqm_fast.names import hidden
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TreeLayout:
     """The prefix trees of n trajectories, U tokens in all: each trajectory's own tokens, those that it does not share
     with the one before it, after those of the one before."""
 
@@ -22,7 +22,7 @@ class Layout:
     position_ids: np.ndarray  # [U] int64, the depth in the tree
 
 
-def lay_out(sequences: Sequence[np.ndarray]) -> Layout:
+def lay_out(sequences: Sequence[np.ndarray]) -> TreeLayout:
     """The prefix trees of token sequences ([L] integers each), depth first."""
     order, shared = prefix_order(sequences)
     lengths = np.array([len(sequences[i]) for i in order], dtype=np.int64)
@@ -37,7 +37,7 @@ def lay_out(sequences: Sequence[np.ndarray]) -> Layout:
         path = np.concatenate([path[:depth], np.arange(offset, after)])
         paths.append(path)
         offset = after
-    return Layout(order, paths, own, ids, position)
+    return TreeLayout(order, paths, own, ids, position)
 
 
 def prefix_order(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pqm_fast.common.files import atomic_file
 from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.evaluate.step_thresholds import calibrated
-from pqm_fast.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,17 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pqm_fast.common.files import file_to_write, write_json
+from pqm_fast.common.options import Text
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
-from pqm_fast.data.scores import SCORED_BY, model_name, scores_of
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.pools import check_correct, evaluate_pools
 from pqm_fast.evaluate.steps import Pair, evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
-from pqm_fast.files import file_to_write, write_json
-from pqm_fast.options import Text
-from pqm_fast.score import CutOff, ScoringOptions
+from pqm_fast.scoring.cut_off import CutOff
+from pqm_fast.scoring.options import ScoringOptions
+from pqm_fast.scoring.stored import SCORED_BY, model_name, scores_of
 
 Aggregator = Literal["min", "last", "mean", "prod", "max"]
 
@@ -117,6 +118,6 @@ def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary,
         for record in read_all(data, config.read, skipped):
             yield record, scores_of(record, ", ".join(data), ", or give --model")
         return
-    from pqm_fast.scorer import score_records
+    from pqm_fast.scoring.run import score_records
 
     yield from score_records(config.model, data, config.read, config.scoring, skipped, cut)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.scores import SCORED_BY
+from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
+from pqm_fast.scoring.stored import SCORED_BY
 from pqm_fast.train.log import read_metrics
-from pqm_fast.yaml_file import read_yaml
 
 
 @dataclass(slots=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pqm_fast.common.files import atomic_file, file_to_write
+from pqm_fast.common.options import Text
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file, file_to_write
-from pqm_fast.options import Text
 from pqm_fast.report.find import find
 from pqm_fast.report.page import page
 from pqm_fast.report.solutions import choose

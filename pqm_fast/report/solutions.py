@@ -10,8 +10,8 @@ from typing import Any
 
 from pqm_fast.data.read import read_records
 from pqm_fast.data.records import Record
-from pqm_fast.data.scores import Scores, scores_of
 from pqm_fast.report.find import Run
+from pqm_fast.scoring.stored import Scores, scores_of
 
 
 def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pqm_fast.common.files import atomic_file
+from pqm_fast.common.journal import Journal
+from pqm_fast.common.lock import locked
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
-from pqm_fast.data.state import source_key
+from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.files import atomic_file
-from pqm_fast.journal import Journal
-from pqm_fast.lock import locked
 from pqm_fast.sample.policy import PolicyOptions, policy_state
 from pqm_fast.sample.rollouts import Rollouts
 from pqm_fast.sample.search import Label, Search, step_labels

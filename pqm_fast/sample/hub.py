@@ -16,7 +16,9 @@ from transformers.generation import (
 )
 
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.pretrained import load_tokenizer, pick_device, quiet_transformers
+from pqm_fast.model.device import pick_device
+from pqm_fast.model.loading import quiet_transformers
+from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.sample.noise import gumbel
 from pqm_fast.sample.policy import Completion, Outcome, PolicyOptions, Request
 from pqm_fast.sample.prompt import chat_format, write_prompt

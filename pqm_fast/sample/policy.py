@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from pqm_fast.data.state import model_key
+from pqm_fast.common.names import check_model_name, hidden
+from pqm_fast.common.options import DType, Text
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.names import check_model_name, hidden
-from pqm_fast.options import DType, Text
+from pqm_fast.model.identity import model_key
 
 
 class Request(NamedTuple):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from pqm_fast.common.journal import Journal
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.evaluate.answers import is_cut_off
-from pqm_fast.journal import Journal
 from pqm_fast.sample.judge import right
 from pqm_fast.sample.policy import Outcome, Request, complete, open_policy, parse_policy, request_seed
 from pqm_fast.sample.search import next_prefixes

@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pqm_fast.data.state import source_key
+from pqm_fast.common.files import atomic_file
+from pqm_fast.common.journal import Journal
+from pqm_fast.common.lock import locked
+from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.files import atomic_file
-from pqm_fast.journal import Journal
-from pqm_fast.lock import locked
 from pqm_fast.sample.policy import (
     Completion,
     PolicyOptions,

@@ -49,7 +49,7 @@ class ServerPolicy:
         self.url, self.model, self.options = f"{place}/completions", model, options
         self.prompt_format = options.prompt_format
         if options.prompt_format == "chat":
-            from pqm_fast.pretrained import load_tokenizer
+            from pqm_fast.model.tokenizer import load_tokenizer
 
             self.prompt_format = chat_format(load_tokenizer(options.tokenizer or model), options.system)
         self.in_flight = 0

@@ -7,12 +7,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.common.files import atomic_file, write_json
+from pqm_fast.common.lock import is_empty
+from pqm_fast.common.names import check_model_name
 from pqm_fast.data.read import SkipSummary, read_all, read_records
-from pqm_fast.data.state import source_key
+from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file, write_json
-from pqm_fast.lock import is_empty
-from pqm_fast.names import check_model_name
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.labels import parse_labels, write_labelled

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pqm_fast.common.files import atomic_file
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.files import atomic_file
+from pqm_fast.common.files import atomic_file
 from pqm_fast.study.tables import select
 
 COLORS = ("#1f6fb4", "#e07b39", "#3c9d5d", "#9256a8", "#b8444f", "#77664f", "#c2a01c", "#4aa5b5")

@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pqm_fast.common.files import atomic_file, write_json
+from pqm_fast.common.lock import locked
+from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file, write_json
-from pqm_fast.lock import locked
-from pqm_fast.signals import Stopped
 from pqm_fast.study.analyse import Result, analyse, chosen, read_result
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials, prepare
@@ -35,7 +35,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
 
 
 def _study(config: StudyConfig) -> dict[str, Any]:
-    from pqm_fast.environment import describe
+    from pqm_fast.common.environment import describe
     from pqm_fast.study.pictures import draw
 
     materials = prepare(config)

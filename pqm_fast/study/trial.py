@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pqm_fast.common.files import write_json
+from pqm_fast.common.options import DType
 from pqm_fast.data.encode import OverLong
 from pqm_fast.data.records import Record
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
-from pqm_fast.files import write_json
-from pqm_fast.options import DType
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials
 from pqm_fast.study.grid import Trial
@@ -114,14 +114,14 @@ def _train(config: StudyConfig, materials: Materials, trial: Trial, folder: Path
 
 def _dtype(config: StudyConfig) -> DType:
     """The same in all trials, which what a CPU is measured to be faster in might not be."""
-    from pqm_fast.pretrained import pick_device
+    from pqm_fast.model.device import pick_device
 
     on_cpu = pick_device(config.device).type == "cpu"
     return "float32" if config.dtype == "auto" and on_cpu else config.dtype
 
 
 def _scorer(config: StudyConfig, folder: Path) -> Any:
-    from pqm_fast.scorer import Scorer
+    from pqm_fast.scoring.scorer import Scorer
 
     return Scorer.from_pretrained(
         folder,

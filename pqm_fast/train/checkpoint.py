@@ -13,10 +13,10 @@ import torch
 from pqm_kernels import AdamW
 from safetensors.torch import load_file, save_file
 
-from pqm_fast.checksums import find_damage, write_sums
+from pqm_fast.common.checksums import find_damage, write_sums
+from pqm_fast.common.files import atomic_folder, write_json
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_folder, write_json
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.folder import writing
 from pqm_fast.train.lora import adapted, merged_state
 

@@ -10,11 +10,11 @@ import torch
 from pqm_kernels import LOSSES
 from tqdm import tqdm
 
+from pqm_fast.common.signals import Stop
 from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
-from pqm_fast.signals import Stop
 from pqm_fast.train.setup import Run, Split
 from pqm_fast.train.step import Planned
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from pqm_fast.common.files import remove_leftovers
 from pqm_fast.errors import PQMError
-from pqm_fast.files import remove_leftovers
 from pqm_fast.train.checkpoint import complete_checkpoints, load_checkpoint
 from pqm_fast.train.resume import check_length
 from pqm_fast.train.setup import Run

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pqm_fast.errors import PQMError
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 
 
 def decoder_layers(model: StepQModel) -> list[nn.Module]:

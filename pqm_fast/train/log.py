@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pqm_fast.files import atomic_file, is_at, write_all
+from pqm_fast.common.files import atomic_file, is_at, write_all
 from pqm_fast.train.folder import NotWritten, RunFolder
 
 SHOWN = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from pqm_fast.common.files import write_json
+from pqm_fast.common.lock import locked
+from pqm_fast.common.signals import Stop, Stopped, stop_requested
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import Diverged, PQMError
-from pqm_fast.files import write_json
-from pqm_fast.lock import locked
-from pqm_fast.pretrained import dtype_name
-from pqm_fast.signals import Stop, Stopped, stop_requested
+from pqm_fast.model.device import dtype_name
 from pqm_fast.train.checkpoint import final_weights, save_checkpoint
 from pqm_fast.train.clock import Clock
 from pqm_fast.train.config import TrainConfig

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from pqm_fast.common.lean_imports import without_torchao
 from pqm_fast.errors import PQMError
-from pqm_fast.lean_imports import without_torchao
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.layers import decoder_layers
 
 

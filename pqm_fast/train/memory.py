@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.data.pack import pack
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.host_memory import free_on_host
 from pqm_fast.train.layers import decoder_layers
 

@@ -6,15 +6,15 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.checksums import find_damage, has_sums
+from pqm_fast.common.checksums import find_damage, has_sums
+from pqm_fast.common.files import remove_leftovers
+from pqm_fast.common.lock import is_empty
+from pqm_fast.common.yaml_file import read_yaml, write_yaml
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
-from pqm_fast.files import remove_leftovers
-from pqm_fast.lock import is_empty
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
 from pqm_fast.train.config import LENGTH, WITHOUT_EFFECT, TrainConfig
 from pqm_fast.train.log import read_metrics
-from pqm_fast.yaml_file import read_yaml, write_yaml
 
 
 def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:

@@ -12,22 +12,28 @@ import torch
 from pqm_kernels import LOSSES
 from transformers import PreTrainedTokenizerBase
 
+from pqm_fast.common.yaml_file import write_yaml
 from pqm_fast.data.balance import one_sided
-from pqm_fast.data.dataset import TrajectoryDataset, load_dataset, split_by_question
+from pqm_fast.data.batches import Units
+from pqm_fast.data.dataset import TrajectoryDataset
 from pqm_fast.data.encode import Encoder
-from pqm_fast.data.pack import PackedBatch, Trajectory, Units, pack
+from pqm_fast.data.pack import PackedBatch, pack
+from pqm_fast.data.questions import split_by_question
+from pqm_fast.data.token_cache import load_dataset
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
-from pqm_fast.model import Recipe, StepQModel
-from pqm_fast.pretrained import load_tokenizer, pick_device, pick_dtype
+from pqm_fast.model.device import pick_device, pick_dtype
+from pqm_fast.model.identity import identify_model
+from pqm_fast.model.recipe import Recipe
+from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.train.checkpoint import Checkpoint
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.fingerprint import identify_model
 from pqm_fast.train.layers import compile_layers, recompute, use_float8, use_liger
 from pqm_fast.train.lora import add_adapters
 from pqm_fast.train.memory import Sizes, fit_memory
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.resume import find_checkpoint
-from pqm_fast.yaml_file import write_yaml
 
 
 @dataclass
@@ -113,7 +119,7 @@ def prepare(config: TrainConfig) -> Run:
         attention=config.attention,
         notes=notes,
     )
-    model_identity = identify_model(config.model, model)
+    model_identity = identify_model(config.model, model.config)
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from pqm_kernels import LOSSES, StepLoss
 
-from pqm_fast.attention import Packing
 from pqm_fast.data.pack import PackedBatch
-from pqm_fast.model import StepQModel
+from pqm_fast.model.attention import Packing
+from pqm_fast.model.step_q_model import StepQModel
 
 Planned = tuple[PackedBatch, Packing | None]
 """A micro-batch on the host, and how it attends if that was planned ahead."""

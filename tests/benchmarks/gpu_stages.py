@@ -7,7 +7,7 @@ import time
 
 from pqm_benchmarks.gpu.job import Skipped
 
-from pqm_fast.environment import describe
+from pqm_fast.common.environment import describe
 from pqm_fast.errors import PQMError
 
 

@@ -10,12 +10,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from pqm_benchmarks import score, score_report, score_ways, train, train_report
-from pqm_benchmarks.attempts import fastest
-from pqm_benchmarks.comparison_rounds import Found, over_median, take_turns
-from pqm_benchmarks.train_step import ladder
-from pqm_benchmarks.work import prefix_tree
-from pqm_benchmarks.workload import make_workload
+from pqm_benchmarks.score import report as score_report
+from pqm_benchmarks.score import run as score
+from pqm_benchmarks.score import ways as score_ways
+from pqm_benchmarks.shared.attempts import fastest
+from pqm_benchmarks.shared.comparison_rounds import Found, over_median, take_turns
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.train import report as train_report
+from pqm_benchmarks.train import run as train
+from pqm_benchmarks.train.ways import ladder
+from pqm_benchmarks.work.run import prefix_tree
 
 from pqm_fast.errors import PQMError
 

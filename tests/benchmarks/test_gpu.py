@@ -17,7 +17,7 @@ from pqm_benchmarks.gpu.run import Request
 from pqm_benchmarks.gpu.stages import LISTS, MINUTES, Stage
 from pqm_benchmarks.gpu.summary import text
 
-from pqm_fast.environment import COMMIT, describe
+from pqm_fast.common.environment import COMMIT, describe
 
 HERE = Path(__file__).parent
 

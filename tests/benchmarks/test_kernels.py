@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from pqm_benchmarks import implementations
-from pqm_benchmarks.implementations import IMPLEMENTATIONS, Call, why_not
-from pqm_benchmarks.inputs import SIZES, floor_bytes, make_inputs
-from pqm_benchmarks.kernels import KernelBench
-from pqm_benchmarks.published import published_rank
-from pqm_benchmarks.report import NAMES, TARGETS, table, targets
+from pqm_benchmarks.kernels import implementations
+from pqm_benchmarks.kernels.implementations import IMPLEMENTATIONS, Call, why_not
+from pqm_benchmarks.kernels.inputs import SIZES, floor_bytes, make_inputs
+from pqm_benchmarks.kernels.run import KernelBench
+from pqm_benchmarks.shared.published import published_rank
+from pqm_benchmarks.shared.report import NAMES, TARGETS, table, targets
 from pqm_kernels import trajectory_losses
 
 from pqm_fast.cli import main
@@ -356,7 +356,7 @@ def test_python_starts_a_run_without_the_packages_of_the_command_line(tmp_path):
     code = (
         "import sys\n"
         "for name in ('tyro', 'yaml', 'datasets', 'transformers', 'tqdm', 'safetensors'): sys.modules[name] = None\n"
-        "from pqm_benchmarks.kernels import KernelBench, run\n"
+        "from pqm_benchmarks.kernels.run import KernelBench, run\n"
         f"run(KernelBench(out={str(tmp_path)!r}, device='cpu', norm='without', repeats=1, implementations=('eager',)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -6,15 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pqm_benchmarks import score, score_ways, score_work, workload
-from pqm_benchmarks.comparison_report import merge
-from pqm_benchmarks.score import ScoreBench
-from pqm_benchmarks.score_picture import draw
-from pqm_benchmarks.score_report import table
-from pqm_benchmarks.score_ways import WAYS
-from pqm_benchmarks.shapes import EVERY
-from pqm_benchmarks.work import count_products, prefix_tree
-from pqm_benchmarks.workload import make_workload
+from pqm_benchmarks.score import run as score
+from pqm_benchmarks.score import ways as score_ways
+from pqm_benchmarks.score import work as score_work
+from pqm_benchmarks.score.picture import draw
+from pqm_benchmarks.score.report import table
+from pqm_benchmarks.score.run import ScoreBench
+from pqm_benchmarks.score.ways import WAYS
+from pqm_benchmarks.shared import workload
+from pqm_benchmarks.shared.comparison_report import merge
+from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.work.run import count_products, prefix_tree
 
 from pqm_fast.cli import main
 from pqm_fast.errors import PQMError

@@ -5,23 +5,24 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from pqm_benchmarks.score_check import Expected
-from pqm_benchmarks.score_ways import WAYS, PaddedBatch, padded_excess, padded_layout, score
-from pqm_benchmarks.score_work import count, forward
-from pqm_benchmarks.shapes import SHAPES, Shape
-from pqm_benchmarks.train_step.models import random_model
-from pqm_benchmarks.train_step.ours import HEAD
-from pqm_benchmarks.train_step.trl import padding_at_scale
-from pqm_benchmarks.work import Layout, count_products
-from pqm_benchmarks.workload import make_workload
+from pqm_benchmarks.score.check import Expected
+from pqm_benchmarks.score.ways import WAYS, PaddedBatch, padded_excess, padded_layout, score
+from pqm_benchmarks.score.work import count, forward
+from pqm_benchmarks.shared.shapes import SHAPES, Shape
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.train.ways.models import random_model
+from pqm_benchmarks.train.ways.ours import HEAD
+from pqm_benchmarks.train.ways.trl import padding_at_scale
+from pqm_benchmarks.work.run import Layout, count_products
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.data.encode import Encoded
-from pqm_fast.data.pack import PackedBatch, Trajectory
+from pqm_fast.data.pack import PackedBatch
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
-from pqm_fast.scorer import Scorer
+from pqm_fast.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
 CONFIGS = {

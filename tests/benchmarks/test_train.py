@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pqm_benchmarks.comparison_report import merge
-from pqm_benchmarks.shapes import EVERY
-from pqm_benchmarks.train_picture import draw
-from pqm_benchmarks.train_report import TARGETS, table
-from pqm_benchmarks.train_step import ladder
-from pqm_benchmarks.work import count_products, prefix_tree
-from pqm_benchmarks.workload import make_workload
+from pqm_benchmarks.shared.comparison_report import merge
+from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.train.picture import draw
+from pqm_benchmarks.train.report import TARGETS, table
+from pqm_benchmarks.train.ways import ladder
+from pqm_benchmarks.work.run import count_products, prefix_tree
 
 from pqm_fast.errors import PQMError
 

@@ -5,21 +5,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from definitions import DEFINITIONS
-from pqm_benchmarks import devices
-from pqm_benchmarks.attempts import fastest
-from pqm_benchmarks.shapes import Shape
-from pqm_benchmarks.train_step import openrlhf, ours, reference, steady, trl
-from pqm_benchmarks.train_step.ladder import WAYS
-from pqm_benchmarks.train_step.models import random_model, randomise
-from pqm_benchmarks.train_step.optimizers import MasterAdamW
-from pqm_benchmarks.train_step.way import LEARNING_RATE, ZETA, Plan, Way
-from pqm_benchmarks.work import Layout, count_products
-from pqm_benchmarks.workload import published_batches
+from pqm_benchmarks.shared import devices
+from pqm_benchmarks.shared.attempts import fastest
+from pqm_benchmarks.shared.shapes import Shape
+from pqm_benchmarks.shared.workload import published_batches
+from pqm_benchmarks.train.ways import openrlhf, ours, reference, steady, trl
+from pqm_benchmarks.train.ways.ladder import WAYS
+from pqm_benchmarks.train.ways.models import random_model, randomise
+from pqm_benchmarks.train.ways.optimizers import MasterAdamW
+from pqm_benchmarks.train.ways.way import LEARNING_RATE, ZETA, Plan, Way
+from pqm_benchmarks.work.run import Layout, count_products
 from tiny import relative_error
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from pqm_fast.data.pack import Trajectory
+from pqm_fast.data.trajectory import Trajectory
 
 CPU = torch.device("cpu")
 CONFIGS = {
@@ -319,8 +319,8 @@ def test_padding_at_scale():
 def test_master_weights_are_those_of_adamw_in_float32(monkeypatch):
     """Also for steps that bfloat16 cannot show, in parts, and for a weight without a gradient."""
     rate = 2e-3
-    monkeypatch.setattr("pqm_benchmarks.train_step.optimizers.PART", 20)
-    monkeypatch.setattr("pqm_benchmarks.train_step.optimizers.LEARNING_RATE", rate)
+    monkeypatch.setattr("pqm_benchmarks.train.ways.optimizers.PART", 20)
+    monkeypatch.setattr("pqm_benchmarks.train.ways.optimizers.LEARNING_RATE", rate)
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(n, 4).bfloat16()) for n in (3, 9, 1, 2)]
     single = [nn.Parameter(w.detach().float()) for w in weights]

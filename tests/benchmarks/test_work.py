@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from pqm_benchmarks import work as work_module
-from pqm_benchmarks import workload
-from pqm_benchmarks.shapes import SHAPES
-from pqm_benchmarks.work import (
+from pqm_benchmarks.shared import workload
+from pqm_benchmarks.shared.shapes import SHAPES
+from pqm_benchmarks.shared.workload import make_workload, published_batches
+from pqm_benchmarks.work import run as work_module
+from pqm_benchmarks.work.picture import draw
+from pqm_benchmarks.work.run import (
     PARTS,
     WAYS,
     Layout,
@@ -26,16 +28,15 @@ from pqm_benchmarks.work import (
     table,
     work,
 )
-from pqm_benchmarks.work_picture import draw
-from pqm_benchmarks.workload import make_workload, published_batches
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from pqm_fast.cli import main
-from pqm_fast.data.pack import Trajectory, pack, pack_trees
+from pqm_fast.data.pack import pack, pack_trees
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 
 ROOT = Path(__file__).resolve().parents[2]
 

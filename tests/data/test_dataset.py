@@ -9,9 +9,10 @@ import pytest
 import tiny
 from flip import flip
 
-from pqm_fast.data.dataset import COLUMNS, load_dataset
+from pqm_fast.data.dataset import COLUMNS
 from pqm_fast.data.encode import Encoder, Template
 from pqm_fast.data.formats import ReadOptions
+from pqm_fast.data.token_cache import load_dataset
 from pqm_fast.errors import PQMError
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from pqm_fast.data.batches import Units
 from pqm_fast.data.dataset import COLUMNS, TrajectoryDataset
 from pqm_fast.data.loader import MOST_WORKERS, _Flat, default_workers, load_steps
-from pqm_fast.data.pack import PackedBatch, Units, pack
+from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.errors import PQMError, RecordError
 
 BUDGET = 400

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqm_fast.data.pack import Trajectory, pack, plan_batches
+from pqm_fast.data.batches import plan_batches
+from pqm_fast.data.pack import pack
+from pqm_fast.data.trajectory import Trajectory
 
 
 def math_shepherd_lengths(count, seed=0):

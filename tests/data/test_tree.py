@@ -10,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqm_fast.data.dataset import question_number
+from pqm_fast.data.batches import Units
 from pqm_fast.data.encode import Encoder, Template, ensure_step_token
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.data.pack import Trajectory, Units, pack, pack_trees
+from pqm_fast.data.pack import pack, pack_trees
+from pqm_fast.data.questions import question_number
 from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.data.tree import by_question, cut_runs, lay_out, prefix_order
-from pqm_fast.pretrained import load_tokenizer
+from pqm_fast.model.tokenizer import load_tokenizer
 
 # three tokens, one of them with bytes in another order than the numbers: prefixes collide all the time
 SEQUENCE = st.lists(st.sampled_from([1, 2, 256]), min_size=1, max_size=7)

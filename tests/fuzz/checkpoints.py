@@ -10,11 +10,12 @@ import tiny
 import torch
 from safetensors.torch import save
 
-from pqm_fast.checksums import NAME, write_sums
+from pqm_fast.common.checksums import NAME, write_sums
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
-from pqm_fast.model import Recipe, StepQModel
-from pqm_fast.scorer import Scorer
+from pqm_fast.model.recipe import Recipe
+from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.train.checkpoint import FILES, load_checkpoint, newest_intact, save_checkpoint
 
 # no large ones: a model of 10^9 layers is built until the memory is full

@@ -15,8 +15,9 @@ from valid_records import VALID
 
 from pqm_fast.data.encode import Encoded, Encoder, Template
 from pqm_fast.data.formats import FORMATS, ReadOptions
-from pqm_fast.data.pack import Trajectory, pack
+from pqm_fast.data.pack import pack
 from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 
 ENCODER = Encoder(tiny.tokenizer(), Template(step_token="last"), 24)

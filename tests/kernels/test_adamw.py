@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from cases import BACKENDS
-from pqm_kernels import AdamW, adamw
+from pqm_kernels import AdamW
+from pqm_kernels.adamw import optimizer as adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of NaN and inf
 HALF, FULL = torch.bfloat16, torch.float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import BACKENDS
 from pqm_kernels import StepsByRow, gather_rows, steps_by_row
-from pqm_kernels.gather_kernel import TILE_WIDTH
+from pqm_kernels.gather.kernel import TILE_WIDTH
 
 WIDE = TILE_WIDTH // 4 + 1  # in float32 one column more than a tile
 CASES = {  # rows, index

@@ -10,7 +10,8 @@ from pqm_kernels import step_loss, steps_by_row
 
 pytest.importorskip("triton")
 
-from pqm_kernels import counters, forward, launch
+from pqm_kernels import launch
+from pqm_kernels.step_loss import counters, forward
 from triton import knobs
 
 # Long trajectories and none, many and few, nothing at all.

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from pqm_kernels import LOSSES, reference, trajectory_losses
+from pqm_kernels import LOSSES, trajectory_losses
+from pqm_kernels.step_loss import reference
 
 TRAJECTORY_LABELS = [
     [],

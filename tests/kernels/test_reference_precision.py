@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from definitions import DEFINITIONS, trajectory_definitions
-from pqm_kernels import LOSSES, reference, trajectory_losses
+from pqm_kernels import LOSSES, trajectory_losses
+from pqm_kernels.step_loss import reference
 
 # Twice and more what rounding the result to float32 costs; in float64, what scores of 1e4 leave of 16 digits.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}

@@ -14,8 +14,8 @@ from pqm_kernels import LOSSES, step_loss, steps_by_row
 from pqm_kernels.backends import pick_backend
 from torch._dynamo.testing import CompileCounterWithBackend
 
-ops = importlib.import_module("pqm_kernels.ops")
-step_loss_module = importlib.import_module("pqm_kernels.step_loss")  # the package has the function by this name
+ops = importlib.import_module("pqm_kernels.step_loss.op")
+step_loss_module = importlib.import_module("pqm_kernels.step_loss.api")  # the package has the function by this name
 
 
 @pytest.fixture

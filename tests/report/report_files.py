@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from pqm_fast.common.files import write_json
 from pqm_fast.data.records import Record
 from pqm_fast.evaluate import evaluate_pools, evaluate_steps
-from pqm_fast.files import write_json
 from pqm_fast.train.config import TrainConfig
 
 HOSTILE = "</script><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"><!--<script>"

@@ -17,12 +17,12 @@ import yaml
 from flip import flip
 from untimed import untimed
 
-from pqm_fast.checksums import find_damage
 from pqm_fast.cli import main
+from pqm_fast.common.checksums import find_damage
+from pqm_fast.common.signals import Stopped
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
-from pqm_fast.model import StepQModel
-from pqm_fast.signals import Stopped
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import checkpoint, loop
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics

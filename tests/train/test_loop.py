@@ -18,7 +18,7 @@ from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics
 from pqm_fast.train.loop import evaluate, train
@@ -118,11 +118,11 @@ def test_a_resumed_run_keeps_its_dtype(configure, tmp_path, monkeypatch, begun, 
     model = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, num_hidden_layers=1))
     options = {"model": model, "save_every": 2, "max_steps": 3, "recompute_layers": 0}
     name, other = ("bfloat16", "float32") if begun > now else ("float32", "bfloat16")
-    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: begun)
+    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *_: begun)
     train(configure("whole", **options))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     cut_off(tmp_path / "cut", 2)
-    monkeypatch.setattr("pqm_fast.pretrained.bfloat16_gain", lambda *_: now)
+    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *_: now)
     assert any(note.startswith(f"dtype {other}: ") for note in prepare(configure("new", **options)).notes)
     resumed = prepare(configure("cut", **options, resume=True))
     assert resumed.model.classifier.dtype == getattr(torch, name)
@@ -472,7 +472,7 @@ def test_the_next_step_is_launched_before_the_last_one_is_read(configure, monkey
 
 def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
     model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "nan", num_hidden_layers=2)))
-    from pqm_fast.model import Recipe
+    from pqm_fast.model.recipe import Recipe
 
     with torch.no_grad():
         model.classifier.get_input_embeddings().weight[12] = float("nan")

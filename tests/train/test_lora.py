@@ -6,7 +6,7 @@ from test_model import make_model, trajectories
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.data.pack import pack
-from pqm_fast.model import StepQModel
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.loop import train
 from pqm_fast.train.lora import adapted, add_adapters, merged_state
 

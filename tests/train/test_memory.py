@@ -14,21 +14,13 @@ from test_model import make_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 
-from pqm_fast.attention import NAME, kernels
-from pqm_fast.data.pack import Trajectory, pack, pack_trees
-from pqm_fast.model import StepQModel
+from pqm_fast.data.pack import pack, pack_trees
+from pqm_fast.data.trajectory import Trajectory
+from pqm_fast.model.attention import NAME, kernels
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import memory
 from pqm_fast.train.layers import compile_layers, recompute
-from pqm_fast.train.memory import (
-    HOST_RESERVE,
-    LayerBytes,
-    Needs,
-    Sizes,
-    choose,
-    fit_memory,
-    measure_layer,
-    needs,
-)
+from pqm_fast.train.memory import HOST_RESERVE, LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.step import Objective, train_step
 
@@ -57,7 +49,7 @@ class KeepsItsInputs(torch.autograd.Function):
 @pytest.mark.parametrize("ratio", [1.3, 1.6, 8.0])
 def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monkeypatch, ratio):
     model = make_model(tmp_path, "llama")
-    monkeypatch.setattr("pqm_fast.model.choose_backend", lambda *args: "varlen")
+    monkeypatch.setattr("pqm_fast.model.step_q_model.choose_backend", lambda *args: "varlen")
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
     monkeypatch.setattr(kernels, "find", lambda *args, **how: lambda *qkv, **how: KeepsItsInputs.apply(*qkv[:3]))
     plain, tree = (measure_layer(model, 1024, each).kept for each in (1.0, ratio))

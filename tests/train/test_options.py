@@ -8,7 +8,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from pqm_fast.checksums import write_sums
+from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
 from pqm_fast.train import evaluation, loop, setup
 from pqm_fast.train.checkpoint import complete_checkpoints

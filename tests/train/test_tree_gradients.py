@@ -5,8 +5,10 @@ import pytest
 import tiny
 import torch
 
-from pqm_fast.data.pack import Trajectory, Units, pack
-from pqm_fast.model import StepQModel
+from pqm_fast.data.batches import Units
+from pqm_fast.data.pack import pack
+from pqm_fast.data.trajectory import Trajectory
+from pqm_fast.model.step_q_model import StepQModel
 
 
 def solutions(questions=4, each=6, seed=0):

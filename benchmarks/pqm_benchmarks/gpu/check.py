@@ -12,17 +12,17 @@ import torch
 from pqm_kernels import AdamW
 from torch import Tensor
 
-from pqm_benchmarks.devices import matrix_rate, peak_of
 from pqm_benchmarks.gpu.job import Job
-from pqm_benchmarks.implementations import NORM_EPS, ZETA, fused
-from pqm_benchmarks.inputs import SIZES, Inputs, make_inputs
-from pqm_benchmarks.measure import copy_rate
-from pqm_benchmarks.workload import make_workload
-from pqm_fast.attention import Planner, choose_backend
-from pqm_fast.attention.paths import Paths
+from pqm_benchmarks.kernels.implementations import NORM_EPS, ZETA, fused
+from pqm_benchmarks.kernels.inputs import SIZES, Inputs, make_inputs
+from pqm_benchmarks.shared.devices import matrix_rate, peak_of
+from pqm_benchmarks.shared.measure import copy_rate
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_fast.common.environment import describe
 from pqm_fast.data.pack import PackedBatch, pack
-from pqm_fast.environment import describe
 from pqm_fast.errors import PQMError
+from pqm_fast.model.attention import Planner, choose_backend
+from pqm_fast.model.attention.paths import Paths
 
 TIMES = 2.0  # the error that is allowed, over that of plain PyTorch,
 LEAST = 1e-5  # and what is none: float32 in any case

@@ -10,8 +10,8 @@ import sys
 import torch
 
 from pqm_benchmarks.gpu.job import Job, Skipped
-from pqm_benchmarks.implementations import fused
-from pqm_benchmarks.inputs import SIZES, make_inputs
+from pqm_benchmarks.kernels.implementations import fused
+from pqm_benchmarks.kernels.inputs import SIZES, make_inputs
 from pqm_fast.errors import PQMError
 
 KERNELS = "regex:forward_kernel|rows_kernel"

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
 
 Figures = dict[str, Any]
 

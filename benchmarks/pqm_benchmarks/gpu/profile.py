@@ -8,12 +8,12 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from pqm_benchmarks.attempts import attempt_alone
 from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.gpu.speed import TRAIN
-from pqm_benchmarks.shapes import EVERY, AnyShape
-from pqm_benchmarks.train_step.ladder import WAYS
-from pqm_benchmarks.workload import make_workload
+from pqm_benchmarks.shared.attempts import attempt_alone
+from pqm_benchmarks.shared.shapes import EVERY, AnyShape
+from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.train.ways.ladder import WAYS
 from pqm_fast.errors import PQMError
 
 LONGEST = 10

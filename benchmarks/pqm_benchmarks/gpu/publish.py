@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks import pictures, score_picture, train_picture
-from pqm_benchmarks.comparison_report import Results, merge
 from pqm_benchmarks.gpu.stages import LISTS
 from pqm_benchmarks.gpu.summary import heading, targets
-from pqm_benchmarks.report import DEVICE
+from pqm_benchmarks.kernels import pictures
+from pqm_benchmarks.score import picture as score_picture
+from pqm_benchmarks.shared.comparison_report import Results, merge
+from pqm_benchmarks.shared.report import DEVICE
+from pqm_benchmarks.train import picture as train_picture
+from pqm_fast.common.files import atomic_file
 from pqm_fast.errors import PQMError
-from pqm_fast.files import atomic_file
 
 STORED = Path("benchmarks/results")
 IMAGES = Path("docs/images")

@@ -15,9 +15,9 @@ from typing import Any
 
 from pqm_benchmarks.gpu.stages import LISTS, MINUTES, Stage
 from pqm_benchmarks.gpu.summary import text
-from pqm_fast.environment import COMMIT
+from pqm_fast.common.environment import COMMIT
+from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
 
 GOOD = ("passed", "skipped")
 GRACE = 3.0  # seconds from the signal to end to the one that cannot be ignored
@@ -45,7 +45,7 @@ def run(request: Request) -> int:
     Raises:
         PQMError: an unknown stage or device, a folder that is not empty, no time.
     """
-    from pqm_benchmarks.devices import pick
+    from pqm_benchmarks.shared.devices import pick
 
     device = pick(request.device).type
     stages = _stages(request)

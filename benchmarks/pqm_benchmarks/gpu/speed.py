@@ -4,17 +4,18 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from pqm_benchmarks import kernels as kernel_bench
-from pqm_benchmarks import report as kernel_report
-from pqm_benchmarks import score as score_bench
-from pqm_benchmarks import score_report, train_report
-from pqm_benchmarks import train as train_bench
-from pqm_benchmarks.attempts import OUT_OF_MEMORY
-from pqm_benchmarks.comparison_report import Results
 from pqm_benchmarks.gpu.job import Job, Skipped
-from pqm_benchmarks.shapes import EVERY, AnyShape
+from pqm_benchmarks.kernels import run as kernel_bench
+from pqm_benchmarks.score import report as score_report
+from pqm_benchmarks.score import run as score_bench
+from pqm_benchmarks.shared import report as kernel_report
+from pqm_benchmarks.shared.attempts import OUT_OF_MEMORY
+from pqm_benchmarks.shared.comparison_report import Results
+from pqm_benchmarks.shared.shapes import EVERY, AnyShape
+from pqm_benchmarks.train import report as train_report
+from pqm_benchmarks.train import run as train_bench
+from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
-from pqm_fast.files import write_json
 
 Settings = dict[str, dict[str, Any]]
 """Of each way, in the order in which they are timed: ours first, as the time may end."""

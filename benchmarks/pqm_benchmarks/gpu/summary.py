@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pqm_benchmarks.report import aligned
+from pqm_benchmarks.shared.report import aligned
 
 MOST = 6  # lines of what was left out, and of tests that failed
 

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pqm_kernels import backward, forward
+from pqm_kernels.step_loss import backward, forward
 
-from pqm_benchmarks.attempts import attempt
 from pqm_benchmarks.gpu.job import Job
-from pqm_benchmarks.implementations import check, fused
-from pqm_benchmarks.inputs import SIZES, Inputs, count_inputs, make_inputs
-from pqm_benchmarks.measure import gpu_seconds, wall_seconds
+from pqm_benchmarks.kernels.implementations import check, fused
+from pqm_benchmarks.kernels.inputs import SIZES, Inputs, count_inputs, make_inputs
+from pqm_benchmarks.shared.attempts import attempt
+from pqm_benchmarks.shared.measure import gpu_seconds, wall_seconds
 
 VARIANTS: dict[str, dict[Any, dict[str, Any]]] = {
     "as it is": {},

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pqm_benchmarks.gpu.job import Job
-from pqm_benchmarks.shapes import EVERY
-from pqm_benchmarks.workload import SOLUTIONS, make_workload
+from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.shared.workload import SOLUTIONS, make_workload
 from pqm_fast import Scorer
-from pqm_fast.data.pack import Trajectory
+from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import read_metrics

@@ -5,9 +5,9 @@ import json
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from pqm_fast.common.options import Text
 from pqm_fast.data.checks import FormatError, show, typed
 from pqm_fast.errors import PQMError
-from pqm_fast.options import Text
 
 FormatName = Literal[
     "auto",

@@ -1,0 +1,152 @@
+"""pqm-fast itself, one switch after the other. Everything here is called as `pqm_fast.train` calls it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pqm_benchmarks.train.ways.models import random_model
+from pqm_benchmarks.train.ways.optimizers import adamw
+from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, Plan, Questions, Setting, Way, flat, host
+from pqm_benchmarks.work.run import Layout
+from pqm_fast.data.batches import Units
+from pqm_fast.data.pack import PackedBatch, pack
+from pqm_fast.model.attention import NAME
+from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
+from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
+from pqm_fast.train.step import Objective, Planned, train_step
+
+ROUND_UP = 128  # budgets in whole blocks of attention
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What is on; each rung of the ladder has one more."""
+
+    tree: bool = False
+    step_rows: bool = False
+    compiled: bool = False
+    fused_update: bool = False
+
+
+@dataclass(frozen=True)
+class OurStep:
+    model: StepQModel
+    optimizer: Any
+
+    def ahead(self, batches: list[PackedBatch]) -> list[Planned]:
+        planner = self.model.planner()
+        packings = [planner(batch) for batch in batches]
+        if self.model.device.type == "cuda":
+            packings = [packing.pin_memory() for packing in packings]
+        return list(zip(batches, packings, strict=True))
+
+    def __call__(self, batches: list[Planned]) -> Callable[[], float]:
+        pending = train_step(self.model, self.optimizer, batches, Objective("rank", ZETA, CLIP))
+        return lambda: pending.wait().loss
+
+
+HEAD = {"num_labels": 1, "classifier_dropout": 0.0, "problem_type": "regression"}
+
+
+def q_model(config: Any, device: torch.device, dtype: torch.dtype, step_rows: bool) -> StepQModel:
+    from transformers import AutoModelForTokenClassification
+
+    classifier = random_model(AutoModelForTokenClassification, config, device, dtype, NAME, **HEAD)
+    return StepQModel(classifier, step_rows_only=step_rows)
+
+
+def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dtype, setting: Setting) -> OurStep:
+    model = q_model(config, device, dtype, switches.step_rows)
+    if switches.compiled:
+        compile_layers(model)
+    recompute(model, round(setting["recompute"] * len(decoder_layers(model))))
+    if setting["micro_batches"] > 1:
+        sum_gradients_in_float32(model)
+    if switches.fused_update:
+        update = TrainConfig(model="", data=(), out="", learning_rate=LEARNING_RATE)
+        return OurStep(model, make_optimizer(model, update))
+    return OurStep(model, adamw(model.parameters()))
+
+
+def plan(switches: Switches, questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
+    """The least token budget with which so many micro-batches hold everything: the last batch of so few trajectories
+    would be half empty with any other, and that of a data set is one of thousands."""
+    trajectories = flat(questions)
+    question = np.repeat(np.arange(len(questions)), [len(solutions) for solutions in questions])
+    members, lengths = np.arange(len(trajectories)), np.array([len(t.input_ids) for t in trajectories])
+    count = steps * setting["micro_batches"]
+
+    def units(budget: int) -> Units:
+        if not switches.tree:
+            return Units.alone(members, lengths)
+        return Units.trees(members, question, lambda i: trajectories[i].input_ids, budget)
+
+    least = max(int(lengths.max()), int(units(int(lengths.sum())).sizes.sum()) // count)
+    budget = -(-least // ROUND_UP) * ROUND_UP
+    while len(batches := units(budget).batches(budget)) > count:
+        budget += ROUND_UP
+    packed = [
+        pack(
+            [(i, trajectories[i]) for i in own.tolist()],
+            question=question[own] if switches.tree else None,
+            pad_to=budget if device.type == "cuda" or switches.compiled else None,
+        )
+        for own in batches
+    ]
+    layout = packed_layout(packed, switches.step_rows)
+    pinned = [_pinned(batch, device) for batch in packed]
+    size = setting["micro_batches"]
+    planned = [pinned[i : i + size] for i in range(0, len(pinned), size)]
+    notes = {"micro_batch_tokens": budget, "filled": layout.tokens / (budget * len(packed))}
+    return Plan(planned, layout, notes=notes)
+
+
+def packed_layout(batches: Sequence[PackedBatch], step_rows: bool) -> Layout:
+    """What packed batches compute, their padding left out."""
+    seen = [batch.position_ids.numpy()[: batch.num_tokens] + 1 for batch in batches]  # by each token
+    tokens, pairs = sum(map(len, seen)), sum(int(own.sum()) for own in seen)
+    scored = sum(batch.num_steps for batch in batches)
+    if not step_rows:
+        return Layout(tokens, pairs, tokens, scored)
+    rows = sum(len(np.unique(batch.step_index.numpy())) for batch in batches)
+    return Layout(tokens, pairs, rows, scored)
+
+
+def _pinned(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    tensors = {name: host(x.numpy(), device) for name, x in vars(batch).items() if torch.is_tensor(x)}
+    return replace(batch, **tensors)  # type: ignore[arg-type]
+
+
+def _way(title: str, source: str, switches: Switches, precision: str) -> Way:
+    families = (
+        tuple({"micro_batches": count, "recompute": 0.0} for count in (1, 2, 3, 4, 6)),
+        tuple({"micro_batches": count, "recompute": 0.5} for count in (1, 2, 3, 4, 6)),
+        tuple({"micro_batches": count, "recompute": 1.0} for count in (1, 2, 3)),
+    )
+    return Way(title, source, precision, families, partial(plan, switches), partial(build, switches))
+
+
+PLAIN = "bfloat16 weights, float32 master weights and moments"
+LADDER = {
+    "packed": _way("plain packing", "no padding, no logits, nothing computed twice", Switches(), PLAIN),
+    "tree": _way("+ prefix trees", "shared prefixes once", Switches(tree=True), PLAIN),
+    "step_rows": _way("+ step rows", "last layer where steps end", Switches(tree=True, step_rows=True), PLAIN),
+    "compiled": _way(
+        "+ compiled layers",
+        "each layer by torch.compile",
+        Switches(tree=True, step_rows=True, compiled=True),
+        PLAIN,
+    ),
+    "all": _way(
+        "+ fused update: pqm-fast",
+        "AdamW of pqm_kernels",
+        Switches(tree=True, step_rows=True, compiled=True, fused_update=True),
+        "bfloat16 weights, the other half of float32 master weights beside them",
+    ),
+}

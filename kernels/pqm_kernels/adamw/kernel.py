@@ -1,0 +1,58 @@
+"""The Triton kernel of `pqm_kernels.AdamW`: one launch a parameter, each element read once and written once."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pqm_kernels.launch import of_aligned, with_options
+
+BLOCK = 1024
+# Every operation rounds once, so that each GPU and the CPU get the same bits. Memory is what takes the time.
+OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}
+
+
+@with_options(**OPTIONS)
+@triton.jit
+def adamw_kernel(
+    weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr,
+    to_mean, to_square, correction, eps, rate, decay, num_elements, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The twin of `update` in optimizer.py, operation by operation. bfloat16 weights come as int16: SPLIT."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = place < num_elements
+    master = tl.load(weight_ptr + place, mask=valid)
+    if SPLIT:
+        low = tl.load(low_ptr + place, mask=valid).to(tl.int32)
+        master = ((master.to(tl.int32) << 16) + low).to(tl.float32, bitcast=True)
+    gradient = tl.load(gradient_ptr + place, mask=valid).to(tl.float32)
+    mean = tl.load(exp_avg_ptr + place, mask=valid)
+    square = tl.load(exp_avg_sq_ptr + place, mask=valid)
+    mean += (gradient - mean) * to_mean
+    square += (gradient * gradient - square) * to_square
+    direction = tl.div_rn(mean, tl.sqrt_rn(square) * correction + eps)
+    master -= direction * rate + master * decay
+    tl.store(exp_avg_ptr + place, mean, mask=valid)
+    tl.store(exp_avg_sq_ptr + place, square, mask=valid)
+    if SPLIT:
+        # A NaN of a GPU has all bits set, and would be rounded to a zero.
+        bits = tl.where(master == master, master.to(tl.int32, bitcast=True), 0x7FC00000)
+        high = (bits + 0x8000) >> 16
+        tl.store(weight_ptr + place, high.to(tl.int16), mask=valid)
+        tl.store(low_ptr + place, (bits - (high << 16)).to(tl.int16), mask=valid)
+    else:
+        tl.store(weight_ptr + place, master, mask=valid)
+
+
+def update(
+    weight: Tensor, low: Tensor | None, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *numbers: float
+) -> None:
+    """Launches the kernel on contiguous tensors; arguments are those of `pqm_kernels.adamw.optimizer.update`."""
+    if weight.numel() == 0:
+        return
+    num_elements = weight.numel()
+    tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq)
+    key = (*map(of_aligned, tensors), num_elements)
+    arguments = (*tensors, *numbers, num_elements, low is not None, BLOCK)
+    adamw_kernel.launch(weight, key, (triton.cdiv(num_elements, BLOCK), 1, 1), arguments)
+    torch.autograd.graph.increment_version(weight)  # autograd has not seen the write

@@ -1,0 +1,1 @@
+"""What every room needs: files and their checksums, locks, signals, names, options."""

@@ -1,0 +1,60 @@
+"""YAML: what somebody else may have written, read within bounds, and options written."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pqm_fast.common.files import atomic_file
+from pqm_fast.errors import PQMError
+
+MOST_NODES = 100_000  # values and names, each as often as aliases (`*name`) repeat it
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds. Raises PQMError if it cannot be read, or is more than options would ever be."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is not None and (count := _nodes(root, {})) > MOST_NODES:
+            raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are taken")
+        _check_names(root, set())
+        return None if root is None else loader.construct_document(root)
+    except FileNotFoundError as error:
+        raise PQMError(f"{path}: no such file; check the path") from error
+    except RecursionError as error:
+        raise PQMError(f"{path}: cannot be read as YAML or JSON: it is nested too deeply") from error
+    except Exception as error:  # what the constructors of numbers and dates raise has no common class
+        raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
+
+
+def _check_names(node: yaml.Node | None, done: set[int]) -> None:
+    """Raises ValueError for a name that stands twice: YAML would take the last one without a word."""
+    if not isinstance(node, yaml.CollectionNode) or id(node) in done:
+        return
+    done.add(id(node))
+    names: set[str] = set()
+    for child in node.value:
+        name, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+        if isinstance(name, yaml.ScalarNode):
+            if name.value in names:
+                line = name.start_mark.line + 1
+                raise ValueError(f"line {line}: {name.value} stands there for the second time; leave one of them")
+            names.add(name.value)
+        _check_names(value, done)
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there are once every alias is written out. Raises RecursionError for one within itself."""
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        own = [part for child in children for part in (child if pairs else [child])]
+        known[id(node)] = 1 + sum(_nodes(child, known) for child in own)
+    return known[id(node)]

@@ -1,0 +1,23 @@
+"""What tells one state of a data source from another."""
+
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.common.digests import file_digest, folder_digests
+from pqm_fast.data.sources import base_and_split, expand, is_pattern, open_source
+
+
+def source_key(path: str) -> list[Any]:
+    """The contents of local files, the revision of a hub data set."""
+    if is_pattern(path):
+        return [path, *map(source_key, expand([path]))]
+    base, _ = base_and_split(path)
+    local = Path(base)
+    if not base or not local.exists():  # no name at all would be the current folder
+        open_source(path)  # says so if there is no such source
+        from datasets import load_dataset_builder
+
+        return [path, load_dataset_builder(base).hash]
+    if local.is_dir():
+        return [path, *folder_digests(local, local.rglob("*"))]
+    return [path, *([file_digest(local)] if local.is_file() else [])]

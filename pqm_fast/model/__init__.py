@@ -1,0 +1,1 @@
+"""A decoder with a Q-value head, on packed batches."""

@@ -1,0 +1,98 @@
+"""The last decoder layer at the rows that steps read: nobody reads the others.
+
+Every token attends. The output projection, the MLP and the final norm are computed only for the rows that
+`packing.rows` lists. For decoder layers that are known to be what is written here.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from pqm_fast.model.attention import Packing, packed_attention
+
+
+def narrow(backbone: nn.Module) -> bool:
+    """Gives the last layer of `backbone` the forward below, in place. Returns False for one that is not supported.
+
+    The layer's class is replaced, not wrapped: names of parameters stay, and so does what transformers' class does
+    around `forward` (activation checkpointing).
+    """
+    layers = getattr(backbone, "layers", None)
+    if not layers or not isinstance(layers[-1], (_AtSteps, *_NARROWED)):
+        return False
+    if type(layers[-1]) in _NARROWED:  # else it is narrow already, or somebody's own subclass
+        layers[-1].__class__ = _NARROWED[type(layers[-1])]
+    return isinstance(layers[-1], _AtSteps)
+
+
+class _AtSteps:
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        packing: Packing | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `packing` lists none."""
+        if packing is None or packing.rows is None:
+            kwargs |= {"position_embeddings": position_embeddings, "packing": packing}
+            return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+        attention, normed = self.self_attn, self.input_layernorm(hidden_states)
+        query, key, value = (_heads(attention, name, normed) for name in "qkv")
+        mixed, _ = packed_attention(
+            attention,
+            *apply_rotary_pos_emb(query, key, *position_embeddings),
+            value,
+            None,
+            packing=packing,
+            scaling=attention.scaling,
+            dropout=attention.attention_dropout if self.training else 0.0,
+            sliding_window=_window(self),
+        )
+        hidden, mixed_at_rows = (x.index_select(1, packing.rows) for x in (hidden_states, mixed.flatten(2)))
+        hidden = hidden + attention.o_proj(mixed_at_rows)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def _heads(attention: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    """[1, rows, D] -> [1, heads, rows, d], normed where the architecture does (Qwen3)."""
+    heads = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
+def _window(layer: Any) -> int | None:
+    if isinstance(layer, MistralDecoderLayer):  # the only one to read it from its config in every layer
+        return layer.self_attn.config.sliding_window
+    return getattr(layer.self_attn, "sliding_window", None)
+
+
+# Classes with names of their own: a model that holds them can be pickled.
+class LlamaDecoderLayerAtSteps(_AtSteps, LlamaDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class MistralDecoderLayerAtSteps(_AtSteps, MistralDecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen2DecoderLayerAtSteps(_AtSteps, Qwen2DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+class Qwen3DecoderLayerAtSteps(_AtSteps, Qwen3DecoderLayer):  # type: ignore[misc]
+    pass
+
+
+_NARROWED: dict[type, type] = {
+    LlamaDecoderLayer: LlamaDecoderLayerAtSteps,
+    MistralDecoderLayer: MistralDecoderLayerAtSteps,
+    Qwen2DecoderLayer: Qwen2DecoderLayerAtSteps,
+    Qwen3DecoderLayer: Qwen3DecoderLayerAtSteps,
+}

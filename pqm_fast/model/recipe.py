@@ -1,0 +1,41 @@
+"""What a checkpoint says about how it was trained: template, loss and margin."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pqm_fast.data.encode import Template
+from pqm_fast.errors import PQMError
+
+CONFIG_KEY = "pqm_fast"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a checkpoint says about how it was trained; stored under `pqm_fast` in config.json."""
+
+    template: Template
+    loss: str = "rank"
+    zeta: float = 4.0
+
+    @classmethod
+    def from_config(cls, config: Any, path: str) -> "Recipe":
+        stored = getattr(config, CONFIG_KEY, None)
+        if not isinstance(stored, dict):
+            raise PQMError(
+                f"{path}: config.json has no {CONFIG_KEY!r} entry, so it is not a checkpoint of pqm-fast; "
+                f"train one with `pqm-fast train`, or score another PRM with --preset {_preset_of(config)}"
+            )
+        try:
+            texts, loss, zeta = stored["template"], stored["loss"], stored["zeta"]
+            if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
+                raise TypeError("a value of another type")
+            return cls(Template(**texts), loss, zeta)
+        except (KeyError, TypeError, AttributeError, PQMError) as error:
+            raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
+
+
+def _preset_of(config: Any) -> str:
+    """What a PRM of others looks like, for a hint."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    likely = {"ProcessRewardModel": "qwen2.5-math-prm", "TokenClassification": "trl"}
+    return next((preset for end, preset in likely.items() if architecture.endswith(end)), "NAME (see --help)")

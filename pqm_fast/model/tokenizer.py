@@ -1,0 +1,50 @@
+"""The tokenizer of a model."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from pqm_fast.common.names import check_model_name, not_loaded
+from pqm_fast.errors import PQMError
+from pqm_fast.model.loading import quiet_transformers, reason
+
+PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
+
+
+def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id; PQMError if there is none.
+
+    For some architectures (qwen2 is one) transformers takes its own tokenizer class whatever tokenizer.json says;
+    `notes` is told where that gives other tokens.
+    """
+    check_model_name(path)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer([PROBE], add_special_tokens=False, verbose=False)  # what is wrong in its files may show only here
+    except Exception as error:  # what transformers raises has no common class
+        if Path(path).is_dir():
+            raise _no_tokenizer(path, reason(error)) from error
+        raise not_loaded(path, "tokenizer", reason(error)) from error
+    # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise _no_tokenizer(path, "its vocabulary is empty")
+    file = Path(path) / "tokenizer.json"
+    if notes is not None and file.is_file():
+        stored = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+        if stored != tokenizer.encode(PROBE, add_special_tokens=False):
+            notes.append(
+                f"tokenizer: transformers replaces the one in {file} by its {type(tokenizer).__name__}, which gives "
+                "other tokens"
+            )
+    return tokenizer
+
+
+def _no_tokenizer(path: str, reason: str) -> PQMError:
+    return PQMError(
+        f"{path}: no tokenizer could be loaded; copy the tokenizer's files into the model folder ({reason})"
+    )

@@ -1,0 +1,1 @@
+"""Q-values for solutions: from Python, and for whole files."""
