@@ -497,12 +497,12 @@ def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
     sizes: list[int] = []
     original = StepQModel.scores
 
-    def counted(self, batch, packing=None):
+    def counted(self, batch, plan=None):
         if len(sizes) == chunks:
             sizes.clear()
             raise KeyboardInterrupt
         sizes.append(len(batch.members))
-        return original(self, batch, packing)
+        return original(self, batch, plan)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepQModel, "scores", counted)
@@ -510,7 +510,7 @@ def interrupted(world, out, monkeypatch, chunks: int) -> list[int]:
     monkeypatch.setattr(
         StepQModel,
         "scores",
-        lambda self, batch, packing=None: sizes.append(len(batch.members)) or original(self, batch, packing),
+        lambda self, batch, plan=None: sizes.append(len(batch.members)) or original(self, batch, plan),
     )
     return sizes
 
@@ -541,7 +541,7 @@ def test_scores_are_written_as_they_are_made(world, tmp_path, monkeypatch, capfd
     batches, written = [], []
     scores, append = StepQModel.scores, Journal.append
     monkeypatch.setattr(
-        StepQModel, "scores", lambda self, batch, packing: batches.append(batch) or scores(self, batch, packing)
+        StepQModel, "scores", lambda self, batch, plan: batches.append(batch) or scores(self, batch, plan)
     )
 
     def appended(self, row):
@@ -622,9 +622,9 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}.part: File too large{kept}\n"
     original = StepQModel.scores
 
-    def terminated(self, batch, packing=None):
+    def terminated(self, batch, plan=None):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, packing)
+        return original(self, batch, plan)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepQModel, "scores", terminated)
@@ -637,7 +637,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     assert capsys.readouterr().err == f"pqm-fast: error: {out}: File too large{kept}\n"
     assert not out.exists()
     scored = []
-    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, packing=None: scored.append(batch))
+    monkeypatch.setattr(StepQModel, "scores", lambda self, batch, plan=None: scored.append(batch))
     assert score(out, data, run) == 0
     assert out.read_bytes() == whole
     assert scored == []

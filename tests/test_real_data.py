@@ -121,7 +121,7 @@ def test_every_sample_of_real_formats_encodes(shared, tmp_path):
         assert all((~np.isnan(dataset[i].labels)).any() for i in range(count))
         assert (dataset.steps_cut == 0).all()
         first = dataset[0]
-        assert first.input_ids[first.step_index].tolist() == [encoder.step_id] * len(first.step_index)
+        assert first.input_ids[first.step_tokens].tolist() == [encoder.step_id] * len(first.step_tokens)
 
 
 def test_half_precision_scores_are_close(trained, shared):

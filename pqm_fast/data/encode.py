@@ -101,13 +101,13 @@ class OverLong(RecordError):
 
 @dataclass(slots=True)
 class Encoded:
-    """One trajectory as tokens: `input_ids` [L] int32 and `step_index` [K] int32, the row of each step's Q-value.
+    """One trajectory as tokens: `input_ids` [L] int32 and `step_tokens` [K] int32, the row of each step's Q-value.
 
     K is the number of steps kept; `steps_cut` further ones did not fit.
     """
 
     input_ids: np.ndarray
-    step_index: np.ndarray
+    step_tokens: np.ndarray
     steps_cut: int
 
 

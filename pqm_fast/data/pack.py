@@ -24,7 +24,7 @@ class PackedBatch:
     input_ids: torch.Tensor  # [T] int64
     position_ids: torch.Tensor  # [T] int64, from 0 within each trajectory (its depth in a tree)
     lengths: tuple[int, ...]  # [G] rows of each sequence
-    step_index: torch.Tensor  # [S] int64, the row of each step's Q-value
+    step_tokens: torch.Tensor  # [S] int64, the row of each step's Q-value
     labels: torch.Tensor  # [S] float32, NaN where a step has no label (scoring only)
     cu_steps: torch.Tensor  # [B+1] int32
     members: tuple[int, ...]  # [B] which trajectory of the data set each one is
@@ -38,7 +38,7 @@ class PackedBatch:
 
     @property
     def num_steps(self) -> int:
-        return self.step_index.shape[0]
+        return self.step_tokens.shape[0]
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +79,7 @@ def pack_trees(
     """Lays `(number, trajectory)` pairs out in prefix trees: what those of a group share stands there once.
 
     The trajectories of a group follow each other in the order of their tokens. One row may serve steps of several:
-    `step_index` then has duplicates. `pad_to` and `labelled_only` as in `pack`.
+    `step_tokens` then has duplicates. `pad_to` and `labelled_only` as in `pack`.
     """
     ids, positions, paths, rows, labels, counts, members = [], [], [], [], [], [], []
     lengths, path_lengths = [], []
@@ -95,7 +95,7 @@ def pack_trees(
                 path_lengths.append(len(path))
                 paths.append(path + offset)
             keep = ~np.isnan(t.labels) if labelled_only else np.ones(len(t.labels), dtype=bool)
-            rows.append(path[t.step_index[keep]] + offset)
+            rows.append(path[t.step_tokens[keep]] + offset)
             labels.append(t.labels[keep])
             counts.append(int(keep.sum()))
             members.append(int(number))
@@ -113,7 +113,7 @@ def pack_trees(
         input_ids=flat(ids, np.int64),
         position_ids=flat(positions, np.int64),
         lengths=tuple(lengths),
-        step_index=flat(rows, np.int64),
+        step_tokens=flat(rows, np.int64),
         labels=flat(labels, np.float32),
         cu_steps=torch.from_numpy(np.cumsum([0, *counts]).astype(np.int32)),
         members=tuple(members),

@@ -105,7 +105,7 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
                     continue
                 assert isinstance(encoded, Encoded)
                 assert record.labels is not None
-                kept = len(encoded.step_index)
+                kept = len(encoded.step_tokens)
                 if all(label is None for label in record.labels[:kept]):
                     without_label += 1
                     continue
@@ -114,7 +114,7 @@ def _write(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: En
                 ends["steps_end"] += kept
                 ends["names_end"] += len(name)
                 parts["ids"].append(encoded.input_ids)
-                parts["rows"].append(encoded.step_index)
+                parts["rows"].append(encoded.step_tokens)
                 parts["labels"].append(np.array(record.labels[:kept], dtype=np.float32))  # None becomes NaN
                 parts["names"].append(name)
                 parts["steps_cut"].append(np.array([encoded.steps_cut]))

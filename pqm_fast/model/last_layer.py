@@ -1,7 +1,7 @@
 """The last decoder layer at the rows that steps read: nobody reads the others.
 
 Every token attends. The output projection, the MLP and the final norm are computed only for the rows that
-`packing.rows` lists. For decoder layers that are known to be what is written here.
+`plan.head.tokens` lists. For decoder layers that are known to be what is written here.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from pqm_fast.model.attention import Packing, packed_attention
+from pqm_fast.model.attention import BatchPlan, packed_attention
 
 
 def narrow(backbone: nn.Module) -> bool:
@@ -36,12 +36,12 @@ class _AtSteps:
         hidden_states: torch.Tensor,
         *,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        packing: Packing | None = None,
+        plan: BatchPlan | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `packing` lists none."""
-        if packing is None or packing.rows is None:
-            kwargs |= {"position_embeddings": position_embeddings, "packing": packing}
+        """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `plan` lists none."""
+        if plan is None or plan.head.tokens is None:
+            kwargs |= {"position_embeddings": position_embeddings, "plan": plan}
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
         attention, normed = self.self_attn, self.input_layernorm(hidden_states)
         query, key, value = (_heads(attention, name, normed) for name in "qkv")
@@ -50,12 +50,12 @@ class _AtSteps:
             *apply_rotary_pos_emb(query, key, *position_embeddings),
             value,
             None,
-            packing=packing,
+            plan=plan,
             scaling=attention.scaling,
             dropout=attention.attention_dropout if self.training else 0.0,
             sliding_window=_window(self),
         )
-        hidden, mixed_at_rows = (x.index_select(1, packing.rows) for x in (hidden_states, mixed.flatten(2)))
+        hidden, mixed_at_rows = (x.index_select(1, plan.head.tokens) for x in (hidden_states, mixed.flatten(2)))
         hidden = hidden + attention.o_proj(mixed_at_rows)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 

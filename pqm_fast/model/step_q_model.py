@@ -25,7 +25,7 @@ from pqm_fast.data.pack import PackedBatch, pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.model import last_layer
-from pqm_fast.model.attention import NAME, Packing, Planner, choose_backend
+from pqm_fast.model.attention import NAME, BatchPlan, Planner, choose_backend
 from pqm_fast.model.device import dtype_name
 from pqm_fast.model.loading import head_name, load_classifier, load_config, quiet_transformers
 from pqm_fast.model.recipe import CONFIG_KEY, Recipe
@@ -81,23 +81,23 @@ class StepQModel(nn.Module):
         multiple_of = 16 if self.device.type == "cuda" else 1
         return Planner(backend, step_rows and self.step_rows_only, multiple_of)
 
-    def hidden(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
-        """The final hidden states, after the final norm: [T, D], or with `packing` (on the device) the rows that it
+    def hidden(self, batch: PackedBatch, plan: BatchPlan | None = None) -> torch.Tensor:
+        """The final hidden states, after the final norm: [T, D], or with `plan` (on the device) the rows that it
         asks for, [R, D]."""
-        if packing is None:
-            packing = self.planner(step_rows=False)(batch).to(self.device)
+        if plan is None:
+            plan = self.planner(step_rows=False)(batch).to(self.device)
         output = self.backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            packing=packing,
+            plan=plan,
         )
         return output.last_hidden_state[0]
 
     def forward(
         self,
         batch: PackedBatch,
-        packing: Packing | None = None,
+        plan: BatchPlan | None = None,
         *,
         loss: str,
         zeta: float,
@@ -105,14 +105,14 @@ class StepQModel(nn.Module):
     ) -> StepLoss:
         """`.loss` (scalar, float32) and `.q` [S] float32, detached, of the listed steps of a batch on the host.
 
-        `packing` is what `planner()` makes of the batch, if it was made ahead.
+        `plan` is what `planner()` makes of the batch, if it was made ahead.
         """
-        batch, packing = self._on_device(batch, packing)
+        batch, plan = self._on_device(batch, plan)
         head = self.head
         assert isinstance(head, nn.Linear)  # a PRM of others may have more, but is only scored
         return step_loss(
-            self.hidden(batch, packing),
-            packing.step_index,
+            self.hidden(batch, plan),
+            plan.head.step_index,
             batch.labels,
             batch.cu_steps,
             head.weight.view(-1),
@@ -120,21 +120,21 @@ class StepQModel(nn.Module):
             loss=loss,
             zeta=zeta,
             normalizer=normalizer,
-            steps_by_row=packing.by_row,
+            steps_by_row=plan.head.steps_by_row,
         )
 
     @torch.no_grad()
-    def scores(self, batch: PackedBatch, packing: Packing | None = None) -> torch.Tensor:
-        """Q-values [S] float32 of the listed steps of a batch on the host; `packing` as in `forward`."""
-        batch, packing = self._on_device(batch, packing)
-        rows = self.hidden(batch, packing).index_select(0, packing.step_index).float()
+    def scores(self, batch: PackedBatch, plan: BatchPlan | None = None) -> torch.Tensor:
+        """Q-values [S] float32 of the listed steps of a batch on the host; `plan` as in `forward`."""
+        batch, plan = self._on_device(batch, plan)
+        rows = self.hidden(batch, plan).index_select(0, plan.head.step_index).float()
         with torch.autocast(rows.device.type, enabled=False):
             return self.head(rows).squeeze(-1)
 
-    def _on_device(self, batch: PackedBatch, packing: Packing | None) -> tuple[PackedBatch, Packing]:
+    def _on_device(self, batch: PackedBatch, plan: BatchPlan | None) -> tuple[PackedBatch, BatchPlan]:
         # planned before the batch is moved: a plan reads it on the host
-        packing = self.planner()(batch) if packing is None else packing
-        return batch.to(self.device), packing.to(self.device)
+        plan = self.planner()(batch) if plan is None else plan
+        return batch.to(self.device), plan.to(self.device)
 
     # ---- loading and saving -------------------------------------------------------------------------------------
 
@@ -301,8 +301,8 @@ def check_packing(model: StepQModel) -> None:
         return [model.backbone(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
 
     def at_steps(batch: PackedBatch, step_rows: bool) -> torch.Tensor:
-        packing = model.planner(step_rows=step_rows)(batch).to(model.device)
-        return model.hidden(batch.to(model.device), packing)[packing.step_index].float()
+        plan = model.planner(step_rows=step_rows)(batch).to(model.device)
+        return model.hidden(batch.to(model.device), plan)[plan.head.step_index].float()
 
     training = model.training
     model.eval()
@@ -322,7 +322,9 @@ def check_packing(model: StepQModel) -> None:
         raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")
     for (name, way), got in packed.items():
         members = batches[name].members
-        error = _relative_error(got, torch.cat([expected[m][torch.as_tensor(alone[m][1].step_index)] for m in members]))
+        error = _relative_error(
+            got, torch.cat([expected[m][torch.as_tensor(alone[m][1].step_tokens)] for m in members])
+        )
         if not error <= limit:
             raise PQMError(
                 f"{model.config.model_type}: {name} do not give the hidden states that trajectories give alone "

@@ -176,8 +176,8 @@ class Scorer:
                 for i, own in zip(batch.members, parts, strict=True)
             }
 
-        for [(batch, packing)] in loaded:
-            launched.append((batch, self.model.scores(batch, packing)))
+        for [(batch, plan)] in loaded:
+            launched.append((batch, self.model.scores(batch, plan)))
             if len(launched) > ahead:
                 yield read()
         while launched:
@@ -204,5 +204,5 @@ def _checked(number: int, solution: Any) -> Record:
 
 def _unlabelled(solution: Encoded) -> Trajectory:
     return Trajectory(
-        solution.input_ids, solution.step_index, np.full(len(solution.step_index), np.nan, dtype=np.float32)
+        solution.input_ids, solution.step_tokens, np.full(len(solution.step_tokens), np.nan, dtype=np.float32)
     )

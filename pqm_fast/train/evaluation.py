@@ -46,10 +46,10 @@ def evaluate(
     plan = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
     batches, losses, scores = [], [], []
     with closing(loaded(run, split, plan)) as steps:
-        for [(batch, packing)] in steps:
+        for [(batch, plan)] in steps:
             if stop:
                 return {}
-            out = run.model(batch, packing, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
+            out = run.model(batch, plan, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
             batches.append(batch)
             losses.append(out.loss)
             scores.append(out.q)

@@ -12,10 +12,10 @@ import torch
 from pqm_kernels import LOSSES, StepLoss
 
 from pqm_fast.data.pack import PackedBatch
-from pqm_fast.model.attention import Packing
+from pqm_fast.model.attention import BatchPlan
 from pqm_fast.model.step_q_model import StepQModel
 
-Planned = tuple[PackedBatch, Packing | None]
+Planned = tuple[PackedBatch, BatchPlan | None]
 """A micro-batch on the host, and how it attends if that was planned ahead."""
 
 
@@ -78,8 +78,8 @@ def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective
     by_steps = LOSSES[objective.loss].normalised_by == "steps"
     total = sum(b.num_steps if by_steps else b.num_trajectories for b, _ in batches)
     outputs = []
-    for batch, packing in batches:
-        out = model(batch, packing, loss=objective.loss, zeta=objective.zeta, normalizer=float(max(1, total)))
+    for batch, plan in batches:
+        out = model(batch, plan, loss=objective.loss, zeta=objective.zeta, normalizer=float(max(1, total)))
         out.loss.backward()
         outputs.append(StepLoss(out.loss.detach(), out.q))
     return outputs

@@ -49,7 +49,7 @@ def test_more_solutions_share_as_much_as_22_do(monkeypatch):
     assert ratio(make_workload(4, 1, 2.0, solutions=128)) > ratio(many) + 0.2
     for own in many:  # none is the beginning of another, and all steps can be told
         assert len({t.input_ids.tobytes() for t in own}) == 128
-        assert all((t.input_ids[t.step_index] == 1).all() and (t.input_ids == 1).sum() == len(t.labels) for t in own)
+        assert all((t.input_ids[t.step_tokens] == 1).all() and (t.input_ids == 1).sum() == len(t.labels) for t in own)
 
 
 @pytest.mark.parametrize(("solutions", "vocabulary"), [(0, 100), (98, 100)])

@@ -48,7 +48,7 @@ def make_questions(count=3, solutions=5, seed=0):
             ids = np.concatenate([start, rng.integers(2, 61, rng.integers(3, 40))]).astype(np.int32)
             rows = np.sort(rng.choice(np.arange(5, len(ids)), 1 if i == 0 else rng.integers(1, len(ids) - 5), False))
             if i == solutions - 1:
-                shared = own[-1].step_index[0] + 1
+                shared = own[-1].step_tokens[0] + 1
                 ids = np.concatenate([own[-1].input_ids[:shared], ids[5:]]).astype(np.int32)
                 rows = np.array([shared - 1, len(ids) - 1])
             own.append(Trajectory(ids, rows.astype(np.int32), np.ones(len(rows), np.float32)))
@@ -64,7 +64,7 @@ def alone(config, trajectories):
     """Scores through transformers' own model in float64, one solution at a time."""
     model = random_model(AutoModelForTokenClassification, config, CPU, torch.float64, "eager", **HEAD).eval()
     with torch.no_grad():
-        return [model(torch.as_tensor(t.input_ids)[None].long()).logits[0, t.step_index, 0] for t in trajectories]
+        return [model(torch.as_tensor(t.input_ids)[None].long()).logits[0, t.step_tokens, 0] for t in trajectories]
 
 
 def scores_of(name, config, questions, setting, dtype=torch.float32):
@@ -100,8 +100,10 @@ def test_ours_is_what_scorer_does(tree, max_tokens):
     way = WAYS[name]
     scoring = way.build(CONFIG, CPU, torch.float32)
     seen, scores = [], scoring.model.scores
-    scoring.model.scores = lambda batch, packing: seen.append(batch) or scores(batch, packing)
-    encoded = [(f"question {k}", Encoded(t.input_ids, t.step_index, 0)) for k, own in enumerate(questions) for t in own]
+    scoring.model.scores = lambda batch, plan: seen.append(batch) or scores(batch, plan)
+    encoded = [
+        (f"question {k}", Encoded(t.input_ids, t.step_tokens, 0)) for k, own in enumerate(questions) for t in own
+    ]
     expected = Scorer(scoring.model, None, max_tokens, prefix_tree=tree).score_encoded(encoded)
     batches = list(way.batches(questions, {"max_tokens": max_tokens}))
     assert [b.members for b in batches] == [b.members for b in seen]
@@ -188,7 +190,7 @@ def test_our_pairs_are_those_of_the_rule(name):
     for batch in batches:
         for queries, keys in zip(batch.lengths, batch.path_lengths, strict=True):
             tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
-        rows += len(set(batch.step_index.tolist()))
+        rows += len(set(batch.step_tokens.tolist()))
     last = rows if name.endswith("rows") else tokens
     assert WAYS[name].layout(batches) == Layout(tokens, pairs, last, sum(b.num_steps for b in batches))
 

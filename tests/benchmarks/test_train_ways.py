@@ -41,7 +41,7 @@ def make_questions(count=3, solutions=4, longest=40, seed=0):
             rows = np.sort(rng.choice(np.arange(5, len(ids)), 1 if i == 0 else rng.integers(1, len(ids) - 5), False))
             labels = rng.integers(0, 2, len(rows)) if i else np.array([len(questions) % 2])
             if i == solutions - 1:  # begins like the one before, its first step and that step's label included
-                shared = own[-1].step_index[0] + 1
+                shared = own[-1].step_tokens[0] + 1
                 ids = np.concatenate([own[-1].input_ids[:shared], ids[5:]]).astype(np.int32)
                 rows = np.array([shared - 1, len(ids) - 1])
                 labels = np.array([own[-1].labels[0], 1])
@@ -99,7 +99,7 @@ def test_reference(config, parts):
     randomise(head)
 
     def loss_of(t):
-        scores = head(alone(model, t).hidden_states[-1][0, torch.as_tensor(t.step_index).long()]).squeeze(-1)
+        scores = head(alone(model, t).hidden_states[-1][0, torch.as_tensor(t.step_tokens).long()]).squeeze(-1)
         return DEFINITIONS["rank"](scores, t.labels.tolist(), ZETA)
 
     loss = torch.stack([torch.stack([loss_of(trajectories[i]) for i in batch]).mean() for batch in batches]).mean()
@@ -116,7 +116,7 @@ def test_trl(config, recompute):
     model = random_model(AutoModelForTokenClassification, config, CPU, torch.float64, "sdpa", **options)
 
     def terms_of(t):
-        rows = torch.as_tensor(t.step_index).long()
+        rows = torch.as_tensor(t.step_tokens).long()
         return F.cross_entropy(alone(model, t).logits[0, rows], torch.as_tensor(t.labels).long(), reduction="none")
 
     ordered = sorted((t for own in questions for t in own), key=lambda t: -len(t.input_ids))
@@ -134,7 +134,7 @@ def test_openrlhf(config, recompute):
     model = random_model(AutoModelForCausalLM, config, CPU, torch.float64, "sdpa")
 
     def terms_of(t):
-        logits = alone(model, t).logits[0, torch.as_tensor(t.step_index).long()]
+        logits = alone(model, t).logits[0, torch.as_tensor(t.step_tokens).long()]
         wanted = [openrlhf.CORRECT if label else openrlhf.WRONG for label in t.labels]
         return F.cross_entropy(logits, torch.tensor(wanted), reduction="none")
 
@@ -159,7 +159,7 @@ def test_ours(config, name, micro_batches):
     )
 
     def loss_of(t):
-        scores = alone(model, t).logits[0, torch.as_tensor(t.step_index).long(), 0]
+        scores = alone(model, t).logits[0, torch.as_tensor(t.step_tokens).long(), 0]
         return DEFINITIONS["rank"](scores, t.labels.tolist(), ZETA)
 
     expected = torch.stack([loss_of(t) for own in questions for t in own]).mean()
@@ -192,7 +192,7 @@ def test_the_package_trl_computes_the_same(tmp_path):
     rows = []
     for t in questions[0]:
         labels = np.full(len(t.input_ids), -100)
-        labels[t.step_index] = t.labels
+        labels[t.step_tokens] = t.labels
         rows.append({"input_ids": t.input_ids.tolist(), "labels": labels.tolist()})
     model = random_model(
         AutoModelForTokenClassification, config, CPU, torch.float32, "sdpa", num_labels=2, classifier_dropout=0.3
@@ -290,7 +290,7 @@ def test_our_pairs_are_those_of_the_rule(tree, step_rows):
         assert (batch.paths is not None) == tree
         for queries, keys in zip(batch.lengths, batch.path_lengths, strict=True):
             tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
-        rows += len(set(batch.step_index.tolist()))
+        rows += len(set(batch.step_tokens.tolist()))
         steps += batch.num_steps
     assert plan.layout == Layout(tokens, pairs, rows if step_rows else tokens, steps)
 

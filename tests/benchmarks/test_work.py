@@ -66,18 +66,18 @@ def test_solutions_share_the_question_and_whole_steps_with_their_labels(vocabula
     (group,) = make_workload(1, 3, vocabulary=vocabulary)
     shared_steps = 0
     for t in group:
-        assert t.input_ids.dtype == t.step_index.dtype == np.int32
+        assert t.input_ids.dtype == t.step_tokens.dtype == np.int32
         assert t.labels.dtype == np.float32
         assert t.input_ids.max() < vocabulary
-        assert (np.flatnonzero(t.input_ids == workload.STEP_ID) == t.step_index).all()
-        assert t.step_index[-1] == len(t.input_ids) - 1
+        assert (np.flatnonzero(t.input_ids == workload.STEP_ID) == t.step_tokens).all()
+        assert t.step_tokens[-1] == len(t.input_ids) - 1
         assert (np.diff(t.labels) <= 0).all()
     for a, b in pairwise(group):
         size = min(len(a.input_ids), len(b.input_ids))
         common = int((a.input_ids[:size] == b.input_ids[:size]).argmin())
         assert 0 < common < size  # no solution is the beginning of another
-        steps = int((a.step_index < common).sum())
-        assert steps == 0 or a.step_index[steps - 1] == common - 1  # they part where a step ends
+        steps = int((a.step_tokens < common).sum())
+        assert steps == 0 or a.step_tokens[steps - 1] == common - 1  # they part where a step ends
         assert (a.labels[:steps] == b.labels[:steps]).all()
         shared_steps += steps
     assert shared_steps > 0
@@ -87,7 +87,7 @@ def test_lengths_are_those_of_math_shepherd():
     """392,777 trajectories up to 512 tokens, 49,233 up to 1024, 2,543 longer."""
     trajectories = [t for group in make_workload(200, 1) for t in group]
     lengths = np.array([len(t.input_ids) for t in trajectories])
-    steps = sum(len(t.step_index) for t in trajectories)
+    steps = sum(len(t.step_tokens) for t in trajectories)
     assert lengths.max() <= 2048
     assert np.mean(lengths) == pytest.approx(316, rel=0.02)
     assert np.mean(lengths <= 512) == pytest.approx(392_777 / 444_553, abs=0.01)
@@ -150,7 +150,7 @@ def test_prefix_tree_counts_distinct_prefixes():
             steps = np.flatnonzero(rng.random(length) < 0.4)
             group.append(trajectory(rng.integers(0, 2, length), steps))
         prefixes = distinct_prefixes(group)
-        read = {t.input_ids[: row + 1].tobytes() for t in group for row in t.step_index}
+        read = {t.input_ids[: row + 1].tobytes() for t in group for row in t.step_tokens}
         assert prefix_tree(group) == (len(prefixes), sum(len(prefix) // 4 for prefix in prefixes), len(read))
 
 
@@ -158,9 +158,9 @@ def test_the_packer_lays_out_the_rows_and_pairs_that_are_counted():
     for group in make_workload(2, 7):
         batch = pack_trees([list(enumerate(group))])
         tokens, pairs, rows = prefix_tree(group)
-        assert (batch.num_tokens, len(batch.step_index.unique())) == (tokens, rows)
+        assert (batch.num_tokens, len(batch.step_tokens.unique())) == (tokens, rows)
         assert int((batch.position_ids + 1).sum()) == pairs
-        assert batch.num_steps == sum(len(t.step_index) for t in group)
+        assert batch.num_steps == sum(len(t.step_tokens) for t in group)
         attention = attention_work([group])["tree"]
         assert (attention.sequences, attention.pairs) == (len(batch.lengths), pairs)
         assert attention.gathered == len(batch.paths)
@@ -231,7 +231,7 @@ def test_a_training_step_has_the_flops_of_the_formula(way, architecture, tmp_pat
     squares = dataclasses.replace(layout, pairs=36 if way == "packed" else 36 + 21)
     expected = work(squares, count_products(tiny.config(architecture)))
     # in plain PyTorch the head is a product with a vector, which the counter does not know
-    assert expected.pop("heads") == 6 * 32 * sum(len(t.step_index) for t in group)
+    assert expected.pop("heads") == 6 * 32 * sum(len(t.step_tokens) for t in group)
     found = counted(lambda: model(batch, loss="rank", zeta=4.0).loss.backward())
     assert found - angles(model.backbone, layout.tokens) == sum(expected.values())
     assert expected["layers"] > 0

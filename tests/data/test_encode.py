@@ -28,8 +28,8 @@ def test_pieces_and_rows_with_a_step_token(qwen2):
     [got] = encode(qwen2, record("3*4=12", "2+12=14"))
     [step] = qwen2.encode("<|step|>")
     assert qwen2.decode(got.input_ids) == "What is 2+3*4?\n3*4=12\n<|step|>2+12=14\n<|step|>"
-    assert got.input_ids[got.step_index].tolist() == [step, step]
-    assert got.step_index[-1] == len(got.input_ids) - 1
+    assert got.input_ids[got.step_tokens].tolist() == [step, step]
+    assert got.step_tokens[-1] == len(got.input_ids) - 1
     # nothing is tokenised across a boundary: the whole text gives the same tokens
     assert qwen2.encode("What is 2+3*4?\n3*4=12\n<|step|>2+12=14\n<|step|>") == got.input_ids.tolist()
 
@@ -37,8 +37,8 @@ def test_pieces_and_rows_with_a_step_token(qwen2):
 def test_last_reads_the_last_token_of_each_step(qwen2):
     [got] = encode(qwen2, record("3*4=12", "2+12=14"), template=Template(step_token="last"))
     assert qwen2.decode(got.input_ids) == "What is 2+3*4?\n3*4=12\n2+12=14\n"
-    assert qwen2.decode(got.input_ids[: got.step_index[0] + 1]) == "What is 2+3*4?\n3*4=12\n"
-    assert len(got.step_index) == 2
+    assert qwen2.decode(got.input_ids[: got.step_tokens[0] + 1]) == "What is 2+3*4?\n3*4=12\n"
+    assert len(got.step_tokens) == 2
 
 
 def test_a_step_does_not_depend_on_its_neighbours(qwen2):
@@ -72,11 +72,11 @@ def test_a_step_token_that_is_several_tokens_is_refused(qwen2):
 def test_over_long_records_are_cut_at_a_step_boundary(qwen2):
     steps = ["one two three four", "five six seven eight", "nine ten"]
     [whole] = encode(qwen2, record(*steps))
-    limit = int(whole.step_index[1]) + 3  # two steps and some tokens of the third
+    limit = int(whole.step_tokens[1]) + 3  # two steps and some tokens of the third
     [cut] = encode(qwen2, record(*steps), max_length=limit)
     assert cut.steps_cut == 1
-    assert len(cut.step_index) == 2
-    assert cut.input_ids.tolist() == whole.input_ids[: whole.step_index[1] + 1].tolist()
+    assert len(cut.step_tokens) == 2
+    assert cut.input_ids.tolist() == whole.input_ids[: whole.step_tokens[1] + 1].tolist()
     [exact] = encode(qwen2, record(*steps), max_length=len(whole.input_ids))
     assert exact.steps_cut == 0
 
@@ -153,7 +153,7 @@ def test_bos_of_the_tokenizer_stands_first_and_once(tmp_path):
         template = Template(prompt_format=prompt_format, step_token="last")
         [got] = encode(tokenizer, Record("r", "q", ["a", "b a"]), template=template)
         assert got.input_ids.tolist() == [0, 2, 3, 4, 3]
-        assert got.step_index.tolist() == [2, 4]
+        assert got.step_tokens.tolist() == [2, 4]
     [blank] = encode(tokenizer, Record("r", "q", ["a", "\n"]), template=template)
     assert "step 2 of 2 has no tokens" in str(blank)
     assert got.input_ids.dtype == np.int32

@@ -73,7 +73,7 @@ class Plan:
 
 
 def make_plan(batch: PackedBatch) -> Plan:
-    kept = {None: (batch.step_index.flip(0), torch.tensor(3.5)), 7: ()}
+    kept = {None: (batch.step_tokens.flip(0), torch.tensor(3.5)), 7: ()}
     return Plan(batch.input_ids.bool(), kept, os.getpid(), torch.get_num_threads(), torch.cuda.is_initialized())
 
 
@@ -112,7 +112,7 @@ def test_all_batches_in_order_as_this_process_makes_them(dataset, trees, workers
             assert_equal_batches(batch, expected)
             assert (batch.paths is not None) == trees
             assert torch.equal(plan.tokens, expected.input_ids.bool())
-            assert torch.equal(plan.kept[None][0], expected.step_index.flip(0))
+            assert torch.equal(plan.kept[None][0], expected.step_tokens.flip(0))
             assert plan.kept[None][1] == 3.5
             assert plan.kept[7] == ()
         processes = {plan.process for _, plan in loaded}

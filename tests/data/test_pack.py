@@ -81,7 +81,7 @@ def test_layout_of_a_packed_batch():
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 0, 0]
     assert batch.lengths == batch.path_lengths == (3, 2, 4)
     assert batch.paths is None
-    assert batch.step_index.tolist() == [0, 2, 6, 8]  # the steps without a label are not listed
+    assert batch.step_tokens.tolist() == [0, 2, 6, 8]  # the steps without a label are not listed
     assert batch.labels.tolist() == [1, 0, 1, 0]
     assert batch.cu_steps.tolist() == [0, 2, 2, 4]
     assert batch.members == (10, 11, 12)
@@ -91,7 +91,7 @@ def test_layout_of_a_packed_batch():
 
 def test_scoring_lists_every_step():
     batch = pack([(0, SECOND), (1, THIRD)], labelled_only=False)
-    assert batch.step_index.tolist() == [1, 3, 4, 5]
+    assert batch.step_tokens.tolist() == [1, 3, 4, 5]
     assert batch.labels.isnan().tolist() == [True, False, True, False]
 
 

@@ -127,7 +127,7 @@ def test_layout_of_a_tree_batch():
     assert batch.path_lengths == (4, 3, 1, 2)
     assert batch.paths.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 7]
     assert batch.cu_steps.tolist() == [0, 1, 3, 5, 6, 6, 7]
-    assert batch.step_index.tolist() == [1, 1, 4, 1, 4, 1, 7]
+    assert batch.step_tokens.tolist() == [1, 1, 4, 1, 4, 1, 7]
     assert batch.labels.tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (6, 7, 8)
     kinds = {name: str(value.dtype) for name, value in vars(batch).items() if hasattr(value, "dtype")}
@@ -135,7 +135,7 @@ def test_layout_of_a_tree_batch():
     assert kinds.pop("cu_steps") == "torch.int32"
     assert set(kinds.values()) == {"torch.int64"}
     everything = pack_trees([first, second], labelled_only=False)
-    assert everything.step_index.tolist() == [1, 3, 1, 4, 1, 4, 1, 7]
+    assert everything.step_tokens.tolist() == [1, 3, 1, 4, 1, 4, 1, 7]
     with pytest.raises(ValueError, match="8 tokens do not fit a batch of 7"):
         pack_trees([first, second], pad_to=7)
     assert pack_trees([]).paths is None
@@ -172,7 +172,7 @@ def test_steps_of_a_tree_batch_are_those_of_its_trajectories(given, labelled_onl
         keep = ~np.isnan(t.labels) | (not labelled_only)
         mine = slice(cu_steps[b], cu_steps[b + 1])
         np.testing.assert_array_equal(batch.labels[mine], t.labels[keep])
-        for row, step in zip(batch.step_index[mine].tolist(), t.step_index[keep], strict=True):
+        for row, step in zip(batch.step_tokens[mine].tolist(), t.step_tokens[keep], strict=True):
             visible = visible_to[row]
             assert batch.input_ids[visible].tolist() == t.input_ids[: step + 1].tolist()
             assert batch.position_ids[visible].tolist() == list(range(step + 1))

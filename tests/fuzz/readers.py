@@ -80,10 +80,10 @@ def _pack(rng: random.Random, records: list[Any]) -> None:
         if not isinstance(found, Encoded):
             assert isinstance(found, PQMError)
             continue
-        kept = len(found.step_index)
+        kept = len(found.step_tokens)
         assert kept + found.steps_cut == len(record.steps)
         labels = np.array((record.labels or [None] * kept)[:kept], dtype=np.float32)
-        trajectories.append(Trajectory(found.input_ids, found.step_index, labels))
+        trajectories.append(Trajectory(found.input_ids, found.step_tokens, labels))
     for question in (None, np.array([rng.randrange(2) for _ in trajectories], dtype=np.int64)):
         for labelled in (True, False):
             batch = pack(enumerate(trajectories), question=question, labelled_only=labelled)

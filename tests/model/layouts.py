@@ -9,7 +9,7 @@ import torch
 from pqm_fast.data.pack import PackedBatch
 
 
-def forest(sequences, pad=0, step_index=()):
+def forest(sequences, pad=0, step_tokens=()):
     """The prefix trees of token sequences, built the slow way: rows are prefixes, depth first; and who sees whom,
     [T, T]: a prefix sees the prefixes of itself."""
     rows = sorted({tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)})
@@ -23,9 +23,9 @@ def forest(sequences, pad=0, step_index=()):
         input_ids=torch.tensor([row[-1] for row in rows] + [0] * pad),
         position_ids=torch.tensor([len(row) - 1 for row in rows] + [0] * pad),
         lengths=tuple(np.diff([-1, *ends]).tolist()),
-        step_index=torch.tensor(step_index, dtype=torch.int64),
-        labels=torch.ones(len(step_index)),
-        cu_steps=torch.tensor([0, len(step_index)], dtype=torch.int32),
+        step_tokens=torch.tensor(step_tokens, dtype=torch.int64),
+        labels=torch.ones(len(step_tokens)),
+        cu_steps=torch.tensor([0, len(step_tokens)], dtype=torch.int32),
         members=(0,),
         path_lengths=tuple(map(len, paths)),
         paths=torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *paths])),
@@ -33,9 +33,9 @@ def forest(sequences, pad=0, step_index=()):
     return batch, torch.from_numpy(everyone)
 
 
-def plain(lengths, pad=0, step_index=()):
+def plain(lengths, pad=0, step_tokens=()):
     """The same for sequences end to end."""
-    batch, sees = forest([(i, *range(n - 1)) for i, n in enumerate(lengths)], pad, step_index)
+    batch, sees = forest([(i, *range(n - 1)) for i, n in enumerate(lengths)], pad, step_tokens)
     return replace(batch, paths=None), sees
 
 

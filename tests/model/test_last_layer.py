@@ -34,7 +34,7 @@ def rows_of_last_layer(model, batch, part="mlp"):
 @pytest.mark.parametrize("architecture", STEP_ROWS)
 def test_only_rows_that_steps_read_are_computed(tmp_path, architecture):
     batch = pack_trees(solutions(), pad_to=128)
-    rows = len(batch.step_index.unique())
+    rows = len(batch.step_tokens.unique())
     assert rows < batch.num_steps < 128
     model = make_model(tmp_path, architecture)
     needed = {"mlp": rows, "self_attn.o_proj": rows, "post_attention_layernorm": rows}
@@ -170,7 +170,7 @@ def test_activation_checkpointing_recomputes_the_narrow_layer(tmp_path, trees):
     rows = []
     model.backbone.layers[-1].mlp.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[1]))
     model.train()(batch, loss="rank", zeta=2.0).loss.backward()
-    assert rows == [len(batch.step_index.unique())] * 2  # once more in the backward pass
+    assert rows == [len(batch.step_tokens.unique())] * 2  # once more in the backward pass
     for name, gradient in gradients(model).items():
         assert tiny.relative_error(gradient, expected[name]) <= 1e-5, name
 

@@ -71,7 +71,7 @@ def one_by_one(model, made):
     scores, losses = [], []
     for t in made:
         out = model.classifier(input_ids=torch.as_tensor(t.input_ids)[None].long(), use_cache=False)
-        q = out.logits[0, torch.as_tensor(t.step_index).long(), 0]
+        q = out.logits[0, torch.as_tensor(t.step_tokens).long(), 0]
         scores.append(q.detach())
         cu_steps = torch.tensor([0, len(q)], dtype=torch.int32)
         losses.append(trajectory_losses(q, torch.as_tensor(t.labels), cu_steps, "rank", 2.0))
@@ -117,7 +117,7 @@ def test_packed_equals_one_by_one(tmp_path, architecture):
             assert_same(model, plain, expected, f"plain, {step_rows_only=}, {pad_to=}")
             assert_same(model, trees, expected, f"trees, {step_rows_only=}, {pad_to=}")
     assert sum(b.num_tokens for b in trees) < 0.8 * sum(b.num_tokens for b in plain)
-    assert any(len(b.step_index.unique()) < b.num_steps for b in trees)  # rows that several steps read
+    assert any(len(b.step_tokens.unique()) < b.num_steps for b in trees)  # rows that several steps read
 
 
 def test_trajectories_do_not_see_each_other(tmp_path):

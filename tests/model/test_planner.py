@@ -26,27 +26,27 @@ def tensors(x):
 
 
 def test_packing_lists_each_row_once():
-    batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_index=(1, 2, 1, 3, 5))
-    packing = Planner("sdpa", step_rows=True)(batch)
-    assert packing.rows.tolist() == [1, 2, 3, 5]
-    assert packing.rows[packing.step_index].tolist() == batch.step_index.tolist()
+    batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_tokens=(1, 2, 1, 3, 5))
+    plan = Planner("sdpa", step_rows=True)(batch)
+    assert plan.head.tokens.tolist() == [1, 2, 3, 5]
+    assert plan.head.tokens[plan.head.step_index].tolist() == batch.step_tokens.tolist()
     assert Planner("sdpa")(batch).rows is None
-    assert Planner("sdpa")(batch).step_index is batch.step_index
+    assert Planner("sdpa")(batch).head.step_index is batch.step_tokens
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("steps", "padded"), [(1, 16), (16, 16), (17, 32), (400, 400)])
 def test_rows_come_in_sixteens_for_a_gpu(backend, steps, padded):
     rows = list(range(3, 3 + steps))
-    batch, _ = plain((500,), 12, step_index=rows)
-    packing = Planner(backend, step_rows=True, multiple_of=16)(batch)
-    assert packing.rows.tolist() == rows + rows[-1:] * (padded - steps)
-    assert packing.rows[packing.step_index].tolist() == rows
+    batch, _ = plain((500,), 12, step_tokens=rows)
+    plan = Planner(backend, step_rows=True, multiple_of=16)(batch)
+    assert plan.head.tokens.tolist() == rows + rows[-1:] * (padded - steps)
+    assert plan.head.tokens[plan.head.step_index].tolist() == rows
 
 
 def test_what_serves_what():
-    tree, _ = forest([(1, 2, 3), (1, 2, 4)], step_index=(2,))
-    straight, _ = plain((4, 5), step_index=(2,))
+    tree, _ = forest([(1, 2, 3), (1, 2, 4)], step_tokens=(2,))
+    straight, _ = plain((4, 5), step_tokens=(2,))
     for backend in BACKENDS:
         for batch in (tree, straight):
             attention = Planner(backend)(batch).attention
@@ -70,12 +70,12 @@ def any_kernel(monkeypatch):
 def test_a_packing_travels_between_processes(any_kernel, backend, name):
     batch, sees = BATCHES[name]()
     planner = pickle.loads(pickle.dumps(Planner(backend, step_rows=True)))
-    packing = planner(batch)
-    copy = pickle.loads(pickle.dumps(packing))
+    plan = planner(batch)
+    copy = pickle.loads(pickle.dumps(plan))
     q = torch.randn(1, 2, len(sees), 16)
-    outputs = [p.to("cpu").attention.attend(q, q, q, scaling=None, window=2) for p in (packing, copy)]
+    outputs = [p.to("cpu").attention.attend(q, q, q, scaling=None, window=2) for p in (plan, copy)]
     assert torch.equal(*outputs)
-    assert torch.equal(copy.rows, packing.rows)
+    assert torch.equal(copy.head.tokens, plan.head.tokens)
 
 
 class Layer(torch.nn.Module):
@@ -83,9 +83,9 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.project = torch.nn.Linear(8, 8)
 
-    def forward(self, x, packing):
+    def forward(self, x, plan):
         heads = self.project(x).view(1, -1, 1, 8).transpose(1, 2)
-        return self.project(packing.attention.attend(heads, heads, heads, scaling=0.3).flatten(2)) + x
+        return self.project(plan.attention.attend(heads, heads, heads, scaling=0.3).flatten(2)) + x
 
 
 @pytest.mark.parametrize("name", ["tree", "plain"])
@@ -100,15 +100,15 @@ def test_a_compiled_layer_leaves_attention_out(any_kernel, backend, name):
         batch, sees = forest(random_tree(rng, 5, 20, 3)) if name == "tree" else plain(rng.integers(1, 9, seed + 1), 2)
         x = torch.randn(1, 200, 8)[:, : len(sees)]
         with torch.no_grad():
-            packing = Planner(backend)(batch).to("cpu")
-            assert torch.allclose(compiled(x, packing), layer(x, packing), atol=1e-5)
+            plan = Planner(backend)(batch).to("cpu")
+            assert torch.allclose(compiled(x, plan), layer(x, plan), atol=1e-5)
     assert len(graphs) <= 4  # two, and two again once the number of tokens is seen to vary
     assert all(sum("linear" in str(n.target) for n in g.graph.nodes) == 1 for g in graphs)
     torch._dynamo.reset()
 
 
 class Collate:
-    """A batch and its packing, made in a worker."""
+    """A batch and its plan, made in a worker."""
 
     def __init__(self, planner):
         self.planner = planner
@@ -116,10 +116,10 @@ class Collate:
     def __call__(self, names):
         batch, _ = BATCHES[names[0]]()
         assert not torch.cuda.is_initialized()
-        packing = self.planner(batch)
+        plan = self.planner(batch)
         assert not torch.cuda.is_initialized()
-        assert all(t.device.type == "cpu" for t in tensors(packing))
-        return packing
+        assert all(t.device.type == "cpu" for t in tensors(plan))
+        return plan
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -127,21 +127,21 @@ def test_it_plans_in_the_workers_of_a_loader(backend):
     planner = Planner(backend, step_rows=True)
     names = ["plain", "tree"]
     loader = DataLoader(names, batch_size=1, num_workers=1, collate_fn=Collate(planner))
-    for name, packing in zip(names, loader, strict=True):
+    for name, plan in zip(names, loader, strict=True):
         here = planner(BATCHES[name]()[0])
-        assert type(packing.attention) is type(here.attention)
-        assert len(tensors(packing)) == len(tensors(here)) > 3
-        assert all(map(torch.equal, tensors(packing), tensors(here)))
+        assert type(plan.attention) is type(here.attention)
+        assert len(tensors(plan)) == len(tensors(here)) > 3
+        assert all(map(torch.equal, tensors(plan), tensors(here)))
 
 
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_tensor_is_pinned(monkeypatch, backend, name):
-    packing = Planner(backend, step_rows=True)(BATCHES[name]()[0])
-    before = tensors(packing)
+    plan = Planner(backend, step_rows=True)(BATCHES[name]()[0])
+    before = tensors(plan)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
-    after = packing.pin_memory()
+    after = plan.pin_memory()
     assert sorted(map(id, pinned)) == sorted(map(id, before))
     assert all(map(torch.equal, tensors(after), before))
 
@@ -151,11 +151,11 @@ def test_every_tensor_is_pinned(monkeypatch, backend, name):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loader_pins_it_and_nothing_waits(backend, name):
     planner = Planner(backend, step_rows=True)
-    [packing] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
-    assert all(t.is_pinned() for t in tensors(packing) if t.numel())  # what is empty has no memory to pin
+    [plan] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
+    assert all(t.is_pinned() for t in tensors(plan) if t.numel())  # what is empty has no memory to pin
     torch.cuda.set_sync_debug_mode("error")
     try:
-        moved = packing.to("cuda")
+        moved = plan.to("cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(t.is_cuda for t in tensors(moved))

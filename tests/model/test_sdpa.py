@@ -14,11 +14,11 @@ from pqm_fast.model.attention.sdpa import Grouped, _every_head
 
 def test_plain_packing_needs_no_mask():
     batch, _ = plain((9, 17, 30), 4)
-    packing = Planner("sdpa")(batch).to("cpu")
+    plan = Planner("sdpa")(batch).to("cpu")
     q = torch.randn(1, 2, 60, 16)
-    packing.attention.attend(q, q, q, scaling=None)
-    packing.attention.attend(q, q, q, scaling=None, window=30)
-    assert packing.attention.masks == {}
+    plan.attention.attend(q, q, q, scaling=None)
+    plan.attention.attend(q, q, q, scaling=None, window=30)
+    assert plan.attention.masks == {}
 
 
 def test_masks_are_made_once_for_what_is_computed():

@@ -35,20 +35,20 @@ def test_nothing_is_computed_or_copied_in_a_layer(monkeypatch):
 
 
 def test_half_precision_is_asked_for():
-    packing = Planner("varlen")(plain((9, 17), 4)[0]).to("cpu")
+    plan = Planner("varlen")(plain((9, 17), 4)[0]).to("cpu")
     q = torch.randn(1, 2, 30, 16)
     with pytest.raises(ValueError, match=r"'varlen' take float16 and bfloat16, not torch\.float32"):
-        packing.attention.attend(q, q, q, scaling=None)
+        plan.attention.attend(q, q, q, scaling=None)
 
 
 def test_autocast_says_what_is_computed_in(monkeypatch):
     """Rotary embeddings leave queries and keys in float32 under it."""
     seen = []
     monkeypatch.setattr(kernels, "find", lambda *a, **h: lambda *qkv, **how: seen.extend(qkv[:3]) or qkv[0])
-    packing = Planner("flash")(plain((9, 17), 4)[0]).to("cpu")
+    plan = Planner("flash")(plain((9, 17), 4)[0]).to("cpu")
     q = torch.randn(1, 2, 30, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert packing.attention.attend(q, q, q.bfloat16(), scaling=None).dtype == torch.bfloat16
+        assert plan.attention.attend(q, q, q.bfloat16(), scaling=None).dtype == torch.bfloat16
     assert [x.dtype for x in seen] == [torch.bfloat16] * 3
 
 

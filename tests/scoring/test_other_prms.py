@@ -248,7 +248,7 @@ def test_options_say_what_no_preset_does(other):
     encoder = Scorer.from_pretrained(folder, other=OtherPRM("trl", step_token="\n\n", step_format="* {step}")).encoder
     [found] = encoder([Record("r", "q", ["a", "b"])])
     assert tokenizer.decode(found.input_ids) == "<bos>q* a\n\n* b\n\n"
-    assert found.step_index.tolist() == [6, 11]
+    assert found.step_tokens.tolist() == [6, 11]
 
     folder, _ = other("math-shepherd, tied")
     own = OtherPRM(head="tokens", prompt_format="Q: {prompt}\n", step_token="<extra_0>", good_token="a", bad_token="b")
@@ -332,7 +332,7 @@ def test_step_ends_that_cannot_be_read():
     encoder = TextEncoder(tokenizer, TextLayout("{prompt}", step_token="<extra_0>"), 12)
     records = [Record("a", "q", ["x", "y"]), Record("b", "q<extra_0>", ["x"]), Record("c", "q" * 12, ["x", "y"])]
     short, marked, long = encoder([*records])
-    assert (short.step_index.tolist(), short.steps_cut) == ([2, 4], 0)
+    assert (short.step_tokens.tolist(), short.steps_cut) == ([2, 4], 0)
     assert isinstance(marked, RecordError)
     assert "'<extra_0>' occurs in its question or steps" in str(marked)
     assert isinstance(long, OverLong)
@@ -360,5 +360,5 @@ def test_tokens_of_a_real_tokenizer(shared_tokenizer):
             [found] = encoder([Record("r", question, steps)])
             parts = definition(tokenizer, question, steps)
             rows = [row for _, own in parts for row in own]
-            assert found.step_index.tolist() == rows
+            assert found.step_tokens.tolist() == rows
             assert found.input_ids.tolist() == parts[-1][0][: rows[-1] + 1]

@@ -59,7 +59,7 @@ def test_trees_give_the_gradient_of_plain_packing(tmp_path, architecture, loss):
             for members in units.batches(budget)
         ]
         assert sum(b.num_tokens for b in batches) < 0.9 * lengths.sum()
-        assert any(len(b.step_index.unique()) < b.num_steps for b in batches)  # rows with steps of several
+        assert any(len(b.step_tokens.unique()) < b.num_steps for b in batches)  # rows with steps of several
         assert (len(batches) == 1) == (budget == 4096)
         value, scores, gradients = learn(model, batches, loss)
         assert value == pytest.approx(expected_loss, rel=1e-5)

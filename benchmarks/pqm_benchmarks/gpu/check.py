@@ -147,7 +147,7 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
     config = SimpleNamespace(head_dim=HEAD)
     config.get_text_config = lambda: config
     planner = Planner(choose_backend("auto", device, dtype, config))
-    packing = planner(batch).to(device)
+    plan = planner(batch).to(device)
     shape = len(batch.input_ids), HEAD
     query, upstream = (torch.randn(1, HEADS, *shape, device=device).to(dtype) for _ in range(2))
     key, value = (torch.randn(1, SHARED_HEADS, *shape, device=device).to(dtype) for _ in range(2))
@@ -162,7 +162,7 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
         return out[:, : batch.num_tokens].detach(), *(g[:, :, : batch.num_tokens] for g in gradients)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return packing.attention.attend(q, k, v, scaling=None)
+        return plan.attention.attend(q, k, v, scaling=None)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(HEADS // SHARED_HEADS, 1) for x in (k, v))

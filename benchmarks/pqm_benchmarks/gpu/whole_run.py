@@ -109,7 +109,7 @@ def _records(questions: int, solutions: int) -> list[dict[str, Any]]:
 
 def _record(trajectory: Trajectory, question: int) -> dict[str, Any]:
     """`question` is how many tokens of it are the question's."""
-    ends = trajectory.step_index.tolist()
+    ends = trajectory.step_tokens.tolist()
     steps = []
     for start, end, label in zip([question, *(end + 1 for end in ends[:-1])], ends, trajectory.labels, strict=True):
         words = trajectory.input_ids[start:end].tolist()

@@ -43,7 +43,7 @@ class Expected:
             found = []
             for i in sample:
                 ids = torch.as_tensor(trajectories[i].input_ids, device=device)[None].long()
-                rows = torch.as_tensor(trajectories[i].step_index, device=device).long()
+                rows = torch.as_tensor(trajectories[i].step_tokens, device=device).long()
                 found.append(model(input_ids=ids).logits[0, rows, 0].double().cpu().numpy())
             return found
 

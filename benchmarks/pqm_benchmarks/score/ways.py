@@ -18,7 +18,7 @@ from pqm_benchmarks.train.ways.way import Questions, Setting, flat
 from pqm_benchmarks.work.run import Layout
 from pqm_fast.data.batches import Units
 from pqm_fast.data.pack import PackedBatch, pack
-from pqm_fast.model.attention import Packing
+from pqm_fast.model.attention import BatchPlan
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.layers import compile_layers
 
@@ -108,8 +108,8 @@ def padded_batches(by_length: bool, questions: Questions, setting: Setting) -> I
         ids = token_ids(own)
         yield PaddedBatch(
             torch.from_numpy(ids),
-            torch.from_numpy(np.concatenate([t.step_index + row * ids.shape[1] for row, t in enumerate(own)])).long(),
-            torch.from_numpy(np.cumsum([0, *(len(t.step_index) for t in own)])),
+            torch.from_numpy(np.concatenate([t.step_tokens + row * ids.shape[1] for row, t in enumerate(own)])).long(),
+            torch.from_numpy(np.cumsum([0, *(len(t.step_tokens) for t in own)])),
             members,
         )
 
@@ -155,16 +155,14 @@ class OurScoring:
 
     model: StepQModel
 
-    def ahead(self, batch: PackedBatch) -> tuple[PackedBatch, Packing]:
-        packing = self.model.planner()(batch)
-        return batch.to(self.model.device), packing.to(self.model.device)
+    def ahead(self, batch: PackedBatch) -> tuple[PackedBatch, BatchPlan]:
+        plan = self.model.planner()(batch)
+        return batch.to(self.model.device), plan.to(self.model.device)
 
     @torch.no_grad()
-    def __call__(self, ready: tuple[PackedBatch, Packing]) -> Tensor:
-        batch, packing = ready
-        return self.model.head(self.model.hidden(batch, packing).index_select(0, packing.step_index).float()).squeeze(
-            -1
-        )
+    def __call__(self, ready: tuple[PackedBatch, BatchPlan]) -> Tensor:
+        batch, plan = ready
+        return self.model.head(self.model.hidden(batch, plan).index_select(0, plan.head.step_index).float()).squeeze(-1)
 
 
 def our_batches(switches: Switches, questions: Questions, setting: Setting) -> Iterator[PackedBatch]:

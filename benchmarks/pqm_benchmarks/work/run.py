@@ -151,7 +151,7 @@ def layouts(groups: list[list["Trajectory"]], seed: int) -> dict[str, Layout]:
     from pqm_benchmarks.shared.workload import published_batches
 
     lengths = np.array([len(t.input_ids) for group in groups for t in group])
-    steps = sum(len(t.step_index) for group in groups for t in group)
+    steps = sum(len(t.step_tokens) for group in groups for t in group)
     widths = np.concatenate([np.full(len(b), lengths[b].max()) for b in published_batches(lengths, seed)])
     padded = int(widths.sum())
     total, pairs = int(lengths.sum()), _causal_pairs(lengths)
@@ -223,7 +223,7 @@ def prefix_tree(trajectories: list["Trajectory"]) -> tuple[int, int, int]:
             node = nodes.setdefault((node, token), new)
             pairs += length if node == new else 0
             path.append(node)
-        read |= {path[row] for row in t.step_index.tolist()}
+        read |= {path[row] for row in t.step_tokens.tolist()}
     return len(nodes), pairs, len(read)
 
 

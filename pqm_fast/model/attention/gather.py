@@ -8,7 +8,7 @@ import torch
 from pqm_kernels import StepsByRow, gather_rows, steps_by_row
 
 
-@dataclass(eq=False)  # not frozen: see Packing
+@dataclass(eq=False)  # not frozen: see BatchPlan
 class Gather:
     """What `gather_rows` is told. Gradients are summed back in float32 and in a fixed order."""
 

@@ -29,7 +29,7 @@ class Group:
     last: torch.Tensor  # [n] int64, that of the last query
 
 
-@dataclass(eq=False)  # not frozen: see Packing
+@dataclass(eq=False)  # not frozen: see BatchPlan
 class Grouped:
     """`Paths` in groups of sequences with about as many queries and about as many keys, one group after the other.
     Masks are made when a layer first needs them and kept for the others."""

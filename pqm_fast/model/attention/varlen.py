@@ -16,7 +16,7 @@ from pqm_fast.model.attention.paths import Paths
 from pqm_fast.model.attention.precision import compute_dtype
 
 
-@dataclass(eq=False)  # not frozen: see Packing
+@dataclass(eq=False)  # not frozen: see BatchPlan
 class Varlen:
     """`Paths` as the kernels take them."""
 

@@ -52,7 +52,7 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
         arrays = {
             "input_ids": np.concatenate([t.input_ids for t in batch]).astype(np.int64)[None],
             "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
-            "step_index": np.concatenate([t.step_index + s for t, s in zip(batch, start, strict=True)]),
+            "step_index": np.concatenate([t.step_tokens + s for t, s in zip(batch, start, strict=True)]),
             "labels": np.where(np.concatenate([t.labels for t in batch]) == 1, CORRECT, WRONG),
             "cu_seqlens": np.append(0, np.cumsum(lengths)).astype(np.int32),
         }

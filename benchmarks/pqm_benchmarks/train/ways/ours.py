@@ -43,7 +43,7 @@ class OurStep:
         planner = self.model.planner()
         packings = [planner(batch) for batch in batches]
         if self.model.device.type == "cuda":
-            packings = [packing.pin_memory() for packing in packings]
+            packings = [plan.pin_memory() for plan in packings]
         return list(zip(batches, packings, strict=True))
 
     def __call__(self, batches: list[Planned]) -> Callable[[], float]:
@@ -114,7 +114,7 @@ def packed_layout(batches: Sequence[PackedBatch], step_rows: bool) -> Layout:
     scored = sum(batch.num_steps for batch in batches)
     if not step_rows:
         return Layout(tokens, pairs, tokens, scored)
-    rows = sum(len(np.unique(batch.step_index.numpy())) for batch in batches)
+    rows = sum(len(np.unique(batch.step_tokens.numpy())) for batch in batches)
     return Layout(tokens, pairs, rows, scored)
 
 

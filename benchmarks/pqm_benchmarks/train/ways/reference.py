@@ -75,7 +75,7 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
 def _micro_batch(trajectories: list[Trajectory], weight: float, device: torch.device) -> MicroBatch:
     arrays = {
         "input_ids": token_ids(trajectories),
-        "step_index": stack([t.step_index for t in trajectories], 0),
+        "step_index": stack([t.step_tokens for t in trajectories], 0),
         "labels": stack([t.labels.astype(np.int64) for t in trajectories], IGNORED),
     }
     return MicroBatch({name: host(array, device) for name, array in arrays.items()}, weight)

@@ -52,7 +52,7 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
         labels = []
         for t in batch:
             own = np.full(len(t.input_ids), IGNORED)
-            own[t.step_index] = t.labels
+            own[t.step_tokens] = t.labels
             labels.append(own)
         arrays = {"input_ids": token_ids(batch), "labels": stack(labels, IGNORED)}
         return MicroBatch({name: host(array, device) for name, array in arrays.items()}, weight)
