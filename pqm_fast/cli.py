@@ -119,9 +119,12 @@ def _train(arguments: list[str]) -> None:
 
 def _score(arguments: list[str]) -> None:
     from pqm_fast.scoring.options import ScoreConfig
+
+    config = _parse(ScoreConfig, "score", arguments)
+
     from pqm_fast.scoring.run import score
 
-    print(f"scores: {score(_parse(ScoreConfig, 'score', arguments))}")
+    print(f"scores: {score(config)}")
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -40,7 +40,6 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.sample.annotate import AnnotateConfig
 from pqm_fast.sample.run import SampleConfig
 from pqm_fast.scoring import run as score_module
-from pqm_fast.scoring import scorer as scorer_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.other_prms import OtherPRM
 from pqm_fast.train.config import TrainConfig
@@ -486,7 +485,7 @@ def test_pool_of_candidates(world, tmp_path, capsys):
 @pytest.fixture
 def whole(world, tmp_path, monkeypatch):
     """The scores of 40 records in chunks of 8, from a run that nothing interrupted."""
-    monkeypatch.setattr(scorer_module, "CHUNK", 8)
+    monkeypatch.setattr(score_module, "CHUNK", 8)
     assert score(tmp_path / "whole.jsonl", world / "data.jsonl", world / "run") == 0
     return (tmp_path / "whole.jsonl").read_bytes()
 
@@ -568,7 +567,7 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert score(tmp_path / "in_half.jsonl", data, run, "--dtype=bfloat16") == 0
     expected = {"bfloat16": (tmp_path / "in_half.jsonl").read_bytes(), "float32": whole}
     assert expected["bfloat16"] != whole
-    picked = {"pqm_fast.model.loading.LEAST_WIDTH": 0, "pqm_fast.model.loading.bfloat16_gain": lambda *_: 2.0}
+    picked = {"pqm_fast.model.device.LEAST_WIDTH": 0, "pqm_fast.model.loading.bfloat16_gain": lambda *_: 2.0}
     with monkeypatch.context() as patch:
         for name, value in picked.items() if begun == "bfloat16" else ():
             patch.setattr(name, value)

@@ -18,7 +18,6 @@ from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
-from pqm_fast.scoring.run import score
 from pqm_fast.train.config import Loss, TrainConfig
 
 if TYPE_CHECKING:
@@ -115,6 +114,7 @@ def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: in
         cache_dir=str(Path(config.out) / "world" / "tokens"),
         progress=config.progress,
     )
+    from pqm_fast.scoring.run import score
     from pqm_fast.train.loop import train
 
     started = time.perf_counter()

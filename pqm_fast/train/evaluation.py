@@ -43,9 +43,9 @@ def evaluate(
         return {}
     run.model.eval()
     budget = run.sizes.micro_batch_tokens
-    plan = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
+    micro_batches = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
     batches, losses, scores = [], [], []
-    with closing(loaded(run, split, plan)) as steps:
+    with closing(loaded(run, split, micro_batches)) as steps:
         for [(batch, plan)] in steps:
             if stop:
                 return {}

@@ -314,7 +314,7 @@ def test_random_weights_on_a_gpu_keep_the_rotary_frequencies(tmp_path):
 @pytest.mark.parametrize(("gain", "expected"), [(0.2, torch.float32), (1.4, torch.float32), (1.5, torch.bfloat16)])
 def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_in_it(tmp_path, monkeypatch, gain, expected):
     measured = []
-    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *sizes: measured.append(sizes) or gain)
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *sizes: measured.append(sizes) or gain)
     wide = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, intermediate_size=300))
     cpu, notes = torch.device("cpu"), []
     assert pick_dtype("auto", cpu, wide, notes) == expected
@@ -326,7 +326,7 @@ def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_in_it(tmp_path, monkeypatch
 
 
 def test_a_dtype_that_needs_no_measuring(tmp_path, monkeypatch):
-    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: pytest.fail("measured"))
     cpu, narrow, notes = torch.device("cpu"), str(tiny.model_folder(tmp_path / "narrow", hidden_size=248)), []
     assert pick_dtype("auto", cpu, narrow, notes) == torch.float32
     assert pick_dtype("bfloat16", cpu, "nowhere", notes) == torch.bfloat16
@@ -339,7 +339,7 @@ def test_a_gain_is_measured_once_for_each_size(monkeypatch):
     pretrained.bfloat16_gain.cache_clear()
     ends = [9.0, 6.0, 3.0, 5.0, 9.0, 1.0, 2.0, 1.5]
     ticks = iter([tick for end in ends for tick in (0.0, end)])
-    monkeypatch.setattr("pqm_fast.model.loading.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("pqm_fast.model.device.time.perf_counter", lambda: next(ticks))
     assert [pretrained.bfloat16_gain(8, 4) for _ in range(2)] == [3.0, 3.0]
     pretrained.bfloat16_gain.cache_clear()
 

@@ -394,6 +394,6 @@ def test_other_backbones_and_labels(tmp_path, in_process):
 
 def test_all_trials_have_one_dtype(monkeypatch):
     """Whatever a CPU is measured to be faster in, which may be another in each process."""
-    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *sizes: 10.0)
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *sizes: 10.0)
     assert _dtype(StudyConfig(device="cpu")) == "float32"
     assert _dtype(StudyConfig(device="cpu", dtype="bfloat16")) == "bfloat16"

@@ -118,11 +118,11 @@ def test_a_resumed_run_keeps_its_dtype(configure, tmp_path, monkeypatch, begun, 
     model = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, num_hidden_layers=1))
     options = {"model": model, "save_every": 2, "max_steps": 3, "recompute_layers": 0}
     name, other = ("bfloat16", "float32") if begun > now else ("float32", "bfloat16")
-    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *_: begun)
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: begun)
     train(configure("whole", **options))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     cut_off(tmp_path / "cut", 2)
-    monkeypatch.setattr("pqm_fast.model.loading.bfloat16_gain", lambda *_: now)
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: now)
     assert any(note.startswith(f"dtype {other}: ") for note in prepare(configure("new", **options)).notes)
     resumed = prepare(configure("cut", **options, resume=True))
     assert resumed.model.classifier.dtype == getattr(torch, name)
