@@ -567,7 +567,7 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert score(tmp_path / "in_half.jsonl", data, run, "--dtype=bfloat16") == 0
     expected = {"bfloat16": (tmp_path / "in_half.jsonl").read_bytes(), "float32": whole}
     assert expected["bfloat16"] != whole
-    picked = {"pqm_fast.model.device.LEAST_WIDTH": 0, "pqm_fast.model.loading.bfloat16_gain": lambda *_: 2.0}
+    picked = {"pqm_fast.model.device.LEAST_WIDTH": 0, "pqm_fast.model.device.bfloat16_gain": lambda *_: 2.0}
     with monkeypatch.context() as patch:
         for name, value in picked.items() if begun == "bfloat16" else ():
             patch.setattr(name, value)
