@@ -14,7 +14,7 @@ lean_imports.install()
 
 
 def __getattr__(name: str):
-    # imported on first use: `pqm-fast --help` and the readers need no torch
+    # imported on first use, so that `pqm-fast --help` and the readers do not load torch
     if name == "StepQModel":
         from pqm_fast.model.step_q_model import StepQModel
 

@@ -1,12 +1,12 @@
-"""Mistakes that a user can mend: the command line prints their text and exits with code 1."""
+"""Errors that a user can fix. The command line prints their message and exits with code 1."""
 
 
 class PQMError(Exception):
-    """Something in the input is wrong. The message names the file or record, what was found and what to do."""
+    """The input is wrong. The message names the file or record, what was found, and what to do."""
 
 
 class RecordError(PQMError):
-    """One record cannot be used. `kind` groups such errors when they are counted (`skip_bad`)."""
+    """One record cannot be used. `kind` groups these errors when they are counted (`skip_bad`)."""
 
     def __init__(self, message: str, kind: str):
         super().__init__(message)
