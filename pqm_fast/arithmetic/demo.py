@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.common.lock import is_empty, locked
+from pqm_fast.common.options import Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
-from pqm_fast.train.config import Loss, TrainConfig
+from pqm_fast.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from pqm_fast.arithmetic.world import World

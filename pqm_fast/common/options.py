@@ -1,11 +1,17 @@
 """Values of options that several commands have."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pqm_kernels.losses import LOSSES
 
 DType = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "sdpa"]
+if TYPE_CHECKING:  # a type checker cannot read the choices from the table
+    Loss = str
+else:
+    Loss = Literal[tuple(LOSSES)]
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash first: `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)

@@ -5,13 +5,15 @@ from itertools import accumulate
 from math import isfinite
 from typing import Any
 
+from pqm_kernels.losses import LOSSES
+
 from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.report.find import Run
 from pqm_fast.report.groups import Group
 
 Chart = dict[str, Any]
 Point = list[float]
-HAVE_FLOOR = ("rank", "rank-first-error")  # losses
+HAVE_FLOOR = tuple(name for name, loss in LOSSES.items() if loss.has_flat_floor)
 POINTS = 500  # of a curve; a longer log is averaged
 SMOOTHED = 20  # points that a curve must have to be smoothed
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from pqm_fast.common.options import Attention, DType, Layers
+from pqm_fast.common.options import Attention, DType, Layers, Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import Aggregator
 from pqm_fast.study.labels import parse_labels
-from pqm_fast.train.config import Loss
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from pqm_fast.study.config import StudyConfig
-from pqm_fast.train.config import Loss
+from pqm_kernels.losses import LOSSES
 
-USE_ZETA = ("rank", "rank-theory", "pairwise")
+from pqm_fast.common.options import Loss
+from pqm_fast.study.config import StudyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Cell:
     labels: str
 
     def with_loss(self, loss: Loss, zeta: float) -> "Cell":
-        return replace(self, loss=loss, zeta=zeta if loss in USE_ZETA else None)
+        return replace(self, loss=loss, zeta=zeta if LOSSES[loss].uses_zeta else None)
 
 
 @dataclass(frozen=True, slots=True)

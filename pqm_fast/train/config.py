@@ -6,12 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pqm_fast.common.options import Attention, DType, Layers
+from pqm_fast.common.options import Attention, DType, Layers, Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
-
-Loss = Literal["rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm"]
 
 
 @dataclass(frozen=True)

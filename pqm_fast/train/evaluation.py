@@ -70,7 +70,7 @@ def step_figures(loss: str, batches: list[PackedBatch], scores: list[torch.Tenso
     metrics = step_metrics(per_trajectory, labels)
     chosen = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
     figures = {name: metrics[name] for name in chosen}
-    if loss in ("rank", "rank-first-error"):
+    if LOSSES[loss].has_flat_floor:
         figures["flat_floor"] = flat_floor(labels)
     return figures
 

@@ -269,8 +269,8 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
     dataset = load_dataset(paths, config.read, encoder, config.cache_dir)
     notes += dataset.notes
     indices = np.arange(len(dataset))
-    if config.loss == "orm" and (cut := dataset.steps_cut > 0).any():
-        notes.append(f"{cut.sum():,} trajectories left out: orm needs the last step, and theirs was cut off")
+    if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut > 0).any():
+        notes.append(f"{cut.sum():,} trajectories left out: {config.loss} needs the last step, and theirs was cut off")
         indices = indices[~cut]
     soft = LOSSES[config.loss].soft_labels or config.label_threshold is not None
     labels = dataset.columns["labels"]
@@ -281,6 +281,6 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
         raise PQMError(
             f"{', '.join(paths)}: record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss "
             f"{config.loss} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
-            "(bce, mse)"
+            f"({', '.join(name for name, loss in LOSSES.items() if loss.soft_labels)})"
         )
     return Split(dataset, indices, config.label_threshold, config.prefix_tree)

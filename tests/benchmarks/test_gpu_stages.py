@@ -11,7 +11,7 @@ from pqm_benchmarks.score.ways import WAYS as SCORE_WAYS
 from pqm_benchmarks.shared.shapes import EVERY
 from pqm_benchmarks.train.run import TrainBench, measure
 from pqm_benchmarks.train.ways.ladder import WAYS
-from pqm_kernels.step_loss import backward, forward
+from pqm_kernels.fused_step_loss import backward, forward
 from torch.autograd import DeviceType
 
 from pqm_fast.errors import PQMError

@@ -16,11 +16,11 @@ import torch
 import triton
 from pqm_kernels import LOSSES
 from pqm_kernels.adamw import kernel as adamw_kernel
+from pqm_kernels.fused_step_loss.backward import backward
+from pqm_kernels.fused_step_loss.forward import forward
 from pqm_kernels.gather import kernel as gather_kernel
 from pqm_kernels.launch import Launcher
 from pqm_kernels.row_index import steps_by_row
-from pqm_kernels.step_loss.backward import backward
-from pqm_kernels.step_loss.forward import forward
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver

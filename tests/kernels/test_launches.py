@@ -11,7 +11,7 @@ from pqm_kernels import step_loss, steps_by_row
 pytest.importorskip("triton")
 
 from pqm_kernels import launch
-from pqm_kernels.step_loss import counters, forward
+from pqm_kernels.fused_step_loss import counters, forward
 from triton import knobs
 
 # Long trajectories and none, many and few, nothing at all.

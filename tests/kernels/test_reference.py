@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from pqm_kernels import LOSSES, trajectory_losses
-from pqm_kernels.step_loss import reference
+from pqm_kernels.fused_step_loss import reference
 
 TRAJECTORY_LABELS = [
     [],

@@ -153,7 +153,7 @@ def test_steps_by_row_made_ahead(device, backend):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_group_has_many_rows(device, groups, monkeypatch):
-    from pqm_kernels.step_loss import backward
+    from pqm_kernels.fused_step_loss import backward
 
     monkeypatch.setattr(backward, "MOST_GROUPS", groups)
     case = make_case(device, rows=100)

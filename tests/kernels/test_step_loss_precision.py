@@ -9,7 +9,6 @@ from pqm_kernels import LOSSES
 
 # Eager computes losses in float64, so that only the result is rounded.
 TOLERANCE = {"eager": 1e-6, "triton": 1e-5}
-HAS_MARGIN = ("rank", "rank-theory", "pairwise")
 SHORT = [[1], [0], [1, 1, 1], [0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0], [0, 1]]
 TINY = torch.finfo(torch.float32).tiny
 
@@ -21,7 +20,7 @@ pytestmark = [
 
 def losses_with(*margins):
     """Each loss with each zeta that it looks at."""
-    pairs = [(loss, zeta) for loss in LOSSES for zeta in (margins if loss in HAS_MARGIN else margins[:1])]
+    pairs = [(loss, zeta) for loss in LOSSES for zeta in (margins if LOSSES[loss].uses_zeta else margins[:1])]
     return pytest.mark.parametrize(("loss", "zeta"), pairs)
 
 

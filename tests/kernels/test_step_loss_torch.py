@@ -1,7 +1,6 @@
 """What PyTorch asks of an op: torch.library, torch.compile, CUDA graphs, autocast, repeatability, no surprises."""
 
 import contextlib
-import importlib
 import math
 import shutil
 import subprocess
@@ -12,10 +11,8 @@ import torch
 from cases import BACKENDS, INPUTS, UNEVEN, assert_close, define, make_case, run
 from pqm_kernels import LOSSES, step_loss, steps_by_row
 from pqm_kernels.backends import pick_backend
+from pqm_kernels.fused_step_loss import api, op
 from torch._dynamo.testing import CompileCounterWithBackend
-
-ops = importlib.import_module("pqm_kernels.step_loss.op")
-step_loss_module = importlib.import_module("pqm_kernels.step_loss.api")  # the package has the function by this name
 
 
 @pytest.fixture
@@ -26,18 +23,18 @@ def opcheck(device, monkeypatch):
         case = make_case(device, rows=7, width=5, lengths=[3, 0, 2], norm=norm, bias=bias, dtype=dtype)
         arguments = {}
 
-        def recorded(name, op):
-            return lambda *values: (arguments.setdefault(name, values), op(*values))[1]
+        def recorded(name, operator):
+            return lambda *values: (arguments.setdefault(name, values), operator(*values))[1]
 
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_is_watched", lambda tensor: True)  # else no operator is called
+            patch.setattr(op, "_is_watched", lambda tensor: True)  # else no operator is called
             for name in ("step_loss", "step_loss_backward"):
-                patch.setattr(ops, name, recorded(name, getattr(ops, name)))
+                patch.setattr(op, name, recorded(name, getattr(op, name)))
             given = {"steps_by_row": steps_by_row(case["step_index"], 7)} if ahead else {}
             run(case, needs=needs, backend="triton", **given, **options)
-        torch.library.opcheck(ops.step_loss, arguments["step_loss"])
+        torch.library.opcheck(op.step_loss, arguments["step_loss"])
         constant = [value.detach() if isinstance(value, torch.Tensor) else value for value in arguments.popitem()[1]]
-        torch.library.opcheck(ops.step_loss_backward, constant)
+        torch.library.opcheck(op.step_loss_backward, constant)
 
     return check
 
@@ -68,8 +65,9 @@ def test_opcheck_with_a_normalizer_on_the_device(opcheck, device):
 @pytest.mark.parametrize("kernel", ["forward_kernel", "rows_kernel", "head_kernel"])
 def test_the_poison_works(device, kernel, monkeypatch):
     """With a kernel that does nothing, all that it should have written is NaN."""
+    from pqm_kernels.fused_step_loss import backward, forward
 
-    module = importlib.import_module("pqm_kernels." + ("forward" if kernel == "forward_kernel" else "backward"))
+    module = forward if kernel == "forward_kernel" else backward
     monkeypatch.setattr(getattr(module, kernel), "launch", lambda *arguments, **options: None)
     found = run(make_case(device, lengths=[3, 2]), backend="triton")
     written = {"forward_kernel": {"loss", "q"}, "rows_kernel": {"hidden"}, "head_kernel": set(INPUTS) - {"hidden"}}
@@ -251,9 +249,9 @@ def test_auto_takes_the_best_backend(device, best, monkeypatch):
     def recorded(name, function):
         return lambda *arguments: (ran.append(name), function(*arguments))[1]
 
-    monkeypatch.setattr(ops, "call_step_loss", recorded("triton", ops.call_step_loss))
-    monkeypatch.setattr(step_loss_module, "_scores", recorded("eager", step_loss_module._scores))
-    monkeypatch.setattr(step_loss_module, "pick_backend", lambda *arguments: best)
+    monkeypatch.setattr(op, "call_step_loss", recorded("triton", op.call_step_loss))
+    monkeypatch.setattr(api, "_scores", recorded("eager", api._scores))
+    monkeypatch.setattr(api, "pick_backend", lambda *arguments: best)
     case = make_case(device)
     assert_close(run(case), define(case))
     assert set(ran) == {best}

@@ -34,18 +34,6 @@ def test_only_losses_with_a_margin_have_a_zeta():
     assert found == {loss: 4.0 if loss in with_margin else None for loss in losses}
 
 
-def test_zeta_does_nothing_for_the_losses_without_a_margin():
-    import torch
-    from pqm_kernels import LOSSES
-
-    q = torch.tensor([[0.3, -1.2, 0.8, 2.0]], dtype=torch.float64)
-    y, valid = torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
-    depends = {
-        name for name, loss in LOSSES.items() if loss.function(q, y, valid, 1.0) != loss.function(q, y, valid, 5)
-    }
-    assert depends == {"rank", "rank-theory", "pairwise"}
-
-
 def test_further_margins_are_those_of_rank():
     assert cells(StudyConfig(losses=("bce", "orm"), labels=("given",), zetas=(0.0, 16.0))) == [
         Cell("bce", None, "llama", "given"),

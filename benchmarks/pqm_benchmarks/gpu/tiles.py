@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pqm_kernels.step_loss import backward, forward
+from pqm_kernels.fused_step_loss import backward, forward
 
 from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.kernels.implementations import check, fused

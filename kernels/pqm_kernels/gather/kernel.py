@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.fused_step_loss.forward import columns_per_tile
 from pqm_kernels.launch import of_aligned, with_options
-from pqm_kernels.step_loss.forward import columns_per_tile
 
 COPIES_PER_TILE = 4
 TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.fused_step_loss.forward import FUSE, columns_per_tile
 from pqm_kernels.launch import of_aligned, of_tensor, with_options
-from pqm_kernels.step_loss.forward import FUSE, columns_per_tile
 
 ROWS_PER_TILE = 8
 TILE_WIDTH = 1024  # bytes

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pqm_kernels import row_index as by_row
 from pqm_kernels.backends import pick_backend
+from pqm_kernels.fused_step_loss import op as ops
+from pqm_kernels.fused_step_loss.reference import INDICES, check_steps, default_normalizer, trajectory_losses
 from pqm_kernels.row_index import StepsByRow
-from pqm_kernels.step_loss import op as ops
-from pqm_kernels.step_loss.reference import INDICES, check_steps, default_normalizer, trajectory_losses
 
 
 class StepLoss(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pqm_kernels.fused_step_loss.reference import default_normalizer
 from pqm_kernels.row_index import steps_by_row
-from pqm_kernels.step_loss.reference import default_normalizer
 
 _library = torch.library.Library("pqm", "DEF")
 _library.define(
@@ -34,8 +34,8 @@ step_loss_backward = torch.ops.pqm.step_loss_backward.default
 @cache
 def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward. They need triton, which not every platform has."""
-    from pqm_kernels.step_loss.backward import backward
-    from pqm_kernels.step_loss.forward import forward
+    from pqm_kernels.fused_step_loss.backward import backward
+    from pqm_kernels.fused_step_loss.forward import forward
 
     return forward, backward
 
@@ -75,7 +75,7 @@ def _fake_step_loss(
     labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
     loss: str, *numbers: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    from pqm_kernels.step_loss.forward import work_size
+    from pqm_kernels.fused_step_loss.forward import work_size
 
     num_steps = step_index.shape[0]
     size = work_size(num_steps, cu_steps.shape[0] - 1, norm_weight is not None, loss)

@@ -12,13 +12,13 @@ Process to Outcome: Conditional Reward Modeling for LLM Reasoning" (ICLR 2026, a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from pqm_kernels.losses import LOSSES
 
 INDICES = (torch.int32, torch.int64)
 # "Not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score and, unlike that of -inf, its
@@ -29,13 +29,29 @@ PAIRS_AT_ONCE = 2**22
 # A batch that takes up to this many scores when padded is padded as one, however uneven.
 SMALL_BATCH = 2**12
 
+Function = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+FUNCTIONS: dict[str, Function] = {}
+"""The function `(q, y, valid, zeta) -> [...]` of each loss in `LOSSES`."""
 
+
+def _computes(loss: str) -> Callable[[Function], Function]:
+    """Enters the decorated function in `FUNCTIONS`."""
+
+    def entered(function: Function) -> Function:
+        FUNCTIONS[loss] = function
+        return function
+
+    return entered
+
+
+@_computes("rank")
 def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """PQM Eq. 10: mean of log(1 + sum_{c' <= c} e^q_c' + N) - q_c over c in C and, with any W, log(1 + N)."""
     correct, wrong = _split(y, valid)
     return _rank_terms(q, correct, wrong, zeta) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
+@_computes("rank-theory")
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over w in W but its last."""
     correct, wrong = _split(y, valid)
@@ -46,6 +62,7 @@ def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return total / valid.sum(-1).clamp(min=1)
 
 
+@_computes("rank-first-error")
 def rank_first_error(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """PQM Eq. 12: `rank` with N = e^q_w of the first wrong step alone; zeta is not used."""
     correct, wrong = _split(y, valid)
@@ -53,6 +70,7 @@ def rank_first_error(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor
     return _rank_terms(q, correct, first, 0.0) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
+@_computes("pairwise")
 def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Mean of softplus(lower + margin - higher) over every ordered pair that PQM's theorem implies.
 
@@ -84,6 +102,7 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return total / (steps * (steps + 1) // 2).clamp(min=1)
 
 
+@_computes("crm")
 def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """CRM: with h = softplus(-q) = -log sigmoid(q) and H its sum over all steps, H if every step is correct;
     else, with z the first wrong step, -log(1 - e^-H) + softplus(q_z) + sum_{k<z} h_k; zeta is not used."""
@@ -98,11 +117,13 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return survived + erred + torch.where(wrong.any(-1), failed, 0.0)
 
 
+@_computes("bce")
 def bce(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Sum over the steps of binary cross entropy with logits, hard or soft labels; zeta is not used."""
     return torch.where(valid, -y * F.logsigmoid(q) - (1 - y) * F.logsigmoid(-q), 0.0).sum(-1)
 
 
+@_computes("mse")
 def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels; zeta is not used."""
     # sigmoid(q) - y; the derivative p (1 - p) of sigmoid itself would lose what is left of 1 - p
@@ -110,6 +131,7 @@ def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return torch.where(valid, error.square(), 0.0).sum(-1)
 
 
+@_computes("orm")
 def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Binary cross entropy with logits of the last step against "no step is wrong"; zeta is not used."""
     _, wrong = _split(y, valid)
@@ -119,40 +141,8 @@ def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return torch.where(steps > 0, loss, 0.0).squeeze(-1)
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a trainer has to know about a loss."""
-
-    function: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    """`(q, y, valid, zeta) -> [...]`, as described at the top of this module."""
-    soft_labels: bool
-    """Takes any label in [0, 1]; the others take 0 and 1 only."""
-    normalised_by: Literal["trajectories", "steps"]
-    """What a batch divides the sum over its trajectories by."""
-    formula: str
-    """The loss of one trajectory and its source, in one line."""
-
-
-LOSSES: dict[str, Loss] = {
-    "rank": Loss(rank, False, "trajectories", "mean: log(1 + sum_{c'<=c} e^q_c' + N) - q_c, log(1 + N) (PQM Eq. 10)"),
-    "rank-theory": Loss(
-        rank_theory, False, "trajectories", "mean: rank's terms, log sum_{w'>=w} e^q_w' - q_w (PQM Eq. 9)"
-    ),
-    "rank-first-error": Loss(
-        rank_first_error, False, "trajectories", "rank with N = e^q of the first wrong step (PQM Eq. 12)"
-    ),
-    "pairwise": Loss(
-        pairwise, False, "trajectories", "mean: softplus(lower + margin - higher), all pairs (PQM's theorem)"
-    ),
-    "crm": Loss(crm, False, "trajectories", "-log P(first wrong step, outcome), sigmoid(q_t) = P(t is right) (CRM)"),
-    "bce": Loss(bce, True, "steps", "sum: binary cross entropy of sigmoid(q_t) and y_t"),
-    "mse": Loss(mse, True, "steps", "sum: (sigmoid(q_t) - y_t)^2"),
-    "orm": Loss(orm, False, "trajectories", "binary cross entropy of sigmoid(q_T) and 'no step is wrong'"),
-}
-
-
 def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "rank", zeta: float = 4.0) -> Tensor:
-    """The loss of each trajectory: `LOSSES[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
+    """The loss of each trajectory: `FUNCTIONS[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
 
     Args:
         q: [S] step scores, any float dtype. Arithmetic is float64 (float32 on "mps", which has no other): a
@@ -198,7 +188,7 @@ def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, los
     padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
     # Some losses do not see an infinite score; 0 * inf shows it.
-    return LOSSES[loss].function(padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
+    return FUNCTIONS[loss](padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
 
 
 def default_normalizer(loss: str, num_steps: int, num_trajectories: int) -> int:

@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pqm_kernels.fused_step_loss.counters import zeroed
+from pqm_kernels.fused_step_loss.device_losses import trajectory_loss
 from pqm_kernels.launch import of_aligned, of_tensor, with_options
-from pqm_kernels.step_loss.counters import zeroed
-from pqm_kernels.step_loss.device_losses import CHAINED, trajectory_loss
+from pqm_kernels.losses import LOSSES
 
 PART = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
@@ -170,7 +171,7 @@ def columns_per_tile(tile_width: int, element_size: int, width: int, stride_row:
 def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str) -> int:
     """Elements of `work`: the gradient of the loss by the scores; with a norm score - bias and 1 / rms; the losses of
     the trajectories; what some losses keep for each step. The backward needs the first three."""
-    return (1 + 2 * has_norm + (loss in CHAINED)) * num_steps + num_trajectories
+    return (1 + 2 * has_norm + LOSSES[loss].chained) * num_steps + num_trajectories
 
 
 def forward(

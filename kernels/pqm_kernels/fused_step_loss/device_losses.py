@@ -17,8 +17,6 @@ stand for s e^m, where m is the largest exponent: s >= 1 unless nothing was summ
 import triton
 import triton.language as tl
 
-# The losses that keep a scratch value a step, `x_ptr`.
-CHAINED = ("rank", "rank-theory", "rank-first-error")
 NOTHING = tl.constexpr(-1e38)  # the maximum of no scores; finite, so that NOTHING - NOTHING is 0
 # The tile of pairs of `pairwise`: larger ones would spill registers.
 HIGH = tl.constexpr(16)
