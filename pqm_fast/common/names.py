@@ -1,4 +1,4 @@
-"""What a name of a model may mean: a folder here, or an id on the hub; and what is said where it is neither."""
+"""Names of models, which are local folders or hub ids, and the messages for names that are neither."""
 
 import re
 from pathlib import Path
@@ -9,15 +9,15 @@ _PART = r"[A-Za-z0-9_](?:[\w.-]*[\w])?"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
 
 
-def hidden(text: str) -> str:
-    """`text` as a message may show it: of each URL in it, and of USER:PASSWORD@HOST, no credentials and no query."""
+def redacted(text: str) -> str:
+    """Replaces the credentials and the query of each URL in `text`, and of USER:PASSWORD@HOST, for use in messages."""
     text = re.sub(r"(?<![^\s,])(?P<scheme>[\w+.-]+:/+)?[^\s/@]*:(?!//)[^\s@]*@(?=[^\s@])", r"\g<scheme>***@", text)
     text = re.sub(r"(://)[^\s/@]*@", r"\1***@", text)
     return re.sub(r"(://[^\s?#]*\?)[^\s#]*", r"\1***", text)
 
 
 def check_model_name(name: str) -> None:
-    """Raises PQMError for what is no folder and can be no hub id either: nobody is asked for it over the network."""
+    """Raises PQMError for a name that is not a folder and cannot be a hub id, without asking over the network."""
     if not isinstance(name, str):
         raise PQMError(f"model: {name!r} ({type(name).__name__}) was given; name a folder or a hub id (org/name)")
     path = Path(name)
@@ -27,15 +27,15 @@ def check_model_name(name: str) -> None:
         return
     if path.exists():
         raise PQMError(
-            f"{hidden(name)}: is a file; name the folder of the model, with config.json and the tokenizer in it"
+            f"{redacted(name)}: is a file; name the folder of the model, with config.json and the tokenizer in it"
         )
     if not _HUB_ID.fullmatch(name) or len(name) > 96:
         tilde = "; ~ stands for the home folder only where the shell replaces it" if name.startswith("~") else ""
-        raise PQMError(f"{hidden(name)}: no such folder; check the path{tilde} (hub ids are written org/name)")
+        raise PQMError(f"{redacted(name)}: no such folder; check the path{tilde} (hub ids are written org/name)")
 
 
-def not_loaded(name: str, what: str, reason: str) -> PQMError:
-    """The error for a model, of a name that may be one, of which `what` cannot be loaded."""
+def loading_error(name: str, part: str, reason: str) -> PQMError:
+    """The error for a valid model name whose `part` ("tokenizer", "model config") cannot be loaded."""
     if Path(name).is_dir():
-        return PQMError(f"{name}: no {what} could be loaded from this folder: {reason}")
-    return PQMError(f"{name}: no such folder, and no {what} could be loaded for it as a hub id either: {reason}")
+        return PQMError(f"{name}: no {part} could be loaded from this folder: {reason}")
+    return PQMError(f"{name}: no such folder, and no {part} could be loaded for it as a hub id either: {reason}")

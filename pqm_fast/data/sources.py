@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pqm_fast.common.names import hidden
+from pqm_fast.common.names import redacted
 from pqm_fast.data.checks import FormatError
 from pqm_fast.data.contents import check_contents
 from pqm_fast.data.tables import table_rows
@@ -68,7 +68,7 @@ def _expanded(source: str) -> list[str]:
     if is_pattern(source):
         found = sorted(glob.glob(source, recursive=True))
         if not found:
-            raise PQMError(f"{hidden(source)}: matches no file; check the pattern")
+            raise PQMError(f"{redacted(source)}: matches no file; check the pattern")
         # `**` matches a folder and the files in it
         return list({os.path.normpath(file): file for name in found for file in _expanded(name)}.values())
     folder = Path(source)
@@ -125,13 +125,13 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
     if path.is_dir():
         return _open_data_set(source, None)
     if path.is_symlink():
-        raise PQMError(f"{hidden(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
+        raise PQMError(f"{redacted(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
     name, split = base_and_split(source)
     if name != source and Path(name).is_file():
-        raise PQMError(f"{hidden(source)}: {name} is a file, which has no splits; name the file alone")
+        raise PQMError(f"{redacted(source)}: {name} is a file, which has no splits; name the file alone")
     if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
         return _open_data_set(name, None if name == source else split)
-    raise PQMError(f"{hidden(source)}: no file or folder of this name; check it (hub data sets are named org/name)")
+    raise PQMError(f"{redacted(source)}: no file or folder of this name; check it (hub data sets are named org/name)")
 
 
 def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pqm_fast.common.options import DType
 from pqm_fast.errors import PQMError
-from pqm_fast.model.loading import load_config, reason
+from pqm_fast.model.loading import load_config, short_reason
 
 # On a CPU, models less wide gain nothing from bfloat16.
 LEAST_WIDTH = 256
@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PQMError(f"device: {name} cannot be used here ({reason(error)}); give auto, cpu or cuda") from error
+        raise PQMError(f"device: {name} cannot be used here ({short_reason(error)}); give auto, cpu or cuda") from error
     return device
 
 

@@ -1,7 +1,7 @@
-"""The last decoder layer at the rows that steps read: nobody reads the others.
+"""The last decoder layer at the rows that steps read, because no other row is used.
 
-Every token attends. The output projection, the MLP and the final norm are computed only for the rows that
-`plan.head.tokens` lists. For decoder layers that are known to be what is written here.
+Every token attends. The output projection, the MLP and the final norm are computed only for the rows in
+`plan.head.tokens`. Supported are only decoder layers whose forward pass is known to be the one written here.
 """
 
 from typing import Any
@@ -16,17 +16,17 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from pqm_fast.model.attention import BatchPlan, packed_attention
 
 
-def narrow(backbone: nn.Module) -> bool:
-    """Gives the last layer of `backbone` the forward below, in place. Returns False for one that is not supported.
+def restrict_to_step_rows(backbone: nn.Module) -> bool:
+    """Replaces the forward pass of the last layer of `backbone`, in place. Returns False if the layer is not supported.
 
-    The layer's class is replaced, not wrapped: names of parameters stay, and so does what transformers' class does
-    around `forward` (activation checkpointing).
+    The layer's class is replaced and the layer is not wrapped: parameters keep their names, and what transformers'
+    class does around `forward` (activation checkpointing) continues to work.
     """
     layers = getattr(backbone, "layers", None)
-    if not layers or not isinstance(layers[-1], (_AtSteps, *_NARROWED)):
+    if not layers or not isinstance(layers[-1], (_AtSteps, *_AT_STEPS)):
         return False
-    if type(layers[-1]) in _NARROWED:  # else it is narrow already, or somebody's own subclass
-        layers[-1].__class__ = _NARROWED[type(layers[-1])]
+    if type(layers[-1]) in _AT_STEPS:  # otherwise it is restricted already, or an unknown subclass
+        layers[-1].__class__ = _AT_STEPS[type(layers[-1])]
     return isinstance(layers[-1], _AtSteps)
 
 
@@ -39,7 +39,7 @@ class _AtSteps:
         plan: BatchPlan | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """[1, T, D] -> [1, R, D]; all rows, as transformers has it, where `plan` lists none."""
+        """[1, T, D] -> [1, R, D]; transformers' own forward pass over all rows if `plan` lists none."""
         if plan is None or plan.head.tokens is None:
             kwargs |= {"position_embeddings": position_embeddings, "plan": plan}
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
@@ -61,19 +61,19 @@ class _AtSteps:
 
 
 def _heads(attention: Any, name: str, x: torch.Tensor) -> torch.Tensor:
-    """[1, rows, D] -> [1, heads, rows, d], normed where the architecture does (Qwen3)."""
+    """[1, T, D] -> [1, heads, T, d], with a norm where the architecture has one (Qwen3)."""
     heads = getattr(attention, f"{name}_proj")(x).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)
 
 
 def _window(layer: Any) -> int | None:
-    if isinstance(layer, MistralDecoderLayer):  # the only one to read it from its config in every layer
+    if isinstance(layer, MistralDecoderLayer):  # the only one that reads it from its config in every layer
         return layer.self_attn.config.sliding_window
     return getattr(layer.self_attn, "sliding_window", None)
 
 
-# Classes with names of their own: a model that holds them can be pickled.
+# Named classes at module level, so that a model that holds them can be pickled.
 class LlamaDecoderLayerAtSteps(_AtSteps, LlamaDecoderLayer):  # type: ignore[misc]
     pass
 
@@ -90,7 +90,7 @@ class Qwen3DecoderLayerAtSteps(_AtSteps, Qwen3DecoderLayer):  # type: ignore[mis
     pass
 
 
-_NARROWED: dict[type, type] = {
+_AT_STEPS: dict[type, type] = {
     LlamaDecoderLayer: LlamaDecoderLayerAtSteps,
     MistralDecoderLayer: MistralDecoderLayerAtSteps,
     Qwen2DecoderLayer: Qwen2DecoderLayerAtSteps,

@@ -8,9 +8,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pqm_fast.common.names import check_model_name, not_loaded
+from pqm_fast.common.names import check_model_name, loading_error
 from pqm_fast.errors import PQMError
-from pqm_fast.model.loading import quiet_transformers, reason
+from pqm_fast.model.loading import quiet_transformers, short_reason
 
 PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
 
@@ -28,8 +28,8 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
             tokenizer([PROBE], add_special_tokens=False, verbose=False)  # what is wrong in its files may show only here
     except Exception as error:  # what transformers raises has no common class
         if Path(path).is_dir():
-            raise _no_tokenizer(path, reason(error)) from error
-        raise not_loaded(path, "tokenizer", reason(error)) from error
+            raise _no_tokenizer(path, short_reason(error)) from error
+        raise loading_error(path, "tokenizer", short_reason(error)) from error
     # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from pqm_fast.common.names import check_model_name, hidden
+from pqm_fast.common.names import check_model_name, redacted
 from pqm_fast.common.options import DType, Text
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model.identity import model_key
@@ -129,7 +129,7 @@ def parse_policy(text: str) -> PolicyName:
             usable = False
         if not usable or not model:
             raise PQMError(
-                f"policy {hidden(text)}: name a server and its model as http://localhost:8000/v1#MODEL, without a "
+                f"policy {redacted(text)}: name a server and its model as http://localhost:8000/v1#MODEL, without a "
                 "query; a key goes into the variable OPENAI_API_KEY"
             )
         return PolicyName("server", place.rstrip("/"), model)

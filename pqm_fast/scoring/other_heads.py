@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from pqm_fast.data.encode import single_id
 from pqm_fast.errors import PQMError
-from pqm_fast.model.loading import classification_class, head_name, read_weights, reason
+from pqm_fast.model.loading import classification_class, head_name, read_weights, short_reason
 from pqm_fast.scoring.other_prms import Settled
 
 # what some architectures do to logits behind their head: differences are then others
@@ -34,7 +34,7 @@ def load_other(
     except PQMError:
         raise
     except Exception as error:  # what transformers raises has no common class
-        raise PQMError(f"{path}: this model cannot be loaded: {reason(error)}") from error
+        raise PQMError(f"{path}: this model cannot be loaded: {short_reason(error)}") from error
 
 
 def _id(path: str, tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -92,8 +92,8 @@ def _of_tokens(path: str, config: Any, dtype: torch.dtype, ids: tuple[int, int])
 
 
 def _loaded(path: str, kind: Any, config: Any, dtype: torch.dtype, without_head: str) -> PreTrainedModel:
-    model, unfit = read_weights(path, kind, config, dtype)
-    if wrong := sorted(unfit.missing | unfit.of_other_shape):
+    model, mismatch = read_weights(path, kind, config, dtype)
+    if wrong := sorted(mismatch.missing | mismatch.wrong_shape):
         own = not any(key.startswith(f"{model.base_model_prefix}.") for key in wrong)
         what = without_head if own else "other weights than its config.json says"
         raise PQMError(

@@ -90,11 +90,10 @@ class Scorer:
             model.check_vocabulary(tokenizer)
         else:
             template = Recipe.from_config(config, path).template
-            notes: list[str] = []
             dtype_of_model = pick_dtype(dtype, where, path)
-            model = StepQModel.from_pretrained(path, dtype=dtype_of_model, notes=notes, config=config, **ways)
-            if notes:  # a new head or random weights
-                raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(notes)}")
+            model = StepQModel.from_pretrained(path, dtype=dtype_of_model, config=config, **ways)
+            if not model.load_report.complete:
+                raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(model.load_report.notes)}")
             make_encoder = Encoder
         length = model.context if max_length is None else max_length
         if not 1 <= length <= model.context:

@@ -117,8 +117,8 @@ def prepare(config: TrainConfig) -> Run:
         dtype=_dtype(config, device, begun, notes),
         device=device,
         attention=config.attention,
-        notes=notes,
     )
+    notes += model.load_report.notes
     model_identity = identify_model(config.model, model.config)
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):

@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import save
 
-from pqm_fast.common.checksums import NAME, write_sums
+from pqm_fast.common.checksums import SUMS_FILE, write_sums
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import Recipe
@@ -70,16 +70,16 @@ class Victim:
         file = rng.choice([path for path in self.files if path.parent == folder])
         self._damage(rng, file)
         # as by someone who writes checksums of what he has made; loading takes long
-        forged = file.name != NAME and rng.random() < (0.3 if folder == self.newest else 0.4)
+        forged = file.name != SUMS_FILE and rng.random() < (0.3 if folder == self.newest else 0.4)
         try:
             if forged and file.exists():
                 write_sums(folder)
             if folder == self.newest:
                 self._resume(changed=not forged and self._changed(file))
             else:
-                self._score(changed=not forged and file.name != NAME and self._changed(file))
+                self._score(changed=not forged and file.name != SUMS_FILE and self._changed(file))
         finally:
-            for path in (file, folder / NAME):
+            for path in (file, folder / SUMS_FILE):
                 path.write_bytes(self.files[path])
 
     def _changed(self, file: Path) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.model.attention import kernels
-from pqm_fast.model.last_layer import narrow
+from pqm_fast.model.last_layer import restrict_to_step_rows
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.layers import recompute
 
@@ -56,7 +56,7 @@ def test_others_compute_every_row(tmp_path, architecture):
     model = make_model(tmp_path, architecture)
     before = type(model.backbone.layers[-1]) if hasattr(model.backbone, "layers") else None
     assert not model.step_rows_only
-    assert not narrow(model.backbone)
+    assert not restrict_to_step_rows(model.backbone)
     assert before is None or type(model.backbone.layers[-1]) is before
 
 
@@ -65,7 +65,7 @@ def test_a_layer_derived_from_a_known_one_is_not_taken_for_it(tmp_path):
     model = make_model(tmp_path, step_rows_only=False)
     layer = model.backbone.layers[-1]
     layer.__class__ = type("Other", (type(layer),), {})
-    assert not narrow(model.backbone)
+    assert not restrict_to_step_rows(model.backbone)
 
 
 VARIANTS = {

@@ -18,11 +18,11 @@ from pqm_fast.data.records import Record
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.model import attention, last_layer
-from pqm_fast.model import loading as pretrained
-from pqm_fast.model.device import pick_dtype
+from pqm_fast.model.check_packing import check_packing
+from pqm_fast.model.device import bfloat16_gain, pick_dtype
 from pqm_fast.model.loading import load_classifier, load_config
 from pqm_fast.model.recipe import Recipe
-from pqm_fast.model.step_q_model import StepQModel, check_packing
+from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.scoring.scorer import Scorer
 
@@ -77,7 +77,7 @@ def one_by_one(model, made):
         losses.append(trajectory_losses(q, torch.as_tensor(t.labels), cu_steps, "rank", 2.0))
     loss = torch.cat(losses).mean()
     loss.backward()
-    model.classifier.set_attn_implementation(attention.NAME)
+    model.classifier.set_attn_implementation(attention.PACKED_ATTENTION)
     return scores, loss.detach(), gradients(model)
 
 
@@ -191,9 +191,9 @@ def test_save_and_load_give_the_same_scores(tmp_path, architecture):
     model = make_model(tmp_path, architecture).eval()
     batch = pack(list(enumerate(trajectories())), labelled_only=False)
     model.save(tmp_path / "out", tiny.tokenizer(), Recipe(Template(step_token="last")), torch.float32)
-    notes = []
-    again = StepQModel.from_pretrained(str(tmp_path / "out"), notes=notes).eval()
-    assert notes == []
+    again = StepQModel.from_pretrained(str(tmp_path / "out")).eval()
+    assert again.load_report.complete
+    assert again.load_report.notes == []
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     # to the bit only where the weights lie in memory alike
@@ -216,9 +216,9 @@ def test_a_causal_lm_loads_without_its_head(tmp_path):
 
     lm = AutoModelForCausalLM.from_config(tiny.config("llama", tie_word_embeddings=False))
     lm.save_pretrained(tmp_path / "lm")
-    notes = []
-    model = StepQModel.from_pretrained(str(tmp_path / "lm"), notes=notes)
-    assert notes == ["the Q-value head is new"]
+    model = StepQModel.from_pretrained(str(tmp_path / "lm"))
+    assert model.load_report.notes == ["the Q-value head is new"]
+    assert not model.load_report.complete
     assert not any("lm_head" in name for name, _ in model.named_parameters())
     assert torch.equal(model.backbone.layers[0].mlp.up_proj.weight, lm.model.layers[0].mlp.up_proj.weight)
 
@@ -247,7 +247,7 @@ def test_every_id_of_the_tokenizer_has_an_embedding(tmp_path):
     tokenizer.add_tokens(["<|step|>"])  # id 97, one beyond the embedding
     model = make_model(tmp_path)
     assert "grew from 97 to 128 rows" in model.fit_vocabulary(tokenizer, "<|step|>")
-    assert torch.isfinite(model._embedding()).all()
+    assert torch.isfinite(model.embedding).all()
     tokenizer.add_tokens(["word"] + [f"word{i}" for i in range(40)])
     with pytest.raises(PQMError, match="ids up to 138 but the embedding only 128 rows"):
         model.fit_vocabulary(tokenizer, "<|step|>")
@@ -278,11 +278,11 @@ def test_half_precision_passes_the_check(tmp_path):
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_random_weights_are_drawn_on_their_device(tmp_path, architecture):
     folder = str(tiny.model_folder(tmp_path / architecture, architecture))
-    notes = []
-    made = load_classifier(folder, load_config(folder), torch.bfloat16, "meta", notes)
+    made, report = load_classifier(folder, load_config(folder), torch.bfloat16, "meta")
     assert {t.device.type for t in (*made.parameters(), *made.buffers())} == {"meta"}
     assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
-    assert "random" in notes[0]
+    assert report.notes == [f"{folder} holds a config but no weights: starting from random ones"]
+    assert not report.complete
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
@@ -290,11 +290,11 @@ def test_random_weights_on_the_cpu_are_those_of_transformers(tmp_path, architect
     """Also the buffers, such as the frequencies of rotary embeddings."""
     folder = str(tiny.model_folder(tmp_path / architecture, architecture))
     torch.manual_seed(3)
-    own = load_classifier(folder, load_config(folder), torch.float32, torch.device("cpu"), [])
+    ours, _ = load_classifier(folder, load_config(folder), torch.float32, torch.device("cpu"))
     torch.manual_seed(3)
     expected = AutoModelForTokenClassification.from_config(load_config(folder))
     for tensors in ("named_parameters", "named_buffers"):
-        found = dict(getattr(own, tensors)())
+        found = dict(getattr(ours, tensors)())
         assert all(torch.equal(found.pop(name), tensor) for name, tensor in getattr(expected, tensors)())
         assert not found
 
@@ -303,7 +303,7 @@ def test_random_weights_on_the_cpu_are_those_of_transformers(tmp_path, architect
 def test_random_weights_on_a_gpu_keep_the_rotary_frequencies(tmp_path):
     folder = str(tiny.model_folder(tmp_path / "llama"))
     on_gpu, on_cpu = (
-        dict(load_classifier(folder, load_config(folder), torch.float32, device, []).named_buffers())
+        dict(load_classifier(folder, load_config(folder), torch.float32, device)[0].named_buffers())
         for device in ("cuda", "cpu")
     )
     assert on_gpu.keys() == on_cpu.keys()
@@ -336,12 +336,12 @@ def test_a_dtype_that_needs_no_measuring(tmp_path, monkeypatch):
 
 def test_a_gain_is_measured_once_for_each_size(monkeypatch):
     """The best of several tries counts; the clock is made up."""
-    pretrained.bfloat16_gain.cache_clear()
+    bfloat16_gain.cache_clear()
     ends = [9.0, 6.0, 3.0, 5.0, 9.0, 1.0, 2.0, 1.5]
     ticks = iter([tick for end in ends for tick in (0.0, end)])
     monkeypatch.setattr("pqm_fast.model.device.time.perf_counter", lambda: next(ticks))
-    assert [pretrained.bfloat16_gain(8, 4) for _ in range(2)] == [3.0, 3.0]
-    pretrained.bfloat16_gain.cache_clear()
+    assert [bfloat16_gain(8, 4) for _ in range(2)] == [3.0, 3.0]
+    bfloat16_gain.cache_clear()
 
 
 def test_what_is_no_usable_model_is_refused_by_name(tmp_path):

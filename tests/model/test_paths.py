@@ -9,7 +9,7 @@ import torch
 from layouts import BATCHES, dense, forest, plain, seen
 
 from pqm_fast.model.attention import Planner, kernels
-from pqm_fast.model.attention.paths import Paths
+from pqm_fast.model.attention.paths import AttentionPaths
 
 WAYS = [(1, None, None), (4, None, None), (2, 4, None), (4, 1, None), (2, 150, 0.7)]
 KERNELS = {
@@ -23,7 +23,7 @@ KERNELS = {
 
 def test_a_sequence_sees_the_path_that_ends_with_it():
     batch, _ = forest([(1, 2, 3), (1, 2, 4, 5), (1, 2, 4), (6,)], pad=7)
-    paths = Paths.of(batch)
+    paths = AttentionPaths.of(batch)
     assert paths.queries.tolist() == [3, 2, 1, 3, 3, 1]  # padding is sequences no longer than the longest
     assert paths.keys.tolist() == [3, 4, 1, 3, 3, 1]
     assert paths.rows.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, *range(6, 13)]
@@ -44,9 +44,9 @@ def test_a_sequence_sees_the_path_that_ends_with_it():
 )
 def test_padding_is_sequences_no_longer_than_the_longest(lengths, total, ends):
     batch = plain(lengths, total - sum(lengths))[0]
-    paths = Paths.of(batch)
+    paths = AttentionPaths.of(batch)
     with pytest.raises(ValueError, match="a batch without a row was given"):
-        Paths.of(plain(())[0])
+        AttentionPaths.of(plain(())[0])
     assert np.cumsum(paths.queries).tolist() == np.cumsum(paths.keys).tolist() == ends
     assert paths.rows is None
 

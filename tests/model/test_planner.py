@@ -10,8 +10,8 @@ from layouts import BATCHES, forest, plain, random_tree
 from torch.utils.data import DataLoader
 
 from pqm_fast.model.attention import BACKENDS, Planner, kernels
-from pqm_fast.model.attention.sdpa import Grouped
-from pqm_fast.model.attention.varlen import Varlen
+from pqm_fast.model.attention.sdpa import PaddedAttention
+from pqm_fast.model.attention.varlen import VarlenAttention
 
 
 def tensors(x):
@@ -27,10 +27,10 @@ def tensors(x):
 
 def test_packing_lists_each_row_once():
     batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_tokens=(1, 2, 1, 3, 5))
-    plan = Planner("sdpa", step_rows=True)(batch)
+    plan = Planner("sdpa", step_rows_only=True)(batch)
     assert plan.head.tokens.tolist() == [1, 2, 3, 5]
     assert plan.head.tokens[plan.head.step_index].tolist() == batch.step_tokens.tolist()
-    assert Planner("sdpa")(batch).rows is None
+    assert Planner("sdpa")(batch).head.tokens is None
     assert Planner("sdpa")(batch).head.step_index is batch.step_tokens
 
 
@@ -39,7 +39,7 @@ def test_packing_lists_each_row_once():
 def test_rows_come_in_sixteens_for_a_gpu(backend, steps, padded):
     rows = list(range(3, 3 + steps))
     batch, _ = plain((500,), 12, step_tokens=rows)
-    plan = Planner(backend, step_rows=True, multiple_of=16)(batch)
+    plan = Planner(backend, step_rows_only=True, row_multiple=16)(batch)
     assert plan.head.tokens.tolist() == rows + rows[-1:] * (padded - steps)
     assert plan.head.tokens[plan.head.step_index].tolist() == rows
 
@@ -50,8 +50,8 @@ def test_what_serves_what():
     for backend in BACKENDS:
         for batch in (tree, straight):
             attention = Planner(backend)(batch).attention
-            assert type(attention) is (Grouped if backend == "sdpa" else Varlen)
-            assert backend == "sdpa" or (attention.paths is None) == (batch is straight)
+            assert type(attention) is (PaddedAttention if backend == "sdpa" else VarlenAttention)
+            assert backend == "sdpa" or (attention.gather_paths is None) == (batch is straight)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def any_kernel(monkeypatch):
     """In place of one for a GPU: what came in, so that equal calls give equal results."""
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
 
-    def called(q, k, v, cu_queries, cu_keys, longest_query, longest_key, **how):
+    def called(q, k, v, *, cu_queries, cu_keys, longest_query, longest_key, **options):
         return q * cu_queries.sum() + cu_keys.sum() + longest_query * longest_key * k.sum()
 
     monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: called)
@@ -69,7 +69,7 @@ def any_kernel(monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packing_travels_between_processes(any_kernel, backend, name):
     batch, sees = BATCHES[name]()
-    planner = pickle.loads(pickle.dumps(Planner(backend, step_rows=True)))
+    planner = pickle.loads(pickle.dumps(Planner(backend, step_rows_only=True)))
     plan = planner(batch)
     copy = pickle.loads(pickle.dumps(plan))
     q = torch.randn(1, 2, len(sees), 16)
@@ -124,7 +124,7 @@ class Collate:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_plans_in_the_workers_of_a_loader(backend):
-    planner = Planner(backend, step_rows=True)
+    planner = Planner(backend, step_rows_only=True)
     names = ["plain", "tree"]
     loader = DataLoader(names, batch_size=1, num_workers=1, collate_fn=Collate(planner))
     for name, plan in zip(names, loader, strict=True):
@@ -137,7 +137,7 @@ def test_it_plans_in_the_workers_of_a_loader(backend):
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_tensor_is_pinned(monkeypatch, backend, name):
-    plan = Planner(backend, step_rows=True)(BATCHES[name]()[0])
+    plan = Planner(backend, step_rows_only=True)(BATCHES[name]()[0])
     before = tensors(plan)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
@@ -150,7 +150,7 @@ def test_every_tensor_is_pinned(monkeypatch, backend, name):
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loader_pins_it_and_nothing_waits(backend, name):
-    planner = Planner(backend, step_rows=True)
+    planner = Planner(backend, step_rows_only=True)
     [plan] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
     assert all(t.is_pinned() for t in tensors(plan) if t.numel())  # what is empty has no memory to pin
     torch.cuda.set_sync_debug_mode("error")

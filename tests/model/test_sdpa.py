@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from layouts import BATCHES, dense, forest, plain, random_tree, seen
 
 from pqm_fast.model.attention import Planner
-from pqm_fast.model.attention.paths import Paths
-from pqm_fast.model.attention.sdpa import Grouped, _every_head
+from pqm_fast.model.attention.paths import AttentionPaths
+from pqm_fast.model.attention.sdpa import PaddedAttention, _repeat_heads
 
 
 def test_plain_packing_needs_no_mask():
@@ -53,7 +53,9 @@ def test_masks_are_laid_out_as_kernels_take_them(name):
 def test_heads_are_repeated_in_the_order_of_grouped_ones(key_heads):
     q, k, v = (torch.randn(2, heads, 9, 16) for heads in (4, key_heads, key_heads))
     expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    assert torch.allclose(F.scaled_dot_product_attention(q, _every_head(k, 4), _every_head(v, 4)), expected, atol=1e-6)
+    assert torch.allclose(
+        F.scaled_dot_product_attention(q, _repeat_heads(k, 4), _repeat_heads(v, 4)), expected, atol=1e-6
+    )
 
 
 @pytest.mark.gpu
@@ -81,7 +83,7 @@ def test_on_a_gpu_with_gradients(name, window, size, dtype):
     exact = run(lambda qkv: dense(*qkv, allowed, 0.125), "cpu")
 
     def of_ours(device):
-        moved = plan.each(lambda x: x.to(device))
+        moved = plan.map_tensors(lambda x: x.to(device))
         return run(lambda qkv: moved.attend(*qkv, scaling=0.125, window=window), device)
 
     for found, reference, expected in zip(of_ours("cuda"), of_ours("cpu"), exact, strict=True):
@@ -99,7 +101,7 @@ def test_no_scores_are_kept(trees, dtype, size, dropout):
     """Of a tree or a sequence of 4,096 tokens; with them it would be several times as much."""
     lengths = (np.array([2048, 2048]), np.array([2048, 4096])) if trees else (np.array([4096]), np.array([4096]))
     rows = np.concatenate([np.arange(2048), np.arange(4096)]) if trees else None
-    plan = Grouped.of(Paths(*lengths, rows)).each(lambda x: x.cuda())
+    plan = PaddedAttention.of(AttentionPaths(*lengths, rows)).map_tensors(lambda x: x.cuda())
     tensors = [torch.randn(1, h, 4096, size, device="cuda", dtype=dtype, requires_grad=True) for h in (14, 2, 2)]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -20,15 +20,18 @@ def test_nothing_is_computed_or_copied_in_a_layer(monkeypatch):
     """Every layer gives the kernel the tensors of the plan themselves."""
     calls = []
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
-    monkeypatch.setattr(kernels, "find", lambda *args, **kwargs: lambda q, *rest, **how: calls.append(rest) or q)
+    monkeypatch.setattr(
+        kernels, "find", lambda *args, **kwargs: lambda q, k, v, **options: calls.append((k, v, options)) or q
+    )
     attention = Planner("flash")(plain((9, 17), 4)[0]).to("cpu").attention
     q = torch.randn(1, 2, 30, 16)
     for _ in range(2):
         attention.attend(q, q, q, scaling=None)
-    for _, _, cu_queries, cu_keys, *longest in calls:
-        assert cu_queries is attention.cu_queries
-        assert cu_keys is attention.cu_keys
-        assert cu_queries.dtype == cu_keys.dtype == torch.int32
+    for _, _, options in calls:
+        assert options["cu_queries"] is attention.cu_queries
+        assert options["cu_keys"] is attention.cu_keys
+        assert options["cu_queries"].dtype == options["cu_keys"].dtype == torch.int32
+        longest = [options["longest_query"], options["longest_key"]]
         assert longest == [17, 17]
         assert all(type(length) is int for length in longest)
     assert calls[0][0].data_ptr() == q.data_ptr()  # of plain packing nothing is gathered
@@ -56,7 +59,8 @@ def call(kernel, **changes):
     given = {"scale": 0.5, "window": None, "softcap": None, "dropout": 0.0} | changes
     q, k = torch.randn(6, 4, 8), torch.randn(6, 2, 8)
     cu_queries, cu_keys = (torch.tensor(cu, dtype=torch.int32) for cu in ([0, 4, 6], [0, 4, 6]))
-    return kernel(q, k, k, cu_queries, cu_keys, 4, 4, **given)
+    lengths = {"cu_queries": cu_queries, "cu_keys": cu_keys, "longest_query": 4, "longest_key": 4}
+    return kernel(q, k, k, **lengths, **given)
 
 
 def test_dropout_and_determinism_reach_flash_attn():

@@ -222,9 +222,10 @@ def test_one_command_and_no_code_of_the_model(other, tmp_path, capsys):
         assert json.loads(line)["scores"] == pytest.approx(expected(question, steps).tolist(), rel=1e-4)
     assert not (tmp_path / "ran").exists()
 
-    notes = []
-    model = StepQModel.from_pretrained(str(folder), notes=notes)
-    assert notes == ["its own head, which does not give one value, is left out: the Q-value head is new"]
+    model = StepQModel.from_pretrained(str(folder))
+    assert model.load_report.notes == [
+        "its own head, which does not give one value, is left out: the Q-value head is new"
+    ]
     assert model.head.weight.shape == (1, 32)
     weights = Qwen2ForProcessRewardModel.from_pretrained(folder)
     assert torch.equal(model.backbone.layers[1].mlp.up_proj.weight, weights.model.layers[1].mlp.up_proj.weight)
@@ -232,9 +233,10 @@ def test_one_command_and_no_code_of_the_model(other, tmp_path, capsys):
 
 def test_training_starts_from_the_backbone_of_a_token_classifier(other):
     folder, _ = other("trl")
-    notes = []
-    model = StepQModel.from_pretrained(str(folder), notes=notes)
-    assert notes == ["its own head, which does not give one value, is left out: the Q-value head is new"]
+    model = StepQModel.from_pretrained(str(folder))
+    assert model.load_report.notes == [
+        "its own head, which does not give one value, is left out: the Q-value head is new"
+    ]
     assert model.head.weight.shape == (1, 32)
     assert model.head.weight.isfinite().all()
     whole = AutoModelForTokenClassification.from_pretrained(folder)

@@ -58,7 +58,7 @@ def test_scores_that_are_not_finite(tmp_path, prefix_tree):
     model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "llama")))
     encoder = Encoder(tiny.tokenizer(), Template(step_token="last"), 64)
     with torch.no_grad():
-        model._embedding()[21] = float("nan")
+        model.embedding[21] = float("nan")
     scorer = Scorer(model, encoder, 1, prefix_tree)
     with pytest.raises(PQMError, match=r"solution 1: Q-values are not finite; check .*llama"):
         scorer.score([("w3", ["w4"]), ("w6", ["w7 w21", "w5"])])

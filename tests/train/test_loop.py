@@ -145,9 +145,7 @@ def test_weights_are_saved_before_anything_that_may_fail(configure, tmp_path, mo
     monkeypatch.setattr("pqm_fast.train.loop.evaluate", fail)
     with pytest.raises(RuntimeError, match="no metrics today"):
         train(configure(max_steps=2, eval_fraction=0.2))
-    notes = []
-    StepQModel.from_pretrained(str(tmp_path / "run"), notes=notes)
-    assert notes == []
+    assert StepQModel.from_pretrained(str(tmp_path / "run")).load_report.complete
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
-from pqm_fast.model.attention import NAME, kernels
+from pqm_fast.model.attention import PACKED_ATTENTION, kernels
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import memory
 from pqm_fast.train.layers import compile_layers, recompute
@@ -49,7 +49,7 @@ class KeepsItsInputs(torch.autograd.Function):
 @pytest.mark.parametrize("ratio", [1.3, 1.6, 8.0])
 def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monkeypatch, ratio):
     model = make_model(tmp_path, "llama")
-    monkeypatch.setattr("pqm_fast.model.step_q_model.choose_backend", lambda *args: "varlen")
+    monkeypatch.setattr("pqm_fast.model.packed_decoder.choose_backend", lambda *args: "varlen")
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
     monkeypatch.setattr(kernels, "find", lambda *args, **how: lambda *qkv, **how: KeepsItsInputs.apply(*qkv[:3]))
     plain, tree = (measure_layer(model, 1024, each).kept for each in (1.0, ratio))
@@ -308,7 +308,7 @@ def made_on_gpu():
     )  # fmt: skip
     with torch.device("cuda"):
         classifier = AutoModelForTokenClassification.from_config(config, dtype=torch.bfloat16)
-    classifier.set_attn_implementation(NAME)
+    classifier.set_attn_implementation(PACKED_ATTENTION)
     return StepQModel(classifier)
 
 

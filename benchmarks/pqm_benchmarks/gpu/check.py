@@ -22,7 +22,7 @@ from pqm_fast.common.environment import describe
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.model.attention import Planner, choose_backend
-from pqm_fast.model.attention.paths import Paths
+from pqm_fast.model.attention.paths import AttentionPaths
 
 TIMES = 2.0  # the error that is allowed, over that of plain PyTorch,
 LEAST = 1e-5  # and what is none: float32 in any case
@@ -176,7 +176,7 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
 
 def _sees(batch: PackedBatch) -> Tensor:
     """[T, T] bool: token i sees token j."""
-    paths = Paths.of(batch)
+    paths = AttentionPaths.of(batch)
     rows = np.arange(paths.keys.sum()) if paths.rows is None else paths.rows
     sees = np.zeros((len(batch.input_ids), len(batch.input_ids)), dtype=bool)
     for path, own in zip(np.split(rows, np.cumsum(paths.keys)[:-1]), paths.queries, strict=True):

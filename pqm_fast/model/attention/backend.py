@@ -1,4 +1,4 @@
-"""Which way of computing attention a model takes on a device."""
+"""The choice of an attention backend for a model on a device."""
 
 from typing import Any, Literal, get_args
 
@@ -12,10 +12,10 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)  # in order of preference
 
 
 def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, config: Any) -> Backend:
-    """`requested`: a backend or "auto", the first that serves the model. `dtype`: what attention computes in, which is
-    autocast's where it is on. `config`: the model's.
+    """Returns the backend for `requested`, which is a backend or "auto": the first that serves the model.
 
-    Raises PQMError for a backend that cannot serve this, with the reason and what to do.
+    `dtype` is the one that attention computes in, autocast's where autocast is on; `config` is the model's. Raises
+    PQMError for a backend that cannot serve the model, with the reason and what to do.
     """
     if requested == "auto":
         obstacles = {b: _obstacle(b, device, dtype, config) for b in BACKENDS}
@@ -34,7 +34,7 @@ def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, con
 
 
 def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """Why `backend` cannot serve this and what would, None if it can. Off a GPU SDPA serves everything."""
+    """Why `backend` cannot serve the model and what to do; None if it can. Off a GPU, SDPA serves every model."""
     if device.type != "cuda":
         return None if backend == "sdpa" else f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
     text = config.get_text_config()
@@ -42,7 +42,7 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
     sizes = " and ".join(map(str, sorted(dims)))
     softcap = bool(getattr(text, "attn_logit_softcapping", None))
     capability = compute_capability(device)
-    if backend == "sdpa":  # what its kernels that keep no scores take
+    if backend == "sdpa":  # limited by its kernels that keep no scores
         if dtype not in (torch.float16, torch.float32, *([torch.bfloat16] if capability >= kernels.AMPERE else [])):
             return f"it has no kernel for {dtype} on a GPU of compute capability {capability}; compute in float32"
         return None
@@ -57,8 +57,8 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
         if not has_varlen():
             return "this build of PyTorch has no flash attention; take 'sdpa'"
         if softcap or dropout:
-            found = "soft caps" if softcap else "dropout"
-            return f"it has no {found} in attention, which config.json asks for; take 'flash' or 'sdpa'"
+            missing = "soft caps" if softcap else "dropout"
+            return f"it has no {missing} in attention, which config.json asks for; take 'flash' or 'sdpa'"
         return None
     if kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=bool(dropout)) is None:
         if any(map(kernels.is_installed, kernels.FLASH)):
@@ -71,7 +71,7 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
 
 
 def compute_capability(device: torch.device) -> int:
-    """The major one."""
+    """The major number of the compute capability."""
     return torch.cuda.get_device_capability(device)[0]
 
 
@@ -80,13 +80,13 @@ def has_varlen() -> bool:
 
 
 def _head_dims(text: Any) -> set[int]:
-    """The sizes of the heads of queries, keys and values, in all layers."""
-    if getattr(text, "v_head_dim", None):  # multi-head latent attention: head_dim is then a part
+    """The sizes of the heads of queries, keys and values in all layers."""
+    if getattr(text, "v_head_dim", None):  # multi-head latent attention, where head_dim is only a part
         return {text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim}
     named = (getattr(text, name, None) for name in ("head_dim", "global_head_dim"))
     return {dim for dim in named if dim} or {text.hidden_size // text.num_attention_heads}
 
 
 def _dropout(text: Any) -> float:
-    """Under either of the names that decoders use."""
+    """Attention dropout, under either name that decoders use."""
     return max(getattr(text, name, None) or 0.0 for name in ("attention_dropout", "attn_pdrop"))

@@ -1,4 +1,4 @@
-"""Rows of a batch that are read in another order, or several times."""
+"""Rows of a batch, gathered in another order or several times."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,39 +8,42 @@ import torch
 from pqm_kernels import StepsByRow, gather_rows, steps_by_row
 
 
-@dataclass(eq=False)  # not frozen: see BatchPlan
-class Gather:
-    """What `gather_rows` is told. Gradients are summed back in float32 and in a fixed order."""
+@dataclass(eq=False)  # not frozen: see HeadRows
+class RowGather:
+    """Gathers rows [N, ...] -> [P, ...]. Gradients are summed back in float32 and in a fixed order."""
 
-    index: torch.Tensor  # [P] int64
-    by_row: StepsByRow
+    index: torch.Tensor  # [P] int64, the row that each place copies
+    places_by_row: StepsByRow  # the inverse: the places whose gradients reach each row
 
     @classmethod
-    def of(cls, index: np.ndarray, num_rows: int, used: np.ndarray | None = None) -> "Gather":
-        """`used` [P] bool: entries whose copies somebody reads; the others pass no gradient back. Default: all."""
-        every = torch.from_numpy(index)
+    def of(cls, index: np.ndarray, num_rows: int, used: np.ndarray | None = None) -> "RowGather":
+        """`used` [P] bool: the places that are read; the others pass no gradient back. Default: all."""
+        rows = torch.from_numpy(index)
         if used is None:
-            return cls(every, steps_by_row(every, num_rows))
-        places = torch.from_numpy(used.nonzero()[0])
-        order, first = steps_by_row(every[places], num_rows)
-        return cls(every, StepsByRow(places[order].int(), first))
+            return cls(rows, steps_by_row(rows, num_rows))
+        used_places = torch.from_numpy(used.nonzero()[0])
+        order, first = steps_by_row(rows[used_places], num_rows)
+        return cls(rows, StepsByRow(used_places[order].int(), first))
 
     @classmethod
-    def there_and_back(cls, index: np.ndarray, used: np.ndarray) -> tuple["Gather", "Gather"]:
-        """Of an `index` in which each row is `used` once; and back to the rows from what was gathered."""
-        [place_of_used] = used.nonzero()
-        place = np.empty_like(place_of_used)
-        place[index[used]] = place_of_used
-        of_row, of_place = np.arange(len(place) + 1), np.concatenate([[0], np.cumsum(used)])
-        return cls._of(index, place, of_row), cls._of(place, index[used], of_place)
+    def there_and_back(cls, index: np.ndarray, used: np.ndarray) -> tuple["RowGather", "RowGather"]:
+        """Returns the gather of `index`, in which each row is `used` once, and the gather from its places back to the
+        rows."""
+        [used_places] = used.nonzero()
+        place_of_row = np.empty_like(used_places)
+        place_of_row[index[used]] = used_places
+        one_per_row, one_per_used_place = np.arange(len(used_places) + 1), np.concatenate([[0], np.cumsum(used)])
+        there = cls._with_inverse(index, order=place_of_row, first=one_per_row)
+        back = cls._with_inverse(place_of_row, order=index[used], first=one_per_used_place)
+        return there, back
 
     @classmethod
-    def _of(cls, index: np.ndarray, order: np.ndarray, first: np.ndarray) -> "Gather":
+    def _with_inverse(cls, index: np.ndarray, *, order: np.ndarray, first: np.ndarray) -> "RowGather":
         return cls(torch.from_numpy(index), StepsByRow(*(torch.from_numpy(x).int() for x in (order, first))))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, ...] -> [P, ...]."""
-        return gather_rows(x, self.index, self.by_row)
+        """[N, ...] -> [P, ...]."""
+        return gather_rows(x, self.index, self.places_by_row)
 
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Gather":
-        return Gather(change(self.index), StepsByRow(*map(change, self.by_row)))
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RowGather":
+        return RowGather(function(self.index), StepsByRow(*map(function, self.places_by_row)))

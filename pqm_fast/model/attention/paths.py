@@ -1,4 +1,4 @@
-"""Who sees whom, on the host: the one plan that every way of computing attention is made from."""
+"""Which tokens see which, on the host: the one rule from which every backend is planned."""
 
 from dataclasses import dataclass
 
@@ -6,29 +6,32 @@ import numpy as np
 
 from pqm_fast.data.pack import PackedBatch
 
-MOST_PADDING = 128  # tokens of a sequence of padding, where there is nothing but padding
+LONGEST_PADDING = 128  # tokens of a padding sequence in a batch that holds nothing but padding
 
 
 @dataclass(frozen=True)
-class Paths:
-    """The rows of a batch are the queries of its sequences, one sequence after the other. Each sees a path of rows, of
-    which the last are its own: its i-th query from the end sees all keys but the last i, or under a sliding window the
-    last `window` of these.
+class AttentionPaths:
+    """The path of rows that each sequence of a batch sees.
 
-    Padding is sequences of its own, none longer than the longest, so that every row is computed: what a kernel leaves
-    unwritten may be NaN, and NaN times a gradient of 0 is NaN in the gradient of every weight.
+    The rows of a batch are the queries of its G sequences, one sequence after the other. The path of a sequence (its
+    keys) ends with its own rows: the i-th query from the end sees all keys but the last i or, under a sliding window,
+    the last `window` of these.
+
+    Padding forms sequences too, none longer than the longest real one, so that every row is computed: what a kernel
+    leaves unwritten may be NaN, and NaN times a gradient of 0 is NaN in the gradient of every weight.
     """
 
-    queries: np.ndarray  # [G] int64, how many each sequence has
-    keys: np.ndarray  # [G] int64
-    rows: np.ndarray | None  # [sum of keys] int64, path after path; None if each is the sequence's own rows alone
+    queries: np.ndarray  # [G] int64, the number of queries of each sequence
+    keys: np.ndarray  # [G] int64, the number of keys
+    rows: np.ndarray | None  # [sum of keys] int64, path after path; None if each sequence sees only its own rows
 
     @classmethod
-    def of(cls, batch: PackedBatch) -> "Paths":
+    def of(cls, batch: PackedBatch) -> "AttentionPaths":
+        """Raises ValueError for a batch without rows."""
         total, real = batch.input_ids.shape[0], batch.num_tokens
         if not total:
             raise ValueError("a batch without a row was given; pack it with pad_to")
-        longest = max(batch.lengths, default=MOST_PADDING)
+        longest = max(batch.lengths, default=LONGEST_PADDING)
         padding = np.diff([*range(real, total, longest), total])
         queries = np.concatenate([np.array(batch.lengths, dtype=np.int64), padding])
         if batch.paths is None:

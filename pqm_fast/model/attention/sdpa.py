@@ -1,67 +1,88 @@
-"""Attention through PyTorch's SDPA: sequences of about the same length run as one padded batch, so that no [T, T]
-mask is needed. For any device, with gradients; on a GPU through kernels that keep no scores, or not at all."""
+"""Attention through PyTorch's SDPA: sequences of similar length run as one padded batch, so that no [T, T] mask is
+needed. For any device, with gradients. On a GPU it uses only kernels that keep no scores."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pqm_fast.model.attention.gather import Gather
-from pqm_fast.model.attention.paths import Paths
+from pqm_fast.model.attention.gather import RowGather
+from pqm_fast.model.attention.paths import AttentionPaths
 from pqm_fast.model.attention.precision import compute_dtype
 
-# On a GPU. PyTorch's own choice may fall to its "math" kernel, which keeps every score; cuDNN's makes a plan anew for
-# each shape, and here nearly every batch has shapes of its own.
+# On a GPU. Left to itself, PyTorch may fall back to its "math" kernel, which keeps every score. cuDNN's kernel makes a
+# new plan for each shape, and here nearly every batch has new shapes.
 KEEP_NO_SCORES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+# Bytes: the size of a head on a GPU and the row stride of a mask must be multiples of this
+ALIGNMENT = 16
+# Elements: ALIGNMENT in half precision; float32 masks are padded alike
+MASK_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class Group:
-    """n sequences as a padded batch; each is padded by repeating its last row."""
+class PaddedGroup:
+    """n sequences as a padded batch of Q queries and K keys each; each sequence is padded by repeating its last row."""
 
-    shape: tuple[int, int, int]  # n, queries, keys
+    sequences: int
+    queries: int
+    keys: int
     causal: bool  # no sequence has keys before its first query
-    first: torch.Tensor  # [n] int64, the key that is the first query's own
-    last: torch.Tensor  # [n] int64, that of the last query
+    first: torch.Tensor  # [n] int64, the key at the position of the first query
+    last: torch.Tensor  # [n] int64, the key at the position of the last query
 
 
-@dataclass(eq=False)  # not frozen: see BatchPlan
-class Grouped:
-    """`Paths` in groups of sequences with about as many queries and about as many keys, one group after the other.
-    Masks are made when a layer first needs them and kept for the others."""
+@dataclass(eq=False)  # not frozen: see HeadRows
+class PaddedAttention:
+    """`AttentionPaths` in groups of sequences with similar numbers of queries and of keys, one group after the other.
+    Masks are made when a layer first needs them and kept for the other layers."""
 
-    groups: tuple[Group, ...]
-    queries: Gather  # from the batch; likewise the keys
-    keys: Gather
-    outputs: Gather  # back from the groups
+    groups: tuple[PaddedGroup, ...]
+    gather_queries: RowGather  # from the rows of the batch to the padded places of all groups
+    gather_keys: RowGather  # likewise
+    gather_outputs: RowGather  # from the places of queries back to the rows
+    # by number of the group, window and dtype
     masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, paths: Paths) -> "Grouped":
-        first_query, first_key = (np.cumsum(n) - n for n in (paths.queries, paths.keys))
-        sizes = np.frexp(np.stack([paths.keys, paths.queries]) - 1)[1]  # up to 2^size
+    def of(cls, paths: AttentionPaths) -> "PaddedAttention":
+        first_query, first_key = (np.cumsum(lengths) - lengths for lengths in (paths.queries, paths.keys))
+        size_classes = np.frexp(np.stack([paths.keys, paths.queries]) - 1)[1]  # lengths up to 2^class
         groups, queries, keys = [], [], []
-        for size in np.unique(sizes, axis=1).T:
-            own = np.flatnonzero((sizes == size[:, None]).all(0))
-            queries.append(_padded(first_query[own], paths.queries[own]))
-            keys.append(_padded(first_key[own], paths.keys[own]))
-            first, last = paths.keys[own] - paths.queries[own], paths.keys[own] - 1
-            shape = len(own), queries[-1][0].shape[1], keys[-1][0].shape[1]
-            groups.append(Group(shape, not first.any(), torch.from_numpy(first), torch.from_numpy(last)))
-        of_queries, outputs = Gather.there_and_back(*_flat(queries))
-        of_keys = of_queries
+        for size_class in np.unique(size_classes, axis=1).T:
+            members = np.flatnonzero((size_classes == size_class[:, None]).all(0))
+            query_rows, _ = padded_queries = _padded_ranges(first_query[members], paths.queries[members])
+            key_places, _ = padded_keys = _padded_ranges(first_key[members], paths.keys[members])
+            queries.append(padded_queries)
+            keys.append(padded_keys)
+            first, last = paths.keys[members] - paths.queries[members], paths.keys[members] - 1
+            groups.append(
+                PaddedGroup(
+                    sequences=len(members),
+                    queries=query_rows.shape[1],
+                    keys=key_places.shape[1],
+                    causal=not first.any(),
+                    first=torch.from_numpy(first),
+                    last=torch.from_numpy(last),
+                )
+            )
+        gather_queries, gather_outputs = RowGather.there_and_back(*_concatenated(queries))
+        gather_keys = gather_queries
         if paths.rows is not None:
-            key, real = _flat(keys)
-            of_keys = Gather.of(paths.rows[key], int(paths.queries.sum()), real)
-        return cls(tuple(groups), of_queries, of_keys, outputs)
+            key_places, real = _concatenated(keys)
+            gather_keys = RowGather.of(paths.rows[key_places], int(paths.queries.sum()), used=real)
+        return cls(tuple(groups), gather_queries, gather_keys, gather_outputs)
 
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Grouped":
-        groups = tuple(Group(g.shape, g.causal, change(g.first), change(g.last)) for g in self.groups)
-        return Grouped(groups, self.queries.each(change), self.keys.each(change), self.outputs.each(change))
+    def map_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PaddedAttention":
+        return PaddedAttention(
+            tuple(replace(g, first=function(g.first), last=function(g.last)) for g in self.groups),
+            self.gather_queries.map_tensors(function),
+            self.gather_keys.map_tensors(function),
+            self.gather_outputs.map_tensors(function),
+        )
 
     @torch.compiler.disable
     def attend(
@@ -76,56 +97,63 @@ class Grouped:
         softcap: float | None = None,
     ) -> torch.Tensor:
         """query [1, H, T, d], key and value [1, H_kv, T, d] -> [1, T, H, d]."""
-        dtype = compute_dtype(value)  # a mask of another dtype SDPA would copy, and keep, in every layer
-        q = self._batches(self.queries, query, 1)
-        k, v = (self._batches(self.keys, x, 2) for x in (key, value))
+        mask_dtype = compute_dtype(value)  # a mask of another dtype would be copied, and kept, by SDPA in every layer
+        query_shapes = [(group.sequences, group.queries) for group in self.groups]
+        key_shapes = [(group.sequences, group.keys) for group in self.groups]
+        queries = _padded_batches(self.gather_queries, query, query_shapes)
+        keys = _padded_batches(self.gather_keys, key, key_shapes)
+        values = _padded_batches(self.gather_keys, value, key_shapes)
         outputs = []
         for number, group in enumerate(self.groups):
-            windowed = window is not None and window < group.shape[2]
+            windowed = window is not None and window < group.keys
             masked = windowed or softcap or not group.causal
-            mask = self._mask(number, window if windowed else None, dtype) if masked else None
+            mask = self._mask(number, window if windowed else None, mask_dtype) if masked else None
+            q, k, v = queries[number], keys[number], values[number]
             if softcap and mask is not None:
-                out = _softcapped(q[number], k[number], v[number], mask, softcap, scaling, dropout)
+                out = _softcapped(q, k, v, mask, softcap=softcap, scaling=scaling, dropout=dropout)
             else:
-                out = _uncapped(q[number], k[number], v[number], mask, scaling, dropout)
+                out = _uncapped(q, k, v, mask, scaling=scaling, dropout=dropout)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return self.outputs(flat).unsqueeze(0)
-
-    def _batches(self, gather: Gather, x: torch.Tensor, side: int) -> list[torch.Tensor]:
-        """[1, H, T, d] -> for each group [n, H, L, d], where L is that side of its shape."""
-        shapes = [(group.shape[0], group.shape[side]) for group in self.groups]
-        parts = gather(x.squeeze(0).transpose(0, 1)).split([n * length for n, length in shapes])
-        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+        return self.gather_outputs(flat).unsqueeze(0)
 
     def _mask(self, number: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """[n, 1, Q, K], to be added to the scores: 0 where a query of this group sees a key, else -inf."""
+        """[n, 1, Q, K], added to the scores: 0 where a query of this group sees a key, otherwise -inf."""
         if (number, window, dtype) not in self.masks:
             group = self.groups[number]
-            count, queries, keys = group.shape
-            query, key = (torch.arange(n, device=group.first.device) for n in (queries, keys))
-            own = torch.minimum(group.first[:, None] + query, group.last[:, None])  # queries of padding are the last
-            back = own[:, :, None] - key
-            seen = back >= 0 if window is None else (back >= 0) & (back < window)
-            # rows of whole 16 bytes: a mask of others SDPA would copy, and keep, in every layer
-            whole = torch.full((count, queries, keys + -keys % 8), float("-inf"), dtype=dtype, device=seen.device)
-            self.masks[number, window, dtype] = whole[..., :keys].masked_fill_(seen, 0.0)[:, None]
+            query, key = (torch.arange(n, device=group.first.device) for n in (group.queries, group.keys))
+            # the key at the position of each query; padding repeats the last query
+            position = torch.minimum(group.first[:, None] + query, group.last[:, None])
+            distance = position[:, :, None] - key
+            seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            # with rows of other strides SDPA would copy, and keep, the mask in every layer
+            padded_keys = group.keys + -group.keys % MASK_MULTIPLE
+            shape = (group.sequences, group.queries, padded_keys)
+            aligned = torch.full(shape, float("-inf"), dtype=dtype, device=seen.device)
+            self.masks[number, window, dtype] = aligned[..., : group.keys].masked_fill_(seen, 0.0)[:, None]
         return self.masks[number, window, dtype]
 
 
-def _padded(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges start..start+count-1 as the rows of a matrix, padded by their last number; and where it is no padding."""
+def _padded_ranges(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ranges start..start+count-1 as the rows of a matrix, padded by repeating their last number, and where
+    in it the numbers are not padding."""
     column = np.arange(count.max())
     return start[:, None] + np.minimum(column, count[:, None] - 1), column < count[:, None]
 
 
-def _flat(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of all groups, one after the other."""
-    rows, real = (np.concatenate([x.ravel() for x in part]) for part in zip(*parts, strict=True))
-    return rows, real
+def _concatenated(groups: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all groups, and which are not padding, each flat and one group after the other."""
+    numbers, real = (np.concatenate([x.ravel() for x in part]) for part in zip(*groups, strict=True))
+    return numbers, real
 
 
-def _every_head(x: torch.Tensor, heads: int) -> torch.Tensor:
+def _padded_batches(gather: RowGather, x: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """x [1, H, T, d] -> [n, H, L, d] for each shape (n, L)."""
+    parts = gather(x.squeeze(0).transpose(0, 1)).split([n * length for n, length in shapes])
+    return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _repeat_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[n, H_kv, K, d] -> [n, heads, K, d]."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
@@ -135,14 +163,15 @@ def _uncapped(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    *,
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Under the mask, or causal without one. [n, H, Q, d]."""
+    """Attention under the mask, or causal without one: [n, H, Q, d]."""
     size = value.shape[-1]
-    if query.is_cuda:  # whose kernel for masks and for float32 takes no fewer heads of keys, and whole 16 bytes of each
+    if query.is_cuda:  # its kernel for masks and float32 needs a key for every query head, and aligned heads
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
+        key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
         query, key, value = map(_aligned, (query, key, value))
     with sdpa_kernel(KEEP_NO_SCORES) if query.is_cuda else nullcontext():
         return F.scaled_dot_product_attention(
@@ -158,8 +187,8 @@ def _uncapped(
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """Heads of whole 16 bytes, the added numbers 0."""
-    missing = -x.shape[-1] % (16 // x.element_size())
+    """Pads heads with zeros to a multiple of ALIGNMENT bytes."""
+    missing = -x.shape[-1] % (ALIGNMENT // x.element_size())
     return F.pad(x, (0, missing)) if missing else x
 
 
@@ -168,13 +197,14 @@ def _softcapped(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
+    *,
     softcap: float,
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Attention with scores capped to +-softcap by a tanh (Gemma 2), which SDPA does not have. [n, H, Q, d]."""
-    key, value = _every_head(key, query.shape[1]), _every_head(value, query.shape[1])
+    """Attention with scores capped to +-softcap by a tanh (Gemma 2), which SDPA does not offer: [n, H, Q, d]."""
+    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
-    single = torch.promote_types(scores.dtype, torch.float32)
-    return F.dropout(scores.softmax(-1, dtype=single).to(value.dtype), dropout) @ value
+    softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+    return F.dropout(scores.softmax(-1, dtype=softmax_dtype).to(value.dtype), dropout) @ value

@@ -83,8 +83,18 @@ def _attend(
     if query.is_cuda:
         kernel = kernels.find("varlen", query.device.index, query.shape[-1], softcap=False, dropout=False)
         packed = (x[0].transpose(0, 1) for x in (query, key, value))
-        both = cu_seqlens, cu_seqlens, max(lengths), max(lengths)  # queries and keys are of the same tokens
-        out = kernel(*packed, *both, scale=scaling, window=None, softcap=None, dropout=0.0)
+        longest = max(lengths)
+        out = kernel(
+            *packed,
+            cu_queries=cu_seqlens,
+            cu_keys=cu_seqlens,
+            longest_query=longest,
+            longest_key=longest,
+            scale=scaling,
+            window=None,
+            softcap=None,
+            dropout=0.0,
+        )
         return out[None], None
     parts = [x.split(lengths, dim=2) for x in (query, key, value)]
     outputs = [

@@ -14,7 +14,7 @@ from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, Plan, Quest
 from pqm_benchmarks.work.run import Layout
 from pqm_fast.data.batches import Units
 from pqm_fast.data.pack import PackedBatch, pack
-from pqm_fast.model.attention import NAME
+from pqm_fast.model.attention import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
@@ -57,7 +57,7 @@ HEAD = {"num_labels": 1, "classifier_dropout": 0.0, "problem_type": "regression"
 def q_model(config: Any, device: torch.device, dtype: torch.dtype, step_rows: bool) -> StepQModel:
     from transformers import AutoModelForTokenClassification
 
-    classifier = random_model(AutoModelForTokenClassification, config, device, dtype, NAME, **HEAD)
+    classifier = random_model(AutoModelForTokenClassification, config, device, dtype, PACKED_ATTENTION, **HEAD)
     return StepQModel(classifier, step_rows_only=step_rows)
 
 
