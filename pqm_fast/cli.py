@@ -134,10 +134,14 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _sample(arguments: list[str]) -> None:
-    from pqm_fast.sample.run import SampleConfig, sample
+    from pqm_fast.sample.options import SampleConfig
 
     arguments = ["--n" if argument == "-n" else argument for argument in arguments]
-    print(f"pool: {sample(_parse(SampleConfig, 'sample', _joined(arguments, '--policy')))}")
+    config = _parse(SampleConfig, "sample", _joined(arguments, "--policy"))
+
+    from pqm_fast.sample.sample_solutions import sample
+
+    print(f"pool: {sample(config)}")
 
 
 def _joined(arguments: list[str], option: str) -> list[str]:
@@ -170,9 +174,13 @@ def _attached(arguments: list[str], option: str) -> list[str]:
 
 
 def _annotate(arguments: list[str]) -> None:
-    from pqm_fast.sample.annotate import AnnotateConfig, annotate
+    from pqm_fast.sample.options import AnnotateConfig
 
-    print(f"labels: {annotate(_parse(AnnotateConfig, 'annotate', arguments))}")
+    config = _parse(AnnotateConfig, "annotate", arguments)
+
+    from pqm_fast.sample.annotate import annotate
+
+    print(f"labels: {annotate(config)}")
 
 
 def _study(arguments: list[str]) -> None:

@@ -37,8 +37,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.sample.annotate import AnnotateConfig
-from pqm_fast.sample.run import SampleConfig
+from pqm_fast.sample.options import AnnotateConfig, SampleConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.other_prms import OtherPRM

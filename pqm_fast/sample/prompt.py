@@ -1,4 +1,4 @@
-"""Text to a policy and back: how a question and the steps so far are written, how a completion becomes steps."""
+"""How a question and the steps so far are written as a prompt, and how a completion is split into steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 def write_prompt(prompt_format: str, question: str, steps: Sequence[str], separator: str) -> str:
-    """What the policy continues: each step so far ends with the separator, so that a new one is due."""
+    """The text that the policy continues. Each step so far ends with the separator, so that a new step follows."""
     return prompt_format.replace("{prompt}", question) + "".join(step + separator for step in steps)
 
 
 def split_steps(completion: str, separator: str) -> list[str]:
-    """The pieces between separators without blanks around them; blank pieces are none. At least one step."""
+    """The pieces between separators, without surrounding white space; blank pieces are dropped. At least one step."""
     return [piece.strip() for piece in completion.split(separator) if piece.strip()] or [EMPTY_STEP]
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", system: str) -> str:
-    """The tokenizer's chat template as text with {prompt} in it, up to where the answer begins.
+    """The tokenizer's chat template as text with {prompt} in it, up to the start of the answer.
 
-    The text is tokenised like any other, so a BOS token that the tokenizer adds by itself is left out.
-    Raises PQMError for a tokenizer without a template, and for one that rejects these messages.
+    The text is tokenised like any other, so it leaves out a BOS token that the tokenizer adds by itself.
+    Raises PQMError for a tokenizer without a template, and for a template that rejects these messages.
     """
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": "{prompt}"})
     text = chat_text(tokenizer, messages, "prompt-format chat", answer_follows=True)
     if text.count("{prompt}") != 1:
-        raise PQMError("prompt-format chat: the chat template does not repeat the question once; give the text instead")
+        raise PQMError("prompt-format chat: the chat template does not repeat the question once; pass a text instead")
     bos = tokenizer.bos_token
     if bos and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(str(bos))

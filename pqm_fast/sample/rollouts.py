@@ -1,11 +1,11 @@
-"""Rollouts of prefixes: asked for, judged, written down, shared between solutions that begin alike."""
+"""Rollouts of prefixes: requested, checked, journalled, and shared between solutions that begin alike."""
 
 import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,17 +13,17 @@ from pqm_fast.common.journal import Journal
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.evaluate.answers import is_cut_off
-from pqm_fast.sample.judge import right
-from pqm_fast.sample.policy import Outcome, Request, complete, open_policy, parse_policy, request_seed
-from pqm_fast.sample.search import next_prefixes
-
-if TYPE_CHECKING:
-    from pqm_fast.sample.annotate import AnnotateConfig
+from pqm_fast.sample.answer_check import ends_right
+from pqm_fast.sample.open_policy import open_policy
+from pqm_fast.sample.options import AnnotateConfig
+from pqm_fast.sample.policy import Outcome, Request, complete, request_seed
+from pqm_fast.sample.policy_name import parse_policy
+from pqm_fast.sample.prefix_search import next_prefixes
 
 
 @dataclass(slots=True)
-class _Task:
-    """A record, and how many prefixes it waits for."""
+class _WaitingRecord:
+    """A record, and the number of prefixes it waits for."""
 
     record: Record
     awaited: int = 0
@@ -31,80 +31,84 @@ class _Task:
 
 @dataclass(slots=True)
 class _Prefix:
-    verdicts: dict[int, bool] = field(default_factory=dict)  # by rollout: whether it ended right
-    waiting: list[_Task] = field(default_factory=list)
-    asked: bool = False
-    error: RecordError | None = None  # why the policy does not take it
+    verdicts: dict[int, bool] = field(default_factory=dict)  # by rollout number: whether it ended right
+    waiting: list[_WaitingRecord] = field(default_factory=list)
+    requested: bool = False
+    error: RecordError | None = None  # why the policy cannot take it
 
 
 class Rollouts:
-    """What is known of prefixes; begins with what the journal holds."""
+    """The rollouts of all prefixes so far, starting with those in the journal."""
 
-    def __init__(self, config: "AnnotateConfig", journal: Journal):
+    def __init__(self, config: AnnotateConfig, journal: Journal):
         self.config, self.journal = config, journal
-        self.name = parse_policy(config.policy).model
+        self.policy_name = parse_policy(config.policy).model
         self.prefixes: dict[str, _Prefix] = {}
         self.ready: deque[Request] = deque()
-        journal.replay(self._replayed)
+        journal.replay(self._replay)
 
     def measure(self, records: Iterator[Record], bar: tqdm) -> None:
-        """Asks the policy until every record has what its labels need. Raises PQMError if that cannot be had."""
+        """Requests rollouts until every record has what its labels need. Raises PQMError if that fails."""
 
         def next_request() -> Request | None:
             while not self.ready:
                 record = next(records, None)
                 if record is None:
                     return None
-                bar.update(self._advance(_Task(record)))
+                bar.update(self._advance(_WaitingRecord(record)))
             return self.ready.popleft()
 
         first = next_request()
         if first is None:
-            return  # the journal held everything: the policy is not needed
+            return  # the journal has everything: the policy is not needed
         self.ready.appendleft(first)
         policy = open_policy(self.config.policy, self.config.writing, bar.set_postfix_str)
         try:
             for outcome in complete(policy, next_request):
-                for task in self._take(outcome):
-                    bar.update(self._advance(task))
+                for waiting_record in self._take(outcome):
+                    bar.update(self._advance(waiting_record))
         finally:
             policy.close()
 
-    def right(self, record: Record) -> tuple[dict[int, int], list[int]]:
-        """(right rollouts of each prefix that the search has asked for, the prefixes that are still to be measured).
+    def right_counts(self, record: Record) -> tuple[dict[int, int], list[int]]:
+        """({prefix: right rollouts} for the prefixes measured so far, the prefixes to measure next).
 
-        Raises RecordError if the policy did not take one of them.
+        The second is empty once the search needs nothing more. Raises RecordError if the policy could not take one of
+        the prefixes.
         """
-        right = self.own_answer(record)
-        while wanted := next_prefixes(len(record.steps), right, self.config.search):
-            found = {t: self.prefixes.get(_key(record, t), _Prefix()) for t in wanted}
-            for prefix in found.values():
+        counts = self.whole_solution(record)
+        while wanted := next_prefixes(len(record.steps), counts, self.config.search):
+            prefixes = {t: self.prefixes.get(_key(record, t), _Prefix()) for t in wanted}
+            for prefix in prefixes.values():
                 if prefix.error is not None:
                     raise RecordError(f"record {record.id}: {prefix.error}", prefix.error.kind)
-            if missing := [t for t, prefix in found.items() if len(prefix.verdicts) < self.config.rollouts]:
-                return right, missing
-            right |= {t: sum(prefix.verdicts.values()) for t, prefix in found.items()}
-        return right, []
+            if missing := [t for t, prefix in prefixes.items() if len(prefix.verdicts) < self.config.rollouts]:
+                return counts, missing
+            counts |= {t: sum(prefix.verdicts.values()) for t, prefix in prefixes.items()}
+        return counts, []
 
-    def own_answer(self, record: Record) -> dict[int, int]:
-        """{last step: 1 or 0}: a whole solution is its own rollout, nothing is left to write. {} if it was cut off."""
+    def whole_solution(self, record: Record) -> dict[int, int]:
+        """{last step: 1 if the solution ends right, otherwise 0}, or {} if it was cut off.
+
+        A whole solution is its only rollout: nothing is left to write.
+        """
         if is_cut_off(record):
             return {}
         text = "\n".join(record.steps)
-        return {len(record.steps): int(right("", text, True, str(record.extra["answer"])))}
+        return {len(record.steps): int(ends_right("", text, True, str(record.extra["answer"])))}
 
-    def _replayed(self, place: int, row: dict[str, Any]) -> None:
+    def _replay(self, offset: int, row: dict[str, Any]) -> None:
         prefix, rollout, verdict = row["prefix"], row["rollout"], row["right"]
-        known = type(prefix) is str and type(rollout) is int and 0 <= rollout < self.config.rollouts
-        if not known or type(verdict) is not bool:
-            raise TypeError("no row of a rollout")
+        valid = type(prefix) is str and type(rollout) is int and 0 <= rollout < self.config.rollouts
+        if not valid or type(verdict) is not bool:
+            raise TypeError("not the row of a rollout")
         self.prefixes.setdefault(prefix, _Prefix()).verdicts[rollout] = verdict
 
-    def _advance(self, task: _Task) -> bool:
-        """Puts what the record needs next where requests come from. Returns whether it needs nothing more."""
-        record = task.record
+    def _advance(self, waiting_record: _WaitingRecord) -> bool:
+        """Queues the requests that the record needs next. Returns whether it needs nothing more."""
+        record = waiting_record.record
         try:
-            _, missing = self.right(record)
+            _, missing = self.right_counts(record)
         except RecordError as error:
             if not self.config.read.skip_bad:
                 raise PQMError(f"{error}; --skip-bad leaves such records out") from error
@@ -112,10 +116,10 @@ class Rollouts:
         for t in missing:
             key = _key(record, t)
             prefix = self.prefixes.setdefault(key, _Prefix())
-            prefix.waiting.append(task)
-            task.awaited += 1
-            if not prefix.asked:
-                prefix.asked = True
+            prefix.waiting.append(waiting_record)
+            waiting_record.awaited += 1
+            if not prefix.requested:
+                prefix.requested = True
                 self.ready += self._requests(record, t, key, prefix)
         return not missing
 
@@ -123,29 +127,29 @@ class Rollouts:
         steps, gold = tuple(record.steps[:t]), str(record.extra["answer"])
         for k in range(self.config.rollouts):
             if k not in prefix.verdicts:
-                seed = request_seed(self.config.seed, self.name, record.prompt, *steps, k)
+                seed = request_seed(self.config.seed, self.policy_name, record.prompt, *steps, k)
                 yield Request(record.prompt, steps, seed, (key, k, gold))
 
-    def _take(self, outcome: Outcome) -> list[_Task]:
-        """Judges a rollout. Returns the tasks that have nothing more to wait for."""
+    def _take(self, outcome: Outcome) -> list[_WaitingRecord]:
+        """Checks a rollout and journals the verdict. Returns the records that now wait for nothing more."""
         request, completion = outcome
         key, k, gold = request.key
         prefix = self.prefixes[key]
         if isinstance(completion, RecordError):
             prefix.error = completion
         else:
-            verdict = right("\n".join(request.steps), completion.text, completion.finished, gold)
+            verdict = ends_right("\n".join(request.steps), completion.text, completion.finished, gold)
             self.journal.append({"prefix": key, "rollout": k, "right": verdict})
             prefix.verdicts[k] = verdict
         if len(prefix.verdicts) < self.config.rollouts and prefix.error is None:
             return []
         waiting, prefix.waiting = prefix.waiting, []
-        for task in waiting:
-            task.awaited -= 1
-        return [task for task in waiting if not task.awaited]
+        for waiting_record in waiting:
+            waiting_record.awaited -= 1
+        return [waiting_record for waiting_record in waiting if not waiting_record.awaited]
 
 
 def _key(record: Record, t: int) -> str:
-    """The same for solutions of one question that begin with the same t steps."""
+    """The key of prefix t, equal for solutions of one question that begin with the same t steps."""
     text = json.dumps([record.prompt, str(record.extra["answer"]), record.steps[:t]])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

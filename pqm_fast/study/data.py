@@ -130,7 +130,8 @@ def _labelled(config: StudyConfig, given: Files, data: Path, text: str) -> str:
     if out.exists():
         return str(out)
     if labels.kind == "monte-carlo":
-        from pqm_fast.sample.annotate import AnnotateConfig, annotate
+        from pqm_fast.sample.annotate import annotate
+        from pqm_fast.sample.options import AnnotateConfig
 
         policy = f"arithmetic:{config.completer}:{config.world_seed}"
         annotate(AnnotateConfig(policy, given, str(out), rollouts=config.rollouts, progress=config.progress))

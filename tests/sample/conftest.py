@@ -3,19 +3,18 @@ import threading
 import pytest
 from openai_server import Server
 
-from pqm_fast.sample import post as post_module
-from pqm_fast.sample import server as server_module
+from pqm_fast.sample import http_post, server_policy
 
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts servers on 127.0.0.1; waits between tries are 100 times shorter than they would be; 1 MiB is too much."""
+    """Starts servers on 127.0.0.1. Waits between tries are 100 times shorter than usual, and 1 MiB is too large."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(server_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(server_module, "LONGEST_WAIT", 0.6)
-    monkeypatch.setattr(post_module, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(server_policy, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(server_policy, "LONGEST_WAIT", 0.6)
+    monkeypatch.setattr(http_post, "MAX_REPLY_BYTES", 2**20)
     started: list[Server] = []
 
     def start(*arguments, **options) -> Server:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
-from pqm_fast.sample.arithmetic import ArithmeticPolicy
+from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy
 from pqm_fast.sample.policy import Request
 
 # what a handler does instead of answering

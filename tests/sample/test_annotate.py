@@ -16,7 +16,7 @@ from pqm_fast.arithmetic.problems import step_labels
 from pqm_fast.arithmetic.world import write_world
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
-from pqm_fast.sample.arithmetic import ArithmeticPolicy, parse_problem, parse_step
+from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy, parse_problem, parse_step
 
 COMPLETER = "arithmetic:strong"
 
@@ -270,9 +270,9 @@ def test_bad_input(fails, tmp_path, pool):
     )
     fails(no_answer, f"{no_answer}: record b: no `answer`; add the right answer")
     other = write(tmp_path / "other.jsonl", [GOOD | {"prompt": "What is 7 - 2?"}])
-    fails(other, "record good: 'What is 7 - 2?' is not of the arithmetic world", "--skip-bad")
+    fails(other, "record good: 'What is 7 - 2?' is not from the arithmetic world", "--skip-bad")
     odd = write(tmp_path / "odd.jsonl", [GOOD | {"completions": ["seven", "six"]}])
-    fails(odd, "record good: 'seven' is not of the arithmetic world")
+    fails(odd, "record good: 'seven' is not from the arithmetic world")
     fails(tmp_path / "gone.jsonl", "gone.jsonl: no file")
     good = write(tmp_path / "good.jsonl", [GOOD])
     fails(good, "policy arithmetic:wise: choose one of facts, sign", policy="arithmetic:wise")

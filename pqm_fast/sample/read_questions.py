@@ -1,4 +1,4 @@
-"""The questions to sample solutions for, from any source that records come from."""
+"""The questions to sample solutions for, from the same sources as records."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from pqm_fast.data.read import BadRecord
 from pqm_fast.data.sources import Place, expand, open_source
 from pqm_fast.errors import PQMError
 
-QUESTION = ("question", "problem", "prompt")
-# solutions and their labels belong to who wrote them
-_DROPPED = ("question_id", "responses", "completions", "labels", "steps", "label", "answer")
+QUESTION_FIELDS = ("question", "problem", "prompt")
+# earlier solutions of the question, and their labels
+_DROPPED_FIELDS = ("question_id", "responses", "completions", "labels", "steps", "label", "answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`extra`: every other field of its record, written back into the pool; `answer` is None where there is none."""
+    """`answer` is None if it is not known. `extra` has the record's other fields, which are copied into the pool."""
 
     id: str
     text: str
@@ -25,36 +25,36 @@ class Question:
 
 
 def read_questions(sources: Sequence[str]) -> Iterator[Question]:
-    """Records with the question as `question`, `problem` or `prompt`, and `answer` (or `solution`) if there is one.
+    """Reads records with a `question`, `problem` or `prompt`, and an `answer` (or `solution`) if there is one.
 
-    Raises PQMError that names the record for one without a question and for an id that occurs twice.
+    Raises a PQMError that names the record if it has no question, or if its id occurs twice.
     """
-    taken: dict[str, Place] = {}
+    places_by_id: dict[str, Place] = {}
     for source in expand(sources):
         stem, raws = open_source(source)
         for place, raw in raws:
             try:
                 question = _question(raw, f"{stem}:{place.number}")
-                if question.id in taken:
-                    raise FormatError("duplicate id", f"the id {question.id} is taken by {taken[question.id]}")
+                if question.id in places_by_id:
+                    raise FormatError("duplicate id", f"the id {question.id} is taken by {places_by_id[question.id]}")
             except FormatError as error:
                 raise BadRecord(place, error) from None
-            taken[question.id] = place
+            places_by_id[question.id] = place
             yield question
-    if not taken:
+    if not places_by_id:
         raise PQMError(f"{', '.join(sources) or 'data'}: no questions; give at least one")
 
 
-def _question(raw: Any, numbered: str) -> Question:
+def _question(raw: Any, default_id: str) -> Question:
     if isinstance(raw, FormatError):
         raise raw
     if not isinstance(raw, dict):
-        raise FormatError("not an object", "is no JSON object; give one object per record")
-    id = explicit_id(raw) or explicit_id(raw, "question_id") or numbered
+        raise FormatError("not an object", "is not a JSON object; give one object per record")
+    id = explicit_id(raw) or explicit_id(raw, "question_id") or default_id
     check_values(raw)
-    name = next((name for name in QUESTION if raw.get(name) is not None), QUESTION[0])
+    name = next((name for name in QUESTION_FIELDS if raw.get(name) is not None), QUESTION_FIELDS[0])
     text = field(raw, name, str)
     if not text.strip():
         raise FormatError("empty question", f"{name} is empty; give its text or remove the record")
     answer = raw.get("solution") if raw.get("answer") is None else raw["answer"]
-    return Question(id, text, answer, rest(raw, name, *_DROPPED))
+    return Question(id, text, answer, rest(raw, name, *_DROPPED_FIELDS))

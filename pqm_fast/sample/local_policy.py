@@ -1,4 +1,4 @@
-"""A local Hugging Face model, in batches through `generate`."""
+"""A local Hugging Face model as a policy: requests are completed in batches by transformers' `generate`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,40 +19,42 @@ from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model.device import pick_device
 from pqm_fast.model.loading import quiet_transformers
 from pqm_fast.model.tokenizer import load_tokenizer
-from pqm_fast.sample.noise import gumbel
-from pqm_fast.sample.policy import Completion, Outcome, PolicyOptions, Request
+from pqm_fast.sample.gumbel_noise import gumbel
+from pqm_fast.sample.options import PolicyOptions
+from pqm_fast.sample.policy import Completion, Outcome, Request
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
-SAY_SECONDS = 0.5
+PROGRESS_SECONDS = 0.5  # between progress messages within a batch
 
 
-class HubPolicy:
-    """A causal language model of a folder or hub id. Raises PQMError if it cannot be loaded."""
+class LocalPolicy:
+    """A causal language model from a folder or hub id. Raises PQMError if it cannot be loaded."""
 
-    def __init__(self, path: str, options: PolicyOptions, say: Callable[[str], Any] = lambda text: None):
-        self.path, self.options, self.device, self.say = path, options, pick_device(options.device), say
+    def __init__(self, path: str, options: PolicyOptions, show_progress: Callable[[str], Any] = lambda message: None):
+        self.path, self.options, self.show_progress = path, options, show_progress
+        self.device = pick_device(options.device)
         self.tokenizer = load_tokenizer(path)
         chat = options.prompt_format == "chat"
         self.prompt_format = chat_format(self.tokenizer, options.system) if chat else options.prompt_format
-        default = "bfloat16" if self.device.type == "cuda" else "float32"
-        dtype = getattr(torch, default if options.dtype == "auto" else options.dtype)
+        default_dtype = "bfloat16" if self.device.type == "cuda" else "float32"
+        dtype = getattr(torch, default_dtype if options.dtype == "auto" else options.dtype)
         try:
             with quiet_transformers():
                 model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        except Exception as error:  # what transformers raises has no common class
+        except Exception as error:  # the exceptions of transformers have no common class
             raise PQMError(f"{path}: no causal language model could be loaded: {error}") from error
         self.model = model.to(self.device).eval()
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        ends = model.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        self.ends: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        eos = model.generation_config.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        self.eos: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         pad = self.tokenizer.pad_token_id
-        self.pad: int = pad if pad is not None else self.ends[0] if self.ends else 0
-        # the model's own settings (temperature, repetition penalty, ...) would be merged into ours
+        self.pad: int = pad if pad is not None else self.eos[0] if self.eos else 0
+        # `generate` would merge the model's settings (temperature, repetition penalty, ...) into ours: replace them
         self.model.generation_config = GenerationConfig(
-            do_sample=False,  # the noise is in the scores
+            do_sample=False,  # the noise is already in the scores
             max_new_tokens=options.max_new_tokens,
-            eos_token_id=self.ends or None,
+            eos_token_id=self.eos or None,
             pad_token_id=self.pad,
             cache_implementation="static" if options.kv_cache == "static" else None,
         )
@@ -76,11 +78,11 @@ class HubPolicy:
             self.batch.append((request, ids))
 
     def collect(self) -> list[Outcome]:
-        done, self.refused = self.refused, []
+        outcomes, self.refused = self.refused, []
         if self.batch:
-            done += zip((request for request, _ in self.batch), self._generate(), strict=True)
+            outcomes += zip((request for request, _ in self.batch), self._generate(), strict=True)
             self.batch.clear()
-        return done
+        return outcomes
 
     def close(self) -> None:
         self.batch.clear()
@@ -90,47 +92,49 @@ class HubPolicy:
         longest = max(len(ids) for _, ids in self.batch)
         tokens = torch.tensor([[self.pad] * (longest - len(ids)) + ids for _, ids in self.batch])
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in self.batch])
-        seeds = torch.tensor([_signed(request.seed) for request, _ in self.batch], device=self.device)
+        seeds = torch.tensor([_as_int64(request.seed) for request, _ in self.batch], device=self.device)
         try:
             with quiet_transformers():
-                out = self.model.generate(
+                generated = self.model.generate(
                     input_ids=tokens.to(self.device),
                     attention_mask=mask.to(self.device),
-                    logits_processor=self._sampling(seeds, longest),
-                    stopping_criteria=self._ending(longest),
+                    logits_processor=self._logits_processors(seeds, longest),
+                    stopping_criteria=self._stopping_criteria(longest),
                 )
         except torch.OutOfMemoryError as error:
             raise PQMError(
                 f"{self.path}: the device is out of memory with {len(self.batch)} completions at once; lower "
                 "--parallel and run the command again"
             ) from error
-        return [self._completion(row) for row in out[:, longest:].tolist()]
+        return [self._completion(row) for row in generated[:, longest:].tolist()]
 
-    def _sampling(self, seeds: torch.Tensor, prompt_length: int) -> LogitsProcessorList:
-        chain = LogitsProcessorList()
+    def _logits_processors(self, seeds: torch.Tensor, prompt_length: int) -> LogitsProcessorList:
+        processors = LogitsProcessorList()
         if self.options.temperature == 0:
-            return chain
+            return processors
         if self.options.temperature != 1:
-            chain.append(TemperatureLogitsWarper(float(self.options.temperature)))
+            processors.append(TemperatureLogitsWarper(float(self.options.temperature)))
         if self.options.top_p < 1:
-            chain.append(TopPLogitsWarper(self.options.top_p))
-        chain.append(_Noise(seeds, prompt_length))
-        return chain
+            processors.append(TopPLogitsWarper(self.options.top_p))
+        processors.append(_GumbelNoise(seeds, prompt_length))
+        return processors
 
-    def _ending(self, prompt_length: int) -> StoppingCriteriaList:
-        stop = self.options.stop
-        criteria: list[StoppingCriteria] = [_Progress(self.say, self.options.max_new_tokens, self.ends, prompt_length)]
-        return StoppingCriteriaList([*criteria, _StopTexts(self.tokenizer, stop, prompt_length)] if stop else criteria)
+    def _stopping_criteria(self, prompt_length: int) -> StoppingCriteriaList:
+        limit, stop = self.options.max_new_tokens, self.options.stop
+        criteria: list[StoppingCriteria] = [_Progress(self.show_progress, limit, self.eos, prompt_length)]
+        if stop:
+            criteria.append(_StopTexts(self.tokenizer, stop, prompt_length))
+        return StoppingCriteriaList(criteria)
 
     def _completion(self, row: Sequence[int]) -> Completion:
-        end = next((i for i, token in enumerate(row) if token in self.ends), None)
+        end = next((i for i, token in enumerate(row) if token in self.eos), None)
         text = str(self.tokenizer.decode(list(row[:end]), skip_special_tokens=True))
-        stops = [at for at in map(text.find, self.options.stop) if at >= 0]
-        return Completion(text[: min(stops, default=None)], end is not None or bool(stops))
+        stops = [index for index in map(text.find, self.options.stop) if index >= 0]
+        return Completion(text[: min(stops, default=None)], finished=end is not None or bool(stops))
 
 
-class _Noise(LogitsProcessor):
-    """Scores [B, vocabulary] whose largest entry is a sample of their softmax."""
+class _GumbelNoise(LogitsProcessor):
+    """Turns scores [B, vocabulary] into scores whose largest entry is a sample from their softmax."""
 
     def __init__(self, seeds: torch.Tensor, prompt_length: int):
         self.seeds, self.prompt_length = seeds, prompt_length
@@ -141,35 +145,35 @@ class _Noise(LogitsProcessor):
 
 
 class _Progress(StoppingCriteria):
-    """Stops nothing: it is asked at every token, and says every half second how far the batch is."""
+    """Stops nothing. `generate` calls it after every token; it reports the progress of the batch every half second."""
 
-    def __init__(self, say: Callable[[str], Any], limit: int, ends: Sequence[int], prompt_length: int):
-        self.say, self.limit, self.ends, self.prompt_length = say, limit, ends, prompt_length
-        self.said = time.monotonic()
+    def __init__(self, show: Callable[[str], Any], limit: int, eos: Sequence[int], prompt_length: int):
+        self.show, self.limit, self.eos, self.prompt_length = show, limit, eos, prompt_length
+        self.last_shown = time.monotonic()
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
-        if time.monotonic() - self.said >= SAY_SECONDS:
+        if time.monotonic() - self.last_shown >= PROGRESS_SECONDS:
             written = input_ids[:, self.prompt_length :]
-            ended = int(torch.isin(written, torch.tensor(self.ends, device=written.device)).any(1).sum())
-            self.say(f"token {written.shape[1]:,} of {self.limit:,}, {ended:,} of {len(written):,} ended")
-            self.said = time.monotonic()
+            ended = int(torch.isin(written, torch.tensor(self.eos, device=written.device)).any(1).sum())
+            self.show(f"token {written.shape[1]:,} of {self.limit:,}, {ended:,} of {len(written):,} ended")
+            self.last_shown = time.monotonic()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
 
 class _StopTexts(StoppingCriteria):
-    """Which rows hold one of some texts. transformers' own criterion takes only some kinds of tokenizer."""
+    """Ends the rows that contain a stop text. The criterion of transformers supports only some kinds of tokenizer."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int):
         self.tokenizer, self.texts, self.prompt_length = tokenizer, texts, prompt_length
-        # a character may be up to four tokens, of a byte each; the first ones may be the rest of another
+        # A character takes up to four tokens, of one byte each. The tail may start within a character: four more.
         self.tail = 4 * max(map(len, texts)) + 4
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
         rows = input_ids[:, self.prompt_length :][:, -self.tail :].tolist()
-        found = [any(text in tail for text in self.texts) for tail in map(self.tokenizer.decode, rows)]
-        return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value]
+        ended = [any(text in tail for text in self.texts) for tail in map(self.tokenizer.decode, rows)]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
-def _signed(seed: int) -> int:
-    """64 bits as torch's int64 holds them."""
+def _as_int64(seed: int) -> int:
+    """The 64 bits of an unsigned seed as torch's int64 holds them."""
     return seed - 2**64 if seed >= 2**63 else seed

@@ -12,9 +12,10 @@ from worlds import rows_of, sample, write
 
 from pqm_fast.data import read_records
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.sample import hub
-from pqm_fast.sample.hub import HubPolicy
-from pqm_fast.sample.policy import PolicyOptions, Request, request_seed
+from pqm_fast.sample import local_policy
+from pqm_fast.sample.local_policy import LocalPolicy
+from pqm_fast.sample.options import PolicyOptions
+from pqm_fast.sample.policy import Request, request_seed
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def data(tmp_path):
 
 def write_all(model, requests, **options):
     """[(text, finished), ...] of requests, in batches of `parallel`."""
-    policy = HubPolicy(str(model), PolicyOptions(**({"max_new_tokens": 24, "device": "cpu"} | options)))
+    policy = LocalPolicy(str(model), PolicyOptions(**({"max_new_tokens": 24, "device": "cpu"} | options)))
     waiting, outcomes = list(requests), []
     while len(outcomes) < len(requests):
         while waiting and policy.room():
@@ -82,7 +83,7 @@ def test_files_are_the_same_whatever_the_batch_and_after_a_resume(model, data, t
 
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     sizes = []
-    original = HubPolicy._generate
+    original = LocalPolicy._generate
 
     def counted(self):
         if len(sizes) == 2:
@@ -92,12 +93,12 @@ def test_files_are_the_same_whatever_the_batch_and_after_a_resume(model, data, t
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HubPolicy, "_generate", counted)
+        patch.setattr(LocalPolicy, "_generate", counted)
         assert sample(data, out, str(model), parallel=8, **options) == 130
     assert rows_in(part) == 16
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)
     left = rows_in(part)
-    monkeypatch.setattr(HubPolicy, "_generate", lambda self: sizes.append(len(self.batch)) or original(self))
+    monkeypatch.setattr(LocalPolicy, "_generate", lambda self: sizes.append(len(self.batch)) or original(self))
     assert sample(data, out, str(model), parallel=8, **options) == 0
     assert out.read_bytes() == whole
     assert sum(sizes) == 30 - left
@@ -108,9 +109,9 @@ def test_a_finished_model_is_not_loaded_again(model, data, tmp_path, monkeypatch
     out = tmp_path / "out.jsonl"
     options = {"n": 2, "max_new_tokens": 4, "device": "cpu"}
     with monkeypatch.context() as patch:
-        patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pqm_fast.sample.sample_solutions._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert sample(data, out, str(model), **options) == 130
-    monkeypatch.setattr(HubPolicy, "__init__", None)
+    monkeypatch.setattr(LocalPolicy, "__init__", None)
     assert sample(data, out, str(model), **options) == 0
     assert len(rows_of(out)) == 6
 
@@ -194,9 +195,9 @@ def test_the_end_token_the_limit_and_stop_texts(model):
 
 def test_the_bar_moves_within_a_batch(model, data, tmp_path, monkeypatch, capfd):
     """By time, not by batch: how many tokens are written, and how many solutions have ended."""
-    monkeypatch.setattr(hub, "SAY_SECONDS", 0.0)
+    monkeypatch.setattr(local_policy, "PROGRESS_SECONDS", 0.0)
     said = []
-    policy = HubPolicy(str(model), PolicyOptions(max_new_tokens=24, device="cpu"), said.append)
+    policy = LocalPolicy(str(model), PolicyOptions(max_new_tokens=24, device="cpu"), said.append)
     for request in asked(4):
         policy.submit(request)
     done = policy.collect()
@@ -214,7 +215,7 @@ def test_static_cache_gives_the_same(model):
 
 
 def test_a_prompt_longer_than_the_context(model, tmp_path, capfd):
-    policy = HubPolicy(str(model), PolicyOptions(max_new_tokens=100, device="cpu", parallel=2))
+    policy = LocalPolicy(str(model), PolicyOptions(max_new_tokens=100, device="cpu", parallel=2))
     policy.submit(Request("w3 " * 29, (), 1, "long"))
     assert policy.room() == 1
     [(request, error)] = policy.collect()
@@ -239,7 +240,7 @@ def test_a_prompt_longer_than_the_context(model, tmp_path, capfd):
 def test_the_prompt_holds_the_steps_so_far(model, monkeypatch):
     seen = []
     original = AutoTokenizer.from_pretrained(model).__class__.__call__
-    policy = HubPolicy(str(model), PolicyOptions(prompt_format="Q: {prompt} A:", device="cpu", max_new_tokens=1))
+    policy = LocalPolicy(str(model), PolicyOptions(prompt_format="Q: {prompt} A:", device="cpu", max_new_tokens=1))
     monkeypatch.setattr(
         type(policy.tokenizer), "__call__", lambda self, text, **k: seen.append(text) or original(self, text, **k)
     )
@@ -255,23 +256,23 @@ def test_chat_template(model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options = {"device": "cpu", "prompt_format": "chat"}
     with pytest.raises(PQMError, match="the tokenizer has no chat template"):
-        HubPolicy(str(folder), PolicyOptions(**options))
+        LocalPolicy(str(folder), PolicyOptions(**options))
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     tokenizer.save_pretrained(folder)
-    assert HubPolicy(str(folder), PolicyOptions(**options)).prompt_format == "[user] {prompt} [assistant] "
-    policy = HubPolicy(str(folder), PolicyOptions(**options, system="Be right."))
+    assert LocalPolicy(str(folder), PolicyOptions(**options)).prompt_format == "[user] {prompt} [assistant] "
+    policy = LocalPolicy(str(folder), PolicyOptions(**options, system="Be right."))
     assert policy.prompt_format == "[system] Be right. [user] {prompt} [assistant] "
     tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
     tokenizer.save_pretrained(folder)
     with pytest.raises(PQMError, match="rejects the messages: no system messages"):
-        HubPolicy(str(folder), PolicyOptions(**options, system="Be right."))
+        LocalPolicy(str(folder), PolicyOptions(**options, system="Be right."))
     tokenizer.chat_template = "nothing of it"
     tokenizer.save_pretrained(folder)
     with pytest.raises(PQMError, match="does not repeat the question once"):
-        HubPolicy(str(folder), PolicyOptions(**options))
+        LocalPolicy(str(folder), PolicyOptions(**options))
 
 
 def test_a_model_that_is_none(tmp_path, data, capfd):
@@ -291,7 +292,7 @@ def test_out_of_memory_says_what_to_do(model, monkeypatch):
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    policy = HubPolicy(str(model), PolicyOptions(device="cpu", max_new_tokens=4))
+    policy = LocalPolicy(str(model), PolicyOptions(device="cpu", max_new_tokens=4))
     monkeypatch.setattr(policy.model, "generate", full)
     policy.submit(asked(1)[0])
     with pytest.raises(PQMError, match="out of memory with 1 completions at once; lower --parallel"):
@@ -312,4 +313,4 @@ def test_samples_on_a_gpu(model, kv_cache):
 
 
 def test_signed_seeds():
-    assert [hub._signed(s) for s in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [0, 2**63 - 1, -(2**63), -1]
+    assert [local_policy._as_int64(s) for s in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [0, 2**63 - 1, -(2**63), -1]

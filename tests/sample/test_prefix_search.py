@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqm_fast.sample.search import next_prefixes, step_labels
+from pqm_fast.sample.prefix_search import labels_from_rollouts, next_prefixes
 
 
 def run(truth: list[int], search: str, known: dict[int, int] | None = None) -> dict[int, int]:
@@ -19,7 +19,7 @@ def run(truth: list[int], search: str, known: dict[int, int] | None = None) -> d
 
 def labels(truth, search, label="hard", n=8, known=None):
     right = run(truth, search, known)
-    return step_labels(len(truth), right, dict.fromkeys(right, n), search, label)
+    return labels_from_rollouts(len(truth), right, dict.fromkeys(right, n), search, label)
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pqm_fast.sample.noise import gumbel
+from pqm_fast.sample.gumbel_noise import gumbel
 
 MASK = 2**64 - 1
 

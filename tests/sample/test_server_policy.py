@@ -17,7 +17,9 @@ from part_file import rows_in
 from worlds import annotate, questions, rows_of, sample, write
 
 from pqm_fast.errors import PQMError
-from pqm_fast.sample.policy import Completion, PolicyOptions, Request, open_policy
+from pqm_fast.sample.open_policy import open_policy
+from pqm_fast.sample.options import PolicyOptions
+from pqm_fast.sample.policy import Completion, Request
 from pqm_fast.sample.prompt import split_steps
 
 
@@ -240,7 +242,7 @@ def test_no_server(data, tmp_path, capfd):
     assert time.monotonic() - started < 5
     error = capfd.readouterr().err
     assert "http://127.0.0.1:9/v1/completions: no server there" in error
-    assert "start it, or mend the URL" in error
+    assert "start it, or correct the URL" in error
     assert list(tmp_path.iterdir()) == [data]
 
 

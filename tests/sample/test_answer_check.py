@@ -1,12 +1,12 @@
-"""Right or wrong, whatever the text holds."""
+"""Whether a solution ends right, whatever text it holds."""
 
 import pytest
 
-from pqm_fast.sample.judge import right
+from pqm_fast.sample.answer_check import ends_right
 
 
 @pytest.mark.parametrize(
-    ("begun", "completion", "finished", "gold", "expected"),
+    ("steps_so_far", "completion", "finished", "gold", "expected"),
     [
         ("", "7 - 2 = 5", True, "5", True),
         ("", "7 - 2 = 6", True, "5", False),
@@ -33,5 +33,5 @@ from pqm_fast.sample.judge import right
         ("1", "\x00\ufffd 5 \u2028", True, "5", True),
     ],
 )
-def test_verdicts(begun, completion, finished, gold, expected):
-    assert right(begun, completion, finished, gold) is expected
+def test_verdicts(steps_so_far, completion, finished, gold, expected):
+    assert ends_right(steps_so_far, completion, finished, gold) is expected

@@ -26,11 +26,11 @@ from pqm_fast.cli import main
 from pqm_fast.data import read_records
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.answers import final_answer
-from pqm_fast.sample.annotate import AnnotateConfig
-from pqm_fast.sample.arithmetic import ArithmeticPolicy, parse_problem, parse_step
-from pqm_fast.sample.policy import PolicyOptions, Request, parse_policy, request_seed
-from pqm_fast.sample.questions import read_questions
-from pqm_fast.sample.run import SampleConfig
+from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy, parse_problem, parse_step
+from pqm_fast.sample.options import AnnotateConfig, PolicyOptions, SampleConfig
+from pqm_fast.sample.policy import Request, request_seed
+from pqm_fast.sample.policy_name import parse_policy
+from pqm_fast.sample.read_questions import read_questions
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, c
     out = tmp_path / "out.jsonl"
     part = tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
-        patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pqm_fast.sample.sample_solutions._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert sample(data, out, "arithmetic:strong", n=2) == 130
     for policy, options, name in [
         ("strong", {"n": 3}, "n (2 then, 3 now)"),
@@ -154,7 +154,7 @@ def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line, w
     """The foreign line and the one that it replaces, in the middle; what is lost is sampled again, and only that."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
-        patch.setattr("pqm_fast.sample.run._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pqm_fast.sample.sample_solutions._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert sample(data, out, "arithmetic:strong", n=1) == 130
     lines = part.read_bytes().splitlines(keepends=True)
     lines[2] = sealed(part, line.encode()) if with_checksum else line.encode() + b"\n"
@@ -224,7 +224,7 @@ def test_questions_of_other_kinds(tmp_path):
         ('{"question": " "}', "question is empty"),
         ('{"question": "Why?", "id": "a"}', "the id a is taken by"),
         ('{"question": "half \\ud83d"}', "question holds half a surrogate pair"),
-        ("[1]", "is no JSON object"),
+        ("[1]", "is not a JSON object"),
         ("{]", "no JSON"),
     ],
 )
@@ -253,7 +253,7 @@ def test_what_cannot_be_sampled(data, tmp_path, capfd):
     fails("temperature: inf was given", "arithmetic:strong", temperature="inf")
     fails("top_p: 0.0 was given", "arithmetic:strong", top_p=0)
     fails("parallel: 0 was given", "arithmetic:strong", parallel=0)
-    fails("prompt_format 'x': {prompt} must stand in it exactly once", "arithmetic:strong", prompt_format="x")
+    fails("prompt_format 'x': it must contain {prompt} exactly once", "arithmetic:strong", prompt_format="x")
     fails("system: is for --prompt-format chat", "arithmetic:strong", system="Be right.")
     fails("step_separator: empty", "arithmetic:strong", step_separator="")
     (tmp_path / "empty.jsonl").write_text("")
@@ -368,7 +368,7 @@ def test_help_needs_no_heavy_package(command, tmp_path):
 )
 def test_policies_on_the_command_line(monkeypatch, tmp_path, arguments, expected):
     seen: list[SampleConfig] = []
-    monkeypatch.setattr("pqm_fast.sample.run.sample", lambda config: seen.append(config) or Path("x"))
+    monkeypatch.setattr("pqm_fast.sample.sample_solutions.sample", lambda config: seen.append(config) or Path("x"))
     assert main(["sample", "--data", "q.jsonl", *arguments, "-n", "9", "--out", "o"]) == 0
     file = tmp_path / "options.yaml"
     file.write_text("policy: [z, y]\ndata: q.jsonl\nn: 4\nout: o\nwriting: {parallel: 3}\n")

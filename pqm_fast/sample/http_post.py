@@ -1,7 +1,7 @@
-"""A POST that ends: bounded in time as a whole and in size, and following no redirect.
+"""An HTTP POST with a limit on its total time and on the size of the reply; it follows no redirect.
 
-urllib's timeout is one for each byte, so a server that dribbles could hold a request for ever, and it reads whatever
-comes into memory.
+urllib's timeout applies to each read, so a server that sends a byte at a time could hold a request for ever; and urllib
+reads a reply of any size into memory.
 """
 
 import math
@@ -12,30 +12,35 @@ from time import monotonic
 from typing import Any
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
-MOST_BYTES = 64 * 2**20  # of a reply
+MAX_REPLY_BYTES = 64 * 2**20
 
 
 def make_opener() -> OpenerDirector:
-    """What `post` sends requests with, from several threads if need be."""
+    """The opener that `post` sends requests with. Several threads may share it."""
     context = ssl.create_default_context()
     context.sslsocket_class = _TLSSocket
     return build_opener(_HTTP, _HTTPS(context=context), _NoRedirect)
 
 
 def post(opener: OpenerDirector, request: Request, timeout: float) -> bytes:
-    """The body of the reply. OSError or HTTPException if it is not there within `timeout` seconds, ValueError if it is
-    larger than MOST_BYTES, HTTPError for a code other than 2xx."""
+    """The body of the reply.
+
+    Raises:
+        OSError, HTTPException: the whole reply did not arrive within `timeout` seconds.
+        ValueError: the reply is larger than MAX_REPLY_BYTES.
+        HTTPError: the status code is not 2xx.
+    """
     with opener.open(request, timeout=timeout) as response:
-        body = response.read(MOST_BYTES + 1)
-    if len(body) > MOST_BYTES:
-        raise ValueError(f"a reply of more than {MOST_BYTES // 2**20} MiB")
-    if response.length:  # `read` with a limit is silent about a connection that ends too early
+        body = response.read(MAX_REPLY_BYTES + 1)
+    if len(body) > MAX_REPLY_BYTES:
+        raise ValueError(f"a reply of more than {MAX_REPLY_BYTES // 2**20} MiB")
+    if response.length:  # `read` with a limit does not report a connection that ends too early
         raise IncompleteRead(body, response.length)
     return body
 
 
-class _Patient:
-    """A socket whose timeout is what is left until `deadline`."""
+class _WithDeadline:
+    """A socket whose timeout is the time left until `deadline`."""
 
     deadline = math.inf
 
@@ -47,11 +52,11 @@ class _Patient:
         return super().recv_into(*arguments)  # type: ignore[misc]
 
 
-class _Socket(_Patient, socket.socket):
+class _Socket(_WithDeadline, socket.socket):
     pass
 
 
-class _TLSSocket(_Patient, ssl.SSLSocket):
+class _TLSSocket(_WithDeadline, ssl.SSLSocket):
     pass
 
 
@@ -63,10 +68,10 @@ class _Connection(HTTPConnection):
 
     def _connected(self, *arguments: Any) -> socket.socket:
         plain = socket.create_connection(*arguments)
-        made = _Socket(plain.family, plain.type, plain.proto, plain.detach())
-        made.settimeout(self.timeout)
-        made.deadline = self.deadline
-        return made
+        with_deadline = _Socket(plain.family, plain.type, plain.proto, plain.detach())
+        with_deadline.settimeout(self.timeout)
+        with_deadline.deadline = self.deadline
+        return with_deadline
 
 
 class _TLSConnection(_Connection, HTTPSConnection):
@@ -86,7 +91,7 @@ class _HTTPS(HTTPSHandler):
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """urllib would follow a redirect with a GET, and take the key to another host."""
+    """urllib would follow a redirect with a GET, and send the key to another host."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""The policies of the embedded arithmetic world, which begin a solution or go on with one."""
+"""The policies of the embedded arithmetic world: they write a solution from its start or from any of its steps."""
 
 import random
 import re
@@ -13,12 +13,12 @@ _STEP = re.compile(r"([a-e]): (-?\d+) ([+-]\d) =(-?\d+)")
 
 
 class ArithmeticPolicy:
-    """`NAME` or `NAME:WORLD`, the seed of the world whose weak spots it has (default 0)."""
+    """Named `NAME` or `NAME:SEED`, where SEED is the seed of the world whose weak spots it has (default 0)."""
 
     def __init__(self, text: str):
-        name, _, world = text.partition(":")
-        policies = make_policies(int(world) if world.isdecimal() else 0)
-        if name not in policies or (":" in text and not world.isdecimal()):
+        name, _, world_seed = text.partition(":")
+        policies = make_policies(int(world_seed) if world_seed.isdecimal() else 0)
+        if name not in policies or (":" in text and not world_seed.isdecimal()):
             raise PQMError(f"policy arithmetic:{text}: choose one of {', '.join(policies)}, or NAME:WORLD-SEED")
         self.policy = policies[name]
         self.requests: list[Request] = []
@@ -30,25 +30,32 @@ class ArithmeticPolicy:
         self.requests.append(request)
 
     def collect(self) -> list[Outcome]:
-        done = [(request, self._complete(request)) for request in self.requests]
+        outcomes: list[Outcome] = [(request, self._complete(request)) for request in self.requests]
         self.requests.clear()
-        return done
+        return outcomes
 
     def close(self) -> None:
         pass
 
     def _complete(self, request: Request) -> Completion | RecordError:
         problem = parse_problem(request.question)
-        begun = [parse_step(step) for step in request.steps]
-        if problem is None or None in begun:
-            text = request.question if problem is None else request.steps[begun.index(None)]
-            return RecordError(f"{text[:60]!r} is not of the arithmetic world, whose policies know no other", "refused")
-        steps = self.policy.solve(problem, random.Random(request.seed), [step for step in begun if step])
-        return Completion("\n".join(step.text for step in steps), True)
+        if problem is None:
+            return _refused(request.question)
+        steps_so_far = []
+        for text in request.steps:
+            if (step := parse_step(text)) is None:
+                return _refused(text)
+            steps_so_far.append(step)
+        steps = self.policy.solve(problem, random.Random(request.seed), steps_so_far)
+        return Completion("\n".join(step.text for step in steps), finished=True)
+
+
+def _refused(text: str) -> RecordError:
+    return RecordError(f"{text[:60]!r} is not from the arithmetic world, the only one its policies know", "refused")
 
 
 def parse_problem(text: str) -> Problem | None:
-    """The problem that `text` states, None if it is none of the world."""
+    """The problem that `text` states, or None if it is not a problem of the arithmetic world."""
     match = _PROBLEM.fullmatch(text)
     if match is None:
         return None
@@ -60,7 +67,7 @@ def parse_problem(text: str) -> Problem | None:
 
 
 def parse_step(text: str) -> Step | None:
-    """The step that `text` writes, None if it is none of the world."""
+    """The step that `text` writes, or None if it is not a step of the arithmetic world."""
     match = _STEP.fullmatch(text)
     if match is None or int(match[4]) not in WRITTEN_VALUES:
         return None

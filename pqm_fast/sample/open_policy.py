@@ -1,0 +1,30 @@
+"""Opens the policy that a name on the command line stands for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pqm_fast.sample.options import PolicyOptions
+from pqm_fast.sample.policy import Policy
+from pqm_fast.sample.policy_name import parse_policy
+
+
+def open_policy(
+    text: str, options: PolicyOptions, show_progress: Callable[[str], Any] = lambda message: None
+) -> Policy:
+    """Raises PQMError if the policy does not exist or cannot be loaded. A server is contacted by requests only.
+
+    A policy that writes in batches calls `show_progress` now and then with a line on how far its batch is.
+    """
+    name = parse_policy(text)
+    # imported here: each kind needs packages that the others do without
+    if name.kind == "server":
+        from pqm_fast.sample.server_policy import ServerPolicy
+
+        return ServerPolicy(name.url, name.model, options)
+    if name.kind == "arithmetic":
+        from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy
+
+        return ArithmeticPolicy(name.model)
+    from pqm_fast.sample.local_policy import LocalPolicy
+
+    return LocalPolicy(name.model, options, show_progress)

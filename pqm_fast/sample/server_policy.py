@@ -1,0 +1,186 @@
+"""A server that speaks OpenAI's completions protocol, such as vLLM: many requests at once, each retried if it fails.
+
+It uses `/completions`, not `/chat/completions`: our text is then the prompt to the last character, so that a policy can
+continue a solution from the middle (annotation), and the template is the same for a local model and a server.
+
+It uses the standard library: a request takes seconds, so a new connection for each costs nothing, and the HTTP package
+below huggingface_hub has different names in the versions that transformers allows.
+"""
+
+import json
+import queue
+import random
+import socket
+import ssl
+import threading
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from textwrap import shorten
+from time import time
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request as HTTPRequest
+
+from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.sample.http_post import make_opener, post
+from pqm_fast.sample.options import PolicyOptions
+from pqm_fast.sample.policy import Completion, Outcome, Request
+from pqm_fast.sample.prompt import chat_format, write_prompt
+from pqm_fast.sample.server_credentials import split_credentials
+
+FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 1.0, 60.0, 300.0  # seconds
+CUT_OFF_REASONS = ("length", "content_filter")  # among many finish reasons for having stopped by itself
+ABORTED_REASONS = ("abort", "error")  # from vLLM, where it gave up the request
+REFUSED_CODES = (400, 413, 422)  # the server does not accept this prompt, but may accept others
+TRANSIENT_CODES = (408, 409, 425, 429)  # and every 5xx: the same request may work later
+NO_SERVER_ERRORS = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it answered before
+QUOTED_BYTES = 2000  # of a reply, at most, that a message may quote
+
+
+class ServerPolicy:
+    """A model of the server at `url`, which ends with /v1.
+
+    If the server needs a key, it is in the variable OPENAI_API_KEY; a name and password in the URL
+    (http://NAME:PASSWORD@HOST) are sent as basic authentication. Neither appears in any message.
+
+    Raises PQMError for a key that no header can hold.
+    """
+
+    def __init__(self, url: str, model: str, options: PolicyOptions):
+        public_url, self.credentials = split_credentials(url)
+        self.url, self.model, self.options = f"{public_url}/completions", model, options
+        self.prompt_format = options.prompt_format
+        if options.prompt_format == "chat":
+            from pqm_fast.model.tokenizer import load_tokenizer
+
+            self.prompt_format = chat_format(load_tokenizer(options.tokenizer or model), options.system)
+        self.in_flight = 0
+        self.has_answered = False
+        self.closed = threading.Event()
+        self.todo: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
+        self.opener = make_opener()
+        for _ in range(options.parallel):
+            # daemon threads: an interrupted command ends at once, whatever its requests wait for
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def room(self) -> int:
+        return self.options.parallel - self.in_flight
+
+    def submit(self, request: Request) -> None:
+        self.in_flight += 1
+        self.todo.put(request)
+
+    def collect(self) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        errors: list[Exception] = []
+        while not outcomes + errors or not self.done.empty():
+            result = self.done.get()
+            if isinstance(result, Exception):
+                errors.append(result)
+            else:
+                outcomes.append(result)
+        if errors and not outcomes:
+            raise errors[0]
+        for error in errors:
+            self.done.put(error)  # for the next call: the completions are handed over first
+        self.in_flight -= len(outcomes)
+        return outcomes
+
+    def close(self) -> None:
+        self.closed.set()
+        for _ in range(self.options.parallel):
+            self.todo.put(None)
+
+    def _work(self) -> None:
+        while (request := self.todo.get()) is not None and not self.closed.is_set():
+            try:
+                self.done.put((request, self._ask(request)))
+            except Exception as error:  # the main thread raises it
+                self.done.put(error)
+
+    def _ask(self, request: Request) -> Completion | RecordError:
+        http_request = self._http_request(request)
+        for attempt in range(self.options.retries + 1):
+            retry_after = 0.0
+            try:
+                completion = _parse_completion(post(self.opener, http_request, self.options.timeout))
+                self.has_answered = True
+                return completion
+            except HTTPError as error:
+                self.has_answered = True
+                with error:
+                    failure = f"HTTP {error.code}: {self._quoted(_body_text(error) or str(error.reason), 300)}"
+                if error.code in REFUSED_CODES:
+                    return RecordError(f"{self.url} refuses it with {failure}", "refused by the server")
+                if error.code not in TRANSIENT_CODES and error.code < 500:
+                    raise PQMError(f"{self.url}: {failure}; correct the policy's URL, model or key") from error
+                retry_after = _retry_after(error)
+            except (OSError, HTTPException, ValueError) as error:
+                reason = error.reason if isinstance(error, URLError) else error
+                failure = self._quoted(str(reason), 200) or type(reason).__name__
+                if not self.has_answered and isinstance(reason, NO_SERVER_ERRORS):
+                    raise PQMError(f"{self.url}: no server there ({failure}); start it, or correct the URL") from error
+            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
+            if attempt < self.options.retries and self.closed.wait(max(wait, retry_after)):
+                break
+        tries = self.options.retries + 1
+        raise PQMError(
+            f"{self.url}: no usable answer in {tries} tries, the last: {failure}; check the server (or raise "
+            "--timeout, lower --parallel) and run the command again"
+        )
+
+    def _http_request(self, request: Request) -> HTTPRequest:
+        options = self.options
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": write_prompt(self.prompt_format, request.question, request.steps, options.step_separator),
+            "max_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "seed": request.seed % 2**31,
+        }
+        if options.stop:
+            body["stop"] = list(options.stop)
+        headers = {"Content-Type": "application/json", "User-Agent": "pqm-fast"}
+        if self.credentials.authorization:
+            headers["Authorization"] = self.credentials.authorization
+        return HTTPRequest(self.url, json.dumps(body).encode(), headers)
+
+    def _quoted(self, text: str, most: int) -> str:
+        """The server's words as a message may show them: without secrets, in `most` characters."""
+        # only half of what was read: a secret cut off at the end of `text` would not be recognised
+        return shorten(self.credentials.hide(text)[: QUOTED_BYTES // 2], most)
+
+
+def _parse_completion(body: bytes) -> Completion:
+    """Raises ValueError for a body that is not an answer of the protocol: one that was cut off, or something else."""
+    try:
+        choice = json.loads(body)["choices"][0]
+        text, reason = choice["text"], choice.get("finish_reason")
+        if not isinstance(text, str) or reason in ABORTED_REASONS:
+            raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        excerpt = body[:QUOTED_BYTES].decode("utf-8", "replace") or "nothing"
+        raise ValueError(f"no completion in the answer: {excerpt}") from error
+    # JSON may hold half a surrogate pair, which cannot be written to a file
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Completion(text, finished=reason not in CUT_OFF_REASONS)
+
+
+def _body_text(error: HTTPError) -> str:
+    """The text of the server's reply, or an empty text if it cannot be read."""
+    try:
+        return error.read(QUOTED_BYTES).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
+
+
+def _retry_after(error: HTTPError) -> float:
+    """The seconds that the server asks us to wait, as a number or a date; 0 if it sends neither."""
+    text = error.headers.get("Retry-After", "")
+    try:
+        seconds = float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time()
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
