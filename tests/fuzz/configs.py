@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pqm_fast.cli import _parse
+from pqm_fast.arguments import parse
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
@@ -59,7 +59,7 @@ def hostile(seed: int, folder: Path) -> TrainConfig | None:
     said = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")  # as Python sets up stderr
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            config = _parse(TrainConfig, "train", arguments)
+            config = parse(TrainConfig, "train", arguments)
     except PQMError:
         return None
     except SystemExit as exit:
