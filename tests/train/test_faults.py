@@ -23,10 +23,10 @@ from pqm_fast.common.signals import Stopped
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.train import checkpoint, loop
+from pqm_fast.train import active_run, checkpoint, curve, loop, schedule
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.log import read_metrics
 from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
 
 STEPS = 12
 ARGUMENTS = {"max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3}
@@ -96,7 +96,14 @@ def assert_clean(folder: Path):
 
 def before(monkeypatch, where: str, count: int, act):
     """Calls `act` when `where`, a name in a module of the loop, is called for the `count`th time."""
-    module = {"save_file": checkpoint, "write_sums": checkpoint, "safe_dump": yaml}.get(where, loop)
+    modules = {
+        "save_file": checkpoint,
+        "write_sums": checkpoint,
+        "safe_dump": yaml,
+        "evaluate": active_run,
+        "first_not_finite": active_run,
+    }
+    module = modules.get(where, loop)
     original, calls = getattr(module, where), []
 
     def function(*given, **named):
@@ -136,7 +143,7 @@ def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, 
             train(make(run))
     assert stopped.value.number == number
     kept = run / "checkpoints" / f"step-{step:07d}"
-    assert str(stopped.value) == f"{kept} is kept; go on from it with: {COMMAND.format(run)}"
+    assert str(stopped.value) == f"{kept} is kept; resume from it with: {COMMAND.format(run)}"
     assert_clean(run)
     train(make(run, resume=True))
     assert outcome(run) == outcome(whole)
@@ -172,7 +179,7 @@ def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
     [step] = steps(run)
-    kept = f"{run}/checkpoints/step-{step:07d} is kept; go on from it with: {COMMAND.format(run)}"
+    kept = f"{run}/checkpoints/step-{step:07d} is kept; resume from it with: {COMMAND.format(run)}"
     assert said.read_text().splitlines()[-1] == f"pqm-fast: terminated; {kept}"
     assert_clean(run)
 
@@ -230,7 +237,7 @@ def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, 
 def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
     """Killed in the final evaluation of a run that was to save none."""
     killed(make(tmp_path / "run", save_every=0, max_steps=1), "evaluate", 1)
-    with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to go on from.*pqm-fast evaluate"):
+    with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to resume from.*pqm-fast evaluate"):
         train(make(tmp_path / "run", save_every=0, max_steps=1, resume=True))
 
 
@@ -399,18 +406,16 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
     ],
 )
 def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_size_limit, where, count, limit, name):
-    from pqm_fast.train import log
-
     run = tmp_path / "run"
     with monkeypatch.context() as patch, ExitStack() as limits:
         if where == "draw_curve":
-            patch.setattr(loop, "draw_curve", log.draw_curve)
+            patch.setattr(loop, "draw_curve", curve.draw_curve)
         before(patch, where, count, lambda: limits.enter_context(file_size_limit(limit)))
         with pytest.raises(PQMError) as error:
             train(make(run))
     kept = steps(run)[-1]
     assert str(error.value) == (
-        f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; go on from it "
+        f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; resume from it "
         f"with: {COMMAND.format(run)}"
     )
     assert_clean(run)
@@ -433,7 +438,7 @@ def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
         train(make(run))
     assert str(error.value) == (
         f"{run}/checkpoints/step-0000010/weights.safetensors: cannot be written: the machine is out of memory. "
-        f"{run}/checkpoints/step-0000005 is kept; go on from it with: {COMMAND.format(run)}"
+        f"{run}/checkpoints/step-0000005 is kept; resume from it with: {COMMAND.format(run)}"
     )
     assert_clean(run)
 
@@ -444,7 +449,7 @@ def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
     lost="the run",
     recovers="one message at the next line of metrics or checkpoint; no new folder is made",
 )
-@pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("not_finite", 1)])
+@pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("first_not_finite", 1)])
 def test_a_removed_run_folder_is_noticed(make, tmp_path, monkeypatch, where, count):
     run = tmp_path / "run"
     before(monkeypatch, where, count, lambda: shutil.rmtree(run))
@@ -457,7 +462,7 @@ def test_a_removed_file_of_metrics_is_noticed(make, whole, tmp_path, monkeypatch
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, "train_step", 7, lambda: (run / "metrics.jsonl").unlink())
-        with pytest.raises(PQMError, match=r"metrics.jsonl: was removed or replaced.*step-0000005 is kept; go on"):
+        with pytest.raises(PQMError, match=r"metrics.jsonl: was removed or replaced.*step-0000005 is kept; resume"):
             train(make(run))
     train(make(run, resume=True))
     assert outcome(run)[1:] == outcome(whole)[1:]
@@ -510,9 +515,9 @@ def test_a_finished_run_is_extended(make, tmp_path, capsys):
     assert rest == expected_rest
     assert [row for row in rows if row["step"] != 7 or row["kind"] == "train"] == expected
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 12]
-    with pytest.raises(PQMError, match=r"the run is complete.*for more steps than 12 give --max-steps or --epochs"):
+    with pytest.raises(PQMError, match=r"the run is complete.*for more steps than 12 pass --max-steps or --epochs"):
         train(make(run, resume=True, **constant))
-    with pytest.raises(PQMError, match="begun for 12 steps, and these options ask for 9"):
+    with pytest.raises(PQMError, match="started for 12 steps, and these options ask for 9"):
         train(make(run, resume=True, **(constant | {"max_steps": 9})))
 
 
@@ -541,7 +546,7 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
     rates = {row["step"]: row["learning_rate"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"}
     for step in range(1, 21):
         length = make(run, max_steps=12 if step <= 12 else 20)
-        assert rates[step] == loop.learning_rate(step - 1, length.max_steps, length)
+        assert rates[step] == schedule.learning_rate(step - 1, length.max_steps, length)
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     train(make(again, resume=True, max_steps=20))
@@ -573,15 +578,14 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
     from pqm_fast.report.find import find
-    from pqm_fast.train.log import draw_curve
 
     file.write_bytes(file.read_bytes() + b'{"kind": "train", "step": 99, "loss": "x"}\n')
-    draw_curve(cut)
+    curve.draw_curve(cut)
     [run] = find([str(cut)])
     assert len(run.metrics) == len(read_metrics(file))
     file.unlink()
     with warnings.catch_warnings(action="error"):
-        draw_curve(cut)
+        curve.draw_curve(cut)
 
 
 def test_the_final_evaluation_has_a_bar(make, tmp_path, capsys):

@@ -20,10 +20,12 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.log import read_metrics
-from pqm_fast.train.loop import evaluate, train
-from pqm_fast.train.optim import learning_rate, make_optimizer
-from pqm_fast.train.setup import optimizer_steps, prepare
+from pqm_fast.train.evaluation import evaluate
+from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
+from pqm_fast.train.optim import make_optimizer
+from pqm_fast.train.run import prepare
+from pqm_fast.train.schedule import learning_rate
 from pqm_fast.train.step import Objective, backward
 
 
@@ -142,7 +144,7 @@ def test_weights_are_saved_before_anything_that_may_fail(configure, tmp_path, mo
     def fail(*_, **__):
         raise RuntimeError("no metrics today")
 
-    monkeypatch.setattr("pqm_fast.train.loop.evaluate", fail)
+    monkeypatch.setattr("pqm_fast.train.active_run.evaluate", fail)
     with pytest.raises(RuntimeError, match="no metrics today"):
         train(configure(max_steps=2, eval_fraction=0.2))
     notes = []
@@ -180,13 +182,13 @@ def test_prefix_trees_train_from_fewer_tokens_and_say_so(configure, branching, t
     config = TrainConfig(**options)
     run = prepare(config)
     lengths = run.training.dataset.lengths[run.training.indices]
-    steps = list(optimizer_steps(run))
+    steps = list(run.order.steps(0, run.total_steps))
     seen = np.concatenate([m for step in steps for m in step])
     assert sorted(seen) == sorted([*run.training.indices] * 2)
     batches = [run.training.pack(m, 256) for step in steps for m in step]
-    assert sum(b.num_tokens for b in batches) <= 2 * run.units.sizes.sum() < 0.7 * 2 * lengths.sum()
+    assert sum(b.num_tokens for b in batches) <= 2 * run.order.units.sizes.sum() < 0.7 * 2 * lengths.sum()
     [note] = [note for note in run.notes if note.startswith("prefix trees: ")]
-    ratio = lengths.sum() / run.units.sizes.sum()
+    ratio = lengths.sum() / run.order.units.sizes.sum()
     assert note.endswith(f"instead of {lengths.sum():,}, {ratio:.2f} times fewer")
 
     train(config)
@@ -364,9 +366,9 @@ def test_orm_leaves_out_what_lost_its_last_step(configure):
 
 def test_optimizer_steps_continue_where_they_stopped(configure):
     run = prepare(configure(accumulation=2, max_steps=30))
-    whole = [[m.tolist() for m in step] for step in optimizer_steps(run)]
+    whole = [[m.tolist() for m in step] for step in run.order.steps(0, run.total_steps)]
     assert len(whole) == 30
-    assert [[m.tolist() for m in step] for step in optimizer_steps(run, 17)] == whole[17:]
+    assert [[m.tolist() for m in step] for step in run.order.steps(17, run.total_steps)] == whole[17:]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3, 1000])
@@ -374,7 +376,7 @@ def test_optimizer_steps_continue_where_they_stopped(configure):
 def test_each_pass_sees_each_trajectory_once(configure, accumulation, epochs):
     """No optimizer step mixes two passes; the last one of a pass is short instead."""
     run = prepare(configure(max_steps=None, epochs=epochs, accumulation=accumulation))
-    steps = list(optimizer_steps(run))
+    steps = list(run.order.steps(0, run.total_steps))
     assert all(len(step) <= accumulation for step in steps)
     seen = np.concatenate([m for step in steps for m in step]).reshape(epochs, -1)
     for one in seen:
@@ -460,12 +462,12 @@ def test_the_next_step_is_launched_before_the_last_one_is_read(configure, monkey
         events.append("launch")
         return whole(*arguments)
 
-    def wait(self, whole=step.Pending.wait):
+    def wait(self, whole=step.PendingResult.wait):
         events.append("read")
         return whole(self)
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    monkeypatch.setattr(step.Pending, "wait", wait)
+    monkeypatch.setattr(step.PendingResult, "wait", wait)
     train(configure(max_steps=5, eval_fraction=0))
     assert events == ["launch", *["launch", "read"] * 4, "read"]
 

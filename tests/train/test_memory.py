@@ -18,9 +18,10 @@ from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.model.attention import NAME, kernels
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.train import memory
+from pqm_fast.train import layer_memory
+from pqm_fast.train.layer_memory import LayerBytes, measure_layer
 from pqm_fast.train.layers import compile_layers, recompute
-from pqm_fast.train.memory import HOST_RESERVE, LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
+from pqm_fast.train.memory import HOST_RESERVE, MemoryEstimate, Sizes, choose_sizes, estimate_memory, fit_memory
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.step import Objective, train_step
 
@@ -59,7 +60,7 @@ def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monke
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.floats(1, 40))
 def test_the_measured_tree_fits(tokens, longest, ratio):
-    made = memory._tree(tokens, longest, ratio, 1000)
+    made = layer_memory._tree(tokens, longest, ratio, 1000)
     assert all(0 < len(t.input_ids) <= longest + 1 for _, t in made)
     assert 0 < pack_trees([made], pad_to=tokens).num_tokens <= tokens
 
@@ -77,8 +78,8 @@ def test_what_was_measured_is_freed(tmp_path, monkeypatch, compiled):
         seen.append(weakref.ref(tensor))
         return storage(tensor)
 
-    storage = memory._storage
-    monkeypatch.setattr(memory, "_storage", noted)
+    storage = layer_memory._storage
+    monkeypatch.setattr(layer_memory, "_storage", noted)
     measure_layer(model, 256)
     gc.collect()
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -136,17 +137,17 @@ def test_compiled_layers_are_measured_as_they_are(tmp_path):
 def test_bytes_of_a_parameter(tmp_path, dtype, optimizer, accumulation, expected):
     model = make_model(tmp_path).to(dtype)
     count = sum(p.numel() for p in model.parameters())
-    found = needs(model, LayerBytes(0, 0), Sizes(100, accumulation, 0), optimizer)
-    assert (found.weights, found.gradients, found.optimizer) == tuple(n * count for n in expected)
+    estimate = estimate_memory(model, LayerBytes(0, 0), Sizes(100, accumulation, 0), optimizer)
+    assert (estimate.weights, estimate.gradients, estimate.optimizer) == tuple(n * count for n in expected)
     model.requires_grad_(False)
-    assert needs(model, LayerBytes(0, 0), Sizes(100, 1, 0), optimizer).total == found.weights
+    assert estimate_memory(model, LayerBytes(0, 0), Sizes(100, 1, 0), optimizer).total == estimate.weights
 
 
 def test_activations_at_their_peak(tmp_path):
     model, layer = make_model(tmp_path), LayerBytes(kept=100, recomputed=10)
 
     def activations(again):
-        return needs(model, layer, Sizes(50, 1, again), "adamw").activations
+        return estimate_memory(model, layer, Sizes(50, 1, again), "adamw").activations
 
     assert activations(0) == 50 * (3 * 100 + 100)
     assert activations(1) == 50 * (2 * 100 + 10 + 100)  # the layer computed again comes when the others are done
@@ -156,7 +157,7 @@ def test_activations_at_their_peak(tmp_path):
 def choices(room, **options):
     """What is chosen where `tokens` x (30 - layers computed again) must not be more than `room`."""
     given = {"tokens": "auto", "accumulation": 2, "recompute_layers": "auto", "depth": 28, "longest": 1024} | options
-    return choose(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
+    return choose_sizes(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
 
 
 def test_sizes_are_as_large_as_fit():
@@ -192,7 +193,7 @@ def test_where_small_batches_cost_nothing_layers_are_computed_again_last():
 
 @pytest.fixture
 def on_cpu(tmp_path, monkeypatch):
-    """`fit_memory` for a tiny model on a CPU with so much free memory, and `needs` of sizes."""
+    """`fit_memory` for a tiny model on a CPU with so much free memory, and the estimated bytes of sizes."""
     model = make_model(tmp_path)
     layer = measure_layer(model, 1024)
 
@@ -200,7 +201,7 @@ def on_cpu(tmp_path, monkeypatch):
         monkeypatch.setattr("pqm_fast.train.memory.free_on_host", lambda: free)
         return fit_memory(model, tokens, 1, recompute_layers, longest=64, optimizer="adamw")
 
-    return fit, lambda *sizes: needs(model, layer, Sizes(*sizes), "adamw").total
+    return fit, lambda *sizes: estimate_memory(model, layer, Sizes(*sizes), "adamw").total
 
 
 def test_a_cpu_takes_what_fits(on_cpu):
@@ -231,7 +232,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
     fit, _ = on_cpu
     measured = []
     monkeypatch.setattr(
-        "pqm_fast.train.memory.measure_layer", lambda model, tokens, *how: measured.append(tokens) or LayerBytes(1, 1)
+        "pqm_fast.train.memory.measure_layer", lambda model, tokens, *rest: measured.append(tokens) or LayerBytes(1, 1)
     )
     for tokens in ("auto", 4096, 512):
         fit(10**11, tokens=tokens)
@@ -239,7 +240,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
 
 
 def test_the_estimate_in_words():
-    needed = Needs(14_000_000_000, 14, 70_000_000_000, 26_000_000_000)
+    needed = MemoryEstimate(14_000_000_000, 14, 70_000_000_000, 26_000_000_000)
     text = "memory, estimated: weights 14.0 + gradients 0.0 + optimizer 70.0 + activations 26.0 = 110.0 GB of "
     assert needed.describe(150 * 10**9) == f"{text}150.0"
     assert needed.describe(100 * 10**9).startswith(f"{text}100.0: it may not fit. --optimizer adamw-8bit")
@@ -263,7 +264,7 @@ def test_the_estimate_is_close_to_the_peak(compiled, again):
     if compiled:
         compile_layers(model)
     sizes = Sizes(8192, 1, again)
-    estimate = needs(model, measure_layer(model, sizes.micro_batch_tokens), sizes, "adamw")
+    estimate = estimate_memory(model, measure_layer(model, sizes.micro_batch_tokens), sizes, "adamw")
     recompute(model, again)
     batch = full_batch(sizes.micro_batch_tokens)
     for _ in range(2):

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
-from pqm_fast.train import evaluation, loop, setup
+from pqm_fast.train import active_run, evaluation, layer_setup, loop
 from pqm_fast.train.checkpoint import complete_checkpoints
-from pqm_fast.train.log import read_metrics
-from pqm_fast.train.loop import evaluate, train
+from pqm_fast.train.evaluation import evaluate
+from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.optim import make_optimizer, set_learning_rate
-from pqm_fast.train.setup import prepare
+from pqm_fast.train.run import prepare
 from pqm_fast.train.step import Objective
 
 
@@ -51,7 +52,7 @@ def test_the_learning_rate_that_is_logged(configure, tmp_path):
 def test_layers_attention_and_workers(configure, monkeypatch):
     calls = {}
     for name in ("compile_layers", "recompute"):
-        monkeypatch.setattr(setup, name, lambda *given, name=name: calls.update({name: given[1:]}))
+        monkeypatch.setattr(layer_setup, name, lambda *given, name=name: calls.update({name: given[1:]}))
 
     def load_steps(*given, workers, pin, whole=evaluation.load_steps):
         calls["workers"] = workers
@@ -103,7 +104,7 @@ def test_a_resumed_run_has_its_sizes(configure, tmp_path):
     assert (state["micro_batch_tokens"], state["accumulation"]) == (16384, 1)
     (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "accumulation": 4}))
     write_sums(newest)
-    sizes = prepare(configure(**options, resume=True)).sizes
+    sizes = prepare(configure(**options, resume=True)).order.sizes
     assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
 
 
@@ -111,7 +112,7 @@ def test_layers_may_be_computed_again_in_a_resumed_run(configure, tmp_path):
     train(configure(save_every=2, max_steps=4))
     (tmp_path / "run" / "config.json").unlink()
     run = prepare(configure(save_every=2, max_steps=4, resume=True, recompute_layers="all"))
-    assert run.sizes.recompute_layers == 2
+    assert run.order.sizes.recompute_layers == 2
 
 
 def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
@@ -127,8 +128,8 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(loop, "train_step", later(loop.train_step, 1.0))
-    monkeypatch.setattr(loop, "save_checkpoint", later(loop.save_checkpoint, 100.0))
-    monkeypatch.setattr(loop, "evaluate", later(loop.evaluate, 100.0))
+    monkeypatch.setattr(active_run, "save_checkpoint", later(active_run.save_checkpoint, 100.0))
+    monkeypatch.setattr(active_run, "evaluate", later(active_run.evaluate, 100.0))
     options = {"max_steps": 9, "save_every": 3, "eval_every": 2, "eval_fraction": 0.1}
     train(configure(**options))
     run = tmp_path / "run"
@@ -160,7 +161,7 @@ def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
     tiny.tokenizer().save_pretrained(folder)
     train(configure(model=str(folder), max_steps=2))
     for options in ({"recompute_layers": 1}, {"layers": "compile"}):
-        with pytest.raises(PQMError, match="opt: its decoder layers were not found; give --layers eager"):
+        with pytest.raises(PQMError, match="opt: its decoder layers were not found; pass --layers eager"):
             prepare(configure("other", model=str(folder), **options))
 
 

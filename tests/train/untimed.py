@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.train.log import read_metrics
+from pqm_fast.train.metrics_file import read_metrics
 
 TIMES = {"tokens_per_second", "trajectories_per_second", "eta_seconds"}
 
