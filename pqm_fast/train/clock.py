@@ -50,8 +50,8 @@ class Clock:
         self.evaluated_tokens_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - since)
 
     def rates(self, now: float, step: int, device: torch.device) -> dict[str, float]:
-        """The rates up to `now`, the time when `step`, the last step that was counted, finished. The next one may be under
-        way. `eta_seconds` is the time for all that follows `step`, including evaluations."""
+        """The rates up to `now`, the time when `step`, the last step that was counted, finished. The next one may be
+        under way. `eta_seconds` is the time for all that follows `step`, including evaluations."""
         seconds = max(1e-9, now - self.started - self.paused_seconds)
         tokens_per_second = self.tokens / seconds
         evaluation_rate = self.evaluated_tokens_per_second or tokens_per_second / FORWARD_SHARE

@@ -44,9 +44,9 @@ class Start:
 
     @property
     def micro_batch_tokens(self) -> int | Literal["auto"]:
-        return (
-            self.config.micro_batch_tokens if self.checkpoint is None else self.checkpoint.state["micro_batch_tokens"]
-        )
+        if self.checkpoint is None:
+            return self.config.micro_batch_tokens
+        return self.checkpoint.state["micro_batch_tokens"]
 
     @property
     def accumulation(self) -> int:
@@ -79,9 +79,9 @@ def find_start(config: TrainConfig, notes: list[str]) -> Start:
     notes += [f"{path.name} is damaged ({reason}): left out" for path, reason in damaged.items()]
     if checkpoint is None and (config.folder / "config.json").exists():
         raise PQMError(
-            f"{config.out}: holds its final weights, and no checkpoint to resume from (save_every was 0). Evaluate them "
-            f"with `pqm-fast evaluate --model {config.out}`, or train further with --model {config.out} and another "
-            "--out"
+            f"{config.out}: holds its final weights, and no checkpoint to resume from (save_every was 0). Evaluate "
+            f"them with `pqm-fast evaluate --model {config.out}`, or train further with --model {config.out} and "
+            "another --out"
         )
     return Start(config, checkpoint)
 

@@ -40,7 +40,7 @@ class StepOrder:
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """The learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then a cosine down to final_lr."""
+    """The learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then a cosine to final_lr."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(0.03 * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

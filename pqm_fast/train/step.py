@@ -21,7 +21,7 @@ Planned = tuple[PackedBatch, BatchPlan | None]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises: `loss` with its margin `zeta`. Gradients are clipped to a norm of `clip` (0: not at all)."""
+    """What a step minimises: `loss` with its margin `zeta`. Gradients are clipped to a norm of `clip` (0: never)."""
 
     loss: str = "rank"
     zeta: float = 4.0
