@@ -9,7 +9,7 @@ from pqm_fast.common.yaml_file import read_yaml, write_yaml
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.train.checkpoint import Checkpoint
-from pqm_fast.train.config import LENGTH, WITHOUT_EFFECT, TrainConfig
+from pqm_fast.train.config import RUN_LENGTH, WITHOUT_EFFECT, TrainConfig
 
 CONFIG_FILE = "config.yaml"
 
@@ -65,4 +65,6 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """The options, among those that change what a step does, whose values differ."""
-    return [name for name in current if name not in WITHOUT_EFFECT | LENGTH and started_with.get(name) != current[name]]
+    return [
+        name for name in current if name not in WITHOUT_EFFECT | RUN_LENGTH and started_with.get(name) != current[name]
+    ]
