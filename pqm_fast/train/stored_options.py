@@ -65,6 +65,5 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """The options, among those that change what a step does, whose values differ."""
-    return [
-        name for name in current if name not in WITHOUT_EFFECT | RUN_LENGTH and started_with.get(name) != current[name]
-    ]
+    compared = current.keys() - WITHOUT_EFFECT - RUN_LENGTH
+    return [name for name in current if name in compared and started_with.get(name) != current[name]]

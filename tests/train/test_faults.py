@@ -1,4 +1,4 @@
-"""Faults of a training, injected for real: what is lost, what is said, and that the run goes on to the same bits."""
+"""Faults during training: what is lost, what the message says, and that the resumed run has the same result."""
 
 import json
 import os
@@ -63,19 +63,19 @@ def make(world):
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    """It is slow, and of matter in one test only."""
+    """Drawing is slow, and matters in one test only."""
     monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
 
 
 def outcome(folder: Path):
-    """What a run comes to: its metrics but for times, and the bytes of its weights."""
+    """The result of a run: its metrics without times, and the bytes of its weights."""
     rows = untimed(folder / "metrics.jsonl")
     return rows, json.loads((folder / "metrics.json").read_text()), (folder / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
-    """The run folder of what nothing happened to."""
+    """The folder of a run without any fault."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
@@ -95,7 +95,7 @@ def assert_clean(folder: Path):
 
 
 def before(monkeypatch, where: str, count: int, act):
-    """Calls `act` when `where`, a name in a module of the loop, is called for the `count`th time."""
+    """Calls `act` just before the `count`th call of `where`, the name of a function that the loop uses."""
     modules = {
         "save_file": checkpoint,
         "write_sums": checkpoint,
@@ -106,11 +106,11 @@ def before(monkeypatch, where: str, count: int, act):
     module = modules.get(where, loop)
     original, calls = getattr(module, where), []
 
-    def function(*given, **named):
+    def function(*args, **kwargs):
         calls.append(where)
         if len(calls) == count:
             act()
-        return original(*given, **named)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(module, where, function)
 
@@ -120,9 +120,9 @@ def before(monkeypatch, where: str, count: int, act):
 
 @pytest.mark.fault(
     "SIGTERM, SIGINT or SIGUSR1 in a training: in a step, in an evaluation, while a checkpoint or weights are written",
-    how="the signal, at that place",
+    how="the signal, at that point",
     lost="nothing: a checkpoint is saved after the step; exit code 143, 130 or 138",
-    recovers="`train --resume`, to the same bits",
+    recovers="`train --resume`, with the same result to the bit",
 )
 @pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(
@@ -135,7 +135,9 @@ def before(monkeypatch, where: str, count: int, act):
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, number, where, count, step):
+def test_a_signal_saves_a_checkpoint_and_the_run_resumes(
+    make, whole, tmp_path, monkeypatch, number, where, count, step
+):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, where, count, lambda: os.kill(os.getpid(), number))
@@ -161,8 +163,8 @@ def test_a_signal_saves_where_no_checkpoints_were_asked_for(make, whole, tmp_pat
         train(make(tmp_path / "run", save_every=0, resume=True))
 
 
-def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
-    """Twice within a moment, as `timeout` sends it, is once."""
+def test_the_exit_code_of_the_command(make, tmp_path):
+    """Two signals within a moment, as `timeout` sends them, count as one."""
     run, said = tmp_path / "run", tmp_path / "said"
     options = make(run).to_dict() | {"max_steps": 10**6, "save_every": 0, "eval_every": 0, "eval_fraction": 0}
     options = {k: v for k, v in options.items() if v is not None and v != [] and k != "resume"}
@@ -188,7 +190,7 @@ def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
 
 
 def killed(config: TrainConfig, where: str, count: int):
-    """Trains in a process of its own, which is killed when `where` is called for the `count`th time."""
+    """Trains in another process, which is killed just before the `count`th call of `where`."""
     process = os.fork()
     if not process:
         try:
@@ -205,8 +207,8 @@ def killed(config: TrainConfig, where: str, count: int):
     "the picture",
     how="`kill -9`",
     lost="the steps since the last checkpoint; nothing at the end",
-    recovers="`train --resume`, to the same bits; at the end only what is missing is done; before the options are "
-    "written, the command itself",
+    recovers="`train --resume`, with the same result to the bit; at the end it does only what is missing; before the "
+    "options are written, the same command again",
 )
 @pytest.mark.parametrize(
     ("where", "count", "kept"),
@@ -218,7 +220,7 @@ def killed(config: TrainConfig, where: str, count: int):
         pytest.param("draw_curve", 1, [5, 10, STEPS], id="picture"),
     ],
 )
-def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, kept):
+def test_a_killed_run_resumes(make, whole, tmp_path, monkeypatch, where, count, kept):
     run = tmp_path / "run"
     killed(make(run), where, count)
     assert steps(run) == kept
@@ -235,7 +237,7 @@ def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, 
 
 
 def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
-    """Killed in the final evaluation of a run that was to save none."""
+    """The run was killed in its final evaluation, and saved no checkpoints."""
     killed(make(tmp_path / "run", save_every=0, max_steps=1), "evaluate", 1)
     with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to resume from.*pqm-fast evaluate"):
         train(make(tmp_path / "run", save_every=0, max_steps=1, resume=True))
@@ -246,7 +248,7 @@ def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
 
 @pytest.fixture
 def cut(whole, tmp_path):
-    """A copy of the whole run as it was when killed after step 11: checkpoints of steps 5 and 10."""
+    """A copy of the whole run as if it had been killed after step 11: with checkpoints of steps 5 and 10."""
     run = tmp_path / "cut"
     shutil.copytree(whole, run)
     for name in ("config.json", "model.safetensors", "metrics.json", "training.png"):
@@ -260,7 +262,7 @@ def cut(whole, tmp_path):
     "a byte of a checkpoint changes, or a file of it is lost",
     how="a bit is flipped; a file is cut off; a file is removed",
     lost="the steps since the checkpoint before",
-    recovers="`train --resume` names the file and goes on from the newest checkpoint that is intact",
+    recovers="`train --resume` names the file and resumes from the newest intact checkpoint",
 )
 @pytest.mark.parametrize(
     ("name", "damage"),
@@ -271,7 +273,7 @@ def cut(whole, tmp_path):
         ("weights.safetensors", Path.unlink),
     ],
 )
-def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, damage):
+def test_the_newest_intact_checkpoint_is_used(make, whole, cut, capsys, name, damage):
     damage(cut / "checkpoints" / "step-0000010" / name)
     train(make(cut, resume=True))
     said = capsys.readouterr().out
@@ -283,8 +285,8 @@ def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, d
     assert_clean(cut)
 
 
-def test_only_folders_are_taken_for_interrupted_checkpoints(make, whole, cut, tmp_path):
-    """Others of such a name are nobody's to remove, and in nobody's way."""
+def test_only_folders_count_as_interrupted_checkpoints(make, whole, cut, tmp_path):
+    """Files and links with such a name are not removed, and do no harm."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("mine")
@@ -309,7 +311,7 @@ def test_no_intact_checkpoint(make, cut):
 @pytest.mark.fault(
     "a byte of a finished model changes, or a file of it is lost",
     how="a bit of the weights or of the checksums is flipped; the weights or the tokenizer are removed",
-    lost="nothing: it is not used",
+    lost="nothing: the damaged model is not used",
     recovers="the message names the file; `train --resume` writes the model again from the last checkpoint",
 )
 @pytest.mark.parametrize(
@@ -321,14 +323,14 @@ def test_no_intact_checkpoint(make, cut):
         ("SHA256SUMS", lambda file: flip(file, 0.0), "or SHA256SUMS is not as it was written"),
     ],
 )
-def test_a_damaged_model_is_not_used_and_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
+def test_a_damaged_model_is_not_used_but_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     damage(run / name)
     with pytest.raises(PQMError, match=rf"run: .*{message}.*\(`{COMMAND.format(run)}`\), put back a copy"):
         StepQModel.from_pretrained(str(run))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", None)  # it takes no step
+        patch.setattr(loop, "train_step", None)  # no step is taken
         train(make(run, resume=True))
     assert outcome(run) == outcome(whole)
     assert find_damage(run, ["model.safetensors"]) is None
@@ -351,26 +353,26 @@ def test_a_model_that_was_changed_on_purpose(make, whole, tmp_path):
 
 
 @pytest.mark.fault(
-    "a weight, or what the optimizer keeps of it, is no longer finite",
-    how="a NaN or an infinity is written into it between two steps, or it is beyond what bfloat16 can hold",
+    "a weight, or what the optimizer keeps for it, is no longer finite",
+    how="a NaN or an infinity is written into it between two steps, or it is too large for bfloat16",
     lost="the run since its last checkpoint; nothing that is not finite is saved",
-    recovers="the message names the tensor; the checkpoints before are as they were",
+    recovers="the message names the tensor; earlier checkpoints are unchanged",
 )
-@pytest.mark.parametrize("what", ["weight", "moment", "bfloat16"])
-def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("damaged", ["weight", "moment", "bfloat16"])
+def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, damaged):
     run = tmp_path / "run"
     original = loop.train_step
 
     def poisoned(model, optimizer, batches, objective):
-        found = original(model, optimizer, batches, objective)
+        result = original(model, optimizer, batches, objective)
         weight = model.head.weight
         if len(steps(run)) == 1:
-            if what == "moment":
+            if damaged == "moment":
                 optimizer.state[weight]["exp_avg_sq"][0, 3] = torch.inf
             else:
                 with torch.no_grad():
-                    weight[0, 3] = torch.nan if what == "weight" else 3.4e38
-        return found
+                    weight[0, 3] = torch.nan if damaged == "weight" else 3.4e38
+        return result
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     options = {"max_steps": 6, "eval_every": 0, "eval_fraction": 0}
@@ -378,10 +380,10 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
         "weight": r"after step 6, classifier.score.weight is not finite, so nothing was saved",
         "moment": r"after step 6, classifier.score.weight \(exp_avg_sq of the optimizer\) is not finite",
         "bfloat16": r"after step 6, score.weight is not finite, so nothing was saved",
-    }[what]
+    }[damaged]
     with pytest.raises(Diverged, match=message):
         train(make(run, **options))
-    assert steps(run) == ([5, 6] if what == "bfloat16" else [5])
+    assert steps(run) == ([5, 6] if damaged == "bfloat16" else [5])
     assert not (run / "config.json").exists()
     assert_clean(run)
 
@@ -391,9 +393,9 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
 
 @pytest.mark.fault(
     "the disk is full, or a file grows beyond its limit: at the metrics, a checkpoint, the final weights, the picture",
-    how="a limit on the size of files, on which the system refuses the write",
+    how="a limit on the size of files, at which the system refuses the write",
     lost="the steps since the last checkpoint",
-    recovers="one message with the file, the reason, what is kept and the command that goes on; nothing half-written",
+    recovers="one message with the file, the reason, what is kept and the command that resumes; nothing half-written",
 )
 @pytest.mark.parametrize(
     ("where", "count", "limit", "name"),
@@ -426,7 +428,7 @@ def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_siz
 
 @pytest.mark.fault(
     "the machine is out of memory while a checkpoint is written",
-    how="an allocation that the system refuses, of Python and of PyTorch",
+    how="an allocation by Python and by PyTorch that the system refuses",
     lost="the steps since the last checkpoint",
     recovers="one message, as for a full disk",
 )
@@ -445,9 +447,9 @@ def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
 
 @pytest.mark.fault(
     "the run folder, or its metrics.jsonl, is removed while a training writes into it",
-    how="the folder is removed, before a step and before a checkpoint; the file before a step",
+    how="the folder is removed before a step and before a checkpoint, the file before a step",
     lost="the run",
-    recovers="one message at the next line of metrics or checkpoint; no new folder is made",
+    recovers="one message when the next line of metrics or checkpoint is written; no new folder is made",
 )
 @pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("first_not_finite", 1)])
 def test_a_removed_run_folder_is_noticed(make, tmp_path, monkeypatch, where, count):
@@ -500,7 +502,7 @@ def test_another_model_is_refused(make, world, tmp_path, change, message):
 
 
 def test_a_finished_run_is_extended(make, tmp_path, capsys):
-    """Where the learning rate does not depend on the length, to what a longer run comes to, to the bit."""
+    """If the learning rate does not depend on the length, the result is that of a longer run, to the bit."""
     constant = {"final_lr": 1.0, "warmup_steps": 0, "eval_every": 0}
     train(make(tmp_path / "long", **constant))
     run = tmp_path / "run"
@@ -522,7 +524,7 @@ def test_a_finished_run_is_extended(make, tmp_path, capsys):
 
 
 def test_an_extended_run_is_killed_at_its_end(make, whole, tmp_path):
-    """Its figures and picture are not those of the run before."""
+    """Its metrics and picture are not those of the shorter run."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     killed(make(run, resume=True, max_steps=STEPS + 1), "write_json", 1)
@@ -541,7 +543,7 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
         before(patch, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped):
             train(make(run, resume=True, max_steps=20))
-    assert not (run / "config.json").exists()  # those weights are not the run's last any more
+    assert not (run / "config.json").exists()  # it describes weights that will be replaced
     train(make(run, resume=True, max_steps=20))
     rates = {row["step"]: row["learning_rate"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"}
     for step in range(1, 21):
@@ -557,13 +559,13 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
 
 
 @pytest.mark.fault(
-    "lines of metrics.jsonl are damaged, cut off or of another kind",
+    "lines of metrics.jsonl are damaged, cut off or not metrics",
     how="bytes of a line are changed; a line is cut off; other lines are added",
     lost="those lines",
-    recovers="every line that is intact is kept, read and drawn",
+    recovers="every intact line is kept, read and drawn",
 )
-@pytest.mark.parametrize(("end", "told"), [(b"", 3), (b"\n", 4)])  # without a line feed it was cut off
-def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
+@pytest.mark.parametrize(("end", "reported"), [(b"", 3), (b"\n", 4)])  # a last line without a line feed was cut off
+def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):
     file = cut / "metrics.jsonl"
     lines = file.read_bytes().splitlines()
     intact = read_metrics(file)
@@ -574,7 +576,7 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
     expected = [row for i, row in enumerate(intact) if i not in (2, 4)]
     assert read_metrics(file) == expected
     train(make(cut, resume=True))
-    assert f"{file}: {told} damaged lines were taken out" in capsys.readouterr().out
+    assert f"{file}: {reported} damaged lines were taken out" in capsys.readouterr().out
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
     from pqm_fast.report.find import find
