@@ -135,9 +135,7 @@ def before(monkeypatch, where: str, count: int, act):
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
 )
-def test_a_signal_saves_a_checkpoint_and_the_run_resumes(
-    make, whole, tmp_path, monkeypatch, number, where, count, step
-):
+def test_a_signal_saves_and_the_run_resumes(make, whole, tmp_path, monkeypatch, number, where, count, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, where, count, lambda: os.kill(os.getpid(), number))
