@@ -1,4 +1,4 @@
-"""Each option of a run gets to where it acts."""
+"""Each option of a run reaches the place where it acts."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_layers_attention_and_workers(configure, monkeypatch):
 
 
 def test_the_saved_dtype(configure, tmp_path):
-    """float32 has what bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
+    """The float32 checkpoint has the bits that bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
     options = {"dtype": "bfloat16", "max_steps": 5}
     for name in ("bfloat16", "float32"):
         train(configure(name, save_dtype=name, **options))
@@ -95,7 +95,7 @@ def test_evaluation_has_no_dropout(configure, tmp_path):
 
 
 def test_a_resumed_run_has_its_sizes(configure, tmp_path):
-    """With sizes on auto it takes those that it was started with, whatever fits today."""
+    """With sizes on auto, it keeps those that it was started with, whatever would fit now."""
     options = {"micro_batch_tokens": "auto", "save_every": 2, "max_steps": 4}
     train(configure(**options))
     (tmp_path / "run" / "config.json").unlink()
@@ -108,7 +108,7 @@ def test_a_resumed_run_has_its_sizes(configure, tmp_path):
     assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
 
 
-def test_layers_may_be_computed_again_in_a_resumed_run(configure, tmp_path):
+def test_a_resumed_run_may_recompute_layers(configure, tmp_path):
     train(configure(save_every=2, max_steps=4))
     (tmp_path / "run" / "config.json").unlink()
     run = prepare(configure(save_every=2, max_steps=4, resume=True, recompute_layers="all"))
@@ -116,7 +116,7 @@ def test_layers_may_be_computed_again_in_a_resumed_run(configure, tmp_path):
 
 
 def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
-    """A clock on which every step takes a second, and saving or evaluating a hundred."""
+    """With a clock on which every step takes a second, and saving or evaluating a hundred."""
     now = [0.0]
 
     def later(function, seconds):
@@ -139,7 +139,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
         9 - step + 100.0 * (5 - (step - 1) // 2) for step in range(3, 10)
     ]
     assert all(0 < row["tokens_per_second"] <= 128 for row in rows)
-    # as if stopped in the evaluation after step 6: the resumed run begins with it
+    # as if stopped in the evaluation after step 6: the resumed run starts with this evaluation
     (run / "config.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-0000009")
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -150,7 +150,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
 
 
 def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
-    """It trains as it is; what needs its layers says so."""
+    """It trains with the default options; options that need its layers raise an error."""
     from transformers import AutoConfig
 
     folder = tmp_path / "opt"
