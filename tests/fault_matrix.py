@@ -1,6 +1,6 @@
 """The table of docs/reliability.md, from the marks of the tests that inject each fault:
 
-    @pytest.mark.fault("what goes wrong", how="how the test makes it", lost="what is lost", recovers="how it goes on")
+    @pytest.mark.fault("what goes wrong", how="how the test makes it", lost="what is lost", recovers="how it recovers")
 
 on a test, or in the `marks` of a `pytest.param`. `python tests/fault_matrix.py` writes the table anew.
 """
@@ -31,7 +31,7 @@ def faults() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def table() -> str:
-    lines = ["| fault | how it is injected | what is lost | how it goes on | test |", "|---|---|---|---|---|"]
+    lines = ["| fault | how it is injected | what is lost | how it recovers | test |", "|---|---|---|---|---|"]
     for test, texts in faults():
         cells = [texts[name].replace("|", "\\|") for name in ("name", *COLUMNS)]
         lines.append(f"| {' | '.join(cells)} | `{test}` |")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from pqm_fast.cli import main
 from pqm_fast.common.journal import Journal
 from pqm_fast.data.dataset import TrajectoryDataset
-from pqm_fast.train.log import read_metrics
+from pqm_fast.train.metrics_file import read_metrics
 
 GOOD = [
     {"id": f"g{i}", "prompt": f"w3 w{4 + i}", "completions": ["w5 w6", f"w{20 + i}"], "labels": [1, i % 2]}
@@ -441,7 +441,7 @@ def test_output_that_is_there_already(command, fails, world, tmp_path):
     (out / "mine.txt").write_text("precious")
     fails(command("train"), out, "is not empty; choose another --out")
     shutil.copytree(world / "run", out, dirs_exist_ok=True)
-    fails(command("train"), out, "already holds a run; choose another --out, or --resume to go on with the run in it")
+    fails(command("train"), out, "already holds a run; choose another --out, or --resume to continue the run in it")
 
 
 def test_nothing_to_resume(command, fails, tmp_path):
@@ -464,7 +464,7 @@ def interrupted(world, tmp_path):
 
 def test_resume_with_other_options(interrupted, fails, world, tmp_path):
     different = f"{tmp_path / 'out'}: --resume needs the options of the run itself; different: "
-    fails(interrupted(learning_rate=0.5), different + "learning_rate (1e-05 then, 0.5 now)", "Give --config")
+    fails(interrupted(learning_rate=0.5), different + "learning_rate (1e-05 then, 0.5 now)", "Pass --config")
     fails(interrupted(model=world / "model"), different + "model")
     fails(interrupted(step_token="last"), different + "template")
     fails(interrupted("--skip-bad"), different + "read")
@@ -501,7 +501,7 @@ def test_resume_with_a_damaged_config(interrupted, fails, tmp_path, capfd):
     for text in (*bad, None):
         assert text != whole
         file.unlink() if text is None else file.write_text(text)
-        mended = f"(1e-05 then, 0.5 now). {file} was damaged, and is written again from step-0000001. Give --config"
+        mended = f"(1e-05 then, 0.5 now). {file} was damaged, and is written again from step-0000001. Pass --config"
         assert main(interrupted(learning_rate=0.5)) == 1
         assert mended in capfd.readouterr().err
         assert file.read_text() == whole

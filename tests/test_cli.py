@@ -352,7 +352,7 @@ NUMBER = st.floats(1e-12, 1e12)
 )
 def test_config_yaml_of_a_run_gives_the_same_config(tmp_path_factory, config):
     """What a run writes is what --config reads, whatever the values; whether it was resumed is no part of it."""
-    from pqm_fast.train.setup import write_config
+    from pqm_fast.train.stored_options import write_config
 
     folder = tmp_path_factory.getbasetemp() / "written"
     seen: list[TrainConfig] = []

@@ -9,7 +9,7 @@ from typing import Any
 from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
 from pqm_fast.scoring.stored import SCORED_BY
-from pqm_fast.train.log import read_metrics
+from pqm_fast.train.metrics_file import read_metrics
 
 
 @dataclass(slots=True)

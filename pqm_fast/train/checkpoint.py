@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pqm_kernels import AdamW
 from safetensors.torch import load_file, save_file
 
 from pqm_fast.common.checksums import find_damage, write_sums
@@ -18,11 +17,10 @@ from pqm_fast.common.files import atomic_folder, write_json
 from pqm_fast.errors import PQMError
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.folder import writing
-from pqm_fast.train.lora import adapted, merged_state
 
 FILES = ("weights.safetensors", "training.pt", "state.json")
-# what a state must have, and of which type, to be one of this version's
-STATE = {
+# the entries that a state written by this version has, with their types
+STATE_TYPES = {
     "step": int,
     "total_steps": int,
     "micro_batch_tokens": int,
@@ -35,7 +33,7 @@ STATE = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are as they were written. `state` is what `save_checkpoint` was given."""
+    """A checkpoint whose files are as they were written. `state` is the one that `save_checkpoint` got."""
 
     path: Path
     state: dict[str, Any]
@@ -44,20 +42,18 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, model: StepQModel, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> None:
-    """Writes folder/step-XXXXXXX and removes all but the newest `keep`. `state` must hold `step`.
+    """Writes folder/step-XXXXXXX and removes all but the newest `keep` checkpoints. `state` must hold `step`.
 
-    One of this step that is there already is the same and stays. Raises NotWritten.
+    A checkpoint of this step that exists already has the same content, and stays. Raises NotWritten.
     """
     path = folder / f"step-{state['step']:07d}"
     if path.exists():
         return
     with writing(path), atomic_folder(path) as temporary:
-        # tied tensors are stored once, under the name that comes first
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-        weights |= {name: b.detach().contiguous() for name, b in _persistent_buffers(model)}
         with writing(path / "weights.safetensors"):
+            weights = {name: tensor.detach().contiguous() for name, tensor in _tensors(model).items()}
             save_file(weights, temporary / "weights.safetensors")
-        # through a file of ours, whose errors say what torch's do not
+        # through a file opened here, because its errors give the system's reason and those of torch's writer do not
         with writing(path / "training.pt"), open(temporary / "training.pt", "wb") as file:
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
         write_json(temporary / "state.json", state)
@@ -67,68 +63,48 @@ def save_checkpoint(
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first. What was interrupted while being written never got its name, and is left out."""
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted(p for p in found if re.fullmatch(r"step-\d{7}", p.name) and p.is_dir())
+    """The checkpoints in `folder`, oldest first. One whose writing was interrupted never got its final name, and is
+    not listed."""
+    entries = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
 
 
-def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
-
-    Raises PQMError if there are checkpoints and all are damaged.
-    """
-    damaged: dict[Path, str] = {}
-    for path in reversed(complete_checkpoints(folder)):
-        reason = find_damage(path, FILES)
-        if reason is None:
-            state = _read_state(path)
-            if state is not None:
-                return Checkpoint(path, state), damaged
-            reason = "state.json is none of this version's"
-        damaged[path] = reason
-    if damaged:
-        each = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
-        raise PQMError(
-            f"{folder}: every checkpoint is damaged, or of a pqm-fast from before checkpoints had checksums ({each}); "
-            "put back a copy, or delete the folder to start again from the first step"
-        )
-    return None, damaged
-
-
-def _read_state(path: Path) -> dict[str, Any] | None:
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        known = all(type(state[name]) is kind for name, kind in STATE.items())
-        known = known and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return state if known else None
+def read_checkpoint(path: Path) -> Checkpoint | str:
+    """The checkpoint at `path`, its files compared with their checksums; or what is wrong with it."""
+    damage = find_damage(path, FILES)
+    if damage is not None:
+        return damage
+    state = _read_state(path)
+    return "state.json was not written by this version" if state is None else Checkpoint(path, state)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.optim.Optimizer) -> None:
-    """Puts everything back in place. Raises PQMError for one of another architecture."""
+    """Restores weights, optimizer and random state. Raises PQMError for a checkpoint of another architecture."""
     path = checkpoint.path
-    with _told_as_foreign(path):
+    with _foreign_files_refused(path):
         weights = load_file(path / "weights.safetensors")
         training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    own = dict(model.named_parameters()) | dict(_persistent_buffers(model))
-    different = sorted(own.keys() ^ weights.keys()) or sorted(n for n in own if own[n].shape != weights[n].shape)
+    tensors = _tensors(model)
+    different = sorted(tensors.keys() ^ weights.keys()) or sorted(
+        name for name, tensor in tensors.items() if tensor.shape != weights[name].shape
+    )
     if different:
         raise PQMError(
             f"{path}: a checkpoint of another architecture: {len(different)} tensors differ, such as {different[0]}; "
             "resume with the model that the run was started with"
         )
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in tensors.items():
             tensor.copy_(weights[name])
-    with _told_as_foreign(path):
+    with _foreign_files_refused(path):
         optimizer.load_state_dict(training["optimizer"])
         _set_random_state(training["random"])
 
 
 @contextmanager
-def _told_as_foreign(path: Path) -> Iterator[None]:
-    """What torch raises for files that are not its own, or not ours, has no common class."""
+def _foreign_files_refused(path: Path) -> Iterator[None]:
+    """Raises PQMError for whatever goes wrong in reading. The exceptions that torch raises for files that it, or this
+    package, did not write have no common class."""
     try:
         yield
     except MemoryError:
@@ -137,19 +113,22 @@ def _told_as_foreign(path: Path) -> Iterator[None]:
         raise PQMError(f"{path}: not a checkpoint of pqm-fast ({error}); delete the folder") from error
 
 
-def final_weights(model: StepQModel, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The state dict of the classifier as it is to be used, cast to `dtype`: adapters merged in; for float32, the
-    master weights of what is no adapter."""
-    state = merged_state(model.classifier) if adapted(model.classifier) else model.classifier.state_dict()
-    if dtype == torch.float32 and isinstance(optimizer, AdamW):
-        learned = {name: p for name, p in model.classifier.named_parameters() if p.requires_grad and name in state}
-        state |= {name: optimizer.master(p).cpu() for name, p in learned.items()}
-    return {name: tensor.detach().to(dtype) for name, tensor in state.items()}
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """The content of state.json; None if this version did not write it."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        known = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
+        known = known and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return state if known else None
 
 
-def _persistent_buffers(model: StepQModel) -> list[tuple[str, torch.Tensor]]:
-    kept = model.state_dict(keep_vars=True).keys()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+def _tensors(model: StepQModel) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers. Tied ones appear once, under the name that comes first."""
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return dict(model.named_parameters()) | buffers
 
 
 def _random_state() -> dict[str, Any]:

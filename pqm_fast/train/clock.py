@@ -1,4 +1,4 @@
-"""How fast a run is, and how long it will still take."""
+"""How fast a run is, and how much time it has left."""
 
 import time
 from collections.abc import Iterator
@@ -8,56 +8,58 @@ import torch
 
 from pqm_fast.data.pack import PackedBatch
 
-# A forward pass is about a third of a training step. Taken until an evaluation has been measured.
+# A forward pass takes about a third of the time of a training step. Used until an evaluation has been measured.
 FORWARD_SHARE = 1 / 3
 
 
 class Clock:
-    """Rates since they were last asked for, evaluations and checkpoints not counted.
+    """Measures rates since the last call of `rates`, without the time of evaluations and checkpoints.
 
-    Tokens are those computed: one that trajectories share in a prefix tree counts once, padding not at all.
-    `evaluations`: by the step that each follows, how many tokens it has.
+    Tokens are those that are computed: a token that trajectories share in a prefix tree counts once, padding does not
+    count. `evaluations` maps the step that each evaluation follows to its number of tokens.
     """
 
     def __init__(self, total_steps: int, evaluations: dict[int, int]) -> None:
         self.total_steps, self.evaluations = total_steps, evaluations
-        self.evaluated_per_second: float | None = None
+        self.evaluated_tokens_per_second: float | None = None
         self._reset(time.perf_counter())
 
     def _reset(self, now: float) -> None:
-        self.started, self.away = now, 0.0
+        self.started, self.paused_seconds = now, 0.0
         self.tokens = self.trajectories = self.steps = 0
 
     def count(self, batches: list[PackedBatch]) -> None:
+        """Counts the micro-batches of a finished optimizer step."""
         self.tokens += sum(b.num_tokens for b in batches)
         self.trajectories += sum(b.num_trajectories for b in batches)
         self.steps += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """The time in this context does not count."""
         since = time.perf_counter()
         yield
-        self.away += time.perf_counter() - since
+        self.paused_seconds += time.perf_counter() - since
 
     @contextmanager
     def evaluating(self, step: int) -> Iterator[None]:
-        """While the evaluation after `step` goes on; those to come are taken to be as fast."""
+        """Measures the evaluation after `step`; those to come are assumed to be as fast."""
         since = time.perf_counter()
         with self.paused():
             yield
-        self.evaluated_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - since)
+        self.evaluated_tokens_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - since)
 
     def rates(self, now: float, step: int, device: torch.device) -> dict[str, float]:
-        """Up to `now`, when `step`, the last one that was counted, had finished; the next one may be under way. What
-        follows it, evaluations among it, is in `eta_seconds`."""
-        seconds = max(1e-9, now - self.started - self.away)
+        """The rates up to `now`, the time when `step`, the last step that was counted, finished. The next one may be
+        under way. `eta_seconds` is the time for all that follows `step`, including evaluations."""
+        seconds = max(1e-9, now - self.started - self.paused_seconds)
         tokens_per_second = self.tokens / seconds
-        evaluated = self.evaluated_per_second or tokens_per_second / FORWARD_SHARE
+        evaluation_rate = self.evaluated_tokens_per_second or tokens_per_second / FORWARD_SHARE
         to_evaluate = sum(tokens for after, tokens in self.evaluations.items() if after >= step)
         figures = {
             "tokens_per_second": tokens_per_second,
             "trajectories_per_second": self.trajectories / seconds,
-            "eta_seconds": (self.total_steps - step) * seconds / max(1, self.steps) + to_evaluate / evaluated,
+            "eta_seconds": (self.total_steps - step) * seconds / max(1, self.steps) + to_evaluate / evaluation_rate,
         }
         if device.type == "cuda":
             figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9

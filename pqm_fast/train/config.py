@@ -1,4 +1,4 @@
-"""Every option of `pqm-fast train`, with its default and its one line of help."""
+"""Every option of `pqm-fast train`, with its default and the text that --help shows."""
 
 import math
 from collections.abc import Callable
@@ -19,109 +19,109 @@ class TrainConfig:
     model: str
     """Folder or hub id of a decoder. A folder with only a config.json and a tokenizer starts from random weights."""
     data: tuple[str, ...]
-    """Step-labelled records: files (JSON lines, JSON, Parquet), folders or patterns of them, hub data set names."""
+    """Records with step labels: files (JSON lines, JSON, Parquet), folders, file patterns, names of hub data sets."""
     out: str
-    """Run folder: the checkpoint itself, metrics.jsonl, training.png, config.yaml, checkpoints/."""
+    """Run folder. It gets the finished model, metrics.jsonl, training.png, config.yaml and checkpoints/."""
 
     loss: Loss = "rank"
     """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines."""
     zeta: float = 4.0
     """Margin between correct and wrong steps in rank, rank-theory and pairwise (try 2 to 16)."""
     label_threshold: float | None = None
-    """Turn soft labels into hard ones: correct from this value on. Needed for losses that take only 0 and 1."""
+    """Make soft labels hard: from this value on, a step is correct. Needed for losses that take only 0 and 1."""
 
     read: ReadOptions = field(default_factory=ReadOptions)
     template: Template = field(default_factory=Template)
     max_length: int | None = None
-    """Longest trajectory in tokens; longer ones are cut at a step. Default: the model's context, at most 4096."""
+    """Longest trajectory in tokens; longer ones are cut after a step. Default: the model's context, at most 4096."""
     cache_dir: str | None = None
-    """Where tokenised data is kept. Default: pqm-fast in the user's cache folder."""
+    """Folder for tokenised data. Default: pqm-fast in the user's cache folder."""
 
     eval_data: tuple[str, ...] = ()
     """Held-out records. Default: --eval-fraction of the training questions."""
     eval_fraction: float = 0.02
-    """Share of questions held out for evaluation (0: none). No question is on both sides."""
+    """Share of the questions to hold out for evaluation (0: none). A question is never on both sides."""
     eval_every: int = 200
     """Optimizer steps between evaluations (0: only at the end)."""
     eval_limit: int = 4000
-    """Trajectories in an evaluation during training; the one at the end takes all."""
+    """Most trajectories in an evaluation during training; the evaluation at the end takes all."""
 
     micro_batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens of one forward pass; trajectories are packed into it without padding. auto: 16384, or where the memory
-    of the GPU or of the machine is estimated not to suffice half of that, and so on, with accumulation doubled in
-    turn."""
+    """Tokens in a forward pass; trajectories are packed into it without padding. auto: 16384. If the memory of the GPU
+    or the machine is estimated to be too small, this is halved, and --accumulation doubled, until it fits."""
     prefix_tree: bool = False
-    """Compute what solutions of one question share (the question, common first steps) once: the same gradient from
-    fewer tokens. Batches hold whole questions, so they are less of a mixture: let --micro-batch-tokens hold several
-    questions with all their solutions."""
+    """Compute what the solutions of a question share (the question, common first steps) only once: the same gradient
+    from fewer tokens. Batches then hold whole questions and are mixed less, so --micro-batch-tokens should be large
+    enough for several questions with all their solutions."""
     accumulation: int = 1
-    """Micro-batches of one optimizer step. The loss is normalised over all of them together."""
+    """Micro-batches in an optimizer step. The loss is normalised over all of them together."""
     epochs: float = 1.0
-    """Passes over the data, if --max-steps is not given."""
+    """Passes over the data. Ignored if --max-steps is set."""
     max_steps: int | None = None
-    """Optimizer steps."""
+    """Optimizer steps. Default: as many as --epochs takes."""
     learning_rate: float = 1e-5
-    """Peak learning rate: about 1e-5 to fine-tune, 1e-3 for small models from scratch."""
+    """Peak learning rate: about 1e-5 for fine-tuning, 1e-3 for small models from scratch."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up, then a cosine. Default: 3% of all steps."""
+    """Steps of linear warm-up; a cosine follows. Default: 3% of all steps."""
     final_lr: float = 0.0
     """Learning rate at the end, as a fraction of the peak."""
     weight_decay: float = 0.0
-    """AdamW's decay, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
     beta1: float = 0.9
-    """AdamW."""
+    """Decay rate of AdamW's first moment."""
     beta2: float = 0.999
-    """AdamW."""
+    """Decay rate of AdamW's second moment."""
     clip: float = 1.0
-    """Largest norm of the gradient (0: not clipped)."""
+    """Clip the gradient to this norm (0: no clipping)."""
 
     seed: int = 0
-    """Of the order of the data, the held-out split, dropout and new weights."""
+    """Seed for the order of the data, the held-out split, dropout and new weights."""
     device: str = "auto"
-    """cuda if there is one, otherwise cpu."""
+    """cpu or cuda. auto: cuda if there is a GPU, otherwise cpu."""
     dtype: DType = "auto"
-    """Of the weights and the computation. auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly faster
-    in it, otherwise float32. The optimizer (adamw) keeps float32 master weights for either."""
+    """Data type of the weights and the computation. auto: bfloat16 on a GPU, and on a CPU where a measurement shows
+    that it is clearly faster; otherwise float32. The optimizer adamw keeps float32 master weights in both cases."""
     save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the weights in the final checkpoint."""
+    """Data type of the weights in the finished model."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
-    """adamw keeps float32 master weights and moments; adamw-8bit (torchao) moments of 8 bits, and bfloat16 weights
-    that are rounded stochastically: 6 bytes a parameter instead of 14."""
+    """adamw keeps float32 master weights and moments: 14 bytes per parameter. adamw-8bit (torchao) keeps 8-bit moments
+    and rounds bfloat16 weights stochastically: 6 bytes per parameter."""
     lora_rank: int = 0
-    """Train low-rank adapters of this rank (peft) and the Q-value head, the rest of the weights stays. The checkpoint
-    has them merged in. 0: train every weight."""
+    """Train only low-rank adapters of this rank (peft) and the Q-value head. The adapters are merged into the finished
+    model. 0: train every weight."""
     lora_alpha: int = 32
-    """Scale of the adapters: they are multiplied by --lora-alpha / --lora-rank."""
+    """Scale of the adapters: their output is multiplied by --lora-alpha / --lora-rank."""
 
     attention: Attention = "auto"
-    """How packed tokens attend on a GPU: flash-attn (2, 3 or 4) where it is installed, else PyTorch's varlen kernels.
-    sdpa is what a CPU has."""
+    """Attention kernels for packed tokens. auto: on a GPU, flash-attn (2, 3 or 4) if it is installed, otherwise
+    PyTorch's varlen kernels; on a CPU, sdpa."""
     layers: Layers = "auto"
-    """How decoder layers are computed: as transformers has them, compiled one by one, or with liger-kernel's kernels.
-    auto: compiled on a GPU, eager on a CPU."""
+    """How decoder layers are computed: eager (as in transformers), compiled one by one, or with liger-kernel. auto:
+    compiled on a GPU, eager on a CPU."""
     recompute_layers: int | Literal["auto", "all"] = "auto"
     """Decoder layers whose activations are computed again in the backward pass instead of being kept: less memory,
-    more time. auto: as few as the memory is estimated to need; on a CPU micro-batches are made smaller first."""
+    more time. auto: as few as the estimated memory allows; on a CPU, micro-batches are made smaller first."""
     float8: bool = False
-    """Products of matrices in 8-bit floats (torchao; Ada, Hopper and later GPUs). Not exact: compare before you rely
-    on it."""
+    """Multiply matrices in 8-bit floats (torchao; Ada, Hopper and later GPUs). This is less exact: compare results
+    before you rely on it."""
     loader_workers: int | Literal["auto"] = "auto"
-    """Processes that build batches ahead. auto: up to 4 for a GPU, 0 (none but this one) for a CPU."""
+    """Processes that prepare batches in advance. auto: up to 4 for a GPU, 0 (only the training process) for a CPU."""
 
     save_every: int = 500
-    """Optimizer steps between resumable checkpoints; there is one more at the end. 0: none, but for a run that is
-    stopped by a signal."""
+    """Optimizer steps between resumable checkpoints; the last step has one too. 0: none, unless a signal stops the
+    run."""
     keep_checkpoints: int = 2
-    """How many of them are kept."""
+    """How many resumable checkpoints to keep, the newest ones."""
     resume: bool = False
-    """Go on from the newest intact checkpoint in the run folder, to more steps than before if more are asked for."""
+    """Resume from the newest intact checkpoint in the run folder. More --max-steps or --epochs than before
+    extend the run."""
     log_every: int = 10
     """Optimizer steps between lines of metrics."""
     progress: bool = True
     """Show the progress bar."""
 
     def __post_init__(self):
-        rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # NaN breaks every one
+        rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (  # NaN breaks every rule
             (
                 "above 0",
                 lambda value: 0 < value < math.inf,
@@ -148,7 +148,7 @@ class TrainConfig:
         return asdict(self) | {"data": list(self.data), "eval_data": list(self.eval_data)}
 
     def to_store(self) -> dict[str, Any]:
-        """As config.yaml and checkpoints keep it."""
+        """The options as config.yaml and checkpoints keep them."""
         return {name: value for name, value in self.to_dict().items() if name != "resume"}
 
     @property
@@ -156,10 +156,10 @@ class TrainConfig:
         return Path(self.out)
 
 
-# options that leave every loss as it was
+# options that do not change the loss of any step
 WITHOUT_EFFECT = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
     "save_dtype", "loader_workers", "recompute_layers",
 }  # fmt: skip
-# options that say how far to go: a continuation may go further
-LENGTH = {"epochs", "max_steps"}
+# options that set the length of a run, which --resume may extend
+RUN_LENGTH = {"epochs", "max_steps"}

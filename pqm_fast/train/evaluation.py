@@ -1,4 +1,4 @@
-"""Held-out loss and step metrics of the model in training."""
+"""Held-out loss and step metrics of a model during training."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -15,18 +15,19 @@ from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
-from pqm_fast.train.setup import Run, Split
+from pqm_fast.train.run import Run
+from pqm_fast.train.split import Split
 from pqm_fast.train.step import Planned
 
 
 def planned_evaluations(run: Run) -> dict[int, int]:
-    """By the step that each evaluation follows, how many tokens it has; the one at the end takes all."""
+    """Maps the step that each evaluation follows to its number of tokens. The one at the end takes all trajectories."""
     if not len(run.held_out):
         return {}
     every, limit = run.config.eval_every, run.config.eval_limit
     lengths = run.held_out.dataset.lengths
     during = range(every, run.total_steps, every) if every else ()
-    tokens = int(lengths[_chosen(run, run.held_out, limit)].sum())
+    tokens = int(lengths[_evaluated(run, run.held_out, limit)].sum())
     return dict.fromkeys(during, tokens) | {run.total_steps: int(lengths[run.held_out.indices].sum())}
 
 
@@ -34,18 +35,16 @@ def planned_evaluations(run: Run) -> dict[int, int]:
 def evaluate(
     run: Run, split: Split, limit: int | None = None, *, stop: Stop | None = None, bar: tqdm | None = None
 ) -> dict[str, Any]:
-    """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training; {} if empty.
-
-    `bar` counts trajectories. Left as soon as `stop` is true: {} too.
-    """
-    indices = _chosen(run, split, limit)
+    """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training. {} if the split is
+    empty, or as soon as `stop` is true. `bar` counts trajectories."""
+    indices = _evaluated(run, split, limit)
     if not len(indices):
         return {}
     run.model.eval()
-    budget = run.sizes.micro_batch_tokens
+    budget = run.order.sizes.micro_batch_tokens
     micro_batches = [[members] for members in split.units(indices, budget).batches(budget, shuffle=False)]
     batches, losses, scores = [], [], []
-    with closing(loaded(run, split, micro_batches)) as steps:
+    with closing(load_batches(run, split, micro_batches)) as steps:
         for [(batch, plan)] in steps:
             if stop:
                 return {}
@@ -58,24 +57,24 @@ def evaluate(
     total = sum(float(loss) for loss in losses)
     by_steps = LOSSES[run.config.loss].normalised_by == "steps"
     count = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
-    own, labels = _per_trajectory(batches, scores)
+    per_trajectory, labels = _per_trajectory(batches, scores)
     questions = [str(split.dataset.question[i]) for batch in batches for i in batch.members]
-    calibrated = calibrated_metrics(own, labels, cross_thresholds(own, labels, questions))
-    return {"loss": total / max(1, count), **step_metrics(own, labels), **calibrated}
+    calibrated = calibrated_metrics(per_trajectory, labels, cross_thresholds(per_trajectory, labels, questions))
+    return {"loss": total / max(1, count), **step_metrics(per_trajectory, labels), **calibrated}
 
 
 def step_figures(loss: str, batches: list[PackedBatch], scores: list[torch.Tensor]) -> dict[str, Any]:
-    """Of one optimizer step, from the Q-values [S] of each of its micro-batches."""
+    """The metrics of one optimizer step, from the Q-values [S] of each of its micro-batches."""
     per_trajectory, labels = _per_trajectory(batches, scores)
     metrics = step_metrics(per_trajectory, labels)
-    chosen = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
-    figures = {name: metrics[name] for name in chosen}
+    names = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
+    figures = {name: metrics[name] for name in names}
     if LOSSES[loss].has_flat_floor:
         figures["flat_floor"] = flat_floor(labels)
     return figures
 
 
-def loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generator[list[Planned], None, None]:
+def load_batches(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generator[list[Planned], None, None]:
     """The micro-batches of each optimizer step, packed and planned ahead."""
     workers = run.config.loader_workers
     return load_steps(
@@ -87,7 +86,8 @@ def loaded(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> Generat
     )
 
 
-def _chosen(run: Run, split: Split, limit: int | None) -> np.ndarray:
+def _evaluated(run: Run, split: Split, limit: int | None) -> np.ndarray:
+    """The trajectories [N] of `split` that are evaluated: all, or the same random `limit` of them every time."""
     indices = split.indices
     if limit is None or len(indices) <= limit:
         return indices
@@ -95,10 +95,11 @@ def _chosen(run: Run, split: Split, limit: int | None) -> np.ndarray:
 
 
 def _per_trajectory(batches: list[PackedBatch], scores: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:
-    """Scores and labels of each trajectory; `scores` has those of each batch."""
-    own, labels = [], []
+    """Scores and labels of each trajectory, from the scores [S] of each batch."""
+    per_trajectory: list[Any] = []
+    labels: list[Any] = []
     for batch, q in zip(batches, scores, strict=True):
-        inner = batch.cu_steps[1:-1].tolist()
-        own += np.split(q.cpu().numpy(), inner)
-        labels += np.split(batch.labels.numpy(), inner)
-    return own, labels
+        boundaries = batch.cu_steps[1:-1].tolist()
+        per_trajectory += np.split(q.cpu().numpy(), boundaries)
+        labels += np.split(batch.labels.numpy(), boundaries)
+    return per_trajectory, labels

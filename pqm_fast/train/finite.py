@@ -1,4 +1,4 @@
-"""Numbers that are none, found before they reach a file."""
+"""Looking for NaN and infinity before weights reach a file."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,28 +6,28 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
-def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity; None if all numbers are finite.
 
-    Takes no memory beside the tensors, and waits for each device once.
+    Takes hardly any memory besides the tensors, and waits for each device once.
     """
     names: dict[torch.device, list[str]] = {}
     bounds: dict[torch.device, list[torch.Tensor]] = {}
     for name, tensor in tensors:
-        for part in _plain(tensor.detach()):
+        for part in _plain_tensors(tensor.detach()):
             if part.numel() and part.is_floating_point():
                 names.setdefault(part.device, []).append(name)
-                # both are NaN if any number is
+                # both bounds are NaN if any number is
                 bounds.setdefault(part.device, []).append(torch.stack(part.aminmax()).float())
-    for device, found in bounds.items():
-        finite = torch.stack(found).isfinite().all(1).tolist()
-        if bad := [name for name, good in zip(names[device], finite, strict=True) if not good]:
-            return bad[0]
+    for device, device_bounds in bounds.items():
+        finite = torch.stack(device_bounds).isfinite().all(1).tolist()
+        if False in finite:
+            return names[device][finite.index(False)]
     return None
 
 
-def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that a training changes: weights, and what the optimizer keeps of each."""
+def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that training changes, with its name: the weights, and what the optimizer keeps for each."""
     yield from model.named_parameters()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -36,10 +36,10 @@ def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterat
                 yield f"{names[id(parameter)]} ({key} of the optimizer)", value
 
 
-def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor of several, such as torchao's of 8 bits, by its parts."""
+def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor itself, or the parts of a wrapper such as torchao's 8-bit tensors."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain(getattr(tensor, name))
+            yield from _plain_tensors(getattr(tensor, name))
     else:
         yield tensor

@@ -1,4 +1,4 @@
-"""The run folder while a run writes into it: whatever goes wrong there is told in one message."""
+"""The run folder while a run writes into it: whatever goes wrong there becomes one message."""
 
 import os
 import re
@@ -12,35 +12,35 @@ from pqm_fast.errors import PQMError
 
 
 class NotWritten(PQMError):
-    """A file of the run could not be written. What is kept of the run is for the loop to say."""
+    """A file of the run could not be written. The loop adds what is kept of the run."""
 
 
 class RunFolder:
-    """A run folder, made if it is not there; its writers use `writing`."""
+    """A run folder, created if it does not exist. All that is written into it is written inside `writing`."""
 
     def __init__(self, path: Path):
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._found = os.stat(path)
+        self._stat_at_start = os.stat(path)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Yields the path of a file or folder that is written meanwhile.
+        """Yields the path of the file or folder `name`, to be written in this context.
 
-        Raises NotWritten for a full disk, a limit on the size of files or a lack of memory, and where the run folder
-        is no longer the one that the run began in.
+        Raises NotWritten for a full disk, a limit on the size of files or a lack of memory, and if the run folder is no
+        longer the one that the run started in.
         """
-        self._check()
+        self._check_same_folder()
         try:
             with writing(self.path / name):
                 yield self.path / name
         except NotWritten:
-            self._check()  # a better reason than "No such file or directory"
+            self._check_same_folder()  # gives a better reason than "No such file or directory"
             raise
 
-    def _check(self) -> None:
+    def _check_same_folder(self) -> None:
         try:
-            same = os.path.samestat(os.stat(self.path), self._found)
+            same = os.path.samestat(os.stat(self.path), self._stat_at_start)
         except OSError:
             same = False
         if not same:
@@ -52,7 +52,7 @@ class RunFolder:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While `path` is written: NotWritten for what the system or the libraries raise if it cannot be."""
+    """For writing `path`: raises NotWritten for whatever the system or the libraries raise if that is impossible."""
     try:
         yield
     except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
@@ -63,13 +63,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """In a few words; None for an error that has nothing to do with writing."""
+    """Why a file could not be written, in a few words; None for an error that has nothing to do with writing."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, SafetensorError):
-        found = re.search(r"I/O error: (.*?)( \(os error \d+\))?$", str(error))
-        return found[1] if found else str(error)
+        io_error = re.search(r"I/O error: (.*?)( \(os error \d+\))?$", str(error))
+        return io_error[1] if io_error else str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "the machine is out of memory"
-    # torch.save puts an error of its own, of the positions in its archive, in the place of the system's
+    # torch.save replaces the system's error by one about positions in its archive
     return _reason(error.__context__) if isinstance(error.__context__, OSError | MemoryError) else None

@@ -1,4 +1,4 @@
-"""What there is of a machine's memory, for one process in it."""
+"""How much of the machine's memory this process can still use."""
 
 import os
 from collections.abc import Iterable
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def free_on_host(root: Path = Path("/")) -> int:
-    """Bytes that the machine, and every control group (v1 or v2) around this process, can still give.
+    """Bytes that the machine, and every control group (v1 or v2) around this process, can still provide.
 
-    Files kept in memory count as free. So do weights that come from one, until the first update copies them: nothing
-    is added for what the process holds already.
+    Files cached in memory count as free. Weights that are mapped from a file count as free too, until the first update
+    copies them; so nothing is added for what the process holds already.
     """
     free = list(_free_in_groups(root))
     if available := _numbers(root / "proc/meminfo").get("MemAvailable:"):
@@ -18,6 +18,7 @@ def free_on_host(root: Path = Path("/")) -> int:
 
 
 def _free_in_groups(root: Path) -> Iterable[int]:
+    """The free bytes of each control group with a limit on memory."""
     listed = root / "proc/self/cgroup"
     for line in listed.read_text().splitlines() if listed.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -28,17 +29,18 @@ def _free_in_groups(root: Path) -> Iterable[int]:
             total = "total_"
         else:
             continue
-        own = mount / path.lstrip("/")
-        for group in (own, *own.parents):  # a container may see the host's path, and its own group at the mount
+        innermost = mount / path.lstrip("/")
+        # a container may see the host's path here, and find its group at the mount
+        for group in (innermost, *innermost.parents):
             if not group.is_relative_to(mount) or not (group / limit).exists():
                 continue
             if (most := (group / limit).read_text().strip()) != "max":
-                held = _numbers(group / "memory.stat")
-                files = (held.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+                usage_by_kind = _numbers(group / "memory.stat")
+                files = (usage_by_kind.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
                 yield int(most) - int((group / usage).read_text()) + sum(files)
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """Of lines that begin with a name and a number; none if there is no such file."""
+    """The numbers in a file of lines that begin with a name and a number; {} if there is no such file."""
     lines = file.read_text().splitlines() if file.exists() else ()
     return {name: int(number) for name, number, *_ in map(str.split, lines)}

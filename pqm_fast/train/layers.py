@@ -1,4 +1,4 @@
-"""How the decoder layers are computed: compiled, with other kernels, in 8-bit floats, kept or computed again."""
+"""Ways to compute the decoder layers: compiled, with liger-kernel, in 8-bit floats, with activations recomputed."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,40 +13,40 @@ from pqm_fast.model.step_q_model import StepQModel
 
 
 def decoder_layers(model: StepQModel) -> list[nn.Module]:
-    """The decoder layers in order. Raises PQMError for a model that does not have them in `layers` or `h`: it can be
-    trained with layers as they are, nothing computed again."""
+    """The decoder layers in order. Raises PQMError for a model that does not have them in `layers` or `h`; it can be
+    trained only with eager layers and without recomputing any."""
     for name in ("layers", "h"):
-        found = getattr(model.backbone, name, None)
-        if isinstance(found, nn.ModuleList) and len(found):
-            return list(found)
+        layers = getattr(model.backbone, name, None)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            return list(layers)
     raise PQMError(
-        f"{model.config.model_type}: its decoder layers were not found; give --layers eager and --recompute-layers 0, "
+        f"{model.config.model_type}: its decoder layers were not found; pass --layers eager and --recompute-layers 0, "
         "no adapters and no --float8"
     )
 
 
-def compile_layers(model: StepQModel, **how: Any) -> None:
-    """Each layer by itself, for one shape: a batch of another number of tokens is compiled for anew.
+def compile_layers(model: StepQModel, **options: Any) -> None:
+    """Compiles each layer by itself, for one shape: another number of tokens in a batch compiles it again.
 
-    A last layer that computes step rows only stays as it is: their number is another in every batch. Attention breaks
-    a layer's graph in two. `how` goes to torch.compile.
+    A last layer that computes only the rows that steps read is not compiled, because their number differs from batch to
+    batch. Attention breaks a layer's graph in two. `options` go to torch.compile.
     """
     layers = decoder_layers(model)
     for layer in layers[:-1] if model.step_rows_only else layers:
-        layer.__class__ = _compiled(type(layer), **how)  # type: ignore[arg-type]
+        layer.__class__ = _compiled(type(layer), **options)  # type: ignore[arg-type]
 
 
 def recompute(model: StepQModel, count: int) -> None:
-    """The first `count` layers keep their input alone, and compute what their backward needs once more."""
-    # Around the compiled layer: inside it, transformers' own checkpointing would keep the layer from being compiled.
+    """Makes the first `count` layers keep only their input, and compute again what their backward pass needs."""
+    # Around the compiled layer: transformers' checkpointing, which is inside it, would keep it from being compiled.
     for layer in decoder_layers(model)[:count] if count else ():
         layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]
 
 
-# One class for all layers of a class: what is compiled for one of them serves the others, in later models too.
+# One compiled class for all layers of a class, so that what is compiled for one serves the others, and later models.
 @cache
-def _compiled(layer_class: type[nn.Module], **how: Any) -> type[nn.Module]:
-    return _subclass(layer_class, torch.compile(layer_class.forward, dynamic=False, **how))
+def _compiled(layer_class: type[nn.Module], **options: Any) -> type[nn.Module]:
+    return _subclass(layer_class, torch.compile(layer_class.forward, dynamic=False, **options))
 
 
 @cache
@@ -60,21 +60,22 @@ def _checkpointed(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def _subclass(layer_class: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    """One with another `forward` and the same name, which transformers looks at.
+    """A subclass with another `forward`, and the same name because transformers looks at it.
 
-    A `forward` of the layer's own would hold the layer that holds it: a model would stay in memory until the garbage
-    collector comes by.
+    Setting `forward` on the layer itself would make a reference cycle, and the model would stay in memory until the
+    garbage collector runs.
     """
     names = {"__module__": layer_class.__module__, "__qualname__": layer_class.__qualname__}
-    made: Any = type(layer_class.__name__, (layer_class,), names)
-    made.forward = forward  # not before: transformers wraps the `forward` that a class is made with
-    return made
+    subclass: Any = type(layer_class.__name__, (layer_class,), names)
+    subclass.forward = forward  # only now: transformers wraps the `forward` that a class is created with
+    return subclass
 
 
 def use_liger(model: StepQModel) -> None:
-    """liger-kernel's RMSNorm, rotary embedding and SwiGLU, where it has them for the architecture. Raises PQMError.
+    """Uses liger-kernel's RMSNorm, rotary embedding and SwiGLU.
 
-    It replaces parts of transformers' module, so later models of the architecture in this process have them too.
+    It replaces parts of transformers' module, so later models of the architecture in this process use them too. Raises
+    PQMError if liger-kernel is not installed or does not have the architecture.
     """
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -82,15 +83,15 @@ def use_liger(model: StepQModel) -> None:
         raise PQMError("layers: liger needs liger-kernel; install it with `pip install liger-kernel`") from error
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
     if apply is None:
-        raise PQMError(f"layers: liger-kernel has no layers for {model.config.model_type}; give --layers compile")
+        raise PQMError(f"layers: liger-kernel has no layers for {model.config.model_type}; pass --layers compile")
     apply(model=model.classifier, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def use_float8(model: StepQModel, **how: Any) -> int:
-    """The products of the decoder layers in 8-bit floats, forward and backward. Returns how many.
+def use_float8(model: StepQModel, **options: Any) -> int:
+    """Computes the matrix products of the decoder layers in 8-bit floats, forward and backward. Returns how many.
 
-    Sides that are no multiple of 16 stay as they are, as the hardware has no such products. Raises PQMError if there
-    is none to be had.
+    Matrices with a side that is not a multiple of 16 are left out, because the hardware cannot multiply them. Raises
+    PQMError if torchao is not installed, or no matrix is left. `options` go to Float8LinearConfig.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
@@ -106,6 +107,6 @@ def use_float8(model: StepQModel, **how: Any) -> int:
     if not chosen:
         raise PQMError(f"float8: {model.config.model_type} has no linear layers with sides that are multiples of 16")
     convert_to_float8_training(
-        model.backbone, config=Float8LinearConfig(**how), module_filter_fn=lambda module, name: id(module) in chosen
+        model.backbone, config=Float8LinearConfig(**options), module_filter_fn=lambda module, name: id(module) in chosen
     )
     return len(chosen)

@@ -10,7 +10,10 @@ from pqm_fast.train.layers import decoder_layers
 
 
 def add_adapters(model: StepQModel, rank: int, alpha: int) -> None:
-    """Puts one on every linear map of the decoder layers; only these and the Q-value head learn. Raises PQMError."""
+    """Puts an adapter on every linear map of the decoder layers; only adapters and the Q-value head are trained.
+
+    Raises PQMError if peft is not installed or the layers have no linear maps.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.import_utils import is_torchao_available
@@ -25,19 +28,19 @@ def add_adapters(model: StepQModel, rank: int, alpha: int) -> None:
     if not names:
         raise PQMError(f"lora_rank: {model.config.model_type} has no linear layers that adapters can be put on")
     model.requires_grad_(False)
-    with without_torchao(is_torchao_available):  # the weights are plain ones
+    with without_torchao(is_torchao_available):  # not needed: the weights are plain tensors
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(names)), model.backbone)
     model.head.requires_grad_(True)
 
 
 def adapted(module: nn.Module) -> bool:
-    """Whether it holds adapters."""
+    """Whether `module` has adapters."""
     return any(".lora_A." in name for name, _ in module.named_parameters())
 
 
 @torch.no_grad()
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every adapter added to the weight that it adapts, under the names from before."""
+    """The state dict with every adapter added to the weight that it adapts, under the original names."""
     from peft.tuners.lora import Linear
 
     state = module.state_dict()

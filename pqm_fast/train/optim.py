@@ -1,6 +1,4 @@
-"""The optimizer and the learning-rate schedule."""
-
-import math
+"""The optimizer, and the dtype of the gradients that it gets."""
 
 import torch
 from pqm_kernels import AdamW
@@ -11,10 +9,10 @@ from pqm_fast.train.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW. Matrices are decayed; norms, biases and the like are not.
+    """AdamW. Weight decay applies to matrices, not to norms, biases and other vectors.
 
-    Where weights are bfloat16, `adamw` keeps the bits that these lack to float32 master weights. Raises PQMError if
-    torchao is missing for `adamw-8bit`.
+    For bfloat16 weights, `adamw` keeps the missing bits of float32 master weights. Raises PQMError if torchao, which
+    `adamw-8bit` needs, is not installed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -34,26 +32,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def sum_gradients_in_float32(model: nn.Module) -> None:
-    """Gradients of several micro-batches add up in float32, also of weights that are not."""
+    """Makes the gradients of several micro-batches add up in float32, whatever the dtype of the weights."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad_dtype = torch.float32
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of every group."""
+    """Sets the learning rate of every parameter group."""
     for group in optimizer.param_groups:
-        if torch.is_tensor(group["lr"]):  # torchao's, which are compiled, keep it in one
+        if torch.is_tensor(group["lr"]):  # torchao's compiled optimizers keep it in a tensor
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """Of optimizer step `step` (from 0) out of `total`: linear warm-up, then a cosine down to final_lr."""
-    warmup = config.warmup_steps if config.warmup_steps is not None else round(0.03 * total)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.final_lr + (1 - config.final_lr) * cosine)

@@ -1,131 +1,180 @@
-"""Going on with a run: which one, from where, and how a user is told to."""
+"""Resuming a run: from which checkpoint, whether it is still the same run, and what it keeps from before."""
 
 import shlex
-from contextlib import suppress
-from dataclasses import MISSING, asdict, fields
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from pqm_fast.common.checksums import find_damage, has_sums
 from pqm_fast.common.files import remove_leftovers
 from pqm_fast.common.lock import is_empty
-from pqm_fast.common.yaml_file import read_yaml, write_yaml
-from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
-from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, newest_intact
-from pqm_fast.train.config import LENGTH, WITHOUT_EFFECT, TrainConfig
-from pqm_fast.train.log import read_metrics
+from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, load_checkpoint, read_checkpoint
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.metrics_file import METRICS_FILE, read_metrics
+from pqm_fast.train.run_identity import check_identity
+from pqm_fast.train.stored_options import CONFIG_FILE, check_options
 
 
-def find_checkpoint(config: TrainConfig, notes: list[str]) -> Checkpoint | None:
-    """Where a run with these options begins: None at the first step, else after the step of a checkpoint.
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: before its first step, or after the step of a checkpoint.
 
-    `notes` is told of checkpoints that are damaged. Raises PQMError for a run folder that cannot be used so.
+    A resumed run keeps the dtype and the sizes that it was started with, whatever `auto` would choose now.
     """
-    stored = config.folder / "config.yaml"
-    remove_leftovers(config.folder)  # of a run that was killed while it wrote its config.yaml
+
+    config: TrainConfig
+    checkpoint: Checkpoint | None
+
+    @property
+    def step(self) -> int:
+        """How many optimizer steps have been done."""
+        return 0 if self.checkpoint is None else self.checkpoint.state["step"]
+
+    @property
+    def dtype(self) -> str:
+        """A name of torch's, or auto."""
+        if self.checkpoint is None or self.config.dtype != "auto":
+            return self.config.dtype
+        return self.checkpoint.state["dtype"]
+
+    @property
+    def micro_batch_tokens(self) -> int | Literal["auto"]:
+        if self.checkpoint is None:
+            return self.config.micro_batch_tokens
+        return self.checkpoint.state["micro_batch_tokens"]
+
+    @property
+    def accumulation(self) -> int:
+        return self.config.accumulation if self.checkpoint is None else self.checkpoint.state["accumulation"]
+
+    def repeats(self, kind: str, step: int, total_steps: int) -> bool:
+        """Whether the run writes a row of `kind` (train or eval) for `step` into metrics.jsonl, so that one from before
+        must go. The final evaluation follows the last checkpoint, and is always repeated."""
+        last = min(self.step, total_steps - 1) if kind == "eval" else self.step
+        return step > last
+
+
+def find_start(config: TrainConfig, notes: list[str]) -> Start:
+    """Where a run with these options starts. `notes` gets a message for each damaged checkpoint.
+
+    Raises PQMError for a run folder that cannot be used with these options. Writes nothing there, except for a damaged
+    config.yaml, which is repaired.
+    """
+    stored = config.folder / CONFIG_FILE
+    remove_leftovers(config.folder)  # from a run that was killed while it wrote its config.yaml
     if not config.resume:
         if not is_empty(config.folder):
-            what = "already holds a run" if stored.exists() else "is not empty"
-            raise PQMError(f"{config.out}: {what}; choose another --out, or --resume to go on with the run in it")
-        return None
-    found, damaged = newest_intact(config.folder / "checkpoints")
-    if found is None and not stored.exists():
+            problem = "already holds a run" if stored.exists() else "is not empty"
+            raise PQMError(f"{config.out}: {problem}; choose another --out, or --resume to continue the run in it")
+        return Start(config, None)
+    checkpoint, damaged = newest_intact(config.folder / "checkpoints")
+    if checkpoint is None and not stored.exists():
         raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
-    _check_options(config, found, notes)
+    check_options(config, checkpoint, notes)
     notes += [f"{path.name} is damaged ({reason}): left out" for path, reason in damaged.items()]
-    if found is None and (config.folder / "config.json").exists():
+    if checkpoint is None and (config.folder / "config.json").exists():
         raise PQMError(
-            f"{config.out}: holds its final weights, and no checkpoint to go on from (save_every was 0). Evaluate them "
-            f"with `pqm-fast evaluate --model {config.out}`, or train further with --model {config.out} and another "
-            "--out"
+            f"{config.out}: holds its final weights, and no checkpoint to resume from (save_every was 0). Evaluate "
+            f"them with `pqm-fast evaluate --model {config.out}`, or train further with --model {config.out} and "
+            "another --out"
         )
-    return found
+    return Start(config, checkpoint)
 
 
-def check_length(config: TrainConfig, begun: Checkpoint, total_steps: int, evaluates: bool) -> str | None:
-    """What to tell of a run that goes on to more steps than it was begun for; None if it is as long as before.
+def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest checkpoint whose files are as they were written, and what is wrong with each newer one.
 
-    Raises PQMError for a run that has nothing left to do, or is to be shorter.
+    Raises PQMError if there are checkpoints and all are damaged.
     """
-    then = begun.state["total_steps"]
-    if total_steps < then:
+    damaged: dict[Path, str] = {}
+    for path in reversed(complete_checkpoints(folder)):
+        checkpoint = read_checkpoint(path)
+        if isinstance(checkpoint, Checkpoint):
+            return checkpoint, damaged
+        damaged[path] = checkpoint
+    if damaged:
+        each = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
         raise PQMError(
-            f"{config.out}: the run was begun for {then:,} steps, and these options ask for {total_steps:,}; a run can "
-            "be resumed to its end or beyond (--max-steps, --epochs)"
+            f"{folder}: every checkpoint is damaged, or of a pqm-fast from before checkpoints had checksums ({each}); "
+            "put back a copy, or delete the folder to start again from the first step"
         )
-    if total_steps > then:
+    return None, damaged
+
+
+def check_same_run(start: Start, identity: dict[str, Any], total_steps: int, *, evaluates: bool) -> str | None:
+    """Compares a run that is resumed with its checkpoint, once its model and data are loaded.
+
+    Returns a message if it is to have more steps than before. Raises PQMError for another model or other data, for
+    fewer steps than before, and if nothing is left to do. `evaluates`: the run has held-out data.
+    """
+    config, checkpoint = start.config, start.checkpoint
+    if checkpoint is None:
+        return None
+    check_identity(checkpoint, identity, config.model)
+    planned = checkpoint.state["total_steps"]
+    if total_steps < planned:
+        raise PQMError(
+            f"{config.out}: the run was started for {planned:,} steps, and these options ask for {total_steps:,}; a "
+            "run can be resumed to its end or beyond (--max-steps, --epochs)"
+        )
+    if total_steps > planned:
         return (
-            f"extended from {then:,} to {total_steps:,} steps: from step {begun.state['step'] + 1:,} on, the learning "
+            f"extended from {planned:,} to {total_steps:,} steps: from step {start.step + 1:,} on, the learning "
             f"rate is that of a run of {total_steps:,} steps"
         )
-    if _complete(config, total_steps, evaluates):
+    if _is_complete(config, total_steps, evaluates):
         raise PQMError(
-            f"{config.out}: the run is complete, there is nothing to resume; for more steps than {then:,} give "
+            f"{config.out}: the run is complete, there is nothing to resume; for more steps than {planned:,} pass "
             "--max-steps or --epochs"
         )
     return None
 
 
+def restore(start: Start, model: StepQModel, optimizer: torch.optim.Optimizer, total_steps: int) -> list[str]:
+    """Restores model, optimizer and random state to where the run starts, and removes from the run folder what will be
+    written again. Returns what to tell the user.
+
+    Raises PQMError if the checkpoint does not fit the model.
+    """
+    config, checkpoint = start.config, start.checkpoint
+    if not config.resume:
+        return []
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, model, optimizer)
+    folder = config.folder / "checkpoints"
+    notes = [f"{name} was interrupted while being written: removed" for name in remove_leftovers(folder)]
+    if checkpoint is None:
+        return [*notes, "no complete checkpoint yet: starting from the first step"]
+    for path in complete_checkpoints(folder):
+        if path > checkpoint.path:  # a damaged one, which `find_start` has reported
+            shutil.rmtree(path)
+    if start.step < total_steps:
+        for name in ("config.json", "metrics.json", "training.png"):  # they describe weights that will be replaced
+            (config.folder / name).unlink(missing_ok=True)
+    return [*notes, f"resuming from {checkpoint.path}"]
+
+
 def how_to_resume(config: TrainConfig) -> str:
-    """What is kept of a run that ended early, and the command that goes on with it."""
-    found = complete_checkpoints(config.folder / "checkpoints")
-    if not found:
+    """What is kept of a run that ended early, and the command that resumes it."""
+    checkpoints = complete_checkpoints(config.folder / "checkpoints")
+    if not checkpoints:
         return f"No checkpoint had been saved: delete {config.out} and start again"
-    command = shlex.join(["pqm-fast", "train", "--config", str(config.folder / "config.yaml"), "--resume"])
-    return f"{found[-1]} is kept; go on from it with: {command}"
+    command = shlex.join(["pqm-fast", "train", "--config", str(config.folder / CONFIG_FILE), "--resume"])
+    return f"{checkpoints[-1]} is kept; resume from it with: {command}"
 
 
-def _complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
-    """Whether everything is there that the end of a run writes, and is as it was written. A model without checksums
-    was changed on purpose."""
+def _is_complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:
+    """Whether every file that the end of a run writes is there, and is as it was written. A model without checksums was
+    changed on purpose."""
     names = ["config.json", "training.png", *(["metrics.json"] if evaluates else [])]
     if not all((config.folder / name).exists() for name in names):
         return False
     if not any(config.folder.glob("*.safetensors")) or (has_sums(config.folder) and find_damage(config.folder, [])):
         return False
-    rows = read_metrics(config.folder / "metrics.jsonl")
+    rows = read_metrics(config.folder / METRICS_FILE)
     return not evaluates or any(row["kind"] == "eval" and row["step"] == total_steps for row in rows)
-
-
-def _check_options(config: TrainConfig, begun: Checkpoint | None, notes: list[str]) -> None:
-    """Raises PQMError for options that are not those of the run. A checkpoint says which they were, with a checksum;
-    before the first one, config.yaml does. One that is damaged is written again."""
-    path = config.folder / "config.yaml"
-    stored = _read_options(path)
-    then = stored if begun is None else _filled(begun.state["options"])
-    if then is None:
-        raise PQMError(f"{path}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
-    mended = ""
-    if begun is not None and (stored is None or _changed(then, stored) or _changed(stored, then)):
-        mended = f"{path} was damaged, and is written again from {begun.path.name}"
-        notes.append(mended)
-        write_yaml(path, then | {"out": config.out})
-    now = config.to_store()
-    if changed := _changed(then, now):
-        values = ", ".join(f"{name} ({then.get(name)!r} then, {now[name]!r} now)" for name in changed)
-        raise PQMError(
-            f"{config.out}: --resume needs the options of the run itself; different: {values}. "
-            f"{mended}{'. ' if mended else ''}Give --config {path} to take them from there"
-        )
-
-
-def _read_options(path: Path) -> dict[str, Any] | None:
-    """What config.yaml holds; None if that is not as a run writes it."""
-    found: Any = None
-    with suppress(PQMError):
-        found = read_yaml(path)
-    return _filled(found) if isinstance(found, dict) else None
-
-
-def _filled(options: dict[str, Any]) -> dict[str, Any]:
-    """An option that is newer than the run had its default then."""
-    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
-    options = options | {name: value for name, value in defaults.items() if name not in options}
-    if isinstance(options.get("read"), dict):
-        options["read"] = asdict(ReadOptions()) | options["read"]
-    return {name: value for name, value in options.items() if name != "resume"}
-
-
-def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [name for name in now if name not in WITHOUT_EFFECT | LENGTH and then.get(name) != now[name]]

@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward of its micro-batches, clipping and the update.
 
-Nothing here waits for the device: what a step found is read later, while the next one runs.
+Nothing here waits for the device: the results of a step are read later, while the next step runs.
 """
 
 import math
@@ -16,36 +16,36 @@ from pqm_fast.model.attention import BatchPlan
 from pqm_fast.model.step_q_model import StepQModel
 
 Planned = tuple[PackedBatch, BatchPlan | None]
-"""A micro-batch on the host, and how it attends if that was planned ahead."""
+"""A micro-batch on the host, and its attention plan if that was made ahead."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises: `loss` with its margin `zeta`, gradients clipped to a norm of `clip` (0: not clipped)."""
+    """What a step minimises: `loss` with its margin `zeta`. Gradients are clipped to a norm of `clip` (0: never)."""
 
     loss: str = "rank"
     zeta: float = 4.0
     clip: float = 1.0
 
 
-class Pending:
-    """What a step found, on its way to the host.
+class PendingResult:
+    """The results of a step, on their way to the host.
 
-    Attributes that must be read after `wait`: `loss` and `grad_norm` (before clipping), scalars, and `scores`, the
-    Q-values [S] of each micro-batch, float32 on the host; `finished`, by `time.perf_counter`.
+    After `wait`, these attributes may be read: `loss` and `grad_norm` (before clipping), floats; `scores`, the Q-values
+    [S] of each micro-batch, float32 on the host; `finished`, when the step ended, by `time.perf_counter`.
     """
 
     def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, scores: list[torch.Tensor]):
-        # from a GPU this gives pinned memory, so the copy is queued behind the step and nobody waits
+        # from a GPU this copies into pinned memory, so the copy is queued behind the step and nothing waits
         self._scalars = torch.stack([loss, grad_norm]).to("cpu", non_blocking=True)
         self.scores = [q.to("cpu", non_blocking=True) for q in scores]
-        self.finished = time.perf_counter()  # where nothing is queued
+        self.finished = time.perf_counter()  # on a CPU, where nothing is queued
         self._copied = torch.cuda.Event() if loss.is_cuda else None
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(loss.device))
 
-    def wait(self) -> "Pending":
-        """Until everything is on the host."""
+    def wait(self) -> "PendingResult":
+        """Waits until everything is on the host."""
         if self._copied is not None:
             self._copied.synchronize()
             self.finished = time.perf_counter()
@@ -59,20 +59,20 @@ class Pending:
 
 def train_step(
     model: StepQModel, optimizer: torch.optim.Optimizer, batches: Sequence[Planned], objective: Objective
-) -> Pending:
-    """Updates the weights from the micro-batches of one optimizer step. Their gradients are cleared."""
+) -> PendingResult:
+    """Updates the weights from the micro-batches of one optimizer step, and clears the gradients."""
     outputs = backward(model, batches, objective)
     norm = clip_gradients(model, objective.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Pending(torch.stack([out.loss for out in outputs]).sum(), norm, [out.q for out in outputs])
+    return PendingResult(torch.stack([out.loss for out in outputs]).sum(), norm, [out.q for out in outputs])
 
 
 def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective) -> list[StepLoss]:
-    """Adds the gradient of one optimizer step, in as many micro-batches as given.
+    """Adds up the gradient of one optimizer step over its micro-batches, and returns the loss and scores of each.
 
-    Each is divided by the trajectories (or steps) of them all, so that packing and accumulation leave the gradient
-    as it is.
+    Each micro-batch is divided by the trajectories (or steps) of all of them together, so that packing and accumulation
+    do not change the gradient.
     """
     model.train()
     by_steps = LOSSES[objective.loss].normalised_by == "steps"
@@ -86,9 +86,9 @@ def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective
 
 
 def clip_gradients(model: torch.nn.Module, clip: float) -> torch.Tensor:
-    """The norm of all gradients (scalar, float32), which are scaled down to one of `clip` if that is lower."""
+    """Returns the norm of all gradients (scalar, float32), and scales them down to a norm of `clip` if it is larger."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    # in float32 also for bfloat16 gradients, whose norm torch would round to bfloat16
+    # in float32 for bfloat16 gradients too, because torch would round their norm to bfloat16
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if clip:

@@ -16,7 +16,8 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.scoring.scorer import Scorer
-from pqm_fast.train.checkpoint import FILES, load_checkpoint, newest_intact, save_checkpoint
+from pqm_fast.train.checkpoint import FILES, load_checkpoint, save_checkpoint
+from pqm_fast.train.resume import newest_intact
 
 # no large ones: a model of 10^9 layers is built until the memory is full
 VALUES = (

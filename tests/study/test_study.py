@@ -212,15 +212,15 @@ def test_an_interrupted_trial_goes_on(finished, tmp_path, in_process, monkeypatc
     name."""
     from pqm_fast.train import loop
 
-    def stop(run, log, clock, launched, finish=loop._finish):
+    def stop(run, log, clock, launched, report=loop.report_step):
         if launched.step == 3:
             raise KeyboardInterrupt
-        finish(run, log, clock, launched)
+        report(run, log, clock, launched)
 
     name = "bce_llama_given_lr0.001_seed0"
     options = f"{ONE} --save-every {save_every}"
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_finish", stop)
+        patched.setattr(loop, "report_step", stop)
         assert study(tmp_path / "before", options) == 130
     assert not (tmp_path / "before" / "trials").exists()
     folder = tmp_path / "before"

@@ -1,4 +1,4 @@
-"""Faults of a training, injected for real: what is lost, what is said, and that the run goes on to the same bits."""
+"""Faults during training: what is lost, what the message says, and that the resumed run has the same result."""
 
 import json
 import os
@@ -23,10 +23,10 @@ from pqm_fast.common.signals import Stopped
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.train import checkpoint, loop
+from pqm_fast.train import active_run, checkpoint, curve, loop, schedule
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.log import read_metrics
 from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
 
 STEPS = 12
 ARGUMENTS = {"max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3}
@@ -63,19 +63,19 @@ def make(world):
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    """It is slow, and of matter in one test only."""
+    """Drawing is slow, and matters in one test only."""
     monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
 
 
 def outcome(folder: Path):
-    """What a run comes to: its metrics but for times, and the bytes of its weights."""
+    """The result of a run: its metrics without times, and the bytes of its weights."""
     rows = untimed(folder / "metrics.jsonl")
     return rows, json.loads((folder / "metrics.json").read_text()), (folder / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
-    """The run folder of what nothing happened to."""
+    """The folder of a run without any fault."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
@@ -95,15 +95,22 @@ def assert_clean(folder: Path):
 
 
 def before(monkeypatch, where: str, count: int, act):
-    """Calls `act` when `where`, a name in a module of the loop, is called for the `count`th time."""
-    module = {"save_file": checkpoint, "write_sums": checkpoint, "safe_dump": yaml}.get(where, loop)
+    """Calls `act` just before the `count`th call of `where`, the name of a function that the loop uses."""
+    modules = {
+        "save_file": checkpoint,
+        "write_sums": checkpoint,
+        "safe_dump": yaml,
+        "evaluate": active_run,
+        "first_not_finite": active_run,
+    }
+    module = modules.get(where, loop)
     original, calls = getattr(module, where), []
 
-    def function(*given, **named):
+    def function(*args, **kwargs):
         calls.append(where)
         if len(calls) == count:
             act()
-        return original(*given, **named)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(module, where, function)
 
@@ -113,9 +120,9 @@ def before(monkeypatch, where: str, count: int, act):
 
 @pytest.mark.fault(
     "SIGTERM, SIGINT or SIGUSR1 in a training: in a step, in an evaluation, while a checkpoint or weights are written",
-    how="the signal, at that place",
+    how="the signal, at that point",
     lost="nothing: a checkpoint is saved after the step; exit code 143, 130 or 138",
-    recovers="`train --resume`, to the same bits",
+    recovers="`train --resume`, with the same result to the bit",
 )
 @pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def before(monkeypatch, where: str, count: int, act):
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, number, where, count, step):
+def test_a_signal_saves_and_the_run_resumes(make, whole, tmp_path, monkeypatch, number, where, count, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, where, count, lambda: os.kill(os.getpid(), number))
@@ -136,7 +143,7 @@ def test_a_signal_saves_and_the_run_goes_on(make, whole, tmp_path, monkeypatch, 
             train(make(run))
     assert stopped.value.number == number
     kept = run / "checkpoints" / f"step-{step:07d}"
-    assert str(stopped.value) == f"{kept} is kept; go on from it with: {COMMAND.format(run)}"
+    assert str(stopped.value) == f"{kept} is kept; resume from it with: {COMMAND.format(run)}"
     assert_clean(run)
     train(make(run, resume=True))
     assert outcome(run) == outcome(whole)
@@ -154,8 +161,8 @@ def test_a_signal_saves_where_no_checkpoints_were_asked_for(make, whole, tmp_pat
         train(make(tmp_path / "run", save_every=0, resume=True))
 
 
-def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
-    """Twice within a moment, as `timeout` sends it, is once."""
+def test_the_exit_code_of_the_command(make, tmp_path):
+    """Two signals within a moment, as `timeout` sends them, count as one."""
     run, said = tmp_path / "run", tmp_path / "said"
     options = make(run).to_dict() | {"max_steps": 10**6, "save_every": 0, "eval_every": 0, "eval_fraction": 0}
     options = {k: v for k, v in options.items() if v is not None and v != [] and k != "resume"}
@@ -172,7 +179,7 @@ def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
     [step] = steps(run)
-    kept = f"{run}/checkpoints/step-{step:07d} is kept; go on from it with: {COMMAND.format(run)}"
+    kept = f"{run}/checkpoints/step-{step:07d} is kept; resume from it with: {COMMAND.format(run)}"
     assert said.read_text().splitlines()[-1] == f"pqm-fast: terminated; {kept}"
     assert_clean(run)
 
@@ -181,7 +188,7 @@ def test_the_command_ends_with_a_code_of_its_own(make, tmp_path):
 
 
 def killed(config: TrainConfig, where: str, count: int):
-    """Trains in a process of its own, which is killed when `where` is called for the `count`th time."""
+    """Trains in another process, which is killed just before the `count`th call of `where`."""
     process = os.fork()
     if not process:
         try:
@@ -198,8 +205,8 @@ def killed(config: TrainConfig, where: str, count: int):
     "the picture",
     how="`kill -9`",
     lost="the steps since the last checkpoint; nothing at the end",
-    recovers="`train --resume`, to the same bits; at the end only what is missing is done; before the options are "
-    "written, the command itself",
+    recovers="`train --resume`, with the same result to the bit; at the end it does only what is missing; before the "
+    "options are written, the same command again",
 )
 @pytest.mark.parametrize(
     ("where", "count", "kept"),
@@ -211,7 +218,7 @@ def killed(config: TrainConfig, where: str, count: int):
         pytest.param("draw_curve", 1, [5, 10, STEPS], id="picture"),
     ],
 )
-def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, kept):
+def test_a_killed_run_resumes(make, whole, tmp_path, monkeypatch, where, count, kept):
     run = tmp_path / "run"
     killed(make(run), where, count)
     assert steps(run) == kept
@@ -228,9 +235,9 @@ def test_a_killed_run_goes_on(make, whole, tmp_path, monkeypatch, where, count, 
 
 
 def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
-    """Killed in the final evaluation of a run that was to save none."""
+    """The run was killed in its final evaluation, and saved no checkpoints."""
     killed(make(tmp_path / "run", save_every=0, max_steps=1), "evaluate", 1)
-    with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to go on from.*pqm-fast evaluate"):
+    with pytest.raises(PQMError, match=r"holds its final weights, and no checkpoint to resume from.*pqm-fast evaluate"):
         train(make(tmp_path / "run", save_every=0, max_steps=1, resume=True))
 
 
@@ -239,7 +246,7 @@ def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
 
 @pytest.fixture
 def cut(whole, tmp_path):
-    """A copy of the whole run as it was when killed after step 11: checkpoints of steps 5 and 10."""
+    """A copy of the whole run as if it had been killed after step 11: with checkpoints of steps 5 and 10."""
     run = tmp_path / "cut"
     shutil.copytree(whole, run)
     for name in ("config.json", "model.safetensors", "metrics.json", "training.png"):
@@ -253,7 +260,7 @@ def cut(whole, tmp_path):
     "a byte of a checkpoint changes, or a file of it is lost",
     how="a bit is flipped; a file is cut off; a file is removed",
     lost="the steps since the checkpoint before",
-    recovers="`train --resume` names the file and goes on from the newest checkpoint that is intact",
+    recovers="`train --resume` names the file and resumes from the newest intact checkpoint",
 )
 @pytest.mark.parametrize(
     ("name", "damage"),
@@ -264,7 +271,7 @@ def cut(whole, tmp_path):
         ("weights.safetensors", Path.unlink),
     ],
 )
-def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, damage):
+def test_the_newest_intact_checkpoint_is_used(make, whole, cut, capsys, name, damage):
     damage(cut / "checkpoints" / "step-0000010" / name)
     train(make(cut, resume=True))
     said = capsys.readouterr().out
@@ -276,8 +283,8 @@ def test_the_newest_intact_checkpoint_is_taken(make, whole, cut, capsys, name, d
     assert_clean(cut)
 
 
-def test_only_folders_are_taken_for_interrupted_checkpoints(make, whole, cut, tmp_path):
-    """Others of such a name are nobody's to remove, and in nobody's way."""
+def test_only_folders_count_as_interrupted_checkpoints(make, whole, cut, tmp_path):
+    """Files and links with such a name are not removed, and do no harm."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("mine")
@@ -302,7 +309,7 @@ def test_no_intact_checkpoint(make, cut):
 @pytest.mark.fault(
     "a byte of a finished model changes, or a file of it is lost",
     how="a bit of the weights or of the checksums is flipped; the weights or the tokenizer are removed",
-    lost="nothing: it is not used",
+    lost="nothing: the damaged model is not used",
     recovers="the message names the file; `train --resume` writes the model again from the last checkpoint",
 )
 @pytest.mark.parametrize(
@@ -314,14 +321,14 @@ def test_no_intact_checkpoint(make, cut):
         ("SHA256SUMS", lambda file: flip(file, 0.0), "or SHA256SUMS is not as it was written"),
     ],
 )
-def test_a_damaged_model_is_not_used_and_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
+def test_a_damaged_model_is_not_used_but_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     damage(run / name)
     with pytest.raises(PQMError, match=rf"run: .*{message}.*\(`{COMMAND.format(run)}`\), put back a copy"):
         StepQModel.from_pretrained(str(run))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", None)  # it takes no step
+        patch.setattr(loop, "train_step", None)  # no step is taken
         train(make(run, resume=True))
     assert outcome(run) == outcome(whole)
     assert find_damage(run, ["model.safetensors"]) is None
@@ -344,26 +351,26 @@ def test_a_model_that_was_changed_on_purpose(make, whole, tmp_path):
 
 
 @pytest.mark.fault(
-    "a weight, or what the optimizer keeps of it, is no longer finite",
-    how="a NaN or an infinity is written into it between two steps, or it is beyond what bfloat16 can hold",
+    "a weight, or what the optimizer keeps for it, is no longer finite",
+    how="a NaN or an infinity is written into it between two steps, or it is too large for bfloat16",
     lost="the run since its last checkpoint; nothing that is not finite is saved",
-    recovers="the message names the tensor; the checkpoints before are as they were",
+    recovers="the message names the tensor; earlier checkpoints are unchanged",
 )
-@pytest.mark.parametrize("what", ["weight", "moment", "bfloat16"])
-def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("damaged", ["weight", "moment", "bfloat16"])
+def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, damaged):
     run = tmp_path / "run"
     original = loop.train_step
 
     def poisoned(model, optimizer, batches, objective):
-        found = original(model, optimizer, batches, objective)
+        result = original(model, optimizer, batches, objective)
         weight = model.head.weight
         if len(steps(run)) == 1:
-            if what == "moment":
+            if damaged == "moment":
                 optimizer.state[weight]["exp_avg_sq"][0, 3] = torch.inf
             else:
                 with torch.no_grad():
-                    weight[0, 3] = torch.nan if what == "weight" else 3.4e38
-        return found
+                    weight[0, 3] = torch.nan if damaged == "weight" else 3.4e38
+        return result
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     options = {"max_steps": 6, "eval_every": 0, "eval_fraction": 0}
@@ -371,10 +378,10 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
         "weight": r"after step 6, classifier.score.weight is not finite, so nothing was saved",
         "moment": r"after step 6, classifier.score.weight \(exp_avg_sq of the optimizer\) is not finite",
         "bfloat16": r"after step 6, score.weight is not finite, so nothing was saved",
-    }[what]
+    }[damaged]
     with pytest.raises(Diverged, match=message):
         train(make(run, **options))
-    assert steps(run) == ([5, 6] if what == "bfloat16" else [5])
+    assert steps(run) == ([5, 6] if damaged == "bfloat16" else [5])
     assert not (run / "config.json").exists()
     assert_clean(run)
 
@@ -384,9 +391,9 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
 
 @pytest.mark.fault(
     "the disk is full, or a file grows beyond its limit: at the metrics, a checkpoint, the final weights, the picture",
-    how="a limit on the size of files, on which the system refuses the write",
+    how="a limit on the size of files, at which the system refuses the write",
     lost="the steps since the last checkpoint",
-    recovers="one message with the file, the reason, what is kept and the command that goes on; nothing half-written",
+    recovers="one message with the file, the reason, what is kept and the command that resumes; nothing half-written",
 )
 @pytest.mark.parametrize(
     ("where", "count", "limit", "name"),
@@ -399,18 +406,16 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, what):
     ],
 )
 def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_size_limit, where, count, limit, name):
-    from pqm_fast.train import log
-
     run = tmp_path / "run"
     with monkeypatch.context() as patch, ExitStack() as limits:
         if where == "draw_curve":
-            patch.setattr(loop, "draw_curve", log.draw_curve)
+            patch.setattr(loop, "draw_curve", curve.draw_curve)
         before(patch, where, count, lambda: limits.enter_context(file_size_limit(limit)))
         with pytest.raises(PQMError) as error:
             train(make(run))
     kept = steps(run)[-1]
     assert str(error.value) == (
-        f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; go on from it "
+        f"{run}/{name}: cannot be written: File too large. {run}/checkpoints/step-{kept:07d} is kept; resume from it "
         f"with: {COMMAND.format(run)}"
     )
     assert_clean(run)
@@ -421,7 +426,7 @@ def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_siz
 
 @pytest.mark.fault(
     "the machine is out of memory while a checkpoint is written",
-    how="an allocation that the system refuses, of Python and of PyTorch",
+    how="an allocation by Python and by PyTorch that the system refuses",
     lost="the steps since the last checkpoint",
     recovers="one message, as for a full disk",
 )
@@ -433,18 +438,18 @@ def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
         train(make(run))
     assert str(error.value) == (
         f"{run}/checkpoints/step-0000010/weights.safetensors: cannot be written: the machine is out of memory. "
-        f"{run}/checkpoints/step-0000005 is kept; go on from it with: {COMMAND.format(run)}"
+        f"{run}/checkpoints/step-0000005 is kept; resume from it with: {COMMAND.format(run)}"
     )
     assert_clean(run)
 
 
 @pytest.mark.fault(
     "the run folder, or its metrics.jsonl, is removed while a training writes into it",
-    how="the folder is removed, before a step and before a checkpoint; the file before a step",
+    how="the folder is removed before a step and before a checkpoint, the file before a step",
     lost="the run",
-    recovers="one message at the next line of metrics or checkpoint; no new folder is made",
+    recovers="one message when the next line of metrics or checkpoint is written; no new folder is made",
 )
-@pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("not_finite", 1)])
+@pytest.mark.parametrize(("where", "count"), [("train_step", 3), ("first_not_finite", 1)])
 def test_a_removed_run_folder_is_noticed(make, tmp_path, monkeypatch, where, count):
     run = tmp_path / "run"
     before(monkeypatch, where, count, lambda: shutil.rmtree(run))
@@ -457,7 +462,7 @@ def test_a_removed_file_of_metrics_is_noticed(make, whole, tmp_path, monkeypatch
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         before(patch, "train_step", 7, lambda: (run / "metrics.jsonl").unlink())
-        with pytest.raises(PQMError, match=r"metrics.jsonl: was removed or replaced.*step-0000005 is kept; go on"):
+        with pytest.raises(PQMError, match=r"metrics.jsonl: was removed or replaced.*step-0000005 is kept; resume"):
             train(make(run))
     train(make(run, resume=True))
     assert outcome(run)[1:] == outcome(whole)[1:]
@@ -495,7 +500,7 @@ def test_another_model_is_refused(make, world, tmp_path, change, message):
 
 
 def test_a_finished_run_is_extended(make, tmp_path, capsys):
-    """Where the learning rate does not depend on the length, to what a longer run comes to, to the bit."""
+    """If the learning rate does not depend on the length, the result is that of a longer run, to the bit."""
     constant = {"final_lr": 1.0, "warmup_steps": 0, "eval_every": 0}
     train(make(tmp_path / "long", **constant))
     run = tmp_path / "run"
@@ -510,14 +515,14 @@ def test_a_finished_run_is_extended(make, tmp_path, capsys):
     assert rest == expected_rest
     assert [row for row in rows if row["step"] != 7 or row["kind"] == "train"] == expected
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [7, 12]
-    with pytest.raises(PQMError, match=r"the run is complete.*for more steps than 12 give --max-steps or --epochs"):
+    with pytest.raises(PQMError, match=r"the run is complete.*for more steps than 12 pass --max-steps or --epochs"):
         train(make(run, resume=True, **constant))
-    with pytest.raises(PQMError, match="begun for 12 steps, and these options ask for 9"):
+    with pytest.raises(PQMError, match="started for 12 steps, and these options ask for 9"):
         train(make(run, resume=True, **(constant | {"max_steps": 9})))
 
 
 def test_an_extended_run_is_killed_at_its_end(make, whole, tmp_path):
-    """Its figures and picture are not those of the run before."""
+    """Its metrics and picture are not those of the shorter run."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     killed(make(run, resume=True, max_steps=STEPS + 1), "write_json", 1)
@@ -536,12 +541,12 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
         before(patch, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped):
             train(make(run, resume=True, max_steps=20))
-    assert not (run / "config.json").exists()  # those weights are not the run's last any more
+    assert not (run / "config.json").exists()  # it describes weights that will be replaced
     train(make(run, resume=True, max_steps=20))
     rates = {row["step"]: row["learning_rate"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"}
     for step in range(1, 21):
         length = make(run, max_steps=12 if step <= 12 else 20)
-        assert rates[step] == loop.learning_rate(step - 1, length.max_steps, length)
+        assert rates[step] == schedule.learning_rate(step - 1, length.max_steps, length)
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     train(make(again, resume=True, max_steps=20))
@@ -552,13 +557,13 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
 
 
 @pytest.mark.fault(
-    "lines of metrics.jsonl are damaged, cut off or of another kind",
+    "lines of metrics.jsonl are damaged, cut off or not metrics",
     how="bytes of a line are changed; a line is cut off; other lines are added",
     lost="those lines",
-    recovers="every line that is intact is kept, read and drawn",
+    recovers="every intact line is kept, read and drawn",
 )
-@pytest.mark.parametrize(("end", "told"), [(b"", 3), (b"\n", 4)])  # without a line feed it was cut off
-def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
+@pytest.mark.parametrize(("end", "reported"), [(b"", 3), (b"\n", 4)])  # a last line without a line feed was cut off
+def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):
     file = cut / "metrics.jsonl"
     lines = file.read_bytes().splitlines()
     intact = read_metrics(file)
@@ -569,19 +574,18 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, told):
     expected = [row for i, row in enumerate(intact) if i not in (2, 4)]
     assert read_metrics(file) == expected
     train(make(cut, resume=True))
-    assert f"{file}: {told} damaged lines were taken out" in capsys.readouterr().out
+    assert f"{file}: {reported} damaged lines were taken out" in capsys.readouterr().out
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
     from pqm_fast.report.find import find
-    from pqm_fast.train.log import draw_curve
 
     file.write_bytes(file.read_bytes() + b'{"kind": "train", "step": 99, "loss": "x"}\n')
-    draw_curve(cut)
+    curve.draw_curve(cut)
     [run] = find([str(cut)])
     assert len(run.metrics) == len(read_metrics(file))
     file.unlink()
     with warnings.catch_warnings(action="error"):
-        draw_curve(cut)
+        curve.draw_curve(cut)
 
 
 def test_the_final_evaluation_has_a_bar(make, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What a machine and the control groups around a process leave free, from files that are made up."""
+"""How much memory a machine and the control groups around a process leave free, from made-up system files."""
 
 import pytest
 
@@ -21,14 +21,14 @@ def machine(root, *groups):
 
 
 def write_group(folder, limit, used, files):
-    """A control group of version 2; of the bytes used `files` are of files."""
+    """A control group of version 2; `files` of the used bytes are cached files."""
     stat = f"anon {used - files}\ninactive_file {files - 10}\nactive_file 10\n"
     write_files(folder, {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat})
 
 
 def test_free_memory_without_control_groups(tmp_path):
-    assert free_on_host(tmp_path) >= free_on_host() > 0  # nothing says what is free: all that the machine has
-    write_files(tmp_path, {"proc/meminfo": "MemFree:  100 kB\n"})  # of old or small systems: the same
+    assert free_on_host(tmp_path) >= free_on_host() > 0  # no file says what is free: all memory of the machine
+    write_files(tmp_path, {"proc/meminfo": "MemFree:  100 kB\n"})  # as on old or small systems: the same
     assert free_on_host(tmp_path) >= free_on_host() > 0
     write_files(tmp_path, {"proc/meminfo": MEMINFO})
     assert free_on_host(tmp_path) == 1000 * 1024
@@ -37,7 +37,7 @@ def test_free_memory_without_control_groups(tmp_path):
 
 
 def test_free_memory_in_control_groups(tmp_path):
-    """The tightest of the groups around the process and of the machine itself."""
+    """The least of what the groups around the process and the machine itself leave free."""
     machine(tmp_path, "0::/outer/inner")
     mount = tmp_path / "sys" / "fs" / "cgroup"
     write_group(mount / "outer" / "inner", "max", 300_000, 100_000)
@@ -48,13 +48,13 @@ def test_free_memory_in_control_groups(tmp_path):
     assert free_on_host(tmp_path) == 300_000
     write_group(mount / "beside", 1, 1, 10)
     assert free_on_host(tmp_path) == 300_000
-    (mount / "outer" / "inner" / "memory.stat").unlink()  # not every system says how much is of files
+    (mount / "outer" / "inner" / "memory.stat").unlink()  # not every system counts cached files
     assert free_on_host(tmp_path) == 200_000
 
 
 @pytest.mark.parametrize("path", ["/", "/kubepods/of/the/host", "/../elsewhere"])
 def test_free_memory_in_a_container(tmp_path, path):
-    """Its own group lies at the mount, whatever path the host has for it."""
+    """The container's group is at the mount, whatever path the host has for it."""
     machine(tmp_path, f"0::{path}")
     write_group(tmp_path / "sys" / "fs" / "cgroup", 500_000, 300_000, 10)
     assert free_on_host(tmp_path) == 200_010

@@ -1,4 +1,4 @@
-"""Compiled, recomputed and replaced layers: the same gradient, and nothing compiled anew once warm."""
+"""Compiled, recomputed and replaced layers: the same gradient, and nothing compiled again once warm."""
 
 import copy
 import gc
@@ -27,7 +27,8 @@ def fresh_compiler():
 
 
 def batches(budget=192):
-    """Of one size in tokens, and of many numbers of trajectories, steps and longest lengths; plain and trees."""
+    """Batches with the same number of tokens, but other numbers of trajectories and steps and other lengths; plain and
+    in trees."""
     groups = solutions()
     many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 2, 3)]
     many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 2, 3)]
@@ -42,7 +43,7 @@ def learn(model, batch):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_nothing_is_compiled_anew_once_warm(tmp_path, architecture):
+def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
     model = make_model(tmp_path, architecture, num_hidden_layers=4)
     whole = make_model(tmp_path, architecture, num_hidden_layers=4)
     whole.load_state_dict(model.state_dict())
@@ -56,17 +57,17 @@ def test_nothing_is_compiled_anew_once_warm(tmp_path, architecture):
     assert warm >= 2  # a layer is two graphs, attention between them
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch in many:
-            (loss, own), (expected_loss, expected) = learn(model, batch), learn(whole, batch)
+            (loss, got), (expected_loss, expected) = learn(model, batch), learn(whole, batch)
             assert loss == pytest.approx(expected_loss, rel=1e-5)
             for name, gradient in expected.items():
                 if gradient.norm() > 1e-6:
-                    assert tiny.relative_error(own[name], gradient) <= 1e-5, name
+                    assert tiny.relative_error(got[name], gradient) <= 1e-5, name
             assert (model.eval().scores(batch) - whole.eval().scores(batch)).abs().max() <= 1e-5
     assert counters["stats"]["unique_graphs"] == warm
 
 
 def test_layers_share_what_is_compiled(tmp_path):
-    """Ten layers compile as often as two do."""
+    """Ten layers are compiled as often as two."""
     graphs = []
     for depth in (3, 11):
         torch.compiler.reset()
@@ -80,7 +81,7 @@ def test_layers_share_what_is_compiled(tmp_path):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_recomputed_layers_leave_the_gradient(tmp_path, count, compiled):
+def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count, compiled):
     model = make_model(tmp_path, "qwen3")
     batch = batches()[-1]
     loss, expected = learn(model, batch)
@@ -117,11 +118,11 @@ def compiled_and_recomputed(tmp_path, architecture="llama"):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_a_model_that_nobody_uses_is_gone_at_once(tmp_path, architecture):
-    """On a GPU it would hold its memory until the garbage collector comes by."""
+def test_an_unused_model_is_freed_at_once(tmp_path, architecture):
+    """Otherwise it would hold GPU memory until the garbage collector runs."""
     model = compiled_and_recomputed(tmp_path, architecture)
     learn(model, batches()[0])
-    gc.collect()  # what compiling has left, which is of the first steps alone
+    gc.collect()  # frees what compiling has left behind, once, in the first steps
     parts = [weakref.ref(part) for part in (*model.modules(), *model.parameters())]
     gc.disable()
     try:
@@ -140,7 +141,7 @@ def test_layers_keep_their_names(tmp_path):
         assert str(type(layer)) == str(type(before))
 
 
-def test_a_copy_has_weights_of_its_own(tmp_path):
+def test_a_copy_does_not_share_weights(tmp_path):
     model = compiled_and_recomputed(tmp_path)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -155,17 +156,16 @@ def test_a_copy_has_weights_of_its_own(tmp_path):
 
 def test_adapters_learn_in_compiled_layers(tmp_path):
     pytest.importorskip("peft")
-    model, found = make_model(tmp_path), []
+    model = make_model(tmp_path)
     add_adapters(model, 2, 4)
     whole = copy.deepcopy(model)
     compile_layers(model, backend="aot_eager")
     recompute(model, 2)
-    for each in (model, whole):
-        found.append(learn(each, batches()[0]))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    assert found[0][1].keys() == found[1][1].keys()
-    for name, gradient in found[1][1].items():
-        assert torch.allclose(found[0][1][name], gradient, atol=1e-6), name
+    (loss, got), (expected_loss, expected) = (learn(each, batches()[0]) for each in (model, whole))
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(got[name], gradient, atol=1e-6), name
 
 
 def test_dropout_is_the_same_the_second_time(tmp_path):
@@ -181,7 +181,7 @@ def test_dropout_is_the_same_the_second_time(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
 def test_liger_has_the_layers(tmp_path, architecture, monkeypatch):
-    """Its kernels need a GPU; here, that they are in their places and the model's class is not taken for another."""
+    """liger's kernels need a GPU; this tests that they are in place and were chosen for the right architecture."""
     pytest.importorskip("liger_kernel")
     modeling = __import__(f"transformers.models.{architecture}.modeling_{architecture}", fromlist=["x"])
     for name in ("apply_rotary_pos_emb", *(n for n in vars(modeling) if n.endswith(("RMSNorm", "MLP")))):
@@ -194,7 +194,7 @@ def test_liger_has_the_layers(tmp_path, architecture, monkeypatch):
 
 
 def test_float8_is_close(tmp_path):
-    """Emulated on the CPU: an error of rounding to 8 bits, not another function."""
+    """Emulated on the CPU: the error is that of rounding to 8 bits, so the function is the same."""
     pytest.importorskip("torchao")
     model = make_model(tmp_path, "qwen2", hidden_size=64, intermediate_size=128)
     batch = batches()[1]

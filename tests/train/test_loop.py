@@ -1,4 +1,4 @@
-"""The loop: the same gradient however the step is cut up, exact resumption, and learning on what it is given."""
+"""The loop: the same gradient however a step is divided, exact resumption, and learning from the data."""
 
 import json
 import shutil
@@ -20,21 +20,23 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.log import read_metrics
-from pqm_fast.train.loop import evaluate, train
-from pqm_fast.train.optim import learning_rate, make_optimizer
-from pqm_fast.train.setup import optimizer_steps, prepare
+from pqm_fast.train.evaluation import evaluate
+from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
+from pqm_fast.train.optim import make_optimizer
+from pqm_fast.train.run import prepare
+from pqm_fast.train.schedule import learning_rate
 from pqm_fast.train.step import Objective, backward
 
 
 def gradients(run):
-    got = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+    gradient = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
     run.model.zero_grad()
-    return got
+    return gradient
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_accumulation_and_packing_leave_the_gradient(configure, loss):
+def test_accumulation_and_packing_do_not_change_the_gradient(configure, loss):
     """One batch of everything = eight batches of a few = one trajectory at a time."""
     run = prepare(configure(loss=loss, micro_batch_tokens=4096))
     members = run.training.indices[:40]
@@ -79,7 +81,7 @@ def test_resume_is_exact_to_the_bit(configure, dropout, tmp_path):
 
 
 def cut_off(folder, step=None):
-    """Makes a finished run one that was killed before the end, and whose newest checkpoint is that of `step`."""
+    """Makes a finished run look as if it had been killed before the end, with `step` as its newest checkpoint."""
     for name in ("config.json", "model.safetensors"):
         (folder / name).unlink()
     for checkpoint in (folder / "checkpoints").glob("step-*"):
@@ -112,17 +114,17 @@ def test_a_run_from_before_an_option_existed_is_resumed(configure, tmp_path):
     train(configure(save_every=5, max_steps=8, resume=True))
 
 
-@pytest.mark.parametrize(("begun", "now"), [(2.0, 1.0), (1.0, 2.0)])
-def test_a_resumed_run_keeps_its_dtype(configure, tmp_path, monkeypatch, begun, now):
-    """Whatever is measured when it goes on."""
+@pytest.mark.parametrize(("gain", "later_gain"), [(2.0, 1.0), (1.0, 2.0)])
+def test_a_resumed_run_keeps_its_dtype(configure, tmp_path, monkeypatch, gain, later_gain):
+    """Whatever is measured when it is resumed."""
     model = str(tiny.model_folder(tmp_path / "wide", hidden_size=256, num_hidden_layers=1))
     options = {"model": model, "save_every": 2, "max_steps": 3, "recompute_layers": 0}
-    name, other = ("bfloat16", "float32") if begun > now else ("float32", "bfloat16")
-    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: begun)
+    name, other = ("bfloat16", "float32") if gain > later_gain else ("float32", "bfloat16")
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: gain)
     train(configure("whole", **options))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     cut_off(tmp_path / "cut", 2)
-    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: now)
+    monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *_: later_gain)
     assert any(note.startswith(f"dtype {other}: ") for note in prepare(configure("new", **options)).notes)
     resumed = prepare(configure("cut", **options, resume=True))
     assert resumed.model.classifier.dtype == getattr(torch, name)
@@ -142,7 +144,7 @@ def test_weights_are_saved_before_anything_that_may_fail(configure, tmp_path, mo
     def fail(*_, **__):
         raise RuntimeError("no metrics today")
 
-    monkeypatch.setattr("pqm_fast.train.loop.evaluate", fail)
+    monkeypatch.setattr("pqm_fast.train.active_run.evaluate", fail)
     with pytest.raises(RuntimeError, match="no metrics today"):
         train(configure(max_steps=2, eval_fraction=0.2))
     assert StepQModel.from_pretrained(str(tmp_path / "run")).load_report.complete
@@ -159,7 +161,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_differ(configure, tmp_path):
 
 @pytest.fixture
 def branching(tmp_path):
-    """Changes of a configuration: data whose solutions share first steps, in prefix trees."""
+    """Options for data whose solutions share first steps, in prefix trees."""
     rng = np.random.default_rng(0)
     with open(tmp_path / "branching.jsonl", "w") as file:
         for question in range(12):
@@ -178,13 +180,13 @@ def test_prefix_trees_train_from_fewer_tokens_and_say_so(configure, branching, t
     config = TrainConfig(**options)
     run = prepare(config)
     lengths = run.training.dataset.lengths[run.training.indices]
-    steps = list(optimizer_steps(run))
+    steps = list(run.order.steps(0, run.total_steps))
     seen = np.concatenate([m for step in steps for m in step])
     assert sorted(seen) == sorted([*run.training.indices] * 2)
     batches = [run.training.pack(m, 256) for step in steps for m in step]
-    assert sum(b.num_tokens for b in batches) <= 2 * run.units.sizes.sum() < 0.7 * 2 * lengths.sum()
+    assert sum(b.num_tokens for b in batches) <= 2 * run.order.units.sizes.sum() < 0.7 * 2 * lengths.sum()
     [note] = [note for note in run.notes if note.startswith("prefix trees: ")]
-    ratio = lengths.sum() / run.units.sizes.sum()
+    ratio = lengths.sum() / run.order.units.sizes.sum()
     assert note.endswith(f"instead of {lengths.sum():,}, {ratio:.2f} times fewer")
 
     train(config)
@@ -194,7 +196,7 @@ def test_prefix_trees_train_from_fewer_tokens_and_say_so(configure, branching, t
     assert all(row["loss"] > 0 for row in rows)
 
 
-def test_evaluation_in_trees_is_that_of_plain_packing(configure, branching):
+def test_evaluation_in_trees_equals_that_of_plain_packing(configure, branching):
     options = vars(configure(eval_fraction=0.5, micro_batch_tokens=128)) | branching
     trees, plain = (prepare(TrainConfig(**(options | {"prefix_tree": on}))) for on in (True, False))
     plain.model.load_state_dict(trees.model.state_dict())
@@ -217,7 +219,7 @@ def test_resuming_in_trees_is_exact(configure, branching, tmp_path):
 
 @pytest.fixture
 def rule(tmp_path):
-    """Data with a rule that the model can see: a step that holds w7 is wrong."""
+    """Options for data with a rule that the model can learn: a step with w7 is wrong."""
     rng = np.random.default_rng(0)
     with open(tmp_path / "rule.jsonl", "w") as file:
         for i in range(600):
@@ -233,7 +235,7 @@ def rule(tmp_path):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns(configure, rule, loss):
     metrics = train(configure(loss=loss, **rule))
-    if loss == "orm":  # learns at the last step alone: half the entropy of the outcomes (0.8^4 are right: 0.677)
+    if loss == "orm":  # learns only from the last step: half the entropy of the outcomes (0.8^4 are right: 0.677)
         assert metrics["loss"] < 0.34
     else:
         assert metrics["pair_accuracy"] > 0.95
@@ -270,7 +272,7 @@ def test_run_folder(configure, tmp_path):
         train(configure())
 
 
-def test_held_out_questions_are_on_one_side(configure):
+def test_a_question_is_trained_on_or_held_out(configure):
     run = prepare(configure(eval_fraction=0.3))
     question = run.training.dataset.question
     assert not set(question[run.training.indices]) & set(question[run.held_out.indices])
@@ -299,9 +301,9 @@ def test_evaluation_is_the_loss_and_metrics_of_all_held_out_trajectories(configu
     assert got["step_accuracy"] == pytest.approx(float(((q >= 0) == (y > 0.5)).double().mean()))
     assert got["trajectories"] == len(run.held_out)
     ends = batch.cu_steps[1:-1].tolist()
-    own, labels = (np.split(column.float().numpy(), ends) for column in (q, y))
+    per_trajectory, labels = (np.split(column.float().numpy(), ends) for column in (q, y))
     questions = [str(run.held_out.dataset.question[i]) for i in batch.members]
-    calibrated = calibrated_metrics(own, labels, cross_thresholds(own, labels, questions))
+    calibrated = calibrated_metrics(per_trajectory, labels, cross_thresholds(per_trajectory, labels, questions))
     assert None not in calibrated.values()
     assert {name: got[name] for name in calibrated} == pytest.approx(calibrated)
 
@@ -331,17 +333,17 @@ def test_soft_labels(configure, tmp_path):
         ([1, None], None, "all 40 step labels are correct"),
     ],
 )
-def test_labels_that_say_the_same_are_warned_of(configure, tmp_path, labels, threshold, warning):
+def test_a_warning_for_labels_that_are_all_the_same(configure, tmp_path, labels, threshold, warning):
     rows = [{"prompt": f"w{i}", "completions": ["w3", "w4"], "labels": labels} for i in range(3, 43)]
     data = tmp_path / "same.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = prepare(configure(data=(str(data),), loss="bce", label_threshold=threshold))
-    found = [note for note in run.notes if note.startswith("warning: ")]
-    assert len(found) == (warning is not None)
-    assert warning is None or found[0].startswith(f"warning: {data}: {warning}")
+    warnings = [note for note in run.notes if note.startswith("warning: ")]
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warnings[0].startswith(f"warning: {data}: {warning}")
 
 
-def test_a_class_of_less_than_one_in_a_hundred_is_warned_of():
+def test_a_warning_for_a_class_below_one_percent():
     labels = np.array([0.0] + [1.0] * 100 + [np.nan] * 50, dtype=np.float32)
     assert one_sided(labels[1:]) is not None
     assert one_sided(labels).startswith("only 1 of 101 step labels are wrong: ")
@@ -350,7 +352,7 @@ def test_a_class_of_less_than_one_in_a_hundred_is_warned_of():
     assert one_sided(labels[:0]) is None
 
 
-def test_orm_leaves_out_what_lost_its_last_step(configure):
+def test_orm_leaves_out_trajectories_without_their_last_step(configure):
     whole = prepare(configure(loss="orm", eval_fraction=0))
     cut = prepare(configure(loss="orm", eval_fraction=0, max_length=12, read=ReadOptions(skip_bad=True)))
     lost = cut.training.dataset.steps_cut > 0
@@ -362,21 +364,21 @@ def test_orm_leaves_out_what_lost_its_last_step(configure):
 
 def test_optimizer_steps_continue_where_they_stopped(configure):
     run = prepare(configure(accumulation=2, max_steps=30))
-    whole = [[m.tolist() for m in step] for step in optimizer_steps(run)]
+    whole = [[m.tolist() for m in step] for step in run.order.steps(0, run.total_steps)]
     assert len(whole) == 30
-    assert [[m.tolist() for m in step] for step in optimizer_steps(run, 17)] == whole[17:]
+    assert [[m.tolist() for m in step] for step in run.order.steps(17, run.total_steps)] == whole[17:]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3, 1000])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_each_pass_sees_each_trajectory_once(configure, accumulation, epochs):
-    """No optimizer step mixes two passes; the last one of a pass is short instead."""
+    """No optimizer step mixes two passes; instead, the last step of a pass is shorter."""
     run = prepare(configure(max_steps=None, epochs=epochs, accumulation=accumulation))
-    steps = list(optimizer_steps(run))
+    steps = list(run.order.steps(0, run.total_steps))
     assert all(len(step) <= accumulation for step in steps)
     seen = np.concatenate([m for step in steps for m in step]).reshape(epochs, -1)
-    for one in seen:
-        assert sorted(one) == sorted(run.training.indices)
+    for epoch in seen:
+        assert sorted(epoch) == sorted(run.training.indices)
 
 
 def test_half_a_pass(configure):
@@ -431,17 +433,17 @@ def test_small_updates_are_not_lost(configure):
 
 
 def test_micro_batches_add_up_in_float32(configure):
-    """Eight bfloat16 micro-batches: a gradient no further from float32 than that of one batch."""
+    """With eight bfloat16 micro-batches, the gradient is as close to float32 as with one batch."""
     members = np.arange(64)
 
     def gradient(dtype, accumulation):
         run = prepare(configure(dtype=dtype, accumulation=accumulation, micro_batch_tokens=4096))
         batches = [(run.training.pack(m), None) for m in np.array_split(members, accumulation)]
         backward(run.model, batches, Objective())
-        own = {name: p.grad for name, p in run.model.backbone.named_parameters()}
+        by_name = {name: p.grad for name, p in run.model.backbone.named_parameters()}
         if dtype == "bfloat16":
-            assert {g.dtype for g in own.values()} == {torch.float32 if accumulation > 1 else torch.bfloat16}
-        return torch.cat([g.float().flatten() for g in own.values()])
+            assert {g.dtype for g in by_name.values()} == {torch.float32 if accumulation > 1 else torch.bfloat16}
+        return torch.cat([g.float().flatten() for g in by_name.values()])
 
     exact = gradient("float32", 1)
     one, eight = (tiny.relative_error(gradient("bfloat16", n), exact) for n in (1, 8))
@@ -449,7 +451,7 @@ def test_micro_batches_add_up_in_float32(configure):
 
 
 def test_the_next_step_is_launched_before_the_last_one_is_read(configure, monkeypatch):
-    """A GPU is never waited for while it has nothing else to do."""
+    """The next step is queued before the host waits, so that a GPU is never idle."""
     from pqm_fast.train import loop, step
 
     events = []
@@ -458,12 +460,12 @@ def test_the_next_step_is_launched_before_the_last_one_is_read(configure, monkey
         events.append("launch")
         return whole(*arguments)
 
-    def wait(self, whole=step.Pending.wait):
+    def wait(self, whole=step.PendingResult.wait):
         events.append("read")
         return whole(self)
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    monkeypatch.setattr(step.Pending, "wait", wait)
+    monkeypatch.setattr(step.PendingResult, "wait", wait)
     train(configure(max_steps=5, eval_fraction=0))
     assert events == ["launch", *["launch", "read"] * 4, "read"]
 
@@ -503,7 +505,7 @@ def test_eight_bit_moments_resume_exactly(configure, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     stored = torch.load(tmp_path / "whole" / "checkpoints" / "step-0000010" / "training.pt", weights_only=True)
     kinds = [type(state["exp_avg"]).__name__ for state in stored["optimizer"]["state"].values()]
-    assert kinds.count("OptimState8bit") == 4  # q, k, v and o; the rest is too small or no whole blocks
+    assert kinds.count("OptimState8bit") == 4  # q, k, v and o; the others are too small or not whole blocks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Adapters learn alone, and the checkpoint has them merged into plain weights."""
+"""Only adapters learn, and the checkpoint has them merged into plain weights."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytest.importorskip("peft")
 
 
 def disturb(model):
-    """New adapters change nothing: their second factor is zero."""
+    """Makes the adapters change the output. New ones do not: their second factor is zero."""
     torch.manual_seed(1)
     for name, p in model.named_parameters():
         if ".lora_B." in name:
@@ -33,7 +33,7 @@ def test_merged_weights_are_what_the_adapters_compute(tmp_path, architecture):
     assert (model.scores(batch) - plain.scores(batch)).abs().max() <= 1e-6
     disturb(model)
     assert (model.scores(batch) - plain.scores(batch)).abs().max() > 1e-2
-    plain.classifier.load_state_dict(merged_state(model.classifier))  # strict: the names from before
+    plain.classifier.load_state_dict(merged_state(model.classifier))  # strict: with the original names
     assert (model.scores(batch) - plain.scores(batch)).abs().max() <= 1e-5
 
 
@@ -70,7 +70,7 @@ def test_a_run_with_adapters_gives_a_plain_checkpoint(configure, tmp_path, dtype
     _, info = AutoModelForTokenClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    # resumed from step 5 or 10, the end is the same to the bit
+    # resumed from step 10, the result is the same to the bit
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "run" / name).unlink()
     train(configure(**make, resume=True))

@@ -1,4 +1,4 @@
-"""The estimate of memory: what autograd keeps, counted by hand, and the sizes that are chosen from it."""
+"""The estimate of memory: what autograd keeps, compared with a count by hand, and the sizes chosen from it."""
 
 import gc
 import weakref
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pqm_kernels import AdamW
 from test_model import make_model
@@ -18,27 +18,28 @@ from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.model.attention import PACKED_ATTENTION, kernels
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.train import memory
+from pqm_fast.train import layer_memory
+from pqm_fast.train.layer_memory import LayerBytes, measure_layer
 from pqm_fast.train.layers import compile_layers, recompute
-from pqm_fast.train.memory import HOST_RESERVE, LayerBytes, Needs, Sizes, choose, fit_memory, measure_layer, needs
+from pqm_fast.train.memory import HOST_RESERVE, MemoryEstimate, Sizes, choose_sizes, estimate_memory, fit_memory
 from pqm_fast.train.optim import sum_gradients_in_float32
 from pqm_fast.train.step import Objective, train_step
 
 
 def test_what_a_layer_keeps_is_what_autograd_frees(tmp_path):
-    """Against the storages that come alive in a forward pass with a gradient, and are still there after it."""
+    """Compared with the fewest tensors that any implementation must keep."""
     model = make_model(tmp_path, "llama", hidden_size=64, intermediate_size=160)
     measured = measure_layer(model, 512)
     assert measured.recomputed == 64 * 4  # the input, float32
-    # at least what no implementation can do without: the input, its norm's result, q, k, v, attention's result, the
-    # second norm's input and result, gate, up, and their product's factors; at most three times that
+    # what every implementation must keep: the input, its norm's result, q, k, v, attention's result, the
+    # second norm's input and result, gate, up, and their product's factors
     least = 4 * (64 * 8 + 160 * 3)
     assert least <= measured.kept <= 3 * least
     assert measure_layer(model, 1024).kept == pytest.approx(measured.kept, rel=0.02)
 
 
 class KeepsItsInputs(torch.autograd.Function):
-    """As kernels of attention do."""
+    """Saves what attention kernels save."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -57,16 +58,17 @@ def test_a_tree_keeps_a_key_and_a_value_for_each_token_of_a_path(tmp_path, monke
     assert tree - plain == pytest.approx((ratio - 1) * of_a_token, rel=0.03)
 
 
+@settings(deadline=None)  # the time of a loaded machine says nothing
 @given(st.integers(1, 2000), st.integers(1, 300), st.floats(1, 40))
 def test_the_measured_tree_fits(tokens, longest, ratio):
-    made = memory._tree(tokens, longest, ratio, 1000)
+    made = layer_memory._tree(tokens, longest, ratio, 1000)
     assert all(0 < len(t.input_ids) <= longest + 1 for _, t in made)
     assert 0 < pack_trees([made], pad_to=tokens).num_tokens <= tokens
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_what_was_measured_is_freed(tmp_path, monkeypatch, compiled):
-    """At once: what autograd keeps must not keep itself."""
+    """It is freed at once: saved tensors must not hold themselves."""
     model = make_model(tmp_path)
     if compiled:
         torch.compiler.reset()
@@ -77,17 +79,17 @@ def test_what_was_measured_is_freed(tmp_path, monkeypatch, compiled):
         seen.append(weakref.ref(tensor))
         return storage(tensor)
 
-    storage = memory._storage
-    monkeypatch.setattr(memory, "_storage", noted)
+    storage = layer_memory._storage
+    monkeypatch.setattr(layer_memory, "_storage", noted)
     measure_layer(model, 256)
     gc.collect()
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    of_model = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     assert len(seen) > 20
-    assert not [ref() for ref in seen if ref() is not None and id(ref()) not in own]
+    assert not [ref() for ref in seen if ref() is not None and id(ref()) not in of_model]
 
 
 class Linear(nn.Module):
-    """A stand-in for a decoder layer whose needs are known."""
+    """A stand-in for a decoder layer that keeps a known number of bytes."""
 
     def __init__(self, layer):
         super().__init__()
@@ -136,17 +138,17 @@ def test_compiled_layers_are_measured_as_they_are(tmp_path):
 def test_bytes_of_a_parameter(tmp_path, dtype, optimizer, accumulation, expected):
     model = make_model(tmp_path).to(dtype)
     count = sum(p.numel() for p in model.parameters())
-    found = needs(model, LayerBytes(0, 0), Sizes(100, accumulation, 0), optimizer)
-    assert (found.weights, found.gradients, found.optimizer) == tuple(n * count for n in expected)
+    estimate = estimate_memory(model, LayerBytes(0, 0), Sizes(100, accumulation, 0), optimizer)
+    assert (estimate.weights, estimate.gradients, estimate.optimizer) == tuple(n * count for n in expected)
     model.requires_grad_(False)
-    assert needs(model, LayerBytes(0, 0), Sizes(100, 1, 0), optimizer).total == found.weights
+    assert estimate_memory(model, LayerBytes(0, 0), Sizes(100, 1, 0), optimizer).total == estimate.weights
 
 
 def test_activations_at_their_peak(tmp_path):
     model, layer = make_model(tmp_path), LayerBytes(kept=100, recomputed=10)
 
     def activations(again):
-        return needs(model, layer, Sizes(50, 1, again), "adamw").activations
+        return estimate_memory(model, layer, Sizes(50, 1, again), "adamw").activations
 
     assert activations(0) == 50 * (3 * 100 + 100)
     assert activations(1) == 50 * (2 * 100 + 10 + 100)  # the layer computed again comes when the others are done
@@ -154,9 +156,9 @@ def test_activations_at_their_peak(tmp_path):
 
 
 def choices(room, **options):
-    """What is chosen where `tokens` x (30 - layers computed again) must not be more than `room`."""
+    """The sizes chosen if `tokens` x (30 - recomputed layers) must not be more than `room`."""
     given = {"tokens": "auto", "accumulation": 2, "recompute_layers": "auto", "depth": 28, "longest": 1024} | options
-    return choose(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
+    return choose_sizes(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
 
 
 def test_sizes_are_as_large_as_fit():
@@ -169,7 +171,7 @@ def test_sizes_are_as_large_as_fit():
     assert choices(8192 * 2) == Sizes(8192, 4, 28)
     assert choices(8192 * 2 - 1) == Sizes(4096, 8, 28)
     assert choices(2048 * 2) == Sizes(2048, 16, 28)
-    assert choices(0) == Sizes(1024, 32, 28)  # the least there is: it may do, for it is an estimate
+    assert choices(0) == Sizes(1024, 32, 28)  # the smallest: they may fit, because this is an estimate
     assert choices(0, longest=5000) == Sizes(8192, 4, 28)
     assert choices(10**9, longest=30000) == Sizes(30000, 2, 0)
 
@@ -192,7 +194,7 @@ def test_where_small_batches_cost_nothing_layers_are_computed_again_last():
 
 @pytest.fixture
 def on_cpu(tmp_path, monkeypatch):
-    """`fit_memory` for a tiny model on a CPU with so much free memory, and `needs` of sizes."""
+    """(`fit_memory` for a tiny model on a CPU with `free` bytes of memory, the estimated bytes of given sizes)."""
     model = make_model(tmp_path)
     layer = measure_layer(model, 1024)
 
@@ -200,7 +202,7 @@ def on_cpu(tmp_path, monkeypatch):
         monkeypatch.setattr("pqm_fast.train.memory.free_on_host", lambda: free)
         return fit_memory(model, tokens, 1, recompute_layers, longest=64, optimizer="adamw")
 
-    return fit, lambda *sizes: needs(model, layer, Sizes(*sizes), "adamw").total
+    return fit, lambda *sizes: estimate_memory(model, layer, Sizes(*sizes), "adamw").total
 
 
 def test_a_cpu_takes_what_fits(on_cpu):
@@ -231,7 +233,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
     fit, _ = on_cpu
     measured = []
     monkeypatch.setattr(
-        "pqm_fast.train.memory.measure_layer", lambda model, tokens, *how: measured.append(tokens) or LayerBytes(1, 1)
+        "pqm_fast.train.memory.measure_layer", lambda model, tokens, *rest: measured.append(tokens) or LayerBytes(1, 1)
     )
     for tokens in ("auto", 4096, 512):
         fit(10**11, tokens=tokens)
@@ -239,7 +241,7 @@ def test_a_cpu_measures_a_layer_on_few_tokens(on_cpu, monkeypatch):
 
 
 def test_the_estimate_in_words():
-    needed = Needs(14_000_000_000, 14, 70_000_000_000, 26_000_000_000)
+    needed = MemoryEstimate(14_000_000_000, 14, 70_000_000_000, 26_000_000_000)
     text = "memory, estimated: weights 14.0 + gradients 0.0 + optimizer 70.0 + activations 26.0 = 110.0 GB of "
     assert needed.describe(150 * 10**9) == f"{text}150.0"
     assert needed.describe(100 * 10**9).startswith(f"{text}100.0: it may not fit. --optimizer adamw-8bit")
@@ -247,7 +249,7 @@ def test_the_estimate_in_words():
 
 @pytest.fixture
 def clean_gpu():
-    """Nothing of an earlier test in memory, nothing compiled."""
+    """Frees the memory of earlier tests, and forgets what was compiled."""
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
@@ -258,12 +260,12 @@ def clean_gpu():
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("again", [0, 2, 6])
 def test_the_estimate_is_close_to_the_peak(compiled, again):
-    """Never far too low, which would end in an error; never twice what is needed."""
+    """Never far too low, which would end in an error; never twice the peak."""
     model = made_on_gpu()
     if compiled:
         compile_layers(model)
     sizes = Sizes(8192, 1, again)
-    estimate = needs(model, measure_layer(model, sizes.micro_batch_tokens), sizes, "adamw")
+    estimate = estimate_memory(model, measure_layer(model, sizes.micro_batch_tokens), sizes, "adamw")
     recompute(model, again)
     batch = full_batch(sizes.micro_batch_tokens)
     for _ in range(2):
@@ -313,7 +315,7 @@ def made_on_gpu():
 
 
 def full_batch(tokens, trees=False):
-    """Two solutions a question, which part after a quarter."""
+    """A batch of `tokens` tokens with two solutions per question, which share the first quarter."""
     rng = np.random.default_rng(0)
     groups, left, number = [], tokens, 0
     while left > 0:

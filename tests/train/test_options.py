@@ -1,4 +1,4 @@
-"""Each option of a run gets to where it acts."""
+"""Each option of a run reaches the place where it acts."""
 
 import json
 import shutil
@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
-from pqm_fast.train import evaluation, loop, setup
+from pqm_fast.train import active_run, evaluation, layer_setup, loop
 from pqm_fast.train.checkpoint import complete_checkpoints
-from pqm_fast.train.log import read_metrics
-from pqm_fast.train.loop import evaluate, train
+from pqm_fast.train.evaluation import evaluate
+from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.optim import make_optimizer, set_learning_rate
-from pqm_fast.train.setup import prepare
+from pqm_fast.train.run import prepare
 from pqm_fast.train.step import Objective
 
 
@@ -51,7 +52,7 @@ def test_the_learning_rate_that_is_logged(configure, tmp_path):
 def test_layers_attention_and_workers(configure, monkeypatch):
     calls = {}
     for name in ("compile_layers", "recompute"):
-        monkeypatch.setattr(setup, name, lambda *given, name=name: calls.update({name: given[1:]}))
+        monkeypatch.setattr(layer_setup, name, lambda *given, name=name: calls.update({name: given[1:]}))
 
     def load_steps(*given, workers, pin, whole=evaluation.load_steps):
         calls["workers"] = workers
@@ -73,7 +74,7 @@ def test_layers_attention_and_workers(configure, monkeypatch):
 
 
 def test_the_saved_dtype(configure, tmp_path):
-    """float32 has what bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
+    """The float32 checkpoint has the bits that bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
     options = {"dtype": "bfloat16", "max_steps": 5}
     for name in ("bfloat16", "float32"):
         train(configure(name, save_dtype=name, **options))
@@ -94,7 +95,7 @@ def test_evaluation_has_no_dropout(configure, tmp_path):
 
 
 def test_a_resumed_run_has_its_sizes(configure, tmp_path):
-    """With sizes on auto it takes those that it was started with, whatever fits today."""
+    """With sizes on auto, it keeps those that it was started with, whatever would fit now."""
     options = {"micro_batch_tokens": "auto", "save_every": 2, "max_steps": 4}
     train(configure(**options))
     (tmp_path / "run" / "config.json").unlink()
@@ -103,19 +104,19 @@ def test_a_resumed_run_has_its_sizes(configure, tmp_path):
     assert (state["micro_batch_tokens"], state["accumulation"]) == (16384, 1)
     (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "accumulation": 4}))
     write_sums(newest)
-    sizes = prepare(configure(**options, resume=True)).sizes
+    sizes = prepare(configure(**options, resume=True)).order.sizes
     assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
 
 
-def test_layers_may_be_computed_again_in_a_resumed_run(configure, tmp_path):
+def test_a_resumed_run_may_recompute_layers(configure, tmp_path):
     train(configure(save_every=2, max_steps=4))
     (tmp_path / "run" / "config.json").unlink()
     run = prepare(configure(save_every=2, max_steps=4, resume=True, recompute_layers="all"))
-    assert run.sizes.recompute_layers == 2
+    assert run.order.sizes.recompute_layers == 2
 
 
 def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
-    """A clock on which every step takes a second, and saving or evaluating a hundred."""
+    """With a clock on which every step takes a second, and saving or evaluating a hundred."""
     now = [0.0]
 
     def later(function, seconds):
@@ -127,8 +128,8 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(loop, "train_step", later(loop.train_step, 1.0))
-    monkeypatch.setattr(loop, "save_checkpoint", later(loop.save_checkpoint, 100.0))
-    monkeypatch.setattr(loop, "evaluate", later(loop.evaluate, 100.0))
+    monkeypatch.setattr(active_run, "save_checkpoint", later(active_run.save_checkpoint, 100.0))
+    monkeypatch.setattr(active_run, "evaluate", later(active_run.evaluate, 100.0))
     options = {"max_steps": 9, "save_every": 3, "eval_every": 2, "eval_fraction": 0.1}
     train(configure(**options))
     run = tmp_path / "run"
@@ -138,7 +139,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
         9 - step + 100.0 * (5 - (step - 1) // 2) for step in range(3, 10)
     ]
     assert all(0 < row["tokens_per_second"] <= 128 for row in rows)
-    # as if stopped in the evaluation after step 6: the resumed run begins with it
+    # as if stopped in the evaluation after step 6: the resumed run starts with this evaluation
     (run / "config.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-0000009")
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -149,7 +150,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
 
 
 def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
-    """It trains as it is; what needs its layers says so."""
+    """It trains with the default options; options that need its layers raise an error."""
     from transformers import AutoConfig
 
     folder = tmp_path / "opt"
@@ -160,7 +161,7 @@ def test_an_architecture_with_layers_elsewhere(configure, tmp_path):
     tiny.tokenizer().save_pretrained(folder)
     train(configure(model=str(folder), max_steps=2))
     for options in ({"recompute_layers": 1}, {"layers": "compile"}):
-        with pytest.raises(PQMError, match="opt: its decoder layers were not found; give --layers eager"):
+        with pytest.raises(PQMError, match="opt: its decoder layers were not found; pass --layers eager"):
             prepare(configure("other", model=str(folder), **options))
 
 

@@ -19,7 +19,7 @@ def batches(parts=3):
 @pytest.mark.parametrize("loss", ["rank", "bce"])
 @pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
 def test_a_step_is_that_of_the_whole_batch(tmp_path, loss, clip):
-    """Loss, norm, clipping and update, with plain gradient descent: what moves is the clipped gradient."""
+    """Loss, norm, clipping and update. With plain gradient descent, the weights move by the clipped gradient."""
     model = make_model(tmp_path)
     [(whole, _)] = batches(1)
     out = model(whole, loss=loss, zeta=1.5)
@@ -31,17 +31,17 @@ def test_a_step_is_that_of_the_whole_batch(tmp_path, loss, clip):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=10.0)
-    pending = train_step(model, optimizer, batches(), Objective(loss, 1.5, clip)).wait()
+    result = train_step(model, optimizer, batches(), Objective(loss, 1.5, clip)).wait()
     assert model.training
-    assert pending.loss == pytest.approx(float(out.loss.detach()), rel=1e-5)
-    assert pending.grad_norm == pytest.approx(norm, rel=1e-5)
-    assert pending.finite
+    assert result.loss == pytest.approx(float(out.loss.detach()), rel=1e-5)
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert result.finite
     moved = torch.cat([(before[name] - p.detach()).flatten() for name, p in model.named_parameters()])
     gradient = torch.cat([expected[name].flatten() for name, _ in model.named_parameters()])
     assert tiny.relative_error(moved, 10.0 * scale * gradient) <= 1e-4
     assert all(p.grad is None for p in model.parameters())
     scores = {}
-    for (batch, _), q in zip(batches(), pending.scores, strict=True):
+    for (batch, _), q in zip(batches(), result.scores, strict=True):
         scores |= dict(zip(batch.members, q.split(batch.cu_steps.diff().tolist()), strict=True))
     for member, q in zip(whole.members, out.q.split(whole.cu_steps.diff().tolist()), strict=True):
         assert (scores[member] - q).abs().max() <= 1e-5
@@ -75,6 +75,6 @@ def test_what_is_not_finite_is_seen(tmp_path, bad):
         torch.nn.init.constant_(model.head.bias, math.inf)
     else:
         model.backbone.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    pending = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), Objective()).wait()
-    assert math.isfinite(pending.loss) == (bad == "gradient")
-    assert not pending.finite
+    result = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), Objective()).wait()
+    assert math.isfinite(result.loss) == (bad == "gradient")
+    assert not result.finite

@@ -1,4 +1,4 @@
-"""Prefix trees leave the loss and the gradient of every parameter as they are, in one batch and in several."""
+"""Prefix trees do not change the loss or the gradient of any parameter, in one batch or in several."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from pqm_fast.model.step_q_model import StepQModel
 
 
 def solutions(questions=4, each=6, seed=0):
-    """(trajectories, question of each): solutions that branch off each other at a step, some equal, some cut short."""
+    """(trajectories, question of each): solutions that share first steps, some of them equal, some cut short."""
     rng = np.random.default_rng(seed)
     made, question = [], []
     for number in range(questions):

@@ -20,8 +20,8 @@ from pqm_fast import Scorer
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.log import read_metrics
 from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
 
 WORDS = 8000
 WRONG, SAID = 0, 1  # the words with which a wrong step begins, and one that is like any other

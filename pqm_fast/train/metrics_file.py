@@ -1,0 +1,30 @@
+"""Reading metrics.jsonl, the figures of a run: one JSON object a line."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, each with its `kind` (train or eval) and `step`. Lines that are damaged, cut off or
+    something else are skipped."""
+    return [row for _, row in read_lines(path) if is_metrics(row)]
+
+
+def read_lines(path: Path) -> list[tuple[bytes, Any]]:
+    """Every line that is not empty, with its line feed, and its value: None if the line is not JSON."""
+    lines: list[tuple[bytes, Any]] = []
+    for line in io.BytesIO(path.read_bytes()) if path.exists() else ():
+        if line.strip():
+            try:
+                lines.append((line, json.loads(line.decode("utf-8"))))
+            except (ValueError, RecursionError):
+                lines.append((line, None))
+    return lines
+
+
+def is_metrics(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int

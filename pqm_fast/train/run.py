@@ -1,0 +1,142 @@
+"""Everything that a run needs before its first step, loaded and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pqm_fast.data.encode import Encoder
+from pqm_fast.errors import PQMError
+from pqm_fast.model.device import pick_device, pick_dtype
+from pqm_fast.model.identity import identify_model
+from pqm_fast.model.recipe import Recipe
+from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.model.tokenizer import load_tokenizer
+from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.layer_setup import set_up_layers, settle_sizes
+from pqm_fast.train.resume import Start, check_same_run, find_start
+from pqm_fast.train.run_identity import run_identity
+from pqm_fast.train.schedule import StepOrder
+from pqm_fast.train.split import Split, training_and_held_out
+
+DEFAULT_LENGTH = 4096  # longest trajectory in tokens, where the model has a longer context
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the loop works on."""
+
+    config: TrainConfig
+    start: Start
+    device: torch.device
+    model: StepQModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    training: Split
+    held_out: Split
+    order: StepOrder
+    """Of the optimizer steps over the training trajectories."""
+    total_steps: int
+    identity: dict[str, Any]
+    """What a run that is resumed must have in common with its checkpoint."""
+    notes: tuple[str, ...]
+    """What to tell the user before the first step."""
+
+    @property
+    def pad_to(self) -> int | None:
+        """Tokens that micro-batches are padded to, if their shape is fixed. Fixed shapes keep a GPU's allocator steady,
+        and save compiled layers from being compiled again."""
+        fixed = self.device.type == "cuda" or self.config.layers == "compile"
+        return self.order.sizes.micro_batch_tokens if fixed else None
+
+    def describe(self) -> str:
+        """The run in a few lines, with its notes."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        tokens = int(self.training.dataset.lengths[self.training.indices].sum())
+        sizes = self.order.sizes
+        lines = [
+            f"{self.model.config.model_type}, {parameters:,} parameters, {self.device}; loss {self.config.loss}",
+            f"{len(self.training):,} trajectories to train on ({tokens:,} tokens), {len(self.held_out):,} held out; "
+            f"{self.total_steps:,} steps of {sizes.accumulation:,} x {sizes.micro_batch_tokens:,} tokens at most, "
+            f"{sizes.recompute_layers} layers computed again in the backward pass",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Loads and checks everything that a run needs.
+
+    Raises PQMError before anything is written into the run folder; only a damaged config.yaml there is repaired.
+    """
+    notes: list[str] = []
+    start = find_start(config, notes)
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    model = StepQModel.from_pretrained(
+        config.model,
+        dtype=pick_dtype(start.dtype, device, config.model, notes),
+        device=device,
+        attention=config.attention,
+    )
+    notes += model.load_report.notes
+    model_identity = identify_model(config.model, model.config)
+    tokenizer = load_tokenizer(config.model, notes)
+    if not type(model.classifier).__module__.startswith("transformers."):
+        notes.append(
+            f"transformers has no {type(model.classifier).__name__}: the checkpoint loads through pqm_fast, "
+            "not in other programs"
+        )
+    template = config.template.resolve(tokenizer)
+    if not model.step_rows_only:
+        notes.append(f"{model.config.model_type}: the last layer computes every token, not only those that steps read")
+    if added := model.fit_vocabulary(tokenizer, template.step_token):
+        notes.append(added)
+    length = _longest_trajectory(config, model.context)
+    set_up_layers(model, config, notes)
+
+    training, held_out = training_and_held_out(config, Encoder(tokenizer, template, length), notes)
+    sizes = settle_sizes(model, start, longest=length, tree_ratio=training.tree_ratio, notes=notes)
+    order = StepOrder(training.units(training.indices, sizes.micro_batch_tokens), sizes, config.seed)
+    if config.prefix_tree:
+        total, unique = training.dataset.lengths[training.indices].sum(), order.units.sizes.sum()
+        notes.append(
+            f"prefix trees: {unique:,} tokens to compute instead of {total:,}, {total / unique:.2f} times fewer"
+        )
+    total_steps = config.max_steps or order.count_steps(config.epochs)
+    identity = run_identity(
+        model=model_identity,
+        data=training.dataset.digest,
+        trajectories=len(training),
+        total_steps=total_steps,
+        sizes=sizes,
+        template=template,
+    )
+    if extension := check_same_run(start, identity, total_steps, evaluates=bool(len(held_out))):
+        notes.append(extension)
+    return Run(
+        config=config,
+        start=start,
+        device=device,
+        model=model,
+        tokenizer=tokenizer,
+        recipe=Recipe(template, config.loss, config.zeta),
+        training=training,
+        held_out=held_out,
+        order=order,
+        total_steps=total_steps,
+        identity=identity,
+        notes=tuple(notes),
+    )
+
+
+def _longest_trajectory(config: TrainConfig, context: int) -> int:
+    """Tokens of the longest trajectory. Raises PQMError if it does not fit the model's context or a micro-batch."""
+    most = context if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
+    length = config.max_length or min(context, DEFAULT_LENGTH, most)
+    if length > context:
+        raise PQMError(f"max_length: {length} is more than the model's context of {context} tokens")
+    if length > most:
+        raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most}")
+    return length

@@ -1,0 +1,108 @@
+"""The trajectories that a run trains on, and those that it holds out for evaluation."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pqm_kernels import LOSSES
+
+from pqm_fast.data.balance import one_sided
+from pqm_fast.data.batches import Units
+from pqm_fast.data.dataset import TrajectoryDataset
+from pqm_fast.data.encode import Encoder
+from pqm_fast.data.pack import PackedBatch, pack
+from pqm_fast.data.questions import split_by_question
+from pqm_fast.data.token_cache import load_dataset
+from pqm_fast.data.trajectory import Trajectory
+from pqm_fast.errors import PQMError
+from pqm_fast.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some trajectories of a data set, with the labels as the loss takes them."""
+
+    dataset: TrajectoryDataset
+    indices: np.ndarray
+    """[N] int64, the numbers of the trajectories in `dataset`."""
+    label_threshold: float | None
+    """Soft labels become 1 from this value on, and 0 below. None: labels stay as they are."""
+    prefix_tree: bool
+    """Compute what the trajectories of a question share once."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def trajectory(self, index: int) -> Trajectory:
+        """Trajectory `index` of the data set."""
+        trajectory = self.dataset[index]
+        if self.label_threshold is None:
+            return trajectory
+        labels = trajectory.labels
+        hard = np.where(np.isnan(labels), np.nan, labels >= self.label_threshold)
+        return replace(trajectory, labels=hard.astype(np.float32))
+
+    def units(self, indices: np.ndarray, budget: int) -> Units:
+        """The trajectories `indices` in units for batches of `budget` tokens."""
+        if not self.prefix_tree:
+            return Units.alone(indices, self.dataset.lengths[indices])
+        return Units.trees(indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget)
+
+    def tree_ratio(self, sample: int = 4096) -> float:
+        """How many times as many tokens the trajectories of a question have as there are to compute: the value that 19
+        of 20 questions do not exceed, in a sample of trajectories. 1 without prefix trees."""
+        if not self.prefix_tree:
+            return 1.0
+        sampled = self.indices[np.argsort(self.dataset.question[self.indices], kind="stable")[:sample]]
+        units = self.units(sampled, int(self.dataset.lengths[sampled].sum()))
+        totals = np.add.reduceat(self.dataset.lengths[units.members], np.append(0, units.ends[:-1]))
+        return float(np.quantile(totals / units.sizes, 0.95))
+
+    def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
+        """One batch of the trajectories `members` [B], padded to `pad_to` tokens."""
+        pairs = [(int(i), self.trajectory(i)) for i in members]
+        return pack(pairs, question=self.dataset.question[members] if self.prefix_tree else None, pad_to=pad_to)
+
+
+def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str]) -> tuple[Split, Split]:
+    """Loads the data and divides it so that no question is on both sides.
+
+    `notes` gets what was left out and why. Raises PQMError for data that the loss cannot use, or if nothing is left to
+    train on.
+    """
+    loaded = _load(config.data, config, encoder, notes)
+    if config.eval_data:
+        held_out = _load(config.eval_data, config, encoder, notes)
+        shared = np.isin(loaded.dataset.question, held_out.dataset.question)
+        training = replace(loaded, indices=loaded.indices[~shared[loaded.indices]])
+        if shared.any():
+            notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
+    else:
+        question = loaded.dataset.question[loaded.indices]
+        to_train, to_hold_out = split_by_question(question, config.eval_fraction, config.seed)
+        training = replace(loaded, indices=loaded.indices[to_train])
+        held_out = replace(loaded, indices=loaded.indices[to_hold_out])
+    if not len(training):
+        raise PQMError(f"{', '.join(config.data)}: no trajectory is left to train on")
+    return training, held_out
+
+
+def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:
+    """All trajectories of `paths` that the loss can use."""
+    dataset = load_dataset(paths, config.read, encoder, config.cache_dir)
+    notes += dataset.notes
+    indices = np.arange(len(dataset))
+    if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut > 0).any():
+        notes.append(f"{cut.sum():,} trajectories left out: {config.loss} needs the last step, and theirs was cut off")
+        indices = indices[~cut]
+    soft = LOSSES[config.loss].soft_labels or config.label_threshold is not None
+    labels = dataset.columns["labels"]
+    if warning := one_sided(labels, config.label_threshold or 0.5):
+        notes.append(f"warning: {', '.join(paths)}: {warning}")
+    if not soft and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
+        record = dataset.name(dataset.trajectory_of_step(int(wrong[0])))
+        raise PQMError(
+            f"{', '.join(paths)}: record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss "
+            f"{config.loss} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
+            f"({', '.join(name for name, loss in LOSSES.items() if loss.soft_labels)})"
+        )
+    return Split(dataset, indices, config.label_threshold, config.prefix_tree)

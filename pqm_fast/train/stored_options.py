@@ -1,0 +1,69 @@
+"""The options that a run was started with: in its config.yaml, and in each of its checkpoints."""
+
+from contextlib import suppress
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.common.yaml_file import read_yaml, write_yaml
+from pqm_fast.data.formats import ReadOptions
+from pqm_fast.errors import PQMError
+from pqm_fast.train.checkpoint import Checkpoint
+from pqm_fast.train.config import RUN_LENGTH, WITHOUT_EFFECT, TrainConfig
+
+CONFIG_FILE = "config.yaml"
+
+
+def write_config(config: TrainConfig) -> None:
+    """Writes every option into config.yaml in the run folder, which `--config` reads."""
+    write_yaml(config.folder / CONFIG_FILE, config.to_store())
+
+
+def check_options(config: TrainConfig, checkpoint: Checkpoint | None, notes: list[str]) -> None:
+    """Raises PQMError for options that are not those of the run.
+
+    A checkpoint holds them under a checksum, so a damaged config.yaml is written again from it, and `notes` gets a
+    message. Before the first checkpoint, config.yaml is all there is.
+    """
+    path = config.folder / CONFIG_FILE
+    stored = _read_options(path)
+    started_with = stored if checkpoint is None else _with_defaults(checkpoint.state["options"])
+    if started_with is None:
+        raise PQMError(f"{path}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
+    repaired = ""
+    if checkpoint is not None and (
+        stored is None or _differing(started_with, stored) or _differing(stored, started_with)
+    ):
+        repaired = f"{path} was damaged, and is written again from {checkpoint.path.name}"
+        notes.append(repaired)
+        write_yaml(path, started_with | {"out": config.out})
+    current = config.to_store()
+    if names := _differing(started_with, current):
+        values = ", ".join(f"{name} ({started_with.get(name)!r} then, {current[name]!r} now)" for name in names)
+        raise PQMError(
+            f"{config.out}: --resume needs the options of the run itself; different: {values}. "
+            f"{repaired}{'. ' if repaired else ''}Pass --config {path} to take them from there"
+        )
+
+
+def _read_options(path: Path) -> dict[str, Any] | None:
+    """The options in config.yaml; None if it is not what a run writes."""
+    options: Any = None
+    with suppress(PQMError):
+        options = read_yaml(path)
+    return _with_defaults(options) if isinstance(options, dict) else None
+
+
+def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Adds options that did not exist yet when the run was started: it ran with what is now their default."""
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    options = options | {name: value for name, value in defaults.items() if name not in options}
+    if isinstance(options.get("read"), dict):
+        options["read"] = asdict(ReadOptions()) | options["read"]
+    return {name: value for name, value in options.items() if name != "resume"}
+
+
+def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """The options, among those that change what a step does, whose values differ."""
+    compared = current.keys() - WITHOUT_EFFECT - RUN_LENGTH
+    return [name for name in current if name in compared and started_with.get(name) != current[name]]
