@@ -83,7 +83,7 @@ def _sample(config: SampleConfig, names: list[str]) -> Path:
         places[number] = place
 
     journal.replay(take)
-    with journal.kept():
+    with journal.writing():
         refused = _fill(config, names, questions, journal, places)
         if len(refused) == len(questions):
             raise PQMError(f"{', '.join(config.data)}: no question could be taken, the last: {refused.popitem()[1]}")

@@ -9,7 +9,7 @@ import torch
 
 from pqm_fast.common.files import write_json
 from pqm_fast.common.lock import locked
-from pqm_fast.common.signals import Stop, Stopped, stop_requested
+from pqm_fast.common.signals import Stopped, StopRequest, stop_requested
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model.device import dtype_name
@@ -62,7 +62,7 @@ class _Work:
     folder: RunFolder
     log: RunLog
     clock: Clock
-    stop: Stop
+    stop: StopRequest
 
     def evaluate(self, step: int, limit: int | None) -> dict[str, Any]:
         """The figures after a step, which are logged; {} if a signal came."""
