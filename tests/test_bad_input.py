@@ -483,7 +483,10 @@ def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path):
     path = tmp_path / "out" / "checkpoints" / "step-0000001" / "training.pt"
     path.write_bytes(path.read_bytes()[:10])
     fails(
-        interrupted(), path.parent, "every checkpoint is damaged", "training.pt or SHA256SUMS is not as it was written"
+        interrupted(),
+        path.parent,
+        "every checkpoint is damaged",
+        "training.pt or SHA256SUMS has changed since it was written",
     )
 
 
@@ -536,7 +539,7 @@ def test_scores_begun_with_something_else(command, fails, world, tmp_path):
         "max_length": command("score", model=model, max_length=50),
         "read": command("score", model=model, format="trl"),
     }.items():
-        fails(arguments, f"{part}: was begun with other options: {changed} (", "delete it to start over")
+        fails(arguments, f"{part}: was started with other options: {changed} (", "delete it to start over")
     weights = model / "model.safetensors"
     times, content = weights.stat(), bytearray(weights.read_bytes())
     content[-1] ^= 1  # trained again, of the same size, and its time put back
@@ -680,15 +683,15 @@ def test_usage_errors(arguments, part, capfd, tmp_path, monkeypatch):
         ("model: [a", "line 1"),
         ("\x00", "cannot be read"),
         ("- model", "holds no options"),
-        ("loss: bce\nzeta: 2\nloss: rank", "line 3: loss stands there for the second time; leave one of them"),
-        ("template:\n  step_token: a\n  step_token: b", "line 3: step_token stands there for the second time"),
-        ('{"loss": "bce", "loss": "bce"}', "line 1: loss stands there for the second time"),
+        ("loss: bce\nzeta: 2\nloss: rank", "line 3: loss appears for the second time; keep only one"),
+        ("template:\n  step_token: a\n  step_token: b", "line 3: step_token appears for the second time"),
+        ('{"loss": "bce", "loss": "bce"}', "line 1: loss appears for the second time"),
         ("", "holds no options"),
         ("seed: 2024-13-45", "month must be in 1..12"),
         ("data: &a [*a]", "nested too deeply"),
         pytest.param(
             "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(20)),
-            "3,229,379,887,561,996,731 values, aliases included, where at most 100,000 are taken",
+            "3,229,379,887,561,996,731 values, aliases included, where at most 100,000 are allowed",
             id="laughs",
             marks=pytest.mark.fault(
                 "a file of options is made to fill the memory",

@@ -276,7 +276,7 @@ def test_paths_are_no_texts(parsed):
 def test_a_malformed_escape_is_an_error(typed, capsys):
     assert main(["train", "--model", "m", "--data", "d", "--out", "o", f"--step-format={typed}"]) == 2
     said = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
-    assert "is no escape; write \\n (line break)" in said
+    assert "is not an escape; write \\n (line break)" in said
     assert "--step-format" in said
 
 
@@ -522,7 +522,7 @@ def test_interrupted_score_goes_on_where_it_stopped(world, whole, tmp_path, monk
     assert [json.loads(line.rpartition(b"\t")[0]) for line in part.read_bytes().splitlines()[1:]] == [
         json.loads(line) for line in whole.splitlines()[:24]
     ]
-    kept = f"what is done is kept in {part}, and the same command goes on from there"
+    kept = f"what is done is kept in {part}, and the same command continues from there"
     assert capsys.readouterr().err == f"pqm-fast: interrupted; {kept}\n"
     os.truncate(part, part.stat().st_size - lost if lost is not None else 0)  # what had not reached the disk
     left = rows_in(part)
@@ -566,7 +566,7 @@ def test_interrupted_score_goes_on_in_its_dtype(world, whole, tmp_path, monkeypa
     assert score(tmp_path / "in_half.jsonl", data, run, "--dtype=bfloat16") == 0
     expected = {"bfloat16": (tmp_path / "in_half.jsonl").read_bytes(), "float32": whole}
     assert expected["bfloat16"] != whole
-    picked = {"pqm_fast.model.device.LEAST_WIDTH": 0, "pqm_fast.model.device.bfloat16_gain": lambda *_: 2.0}
+    picked = {"pqm_fast.model.device.MIN_BFLOAT16_WIDTH": 0, "pqm_fast.model.device.bfloat16_gain": lambda *_: 2.0}
     with monkeypatch.context() as patch:
         for name, value in picked.items() if begun == "bfloat16" else ():
             patch.setattr(name, value)
@@ -627,7 +627,7 @@ def test_score_goes_on_once_there_is_room(world, whole, tmp_path, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.setattr(StepQModel, "scores", terminated)
         assert score(out, data, run) == 143
-    assert capsys.readouterr().err == f"pqm-fast: terminated{kept}, and the same command goes on from there\n"
+    assert capsys.readouterr().err == f"pqm-fast: terminated{kept}, and the same command continues from there\n"
     with monkeypatch.context() as patch, file_size_limit(len(whole) - 1):
         # OUT.part, with its checksums, is larger than OUT: a disk that is full only for the second
         patch.setattr(Journal, "append", file_size_limit(None)(Journal.append))

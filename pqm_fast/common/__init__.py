@@ -1,1 +1,1 @@
-"""What every room needs: files and their checksums, locks, signals, names, options."""
+"""Shared foundations: files and their checksums, locks, signals, names, options."""

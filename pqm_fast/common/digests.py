@@ -1,4 +1,4 @@
-"""SHA-256 of files: size and time survive an edit, the contents do not."""
+"""SHA-256 of files. An edit may leave size and time of a file unchanged, but not its contents."""
 
 import hashlib
 import time
@@ -7,20 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-SETTLED = 100_000_000  # nanoseconds
+SETTLED_NANOSECONDS = 100_000_000  # a file that changed more recently is read again
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256, for which processors have instructions. A file that is as it was is read once in a process."""
-    found = file.stat()
-    # the time of the last change, which nobody can put back, is coarse: soon after one there may be another in it
-    if time.time_ns() - found.st_ctime_ns < SETTLED:
+    """The SHA-256 of a file, in hexadecimal. A file that does not change is read once in a process."""
+    # SHA-256 and not a faster hash: processors have instructions for it
+    status = file.stat()
+    # the change time cannot be set back, but it is coarse: another change may follow within its resolution
+    if time.time_ns() - status.st_ctime_ns < SETTLED_NANOSECONDS:
         return _read_digest(file)
-    return _known_digest(file, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _known_digest(file, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def file_digests(files: Iterable[Path]) -> list[str]:
-    """The same of several, side by side: hashlib lets other threads run."""
+    """The SHA-256 of several files, computed in parallel threads: hashlib releases the interpreter lock."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(file_digest, files))
 
@@ -39,6 +40,7 @@ def _read_digest(file: Path) -> str:
 
 
 def folder_digests(folder: Path, files: Iterable[Path]) -> list[list[str]]:
-    found = [file for file in sorted(set(files)) if file.is_file()]
-    names = (str(file.relative_to(folder)) for file in found)
-    return [list(pair) for pair in zip(names, file_digests(found), strict=True)]
+    """[name relative to `folder`, SHA-256] of those `files` that are files, sorted by name."""
+    present = [file for file in sorted(set(files)) if file.is_file()]
+    names = (str(file.relative_to(folder)) for file in present)
+    return [list(pair) for pair in zip(names, file_digests(present), strict=True)]

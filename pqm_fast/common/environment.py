@@ -1,4 +1,4 @@
-"""What a measured figure was measured with; stored beside it."""
+"""The environment of a measurement: device, versions and commit, stored beside the results."""
 
 import os
 import platform
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 COMMIT = "PQM_FAST_COMMIT"
-"""Says the commit where the files are, but not their history."""
+"""The environment variable that names the commit where the files are present without their git history."""
 
 
 def describe() -> dict[str, Any]:
-    """Device, versions and the commit: what PQM_FAST_COMMIT in the environment says or, in a checkout, its own (with
-    `+` where files differ from it)."""
+    """The device, versions and the commit. The commit comes from PQM_FAST_COMMIT in the environment or else from the
+    git checkout, with a `+` if files differ from it."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     return {
         "device": device,

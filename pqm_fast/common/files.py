@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: write beside, flush to disk, rename."""
+"""Files appear whole or not at all: they are written under a temporary name, flushed to the disk and renamed."""
 
 import fcntl
 import io
@@ -15,8 +15,8 @@ from typing import Any
 
 from pqm_fast.errors import PQMError
 
-HELD = "held"  # in a temporary folder: the file that its writer has a lock on, for as long as it lives
-LONG = 3600.0  # seconds after which a temporary folder without that file is nobody's
+LOCK_FILE = "held"  # in a temporary folder: its writer holds a lock on this file for as long as it lives
+ABANDONED_SECONDS = 3600.0  # the age at which a temporary folder without that file is abandoned
 
 
 def sync(path: Path) -> None:
@@ -29,7 +29,7 @@ def sync(path: Path) -> None:
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
-    """All of `data`, of which an unbuffered file on a disk that is nearly full takes a part."""
+    """Writes all of `data`. A single write to an unbuffered file may stop early when the disk is nearly full."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
@@ -42,10 +42,10 @@ def is_at(file: io.FileIO, path: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; on success that file is flushed and takes the name `path`, on an error it goes. Where
-    `path` is a link, the file that it leads to is replaced.
+    """Yields a path to write to. On success that file is flushed and renamed to `path`; on an error it is removed. If
+    `path` is a link, the file it points to is replaced.
 
-    Raises OSError, with `path` in it, for what cannot be written, and PQMError as `file_to_write`.
+    Raises OSError, naming `path`, if the file cannot be written, and PQMError as `file_to_write` does.
     """
     path = file_to_write(path)
     with temporary_beside(path) as temporary:
@@ -56,15 +56,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def file_to_write(path: Path) -> Path:
-    """`path`, or what it leads to if it is a link. For those who write late, to ask first.
+    """Returns `path`, or the target if it is a link. Commands that write at their end call it first.
 
-    Raises PQMError where no file can be: a folder, a device or a pipe is there, or it would lie below a file.
+    Raises PQMError if no file can be written there: it is a folder, a device or a pipe, or would lie below a file.
     """
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     if target.is_dir():
         raise PQMError(f"{path}: is a folder; name a file to write")
     if target.exists() and not target.is_file():
-        raise PQMError(f"{path}: is no regular file but a device, a pipe or a socket; name another file to write")
+        raise PQMError(f"{path}: is not a regular file but a device, a pipe or a socket; name another file to write")
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
         raise PQMError(f"{path}: {above} is a file, so nothing can be below it; name another file to write")
@@ -73,7 +73,7 @@ def file_to_write(path: Path) -> Path:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder that does not exist yet."""
+    """Like `atomic_file`, for a folder that does not exist yet."""
     with temporary_beside(path) as temporary:
         temporary.mkdir()
         yield temporary
@@ -85,43 +85,43 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yields a free path on the file system of `path`, in a folder that nobody else can guess or write to.
+    """Yields a free path on the file system of `path`, in a private folder whose name cannot be guessed.
 
-    Process numbers would be no name for it: two containers that share a folder may have the same. The folder is gone at
-    the end; if its writer is killed, the next writer of `path` removes it, or `remove_leftovers`.
+    (Process numbers would not be unique: processes in two containers that share a folder may have the same one.) The
+    folder is removed at the end. If its writer is killed, the next writer of `path` or `remove_leftovers` removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-    held = os.open(folder / "new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    lock = os.open(folder / "new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # without locks (some file systems) it is never taken for a left-over
-            fcntl.flock(held, fcntl.LOCK_EX)
-        os.rename(folder / "new", folder / HELD)  # there it is locked from the first
+        with suppress(OSError):  # on file systems without locks it never counts as a left-over
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(folder / "new", folder / LOCK_FILE)  # so the lock file is locked as soon as it has its name
         yield folder / path.name
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(folder):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
-        os.close(held)
+        os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> list[str]:
-    """Removes what killed writers left in `folder`, of one name or of all, and returns what that was called. What a
-    living one is at stays, and so does what is no folder.
+    """Removes the temporary folders that killed writers left in `folder`, for one file name or for all, and returns
+    their names. Those of living writers stay.
 
-    A writer is dead if the lock on its file is free. Between making the folder and the lock, for microseconds, there is
-    none: such a folder is left for an hour.
+    A writer is dead if the lock on its file is free. For some microseconds, between making the folder and the lock,
+    there is no such file: a folder without it stays for an hour.
     """
     removed = []
     pattern = rf"\.{'.+' if name is None else re.escape(name)}\.tmp-\w{{8}}"
-    for found in list(folder.iterdir()) if folder.is_dir() else []:
-        if re.fullmatch(pattern, found.name) and _is_abandoned(found):
-            shutil.rmtree(found, ignore_errors=True)  # refuses links
-            if not os.path.lexists(found):
-                removed.append(found.name)
+    for entry in list(folder.iterdir()) if folder.is_dir() else []:
+        if re.fullmatch(pattern, entry.name) and _is_abandoned(entry):
+            shutil.rmtree(entry, ignore_errors=True)  # refuses links
+            if not os.path.lexists(entry):
+                removed.append(entry.name)
     return sorted(removed)
 
 
@@ -132,17 +132,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def _is_abandoned(folder: Path) -> bool:
     try:
-        held = os.open(folder / HELD, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         with suppress(FileNotFoundError):
-            return time.time() - folder.lstat().st_mtime > LONG
+            return time.time() - folder.lstat().st_mtime > ABANDONED_SECONDS
         return False
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         return False
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     finally:
-        os.close(held)
+        os.close(lock)
     return True

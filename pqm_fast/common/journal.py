@@ -1,4 +1,4 @@
-"""OUT.part: what a run has got so far, a line each, so that the same command goes on from there."""
+"""OUT.part: the finished rows of a run, one on each line, so that the same command can continue from there."""
 
 import json
 import os
@@ -12,38 +12,44 @@ from typing import Any
 from pqm_fast.common.files import is_at, write_all
 from pqm_fast.errors import PQMError
 
-SAVE_SECONDS = 2.0  # between flushes to the disk; a machine that goes down loses the rows since the last one
+SAVE_SECONDS = 2.0  # between flushes to the disk; if the machine fails, rows since the last flush are lost
+SHOWN_LINES = 10  # damaged lines that a message lists
+SHOWN_CHARACTERS = 300  # longer values of changed inputs are not shown
 
 
 class Journal:
-    """Lines with a checksum each: JSON, a tab, CRC-32 in eight digits, a line feed. The first is `means`, what the rows
-    depend on; then come the rows, in the order they were made.
+    """A file of lines, each of them JSON, a tab, a CRC-32 in eight hexadecimal digits and a line feed.
 
-    A run with other options must not go on from them. The CRC of `means` begins that of each row, so that rows are
-    known to be of this run also where the first line is damaged. Whoever makes a Journal holds the lock on OUT.
+    The first line, the header, holds the inputs of the run: everything that the rows depend on. The rows follow in the
+    order in which they were made.
 
-    Raises PQMError if OUT exists already, or OUT.part was begun with something else. Writes nothing before `append`.
+    A run with other inputs must not continue from these rows. The checksum of each row therefore starts from the CRC of
+    the header, so rows are known to belong to this run even if the header is damaged. The caller holds the lock on OUT.
+
+    Raises PQMError if OUT exists already, or if OUT.part was started with other inputs. Writes nothing before `append`.
     """
 
-    def __init__(self, out: Path, means: dict[str, Any]):
+    def __init__(self, out: Path, inputs: dict[str, Any]):
         if out.exists():
             raise PQMError(f"{out}: exists already; delete it or choose another --out")
         self.path = _part(out)
-        self.first = json.dumps(means).encode()
-        self.seed = zlib.crc32(self.first)
-        self.size, self.rows, self.saved = 0, 0, 0.0
-        self.damaged: list[int] = []
-        """Lines, from 1, that `replay` found not to be as they were written."""
+        self.header = json.dumps(inputs).encode()
+        self.header_crc = zlib.crc32(self.header)
+        self.size, self.rows, self.flushed = 0, 0, 0.0
+        self.damaged_lines: list[int] = []
+        """Numbers, from 1, of the lines that `replay` found damaged."""
         self.file: Any = None
         self.reader: Any = None
-        if (before := begun(out)) is not None:
-            self._check(before, json.loads(self.first))
+        if (stored := stored_inputs(out)) is not None:
+            self._check_inputs(stored, json.loads(self.header))
 
     def replay(self, take: Callable[[int, dict[str, Any]], None]) -> None:
-        """Calls `take` with (where it stands, row) for every row that is as it was written, and says which are not.
+        """Calls `take` with (byte offset, row) for every intact row, and prints which lines are damaged.
 
-        A `take` that raises ValueError, LookupError or TypeError does not know the row, which then counts as damaged.
-        What a crash cut off at the end is written over. Raises PQMError if no row is known and the first line is lost.
+        If `take` raises ValueError, LookupError or TypeError, it does not know the row, which then counts as damaged. A
+        last line that a crash cut off will be overwritten.
+
+        Raises PQMError if the header is damaged and no row is known.
         """
         if not self.path.exists():
             return
@@ -53,73 +59,77 @@ class Journal:
                     break
                 try:
                     if number == 1:
-                        _means_of(line)
+                        _inputs_in(line)
                     else:
-                        take(self.size, json.loads(_checked(line, self.seed)))
+                        take(self.size, json.loads(_checked(line, self.header_crc)))
                         self.rows += 1
                 except (ValueError, LookupError, TypeError, RecursionError):
-                    self.damaged.append(number)
+                    self.damaged_lines.append(number)
                 self.size += len(line)
-        if self.damaged == [1] and not self.rows:  # nothing was begun
-            self.damaged, self.size = [], 0
-        elif 1 in self.damaged and not self.rows:
+        if self.damaged_lines == [1] and not self.rows:  # no row can be lost: start over
+            self.damaged_lines, self.size = [], 0
+        elif 1 in self.damaged_lines and not self.rows:
             raise PQMError(
-                f"{self.path}: its first line, of what it was begun with, is damaged, and no row is of these options; "
-                "give those that it was begun with, or delete it to start over"
+                f"{self.path}: its first line, with the options it was started with, is damaged, and no row belongs to "
+                "these options; use the options it was started with, or delete it to start over"
             )
-        if self.damaged:
-            lines = ", ".join(map(str, self.damaged[:10])) + (", ..." if len(self.damaged) > 10 else "")
-            print(f"{self.path}: {len(self.damaged):,} damaged (line {lines}): rows are done again, the others kept")
+        if self.damaged_lines:
+            lines = ", ".join(map(str, self.damaged_lines[:SHOWN_LINES]))
+            more = ", ..." if len(self.damaged_lines) > SHOWN_LINES else ""
+            count = f"{len(self.damaged_lines):,} damaged (line {lines}{more})"
+            print(f"{self.path}: {count}: rows are done again, the others kept")
 
     def append(self, row: dict[str, Any]) -> int:
-        """Writes a row and returns where it stands. It survives the process from then on, and the machine once it is
-        flushed, with the first row that is written SAVE_SECONDS or more after the last flush.
+        """Writes a row and returns its byte offset. From then on the row survives the end of the process. It survives a
+        failure of the machine once it is flushed, which happens with the first row that is written SAVE_SECONDS or more
+        after the last flush.
 
-        Raises PQMError if the file is no longer there, OSError if it cannot be written.
+        Raises PQMError if the file has been removed, OSError if it cannot be written.
         """
         if self.file is None:
             self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0)
             self.file.truncate(self.size)
             self.file.seek(self.size)
         if not self.size:
-            self._write(self.first, 0)
-        place = self.size
-        self._write(json.dumps(row, ensure_ascii=False).encode("utf-8"), self.seed)
-        if time.monotonic() - self.saved > SAVE_SECONDS:
+            self._write(self.header, 0)
+        offset = self.size
+        self._write(json.dumps(row, ensure_ascii=False).encode("utf-8"), self.header_crc)
+        if time.monotonic() - self.flushed > SAVE_SECONDS:
             os.fsync(self.file.fileno())
-            self.saved = time.monotonic()
+            self.flushed = time.monotonic()
         if not is_at(self.file, self.path):
             raise PQMError(f"{self.path}: was removed while being written; run the command again")
         self.rows += 1
-        return place
+        return offset
 
-    def _write(self, text: bytes, seed: int) -> None:
-        line = b"%s\t%08x\n" % (text, zlib.crc32(text, seed))
+    def _write(self, text: bytes, crc: int) -> None:
+        line = b"%s\t%08x\n" % (text, zlib.crc32(text, crc))
         write_all(self.file, line)
         self.size += len(line)
 
-    def text(self, place: int) -> str:
-        """The row that stands there, in JSON. Raises PQMError if it is no longer what was written."""
+    def text(self, offset: int) -> str:
+        """The row at a byte offset, in JSON. Raises PQMError if it has changed since it was written."""
         if self.reader is None:
             self.reader = open(self.path, "rb")  # noqa: SIM115 (closed by close())
-        self.reader.seek(place)
+        self.reader.seek(offset)
         try:
-            return _checked(self.reader.readline(), self.seed).decode("utf-8")
+            return _checked(self.reader.readline(), self.header_crc).decode("utf-8")
         except ValueError as error:
             raise PQMError(f"{self.path}: damaged while in use; run the command again") from error
 
-    def row(self, place: int) -> dict[str, Any]:
-        """The row that stands there."""
-        return json.loads(self.text(place))
+    def row(self, offset: int) -> dict[str, Any]:
+        """The row at a byte offset. Raises PQMError as `text` does."""
+        return json.loads(self.text(offset))
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """An error within, or a signal, says that nothing is lost."""
+    def writing(self) -> Iterator[None]:
+        """Closes the files at the end. The message of an error or a signal in the block adds that the finished rows are
+        kept."""
         kept = f"what is done is kept in {self.path}"
         try:
             yield
         except KeyboardInterrupt as stop:
-            stop.args = (f"{kept}, and the same command goes on from there",) if self.rows else ()
+            stop.args = (f"{kept}, and the same command continues from there",) if self.rows else ()
             raise
         except OSError as error:
             reason = f"{error.filename or self.path}: {error.strerror or error}"
@@ -137,27 +147,30 @@ class Journal:
                 file.close()
 
     def remove(self) -> None:
-        """Once OUT holds everything."""
+        """Removes the file. To be called once OUT is complete."""
         self.close()
         self.path.unlink(missing_ok=True)
 
-    def _check(self, before: dict[str, Any], means: dict[str, Any]) -> None:
+    def _check_inputs(self, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
         changed = []
-        for name, now in means.items():
-            if (then := before.get(name)) != now:
-                values = f"{then!r} then, {now!r} now"
-                changed.append(f"{name} ({values if len(values) < 300 else 'other files, or other contents'})")
+        for name, value in inputs.items():
+            if stored.get(name) != value:
+                values = f"{stored.get(name)!r} then, {value!r} now"
+                shown = values if len(values) < SHOWN_CHARACTERS else "other files, or other contents"
+                changed.append(f"{name} ({shown})")
         if changed:
-            raise PQMError(f"{self.path}: was begun with other options: {', '.join(changed)}; delete it to start over")
+            raise PQMError(
+                f"{self.path}: was started with other options: {', '.join(changed)}; delete it to start over"
+            )
 
 
-def begun(out: Path) -> dict[str, Any] | None:
-    """What `means` was of the interrupted run that OUT.part is of; None if there is none, or that line is damaged."""
+def stored_inputs(out: Path) -> dict[str, Any] | None:
+    """The inputs of the interrupted run that left OUT.part; None if there is no such file or its header is damaged."""
     path = _part(out)
     if not path.exists():
         return None
     with open(path, "rb") as file, suppress(ValueError, RecursionError):
-        return _means_of(file.readline())
+        return _inputs_in(file.readline())
     return None
 
 
@@ -165,16 +178,16 @@ def _part(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def _means_of(line: bytes) -> dict[str, Any]:
-    found = json.loads(_checked(line, 0))
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
+def _inputs_in(header_line: bytes) -> dict[str, Any]:
+    inputs = json.loads(_checked(header_line, 0))
+    if not isinstance(inputs, dict):
+        raise ValueError("not an object")
+    return inputs
 
 
-def _checked(line: bytes, seed: int) -> bytes:
-    """The JSON of a line. Raises ValueError if it is not as it was written."""
+def _checked(line: bytes, crc: int) -> bytes:
+    """The JSON of a line. Raises ValueError if the line has changed since it was written."""
     text, _, checksum = line.rstrip(b"\n").rpartition(b"\t")
-    if checksum != b"%08x" % zlib.crc32(text, seed):
-        raise ValueError("not as it was written")
+    if checksum != b"%08x" % zlib.crc32(text, crc):
+        raise ValueError("changed since it was written")
     return text

@@ -1,5 +1,5 @@
-"""transformers and peft without torchao until that is used: where it is installed they import it for every model, which
-takes a second and prints lines of its own on many machines."""
+"""Keeps transformers and peft from importing torchao until it is needed. Where torchao is installed, they import it for
+every model, which takes a second and prints messages on many machines."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,19 +9,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-# Imports one function of torchao, to write weights that torchao quantised; to load such weights needs other modules.
+# Imports one function of torchao, for saving weights that torchao quantised; loading such weights uses other modules.
 QUANTIZER = "transformers.quantizers.quantizer_torchao"
 
 
 @contextmanager
 def without_torchao(available: Any) -> Iterator[None]:
-    """While this lasts, torchao cannot be found, unless it is loaded already; `available` is the cached function by
-    which the library asks for it."""
+    """Hides torchao inside the block, unless it is loaded already. `available` is the cached function that the library
+    calls to look for torchao."""
     if "torchao" in sys.modules:
         yield
         return
     available.cache_clear()
-    sys.modules["torchao"] = None  # type: ignore[assignment]  # what Python takes for "not to be found"
+    sys.modules["torchao"] = None  # type: ignore[assignment]  # Python treats None as "not found"
     try:
         yield
     finally:
@@ -56,6 +56,6 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Before transformers is imported; later it changes nothing."""
+    """Must be called before transformers is imported; afterwards it has no effect."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock on a run folder or an output file, which the system lets go when its holder dies."""
+"""One writer at a time: a lock on a run folder or an output file, which the system releases when its holder dies."""
 
 import fcntl
 import json
@@ -13,47 +13,47 @@ from pathlib import Path
 from pqm_fast.common.files import file_to_write
 from pqm_fast.errors import PQMError
 
-NAME = ".lock"
+LOCK_NAME = ".lock"
 
 
 @contextmanager
-def locked(path: Path, what: str, *, folder: bool = False) -> Iterator[None]:
-    """Holds the lock on `path` for `what`, the command that writes there.
+def locked(path: Path, command: str, *, folder: bool = False) -> Iterator[None]:
+    """Holds the lock on `path` for `command`, which writes there.
 
-    The lock is a file beside `path`, or in it where it is a folder: whoever sees the one sees the other, on whatever
-    machine or in whatever container. It is gone at the end, and so are folders that were made for it alone. What a
-    killed process leaves is a file that nobody holds, and the next one takes it.
+    The lock is a file beside `path`, or inside it if it is a folder, so every machine and container that sees `path`
+    sees the lock too. At the end the file is removed, and so are folders that were made for it and are still empty. A
+    killed process leaves a file without a lock on it, which the next process takes over.
 
-    Raises:
-        PQMError: another process holds it, which the message names; or `path` cannot be there, since something else is.
+    Raises PQMError if another process holds the lock (the message names it), or if something else is in the place of
+    `path`.
     """
     if not folder:
         file_to_write(path)
-    file = path / NAME if folder else path.with_name(f".{path.name}{NAME}")
-    made = _make(file.parent)
+    file = path / LOCK_NAME if folder else path.with_name(f".{path.name}{LOCK_NAME}")
+    new_folders = _make_folder(file.parent)
     try:
-        handle = _take(file, path, what)
+        handle = _acquire(file, path, command)
         try:
             yield
         finally:
-            with suppress(OSError):  # the folder may be gone by now, lock and all
+            with suppress(OSError):  # the folder may have been removed together with the lock
                 if os.path.samestat(os.fstat(handle), os.stat(file, follow_symlinks=False)):
                     file.unlink()
             os.close(handle)
     finally:
-        with suppress(OSError):  # one that something was written into stays
-            for one in made:
-                one.rmdir()
+        with suppress(OSError):  # a folder that is not empty stays
+            for parent in new_folders:
+                parent.rmdir()
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing is in a folder, or no folder there, but perhaps the lock on it."""
-    return not folder.exists() or all(path.name == NAME for path in folder.iterdir())
+    """Whether a folder is missing, or contains nothing but perhaps the lock."""
+    return not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir())
 
 
-def _make(folder: Path) -> list[Path]:
-    """Makes a folder with its parents. Returns those that were not there, the deepest first."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+def _make_folder(folder: Path) -> list[Path]:
+    """Makes a folder with its parents. Returns those that did not exist, the deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -61,36 +61,37 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def _take(file: Path, path: Path, what: str) -> int:
-    """The open file, locked. Raises PQMError if another process has it."""
+def _acquire(file: Path, path: Path, command: str) -> int:
+    """Returns the handle of the locked file. Raises PQMError if another process holds the lock."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = _holder(handle)
+            holder = _holder(handle)
             os.close(handle)
-            raise PQMError(f"{path}: {other} writes there; wait for it, or choose another --out") from None
+            raise PQMError(f"{path}: {holder} writes there; wait for it, or choose another --out") from None
         except OSError as error:  # a file system without locks
             print(
-                f"{path}: no lock could be taken here ({error.strerror}); see to it that nothing else writes there",
+                f"{path}: no lock could be taken here ({error.strerror}); make sure that nothing else writes there",
                 file=sys.stderr,
             )
-        # the holder before may have removed the file between our opening and locking it
+        # the previous holder may have removed the file after we opened it and before we locked it
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(file, follow_symlinks=False)):
                 break
         os.close(handle)
-    holder = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%F %T}"}
-    with suppress(OSError):  # on a full disk the lock holds all the same, without a name
+    since = f"{datetime.now():%F %T}"
+    this_process = {"what": command, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+    with suppress(OSError):  # on a full disk the lock still holds, without naming us
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        os.pwrite(handle, json.dumps(this_process).encode(), 0)
     return handle
 
 
 def _holder(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 1000, 0))
-        return f"`pqm-fast {found['what']}` (process {found['pid']} on {found['host']}, since {found['since']})"
-    except (ValueError, LookupError, TypeError):  # it has the lock, and has not written who it is yet
+        holder = json.loads(os.pread(handle, 1000, 0))
+        return f"`pqm-fast {holder['what']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (ValueError, LookupError, TypeError):  # it holds the lock but has not written its name yet
         return "another process"

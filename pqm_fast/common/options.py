@@ -1,4 +1,4 @@
-"""Values of options that several commands have."""
+"""Types of options that several commands share."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,34 +18,34 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)
 
 
 def unescape(text: str) -> str:
-    r"""`text` with the line breaks, tabs, backslashes and characters that \n, \r, \t, \\ and \u4e00 stand for.
+    r"""Replaces \n, \r, \t, \\ and \u4e00 in `text` by the line break, tab, backslash or character they stand for.
 
     Raises ValueError for any other backslash.
     """
 
-    def meant(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         code = match[1]
         if code in _ESCAPES:
             return _ESCAPES[code]
         if len(code) == 5 and not 0xD800 <= int(code[1:], 16) < 0xE000:
             return chr(int(code[1:], 16))
         raise ValueError(
-            rf"{text!r}: {match[0]} is no escape; write \n (line break), \t (tab), \r, \u and four hexadecimal digits "
-            r"(a character), or \\ for a backslash"
+            rf"{text!r}: {match[0]} is not an escape; write \n (line break), \t (tab), \r, \u and four hexadecimal "
+            r"digits (a character), or \\ for a backslash"
         )
 
-    return _ESCAPE.sub(meant, text)
+    return _ESCAPE.sub(replacement, text)
 
 
 def escape(text: str) -> str:
-    """What is typed for `text`: `unescape` gives it back."""
+    """The inverse of `unescape`: what a user types for `text`."""
     for code, character in _ESCAPES.items():
         text = text.replace(character, f"\\{code}")
     return text
 
 
 def _typed() -> Any:
-    """For tyro, without which there is no command line."""
+    """How tyro reads and shows a `Text`. The command line needs tyro; other uses do not."""
     try:
         from tyro.constructors import PrimitiveConstructorSpec
     except ModuleNotFoundError:
@@ -59,5 +59,5 @@ def _typed() -> Any:
     )
 
 
-# Typed with escapes on the command line, for no shell writes a line break in simple quotes; shown so in its help.
+# Typed with escapes on the command line, and shown so in its help: shells have no line break in plain quotes.
 Text = Annotated[str, _typed()]

@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks a command to end, the second ends it at once.
+"""SIGTERM, SIGINT and SIGUSR1: the first signal asks a command to end, the second ends it at once.
 
-SIGUSR1 is what Slurm's `--signal` is often told to send. `timeout` sends each signal twice, to the command and to its
-process group, and so may a shell: what comes within `BURST` counts as one.
+SIGUSR1 is a common choice for Slurm's `--signal`. `timeout` sends each signal twice, to the command and to its process
+group, and a shell may do the same: signals within `BURST` seconds count as one.
 """
 
 import os
@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 BURST = 0.2  # seconds
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the command to end. Its text says what is kept; the exit code is 128 + `number`."""
+    """A signal asked the command to end. The text names what is kept; the exit code is 128 + `number`."""
 
     def __init__(self, number: int, kept: str = ""):
         super().__init__(kept)
         self.number = number
 
 
-class Stop:
-    """False until a signal has come."""
+class StopRequest:
+    """False until a signal arrives."""
 
     number = 0
 
@@ -34,61 +34,61 @@ class Stop:
         return bool(self.number)
 
     def stopped(self, kept: str) -> Stopped:
-        """To be raised once everything is saved; `kept` says what, and how to go on."""
+        """The error to raise once everything is saved; `kept` says what is kept and how to continue."""
         return Stopped(self.number, kept)
 
 
 @contextmanager
-def stop_requested() -> Iterator[Stop]:
-    """For work that must reach a good place first: `if stop: save(); raise stop.stopped("... is kept")`."""
-    stop = Stop()
+def stop_requested() -> Iterator[StopRequest]:
+    """For work that must reach a safe point first: `if stop: save(); raise stop.stopped("... is kept")`."""
+    stop = StopRequest()
 
     def note(number: int) -> None:
         stop.number = number
 
-    with _first(note):
+    with _on_first_signal(note):
         yield stop
 
 
 @contextmanager
 def stop_raises() -> Iterator[None]:
-    """For work that may be left anywhere: Stopped is raised in it."""
+    """For work that may stop anywhere: raises Stopped at the first signal."""
 
     def leave(number: int) -> None:
         raise Stopped(number)
 
-    with _first(leave):
+    with _on_first_signal(leave):
         yield
 
 
 @contextmanager
-def _first(act: Callable[[int], None]) -> Iterator[None]:
-    """Calls `act` with the first signal; the next one ends the process in the system's own way.
+def _on_first_signal(act: Callable[[int], None]) -> Iterator[None]:
+    """Calls `act` with the number of the first signal; the next one ends the process by the system's default action.
 
-    Python takes signals in the main thread alone; elsewhere nothing changes. What is ignored stays so (a job in the
-    background).
+    Python handles signals only in the main thread; in others this does nothing. Signals that are ignored stay ignored
+    (in background jobs).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    first: float | None = None
+    first_time: float | None = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if first is None:
-            first = time.monotonic()
+        nonlocal first_time
+        if first_time is None:
+            first_time = time.monotonic()
             act(number)
-        elif time.monotonic() - first > BURST:
+        elif time.monotonic() - first_time > BURST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in ASKED}
-    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    for number in taken:
+    previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = [number for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)]
+    for number in handled:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, before[number])
+        for number in handled:
+            signal.signal(number, previous[number])

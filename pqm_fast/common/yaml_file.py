@@ -1,4 +1,4 @@
-"""YAML: what somebody else may have written, read within bounds, and options written."""
+"""YAML files: options written, and files from any source read within limits."""
 
 from pathlib import Path
 from typing import Any
@@ -8,29 +8,29 @@ import yaml
 from pqm_fast.common.files import atomic_file
 from pqm_fast.errors import PQMError
 
-MOST_NODES = 100_000  # values and names, each as often as aliases (`*name`) repeat it
+MOST_NODES = 100_000  # values and names, counted as often as aliases (`*name`) repeat them
 
 
 def read_yaml(path: Path) -> Any:
-    """What a file holds. Raises PQMError if it cannot be read, or is more than options would ever be."""
+    """Reads a file. Raises PQMError if that fails, or if the contents are larger than options can reasonably be."""
     try:
         text = path.read_text(encoding="utf-8")
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is not None and (count := _nodes(root, {})) > MOST_NODES:
-            raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are taken")
+            raise ValueError(f"{count:,} values, aliases included, where at most {MOST_NODES:,} are allowed")
         _check_names(root, set())
         return None if root is None else loader.construct_document(root)
     except FileNotFoundError as error:
         raise PQMError(f"{path}: no such file; check the path") from error
     except RecursionError as error:
         raise PQMError(f"{path}: cannot be read as YAML or JSON: it is nested too deeply") from error
-    except Exception as error:  # what the constructors of numbers and dates raise has no common class
+    except Exception as error:  # errors of constructors have no common class
         raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
 
 
 def _check_names(node: yaml.Node | None, done: set[int]) -> None:
-    """Raises ValueError for a name that stands twice: YAML would take the last one without a word."""
+    """Raises ValueError for a name that appears twice: YAML would silently take the last one."""
     if not isinstance(node, yaml.CollectionNode) or id(node) in done:
         return
     done.add(id(node))
@@ -40,7 +40,7 @@ def _check_names(node: yaml.Node | None, done: set[int]) -> None:
         if isinstance(name, yaml.ScalarNode):
             if name.value in names:
                 line = name.start_mark.line + 1
-                raise ValueError(f"line {line}: {name.value} stands there for the second time; leave one of them")
+                raise ValueError(f"line {line}: {name.value} appears for the second time; keep only one")
             names.add(name.value)
         _check_names(value, done)
 
@@ -51,10 +51,10 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many nodes there are once every alias is written out. Raises RecursionError for one within itself."""
+    """The number of nodes with every alias written out. Raises RecursionError for an alias within itself."""
     if id(node) not in known:
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         pairs = isinstance(node, yaml.MappingNode)
-        own = [part for child in children for part in (child if pairs else [child])]
-        known[id(node)] = 1 + sum(_nodes(child, known) for child in own)
+        parts = [part for child in children for part in (child if pairs else [child])]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
     return known[id(node)]

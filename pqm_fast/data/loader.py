@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pqm_fast.common.signals import ASKED
+from pqm_fast.common.signals import STOP_SIGNALS
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
 
@@ -140,7 +140,7 @@ def _end_with_parent(worker: int) -> None:
     If the training process is killed, nobody tells it. Its own parent is the server that forked it, which in turn waits
     for its workers.
     """
-    for number in ASKED:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,1 +1,1 @@
-"""A decoder with a Q-value head, on packed batches."""
+"""Decoders with a Q-value head on packed batches: loaded, checked, run and saved."""

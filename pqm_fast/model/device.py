@@ -1,4 +1,4 @@
-"""The device and the dtype that a model runs in."""
+"""The device that a model runs on, and the dtype it runs in."""
 
 import time
 from functools import cache
@@ -11,14 +11,16 @@ from pqm_fast.common.options import DType
 from pqm_fast.errors import PQMError
 from pqm_fast.model.loading import load_config, short_reason
 
-# On a CPU, models less wide gain nothing from bfloat16.
-LEAST_WIDTH = 256
-# Products must be so many times as fast in bfloat16: all other work gains less from it, or nothing.
-CLEARLY_FASTER = 1.5
+# On a CPU, narrower models gain nothing from bfloat16.
+MIN_BFLOAT16_WIDTH = 256
+# Matrix products must be this many times as fast in bfloat16, because all other work gains less or nothing.
+MIN_BFLOAT16_GAIN = 1.5
+MEASURED_ROWS, MEASURED_TRIES = 128, 4
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: cuda if there is one, otherwise cpu. Raises PQMError for a device that cannot be used here."""
+    """Returns the named device; `auto` is cuda if available, otherwise cpu. Raises PQMError for a device that cannot be
+    used here."""
     if not isinstance(name, (str, torch.device)):
         raise PQMError(f"device: {name!r} ({type(name).__name__}) was given; give auto, cpu or cuda")
     if name == "auto":
@@ -32,10 +34,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | None = None) -> torch.dtype:
-    """A name of torch's, or `auto`: bfloat16 on a GPU, and on a CPU that is clearly faster in it at the size of the
-    model of folder or hub id `path`; otherwise float32.
+    """Returns the torch dtype of that name. `auto` is bfloat16 on a GPU, and on a CPU that is clearly faster in it at
+    the size of the model in `path` (a folder or hub id); otherwise float32.
 
-    `notes` is told what was measured. Raises PQMError for a model that is no decoder.
+    A measurement is described in `notes`. Raises PQMError for an unknown name and, with `auto` on a CPU, for a model
+    that is not a decoder.
     """
     if name not in get_args(DType):
         raise PQMError(f"dtype: {name!r} was given; give {', '.join(get_args(DType))}")
@@ -44,11 +47,11 @@ def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | No
     if device.type == "cuda":
         return torch.bfloat16
     config = load_config(path).get_text_config()
-    if device.type != "cpu" or config.hidden_size < LEAST_WIDTH:
+    if device.type != "cpu" or config.hidden_size < MIN_BFLOAT16_WIDTH:
         return torch.float32
-    inner = getattr(config, "intermediate_size", None)  # GPT-2 has none, Gemma 3n one for each layer
+    inner = getattr(config, "intermediate_size", None)  # GPT-2 has none, Gemma 3n has one for each layer
     gain = bfloat16_gain(config.hidden_size, inner if isinstance(inner, int) else 4 * config.hidden_size)
-    picked = torch.bfloat16 if gain >= CLEARLY_FASTER else torch.float32
+    picked = torch.bfloat16 if gain >= MIN_BFLOAT16_GAIN else torch.float32
     if notes is not None:
         notes.append(
             f"dtype {dtype_name(picked)}: this CPU multiplies {gain:.1f} times as fast in bfloat16 as in float32"
@@ -58,12 +61,12 @@ def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | No
 
 @cache
 def bfloat16_gain(width: int, inner: int) -> float:
-    """How many times as fast this CPU multiplies some rows by a [width, inner] matrix in bfloat16 as in float32."""
+    """How many times as fast this CPU multiplies rows by a [width, inner] matrix in bfloat16 as in float32."""
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
-        rows, weight = torch.ones(128, width, dtype=dtype), torch.ones(inner, width, dtype=dtype)
+        rows, weight = torch.ones(MEASURED_ROWS, width, dtype=dtype), torch.ones(inner, width, dtype=dtype)
         seconds = []
-        for _ in range(4):
+        for _ in range(MEASURED_TRIES):
             started = time.perf_counter()
             F.linear(rows, weight)
             seconds.append(time.perf_counter() - started)
@@ -72,5 +75,5 @@ def bfloat16_gain(width: int, inner: int) -> float:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As in options and files."""
+    """The name of a dtype in options and files, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

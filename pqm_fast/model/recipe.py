@@ -1,4 +1,4 @@
-"""What a checkpoint says about how it was trained: template, loss and margin."""
+"""The recipe that a checkpoint was trained with: template, loss and margin."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,16 @@ CONFIG_KEY = "pqm_fast"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a checkpoint says about how it was trained; stored under `pqm_fast` in config.json."""
+    """How a checkpoint was trained; stored under `pqm_fast` in its config.json."""
 
     template: Template
     loss: str = "rank"
     zeta: float = 4.0
+    """The margin between correct and incorrect steps in the ranking loss (PQM, arXiv 2410.11287)."""
 
     @classmethod
     def from_config(cls, config: Any, path: str) -> "Recipe":
+        """Reads the recipe of the checkpoint `path`. Raises PQMError if its `config` has none or a damaged one."""
         stored = getattr(config, CONFIG_KEY, None)
         if not isinstance(stored, dict):
             raise PQMError(
@@ -28,14 +30,14 @@ class Recipe:
         try:
             texts, loss, zeta = stored["template"], stored["loss"], stored["zeta"]
             if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
-                raise TypeError("a value of another type")
+                raise TypeError("a value has the wrong type")
             return cls(Template(**texts), loss, zeta)
         except (KeyError, TypeError, AttributeError, PQMError) as error:
             raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 
 def _preset_of(config: Any) -> str:
-    """What a PRM of others looks like, for a hint."""
+    """The preset that a third-party PRM probably needs, for a hint."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     likely = {"ProcessRewardModel": "qwen2.5-math-prm", "TokenClassification": "trl"}
     return next((preset for end, preset in likely.items() if architecture.endswith(end)), "NAME (see --help)")

@@ -16,21 +16,21 @@ PROBE = "Step 1: Let x = 7 - 2.\nSo x^2 = 25, and a: 7 -2 =5."
 
 
 def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; PQMError if there is none.
+    """Loads the tokenizer of a model folder or hub id. Raises PQMError if there is none.
 
-    For some architectures (qwen2 is one) transformers takes its own tokenizer class whatever tokenizer.json says;
-    `notes` is told where that gives other tokens.
+    For some architectures (such as qwen2) transformers uses its own tokenizer class, whatever tokenizer.json contains.
+    If that gives other tokens, a note is appended to `notes`.
     """
     check_model_name(path)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path)
-            tokenizer([PROBE], add_special_tokens=False, verbose=False)  # what is wrong in its files may show only here
-    except Exception as error:  # what transformers raises has no common class
+            tokenizer([PROBE], add_special_tokens=False, verbose=False)  # some faults in its files show only here
+    except Exception as error:  # the errors that transformers raises have no common class
         if Path(path).is_dir():
             raise _no_tokenizer(path, short_reason(error)) from error
         raise loading_error(path, "tokenizer", short_reason(error)) from error
-    # where an architecture has its own tokenizer class, transformers makes an empty one out of no files
+    # for an architecture with its own tokenizer class, transformers makes an empty tokenizer if there are no files
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         raise _no_tokenizer(path, "its vocabulary is empty")
     file = Path(path) / "tokenizer.json"
@@ -38,7 +38,7 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
         stored = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
         if stored != tokenizer.encode(PROBE, add_special_tokens=False):
             notes.append(
-                f"tokenizer: transformers replaces the one in {file} by its {type(tokenizer).__name__}, which gives "
+                f"tokenizer: transformers replaces the one in {file} with its {type(tokenizer).__name__}, which gives "
                 "other tokens"
             )
     return tokenizer

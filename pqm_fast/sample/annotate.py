@@ -42,7 +42,7 @@ def _annotate(config: AnnotateConfig) -> Path:
     total = sum(1 for _ in _records(config, skipped))  # reports a bad record before the first rollout
     if not total:
         raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
-    with journal.kept():
+    with journal.writing():
         rollouts = Rollouts(config, journal)
         with tqdm(total=total, unit="record", disable=not config.progress) as bar:
             rollouts.measure(_records(config, SkipSummary()), bar)

@@ -50,7 +50,7 @@ def _sample(config: SampleConfig, policy_names: list[str]) -> Path:
         offsets[number] = offset
 
     journal.replay(replay)
-    with journal.kept():
+    with journal.writing():
         refused = _sample_missing(config, policy_names, questions, journal, offsets)
         if len(refused) == len(questions):
             raise PQMError(f"{', '.join(config.data)}: no question could be taken, the last: {refused.popitem()[1]}")

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pqm_fast.common.files import atomic_file
-from pqm_fast.common.journal import Journal, begun
+from pqm_fast.common.journal import Journal, stored_inputs
 from pqm_fast.common.lock import locked
 from pqm_fast.data.encode import CHUNK, Encoded, OverLong, chunks
 from pqm_fast.data.formats import ReadOptions
@@ -32,7 +32,7 @@ def score(config: ScoreConfig) -> Path:
 
 def _score(config: ScoreConfig) -> Path:
     out, skipped, cut = Path(config.out), SkipSummary(), CutOff()
-    config = _settled(config, begun(out))
+    config = _settled(config, stored_inputs(out))
     journal = Journal(out, _means(config))
     places: dict[str, int] = {}  # where each record stands, by its id
 
@@ -45,13 +45,13 @@ def _score(config: ScoreConfig) -> Path:
 
     journal.replay(done)
     model = model_name(config.model)
-    with journal.kept():
+    with journal.writing():
         for record, scores in score_records(
             config.model, config.data, config.read, config.scoring, skipped, cut, frozenset(places)
         ):
             places[record.id] = journal.append(_row(record, scores, model))
         ids: Iterable[str] = places
-        if journal.damaged:  # what was done again stands at the end
+        if journal.damaged_lines:  # what was done again stands at the end
             ids = (record.id for record in read_all(config.data, config.read, SkipSummary()) if record.id in places)
         with atomic_file(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(f"{journal.text(places[id])}\n" for id in ids)

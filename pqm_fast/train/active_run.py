@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pqm_fast.common.signals import Stop, Stopped
+from pqm_fast.common.signals import Stopped, StopRequest
 from pqm_fast.errors import Diverged
 from pqm_fast.model.device import dtype_name
 from pqm_fast.train.checkpoint import save_checkpoint
@@ -28,7 +28,7 @@ class ActiveRun:
     folder: RunFolder
     log: RunLog
     clock: Clock
-    stop: Stop
+    stop: StopRequest
     """True once a signal has asked the run to end."""
 
     def evaluate(self, step: int, limit: int | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from pqm_kernels import LOSSES
 from tqdm import tqdm
 
-from pqm_fast.common.signals import Stop
+from pqm_fast.common.signals import StopRequest
 from pqm_fast.data.loader import default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
@@ -33,7 +33,7 @@ def planned_evaluations(run: Run) -> dict[int, int]:
 
 @torch.no_grad()
 def evaluate(
-    run: Run, split: Split, limit: int | None = None, *, stop: Stop | None = None, bar: tqdm | None = None
+    run: Run, split: Split, limit: int | None = None, *, stop: StopRequest | None = None, bar: tqdm | None = None
 ) -> dict[str, Any]:
     """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training. {} if the split is
     empty, or as soon as `stop` is true. `bar` counts trajectories."""

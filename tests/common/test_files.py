@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from pqm_fast.cli import main
-from pqm_fast.common.files import LONG, atomic_file, atomic_folder, remove_leftovers, write_json
+from pqm_fast.common.files import ABANDONED_SECONDS, atomic_file, atomic_folder, remove_leftovers, write_json
 from pqm_fast.errors import PQMError
 
 KILLED = """
@@ -105,7 +105,7 @@ def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
     left.mkdir()
     remove_leftovers(tmp_path)
     assert left.exists()
-    os.utime(left, (0, time.time() - LONG - 1))
+    os.utime(left, (0, time.time() - ABANDONED_SECONDS - 1))
     remove_leftovers(tmp_path)
     assert not left.exists()
 
@@ -123,9 +123,9 @@ def test_a_link_stays_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pipe.html", "pipe.html: is no regular file but a device, a pipe or a socket; name another"),
-        ("link.html", "link.html: is no regular file"),
-        ("device.html", "device.html: is no regular file"),
+        ("pipe.html", "pipe.html: is not a regular file but a device, a pipe or a socket; name another"),
+        ("link.html", "link.html: is not a regular file"),
+        ("device.html", "device.html: is not a regular file"),
         ("folder.html", "folder.html: is a folder; name a file to write"),
         ("file/a/b.html", "file is a file, so nothing can be below it; name another"),
     ],

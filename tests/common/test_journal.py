@@ -11,7 +11,7 @@ import pytest
 from pqm_fast.common.journal import Journal
 from pqm_fast.errors import PQMError
 
-MEANS = {"seed": 1}
+INPUTS = {"seed": 1}
 
 
 def row(i: int) -> dict:
@@ -19,7 +19,7 @@ def row(i: int) -> dict:
 
 
 def written(out: Path, numbers) -> Journal:
-    journal = Journal(out, MEANS)
+    journal = Journal(out, INPUTS)
     for i in numbers:
         journal.append(row(i))
     journal.close()
@@ -27,7 +27,7 @@ def written(out: Path, numbers) -> Journal:
 
 
 def replayed(out: Path) -> tuple[Journal, list[dict]]:
-    journal, rows = Journal(out, MEANS), []
+    journal, rows = Journal(out, INPUTS), []
     journal.replay(lambda place, found: rows.append(row(found["number"]) and found))
     return journal, rows
 
@@ -45,7 +45,7 @@ def foreign(lines: list[bytes]) -> None:
 
 
 def unknown(lines: list[bytes]) -> None:
-    lines.insert(4, b"[7]\t%08x\n" % zlib.crc32(b"[7]", zlib.crc32(json.dumps(MEANS).encode())))
+    lines.insert(4, b"[7]\t%08x\n" % zlib.crc32(b"[7]", zlib.crc32(json.dumps(INPUTS).encode())))
 
 
 def of_other_options(lines: list[bytes]) -> None:
@@ -98,7 +98,7 @@ def test_damaged_lines_are_done_again(tmp_path, capsys, damage, lines, kept):
     part.write_bytes(b"".join(content))
     journal, rows = replayed(out)
     assert rows == [row(i) for i in kept]
-    assert journal.damaged == lines
+    assert journal.damaged_lines == lines
     named = [f"{part}: 1 damaged (line {line}): rows are done again, the others kept\n" for line in lines]
     assert capsys.readouterr().out == "".join(named)
     missing = [i for i in range(6) if i not in kept]
@@ -116,7 +116,7 @@ def test_a_part_file_without_its_beginning(tmp_path):
     part.write_bytes(b"x" + content)
     assert [found["number"] for found in replayed(tmp_path / "out")[1]] == [0, 1]
     other = Journal(tmp_path / "out", {"seed": 2})
-    with pytest.raises(PQMError, match=r"its first line, .* no row is of these options; give those that it was begun"):
+    with pytest.raises(PQMError, match=r"its first line, .* no row belongs to these options; use the options it was"):
         other.replay(lambda place, found: None)
     assert part.read_bytes() == b"x" + content
     part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row was lost: it begins again
@@ -125,7 +125,7 @@ def test_a_part_file_without_its_beginning(tmp_path):
     journal.append(row(0))
     journal.close()
     assert part.read_bytes() == b"".join(content.splitlines(keepends=True)[:2])
-    with pytest.raises(PQMError, match=r"was begun with other options: seed \(1 then, 2 now\)"):
+    with pytest.raises(PQMError, match=r"was started with other options: seed \(1 then, 2 now\)"):
         Journal(tmp_path / "out", {"seed": 2})
 
 
@@ -137,10 +137,10 @@ def test_a_part_file_without_its_beginning(tmp_path):
 )
 def test_no_room(tmp_path, file_size_limit):
     out = tmp_path / "out"
-    journal = Journal(out, MEANS)
+    journal = Journal(out, INPUTS)
 
     def fill():
-        with journal.kept():
+        with journal.writing():
             for i in range(100):
                 journal.append(row(i))
 

@@ -315,7 +315,7 @@ def test_another_run_does_not_go_on_from_this_one(pool, tmp_path, monkeypatch, c
         ({"rollouts": 1, "search": "binary"}, "search ('full' then, 'binary' now)"),
     ]:
         assert annotate(pool, out, COMPLETER, **options) == 1
-        assert f"{out}.part: was begun with other options: {name}; delete it to start over" in capfd.readouterr().err
+        assert f"{out}.part: was started with other options: {name}; delete it to start over" in capfd.readouterr().err
     # what decides nothing may change: also how labels are made of the counts
     assert annotate(pool, out, COMPLETER, rollouts=1, label="soft", parallel=3, retries=1) == 0
 

@@ -129,11 +129,11 @@ def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, c
     ]:
         assert sample(data, out, f"arithmetic:{policy}", **options) == 1
         error = capfd.readouterr().err
-        assert f"{part}: was begun with other options: {name}" in error
+        assert f"{part}: was started with other options: {name}" in error
         assert "delete it to start over" in error
     part.write_bytes(part.read_bytes().replace(b'"n": 2', b'"n": 3', 1))
     assert sample(data, out, "arithmetic:strong", n=3) == 1
-    assert f"{part}: its first line, of what it was begun with, is damaged" in capfd.readouterr().err
+    assert f"{part}: its first line, with the options it was started with, is damaged" in capfd.readouterr().err
     assert sample(data, out, "arithmetic:strong", n=2) == 0
     assert f"{part}: 1 damaged (line 1)" in capfd.readouterr().out
 

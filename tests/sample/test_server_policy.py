@@ -310,7 +310,7 @@ def test_an_interrupted_command_ends_at_once(serve, data, tmp_path, number, how)
         assert child.poll() is None
     time.sleep(0.2)
     child.send_signal(number)
-    kept = f"what is done is kept in {out}.part, and the same command goes on from there"
+    kept = f"what is done is kept in {out}.part, and the same command continues from there"
     assert child.communicate(timeout=10)[1] == f"pqm-fast: {how}; {kept}\n"
     assert child.returncode == 128 + number
     assert rows_in(tmp_path / "pool.jsonl.part") >= 5

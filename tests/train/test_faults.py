@@ -315,10 +315,10 @@ def test_no_intact_checkpoint(make, cut):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.safetensors", flip, "model.safetensors or SHA256SUMS is not as it was written"),
+        ("model.safetensors", flip, "model.safetensors or SHA256SUMS has changed since it was written"),
         ("model.safetensors", Path.unlink, r"model.safetensors is missing \(or SHA256SUMS is damaged\)"),
         ("tokenizer.json", Path.unlink, "tokenizer.json is missing"),
-        ("SHA256SUMS", lambda file: flip(file, 0.0), "or SHA256SUMS is not as it was written"),
+        ("SHA256SUMS", lambda file: flip(file, 0.0), "or SHA256SUMS has changed since it was written"),
     ],
 )
 def test_a_damaged_model_is_not_used_but_written_again(make, whole, tmp_path, monkeypatch, name, damage, message):
@@ -346,7 +346,7 @@ def test_a_model_that_was_changed_on_purpose(make, whole, tmp_path):
         train(make(run, resume=True))
     shutil.rmtree(run / "checkpoints")
     (run / "SHA256SUMS").write_bytes((whole / "SHA256SUMS").read_bytes())
-    with pytest.raises(PQMError, match="is not as it was written: the SHA-256 is another one; put back a copy"):
+    with pytest.raises(PQMError, match="has changed since it was written: the SHA-256 differs; put back a copy"):
         StepQModel.from_pretrained(str(run))
 
 

@@ -14,8 +14,7 @@ from pqm_fast.model.attention.sdpa import PaddedAttention
 from pqm_fast.model.attention.varlen import VarlenAttention
 
 
-# Not frozen, like every dataclass that a BatchPlan holds: torch.compile (2.11) specialises on every field of a frozen
-# dataclass, and would recompile for each batch.
+# Not frozen: torch.compile (2.11) specialises on every field of a frozen dataclass, and would recompile for each batch.
 @dataclass
 class HeadRows:
     """The final hidden states that a batch computes, and those of them that the Q-value head reads.

@@ -54,16 +54,15 @@ class PaddedAttention:
         groups, queries, keys = [], [], []
         for size_class in np.unique(size_classes, axis=1).T:
             members = np.flatnonzero((size_classes == size_class[:, None]).all(0))
-            query_rows, _ = padded_queries = _padded_ranges(first_query[members], paths.queries[members])
-            key_places, _ = padded_keys = _padded_ranges(first_key[members], paths.keys[members])
-            queries.append(padded_queries)
-            keys.append(padded_keys)
-            first, last = paths.keys[members] - paths.queries[members], paths.keys[members] - 1
+            num_queries, num_keys = paths.queries[members], paths.keys[members]
+            queries.append(_padded_ranges(first_query[members], num_queries))
+            keys.append(_padded_ranges(first_key[members], num_keys))
+            first, last = num_keys - num_queries, num_keys - 1
             groups.append(
                 PaddedGroup(
                     sequences=len(members),
-                    queries=query_rows.shape[1],
-                    keys=key_places.shape[1],
+                    queries=int(num_queries.max()),
+                    keys=int(num_keys.max()),
                     causal=not first.any(),
                     first=torch.from_numpy(first),
                     last=torch.from_numpy(last),
