@@ -67,3 +67,8 @@ LOSSES: dict[str, Loss] = {
         last_step_only=True,
     ),
 }
+
+
+def default_normalizer(loss: str, num_steps: int, num_trajectories: int) -> int:
+    """The number that a batch divides the sum of its trajectory losses by: steps or trajectories, but at least 1."""
+    return max(num_steps if LOSSES[loss].normalised_by == "steps" else num_trajectories, 1)

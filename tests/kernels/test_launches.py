@@ -105,13 +105,13 @@ def test_code_is_looked_up_by_its_key(kernel):
     memory = torch.zeros(64)
     even, odd, other = memory[4:], memory[1:], memory[32:]
     for tensor, num_warps in ((even, 4), (odd, 4), (other, 4), (even, 2), (odd, 4)):
-        key = (launch.of_aligned(tensor), num_warps)
+        key = (launch.aligned_key(tensor), num_warps)
         launcher.launch(tensor, key, (5, 1, 1), (tensor, 3), num_warps=num_warps)
     assert [entry[0] for entry in kernel.log] == ["triton", "triton", "code 1", "triton", "code 2"]
     assert kernel.log[0][3] == {"num_warps": 4, "maxnreg": 128}
     assert kernel.log[2][1:] == ((5, 1, 1), (other, 3))
     keys = [
-        of(tensor) for of in (launch.of_aligned, launch.of_tensor) for tensor in (even, even.half(), even.int(), None)
+        of(tensor) for of in (launch.aligned_key, launch.dtype_key) for tensor in (even, even.half(), even.int(), None)
     ]
     assert len(set(keys)) == len(keys) - 1  # None is None
 

@@ -17,9 +17,9 @@ from pqm_benchmarks.shared.measure import gpu_seconds, wall_seconds
 VARIANTS: dict[str, dict[Any, dict[str, Any]]] = {
     "as it is": {},
     "forward: half as many steps a tile": {forward: {"STEPS_PER_TILE": 4}},
-    "forward: many programs as few are": {forward: {"OF_MANY": forward.OF_FEW}},
-    "forward: few programs as many are": {forward: {"OF_FEW": forward.OF_MANY}},
-    "forward: 16 steps a program": {forward: {"PART": 16}},
+    "forward: many programs as few are": {forward: {"FOR_MANY_PROGRAMS": forward.FOR_FEW_PROGRAMS}},
+    "forward: few programs as many are": {forward: {"FOR_FEW_PROGRAMS": forward.FOR_MANY_PROGRAMS}},
+    "forward: 16 steps a program": {forward: {"STEPS_PER_PROGRAM": 16}},
     "backward: half as wide": {backward: {"TILE_WIDTH": 512}},
 }
 """What each changes, by module."""

@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.launch import of_aligned, with_options
+from pqm_kernels.launch import NO_FUSED_MULTIPLY_ADD, aligned_key, with_options
 
 BLOCK = 1024
-# Every operation rounds once, so that each GPU and the CPU get the same bits. Memory is what takes the time.
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}
+# Every operation rounds once; that costs no time, as the kernel waits for memory.
+OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 4}
 
 
 @with_options(**OPTIONS)
@@ -52,7 +52,7 @@ def update(
         return
     num_elements = weight.numel()
     tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq)
-    key = (*map(of_aligned, tensors), num_elements)
+    key = (*map(aligned_key, tensors), num_elements)
     arguments = (*tensors, *numbers, num_elements, low is not None, BLOCK)
     adamw_kernel.launch(weight, key, (triton.cdiv(num_elements, BLOCK), 1, 1), arguments)
     torch.autograd.graph.increment_version(weight)  # autograd has not seen the write

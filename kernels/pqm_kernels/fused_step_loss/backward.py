@@ -1,26 +1,26 @@
 """The backward kernels: the gradient of `hidden` in one launch over its rows, and one small reduction for the head.
 
-A program of the first takes a group of rows and a slice of columns. Each row of the gradient is written once, zeros
-included, and what the gradients of weight, norm weight and bias need goes to one partial sum a group; the second adds
-the groups. Every sum has a fixed order, so that results repeat bit for bit. All arithmetic is float32.
+A program of the first kernel takes a group of rows and a slice of columns. It writes each row of the gradient once,
+zeros included, and one partial sum for its group, for the gradients of weight, norm weight and bias. The second kernel
+adds the groups. Every sum has a fixed order, so that results repeat bit for bit. All arithmetic is float32.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.fused_step_loss.forward import FUSE, columns_per_tile
-from pqm_kernels.launch import of_aligned, of_tensor, with_options
+from pqm_kernels.launch import FUSED_MULTIPLY_ADD, aligned_key, dtype_key, with_options
+from pqm_kernels.tiles import columns_per_tile
 
 ROWS_PER_TILE = 8
 TILE_WIDTH = 1024  # bytes
-# Groups of rows: constants, not the size of the GPU at hand, so that sums have the same order on every one.
+# Groups of rows. These are constants, not derived from the GPU, so that sums have the same order on every GPU.
 MOST_GROUPS = 256
 MOST_PARTIALS = 2**18  # a MiB of float32
 GROUPS_PER_TILE = 32
-COLUMNS_TO_ADD = 64  # of a program that adds the groups
-FOUR = tl.constexpr(4)  # sums of rows that are added once, at the end: other threads hold other rows
-OPTIONS = {**FUSE, "num_warps": 4, "maxnreg": 128}
+COLUMNS_TO_ADD = 64  # columns of a program that adds the groups
+PARTIAL_ROWS = tl.constexpr(4)  # sums over rows, which different threads hold and which are added once, at the end
+OPTIONS = {**FUSED_MULTIPLY_ADD, "num_warps": 4, "maxnreg": 128}
 
 
 @with_options(**OPTIONS)
@@ -34,10 +34,13 @@ def rows_kernel(
     hidden_ptr, weight_ptr, norm_weight_ptr, order_ptr, first_step_ptr, upstream_ptr, work_ptr, dhidden_ptr,
     partial_ptr, stride_row, stride_column, D, num_rows, num_steps, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """With q = RMSNorm(row) . weight + bias: dq/drow, summed over the steps of each row, and the group's sums of
-    dq * row / rms (D of them, group by group) and of dq (one a group, behind them). Either is left out where its
-    pointer is None."""
-    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)  # neighbours in time are neighbours in memory
+    """The gradient of each row, summed over its steps, and the partial sums of each group, for
+    q = RMSNorm(row) . weight + bias.
+
+    `partial_ptr` gets [groups, D] sums of dq * row / rms, followed by [groups] sums of dq. `dhidden_ptr` and
+    `partial_ptr` may be None.
+    """
+    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)  # programs that run together read adjacent memory
     group = tl.program_id(1).to(tl.int64)
     dq_ptr = work_ptr
     dot_ptr = dq_ptr + num_steps
@@ -46,9 +49,9 @@ def rows_kernel(
     if norm_weight_ptr is not None:
         weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
     upstream = tl.load(upstream_ptr)
-    of_weight = tl.zeros([FOUR, BLOCK_D], tl.float32)
-    of_bias = 0.0
-    # Where the steps of a tile stand is read a tile ahead: what is read by it need not wait.
+    weight_sum = tl.zeros([PARTIAL_ROWS, BLOCK_D], tl.float32)
+    bias_sum = 0.0
+    # Which steps a tile of rows has is read one tile ahead, so that the loads that depend on it need not wait.
     row = group * BLOCK_R + tl.arange(0, BLOCK_R)
     begin = tl.load(first_step_ptr + row, mask=row < num_rows, other=0)
     end = tl.load(first_step_ptr + row + 1, mask=row < num_rows, other=0)
@@ -70,9 +73,9 @@ def rows_kernel(
         dq = tl.load(dq_ptr + step, mask=used, other=0.0)
         step = tl.load(order_ptr + next_begin, mask=next_begin < next_end, other=0)
         for done in range(1, tl.max(end - begin, 0), BLOCK_R):
-            place = begin[:, None] + done + tl.arange(0, BLOCK_R)[None, :]
-            other_step = tl.load(order_ptr + place, mask=place < end[:, None], other=0)
-            dq += tl.sum(tl.load(dq_ptr + other_step, mask=place < end[:, None], other=0.0), 1)
+            position = begin[:, None] + done + tl.arange(0, BLOCK_R)[None, :]
+            other_step = tl.load(order_ptr + position, mask=position < end[:, None], other=0)
+            dq += tl.sum(tl.load(dq_ptr + other_step, mask=position < end[:, None], other=0.0), 1)
         dq *= upstream
         gradient = dq[:, None] * weight[None, :]
         if norm_weight_ptr is not None:
@@ -83,13 +86,13 @@ def rows_kernel(
             kept = (row < num_rows)[:, None] & (column < D)[None, :]
             tl.store(target, gradient, mask=kept)
         if partial_ptr is not None:
-            of_weight += tl.sum(tl.reshape(dq[:, None] * x, [BLOCK_R // FOUR, FOUR, BLOCK_D]), 0)
-            of_bias += tl.sum(dq, 0)
+            weight_sum += tl.sum(tl.reshape(dq[:, None] * x, [BLOCK_R // PARTIAL_ROWS, PARTIAL_ROWS, BLOCK_D]), 0)
+            bias_sum += tl.sum(dq, 0)
         begin, end = next_begin, next_end
     if partial_ptr is not None:
-        tl.store(partial_ptr + group * D + column, tl.sum(of_weight, 0), mask=column < D)
+        tl.store(partial_ptr + group * D + column, tl.sum(weight_sum, 0), mask=column < D)
         if tl.program_id(0) == 0:
-            tl.store(partial_ptr + tl.num_programs(1).to(tl.int64) * D + group, of_bias)
+            tl.store(partial_ptr + tl.num_programs(1).to(tl.int64) * D + group, bias_sum)
 
 
 @with_options(**OPTIONS)
@@ -98,45 +101,48 @@ def head_kernel(
     partial_ptr, weight_ptr, norm_weight_ptr, dweight_ptr, dbias_ptr, dnorm_weight_ptr, D, groups,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds the groups. As q = sum_d (row_d / rms) norm_weight_d weight_d + bias, one sum serves both factors."""
+    """Adds the groups. As q = sum_d (row_d / rms) norm_weight_d weight_d + bias, the gradients of weight and
+    norm_weight come from the same sum."""
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    of_weight = tl.zeros([BLOCK_D], tl.float32)
-    of_bias = 0.0
+    weight_sum = tl.zeros([BLOCK_D], tl.float32)
+    bias_sum = 0.0
     for first in range(0, groups, BLOCK_G):
         group = first + tl.arange(0, BLOCK_G)
         read = (group < groups)[:, None] & (column < D)[None, :]
-        of_weight += tl.sum(tl.load(partial_ptr + group[:, None] * D + column[None, :], mask=read, other=0.0), 0)
-        of_bias += tl.sum(tl.load(partial_ptr + groups * D + group, mask=group < groups, other=0.0), 0)
+        weight_sum += tl.sum(tl.load(partial_ptr + group[:, None] * D + column[None, :], mask=read, other=0.0), 0)
+        bias_sum += tl.sum(tl.load(partial_ptr + groups * D + group, mask=group < groups, other=0.0), 0)
     if norm_weight_ptr is not None:
         weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
         norm_weight = tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
-        tl.store(dnorm_weight_ptr + column, of_weight * weight, mask=column < D)
-        of_weight *= norm_weight
-    tl.store(dweight_ptr + column, of_weight, mask=column < D)
+        tl.store(dnorm_weight_ptr + column, weight_sum * weight, mask=column < D)
+        weight_sum *= norm_weight
+    tl.store(dweight_ptr + column, weight_sum, mask=column < D)
     if tl.program_id(0) == 0:
-        tl.store(dbias_ptr, of_bias)
+        tl.store(dbias_ptr, bias_sum)
 
 
 def backward(
     upstream: Tensor, work: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
     order: Tensor, first_step: Tensor, needs_hidden: bool, needs_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launches the kernels: gradients of hidden [T, D], weight [D], bias [1] and norm_weight [D], each in its dtype;
-    those not needed, or of what is None, are empty. `upstream` is the gradient of the loss, `work` the forward's."""
+    """Launches the kernels. Returns the gradients of hidden [T, D], weight [D], bias [1] and norm_weight [D], each in
+    the dtype of its input, and empty if it is not needed or its input is None.
+
+    `upstream` is the gradient of the loss, `work` is from the forward (see `work_size`).
+    """
     num_rows, width = hidden.shape
     stride_row, stride_column = hidden.stride()
-
-    of_head = width if needs_head else 0
+    head_width = width if needs_head else 0
     dhidden = hidden.new_empty(num_rows if needs_hidden else 0, width)
-    dweight = weight.new_empty(of_head)
+    dweight = weight.new_empty(head_width)
     dbias = (weight if bias is None else bias).new_empty(1 if needs_head else 0)
-    dnorm_weight = weight.new_empty(0) if norm_weight is None else norm_weight.new_empty(of_head)
+    dnorm_weight = weight.new_empty(0) if norm_weight is None else norm_weight.new_empty(head_width)
     block = columns_per_tile(TILE_WIDTH, hidden.dtype.itemsize, width, stride_row, stride_column)
     groups = max(1, min(MOST_GROUPS, -(-num_rows // ROWS_PER_TILE), MOST_PARTIALS // (width + 1)))
     partial_sums = work.new_empty(groups * (width + 1)) if needs_head else None
     key = (
         ROWS_PER_TILE, block, stride_row, stride_column, width,
-        of_aligned(hidden), weight.dtype, of_tensor(norm_weight), needs_hidden, needs_head,
+        aligned_key(hidden), weight.dtype, dtype_key(norm_weight), needs_hidden, needs_head,
     )  # fmt: skip
     arguments = (
         hidden, weight, norm_weight, order, first_step, upstream, work, dhidden if needs_hidden else None,
@@ -144,7 +150,7 @@ def backward(
     )  # fmt: skip
     rows_kernel.launch(hidden, key, (-(-width // block), groups, 1), arguments)
     if needs_head:
-        head_key = (width, weight.dtype, of_tensor(norm_weight), dbias.dtype)
+        head_key = (width, weight.dtype, dtype_key(norm_weight), dbias.dtype)
         head_arguments = (
             partial_sums, weight, norm_weight, dweight, dbias, dnorm_weight, width, groups,
             GROUPS_PER_TILE, COLUMNS_TO_ADD,

@@ -1,14 +1,14 @@
 """The forward kernel: scores, losses, their sum and their gradient by the scores, in one launch.
 
-A program scores up to PART steps, each from its row of `hidden`, read once, with the RMSNorm fused. Programs of two
-kinds share the steps: one per trajectory takes its first PART steps, and one per window of PART consecutive steps
-takes those in it that are further down in their trajectory: so a long trajectory is scored by many programs and delays
-no other. A window has such steps of one trajectory at most, the one its first step belongs to. Whichever program is
-the last of its trajectory computes the loss from the scores, and whichever is the last of all adds up the losses; as
-they read all of them in order, results do not depend on which one it was.
+Each program scores up to PART = STEPS_PER_PROGRAM steps. It reads the row of `hidden` of each step once, with the
+RMSNorm fused. Programs of two kinds share the steps: there is one program for each trajectory, which takes its first
+PART steps, and one for each window of PART consecutive steps, which takes those steps in the window that lie further
+down in their trajectory. So a long trajectory is scored by many programs and delays no other. All such steps of a
+window belong to one trajectory, the one that the window's first step belongs to. The program that is the last of its
+trajectory to finish computes the loss from the scores, and the last program of all adds up the losses. Either reads all
+of them in order, so that results do not depend on which program it was.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -18,39 +18,41 @@ from torch import Tensor
 
 from pqm_kernels.fused_step_loss.counters import zeroed
 from pqm_kernels.fused_step_loss.device_losses import trajectory_loss
-from pqm_kernels.launch import of_aligned, of_tensor, with_options
-from pqm_kernels.losses import LOSSES
+from pqm_kernels.fused_step_loss.work_buffer import work_size
+from pqm_kernels.launch import FUSED_MULTIPLY_ADD, aligned_key, dtype_key, with_options
+from pqm_kernels.tiles import columns_per_tile
 
-PART = 64
-STEPS_PER_TILE = 8  # rows of hidden gathered together: an average trajectory
-LOSSES_PER_SWEEP = 1024  # of their sum
+STEPS_PER_PROGRAM = 64
+STEPS_PER_TILE = 8  # rows of hidden gathered at a time; about the steps of an average trajectory
+LOSSES_PER_SWEEP = 1024  # when the losses are added up
 
 
 class Program(NamedTuple):
-    """How a program takes its steps."""
+    """The size of a program and of its tiles."""
 
     options: dict[str, int]
-    """Of the compiler. Without `maxnreg` it spills a few registers for an occupancy that the gather does not need."""
+    """Options of the compiler. Without `maxnreg` it spills some registers for an occupancy that the gather has no use
+    for."""
     tile_width: int
-    """Bytes of a row."""
+    """Bytes of a row that are loaded at a time."""
     steps_per_sweep: int
-    """Of a loss: so few for two warps that each can do all of it, and none waits for the other."""
+    """Steps of a loss computed at a time. With two warps they are so few that each warp computes all of them, and
+    neither waits for the other."""
 
 
-# Below so many programs, two for each multiprocessor of an H100, little runs beside a program that waits for memory:
-# so it asks for twice as much at a time. The sizes decide, not the GPU at hand: sums have one order on every one.
+# With fewer programs than this, two for each multiprocessor of an H100, little else runs while a program waits for
+# memory, so each loads twice as much at a time. The choice depends on sizes only, not on the GPU, so that sums have the
+# same order on every GPU.
 FEW_PROGRAMS = 264
-OF_FEW = Program({"num_warps": 2, "maxnreg": 255}, tile_width=1024, steps_per_sweep=32)
-OF_MANY = Program({"num_warps": 1, "maxnreg": 128}, tile_width=512, steps_per_sweep=64)
-EIGHT = tl.constexpr(8)  # columns that are summed in one thread
-STAGES = tl.constexpr(3)  # tiles on their way at a time
-# Multiply-adds in one instruction: stated, as the default differs between versions of triton.
-FUSE = {"enable_fp_fusion": True}
+FOR_FEW_PROGRAMS = Program({"num_warps": 2, "maxnreg": 255}, tile_width=1024, steps_per_sweep=32)
+FOR_MANY_PROGRAMS = Program({"num_warps": 1, "maxnreg": 128}, tile_width=512, steps_per_sweep=64)
+COLUMNS_PER_THREAD = tl.constexpr(8)  # neighbouring columns, which one thread loads
+STAGES = tl.constexpr(3)  # tiles that are loaded at a time
 
 
 @triton.jit
 def _count_up_to(values_ptr, num_values, bound, BLOCK: tl.constexpr):
-    """How many of the rising values are <= bound; each turn narrows the range BLOCK times."""
+    """The number of values <= bound. The values rise; each turn divides the range to search by BLOCK."""
     low = tl.full([], 0, tl.int64)
     high = low + num_values
     while low < high:  # values below low are counted, those from high on are not
@@ -64,20 +66,25 @@ def _count_up_to(values_ptr, num_values, bound, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _thread_sums(x, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK_S, BLOCK_D / COLUMNS_PER_THREAD]: sums of columns. A sum for each column would fill the registers."""
+    return tl.sum(tl.reshape(x, [BLOCK_S, BLOCK_D // COLUMNS_PER_THREAD, COLUMNS_PER_THREAD]), 2)
+
+
+@triton.jit
 def _score_steps(
     hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
     q_ptr, dot_ptr, rstd_ptr, start, end, norm_eps,
     D, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Stores q = RMSNorm(hidden[step_index]) . weight + bias of the steps start..end and, with a norm, q - bias and
-    1 / rms, which the backward needs."""
+    """Stores q = RMSNorm(hidden[step_index]) . weight + bias for the steps start..end and, with a norm, q - bias and
+    1 / rms for the backward."""
     bias = tl.load(bias_ptr).to(tl.float32) if bias_ptr is not None else 0.0
     for first in range(start, end, BLOCK_S):
         step = first + tl.arange(0, BLOCK_S)
         row = tl.load(step_index_ptr + step, mask=step < end, other=0).to(tl.int64)
-        # One sum for EIGHT neighbouring columns, which one thread holds: a sum a column would fill the registers.
-        dot = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
-        square = tl.zeros([BLOCK_S, BLOCK_D // EIGHT], tl.float32)
+        dot = tl.zeros([BLOCK_S, BLOCK_D // COLUMNS_PER_THREAD], tl.float32)
+        square = tl.zeros([BLOCK_S, BLOCK_D // COLUMNS_PER_THREAD], tl.float32)
         for left in tl.range(0, D, BLOCK_D, num_stages=STAGES):
             column = left + tl.arange(0, BLOCK_D)
             weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
@@ -86,8 +93,8 @@ def _score_steps(
             x = tl.load(pointers, mask=read, other=0.0).to(tl.float32)
             if norm_weight_ptr is not None:
                 weight *= tl.load(norm_weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
-                square += tl.sum(tl.reshape(x * x, [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
-            dot += tl.sum(tl.reshape(x * weight[None, :], [BLOCK_S, BLOCK_D // EIGHT, EIGHT]), 2)
+                square += _thread_sums(x * x, BLOCK_S, BLOCK_D)
+            dot += _thread_sums(x * weight[None, :], BLOCK_S, BLOCK_D)
         q = tl.sum(dot, 1)
         if norm_weight_ptr is not None:
             rstd = tl.rsqrt(tl.sum(square, 1) / D + norm_eps)
@@ -97,7 +104,7 @@ def _score_steps(
         tl.store(q_ptr + step, q + bias, mask=step < end)
 
 
-@with_options(**FUSE)
+@with_options(**FUSED_MULTIPLY_ADD)
 @triton.jit(
     do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
     do_not_specialize_on_alignment=[
@@ -111,8 +118,10 @@ def forward_kernel(
     zeta, norm_eps, scale, LOSS: tl.constexpr, PART: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SWEEP: tl.constexpr, BLOCK_LOSSES: tl.constexpr,
 ):  # fmt: skip
-    """First come the programs of windows, those of long trajectories, then the programs of trajectories. The first
-    counter is of programs that are done; the others are of parts that are, each of one long trajectory."""
+    """The first programs are those of windows, because long trajectories take longest; those of trajectories follow.
+
+    The first counter counts the programs that are done. Each other counter counts those of one long trajectory.
+    """
     dq_ptr = work_ptr
     dot_ptr = dq_ptr + num_steps
     rstd_ptr = dot_ptr + num_steps
@@ -121,26 +130,26 @@ def forward_kernel(
     num_windows = tl.maximum(tl.cdiv(num_steps, PART) - 1, 0)
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
-    # The first PART steps are no window: none of them can be further down in its trajectory.
+    # The first PART steps are not a window: none of them can lie further down in its trajectory.
     window = (program + 1) * PART
     trajectory = _count_up_to(cu_steps_ptr + 1, num_trajectories, window, PART) if is_window else program - num_windows
-    exists = trajectory < num_trajectories  # there is always a program, for the sum
+    exists = trajectory < num_trajectories  # without trajectories there is still a program, for the sum
     start = tl.load(cu_steps_ptr + trajectory, mask=exists, other=0).to(tl.int64)
     end = tl.load(cu_steps_ptr + trajectory + 1, mask=exists, other=0).to(tl.int64)
-    own_first = start
-    own_end = tl.minimum(end, start + PART)
+    scored_from = start
+    scored_to = tl.minimum(end, start + PART)
     if is_window:
-        own_first = tl.maximum(start + PART, window)
-        own_end = tl.minimum(end, window + PART)
+        scored_from = tl.maximum(start + PART, window)
+        scored_to = tl.minimum(end, window + PART)
     _score_steps(
         hidden_ptr, stride_row, stride_column, step_index_ptr, weight_ptr, bias_ptr, norm_weight_ptr,
-        q_ptr, dot_ptr, rstd_ptr, own_first, own_end, norm_eps, D, BLOCK_S, BLOCK_D,
+        q_ptr, dot_ptr, rstd_ptr, scored_from, scored_to, norm_eps, D, BLOCK_S, BLOCK_D,
     )  # fmt: skip
     if normalizer_ptr is not None:
         scale /= tl.load(normalizer_ptr).to(tl.float32)
-    tl.debug_barrier()  # other threads read q than wrote it
+    tl.debug_barrier()  # q is read by other threads than wrote it
     is_last = (end - start <= PART) & (program >= num_windows)
-    if (end - start > PART) & (own_first < own_end):
+    if (end - start > PART) & (scored_from < scored_to):
         # The barrier and the atomic together publish this program's scores and receive those of the others.
         parts_ptr = counters_ptr + 1 + start // PART
         done_before = tl.atomic_add(parts_ptr, 1, sem="acq_rel", scope="gpu")
@@ -150,48 +159,34 @@ def forward_kernel(
     if is_last:
         loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_SWEEP)
         tl.store(losses_ptr + trajectory, loss, mask=exists)
-    tl.debug_barrier()  # the same for the loss
+    tl.debug_barrier()  # so is the loss
     if tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1:
         total = tl.zeros([BLOCK_LOSSES], tl.float32)
         for first in range(0, num_trajectories, BLOCK_LOSSES):
-            place = first + tl.arange(0, BLOCK_LOSSES)
-            total += tl.load(losses_ptr + place, mask=place < num_trajectories, other=0.0)
+            position = first + tl.arange(0, BLOCK_LOSSES)
+            total += tl.load(losses_ptr + position, mask=position < num_trajectories, other=0.0)
         tl.store(loss_ptr, tl.sum(total, 0))
         tl.store(counters_ptr, 0)
-
-
-@cache
-def columns_per_tile(tile_width: int, element_size: int, width: int, stride_row: int, stride_column: int) -> int:
-    """A tile of `tile_width` bytes, or of the next power of two of columns if fewer are there."""
-    if stride_column != 1 or stride_row % 16 or width % 16:
-        tile_width //= 4  # element by element, a tile takes many more registers
-    return min(tile_width // element_size, max(16, triton.next_power_of_2(width)))
-
-
-def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str) -> int:
-    """Elements of `work`: the gradient of the loss by the scores; with a norm score - bias and 1 / rms; the losses of
-    the trajectories; what some losses keep for each step. The backward needs the first three."""
-    return (1 + 2 * has_norm + LOSSES[loss].chained) * num_steps + num_trajectories
 
 
 def forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, step_index: Tensor,
     labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, loss: str, zeta: float, norm_eps: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Launches the kernel. The sum of the trajectory losses times `scale`, over `normalizer` if there is one, the
-    scores [S], and `work` (see `work_size`)."""
+    """Launches the kernel. Returns the sum of the trajectory losses times `scale` (and divided by `normalizer` if there
+    is one), the scores [S], and `work` (see `work_size`)."""
     width = hidden.shape[1]
     num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
     stride_row, stride_column = hidden.stride()
-    num_parts = -(-num_steps // PART)
+    num_parts = -(-num_steps // STEPS_PER_PROGRAM)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
-    chosen = OF_FEW if programs < FEW_PROGRAMS else OF_MANY
+    chosen = FOR_FEW_PROGRAMS if programs < FEW_PROGRAMS else FOR_MANY_PROGRAMS
     block_d = columns_per_tile(chosen.tile_width, hidden.dtype.itemsize, width, stride_row, stride_column)
-    constants = (loss, PART, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
+    constants = (loss, STEPS_PER_PROGRAM, STEPS_PER_TILE, block_d, chosen.steps_per_sweep, LOSSES_PER_SWEEP)
     key = (
-        *chosen.options.values(), *constants, stride_row, stride_column, width, of_aligned(hidden),
-        of_aligned(weight), of_tensor(bias), of_aligned(norm_weight), step_index.dtype, labels.dtype, cu_steps.dtype,
-        of_tensor(normalizer),
+        *chosen.options.values(), *constants, stride_row, stride_column, width, aligned_key(hidden),
+        aligned_key(weight), dtype_key(bias), aligned_key(norm_weight), step_index.dtype, labels.dtype, cu_steps.dtype,
+        dtype_key(normalizer),
     )  # fmt: skip
     size = work_size(num_steps, num_trajectories, norm_weight is not None, loss)
     work = hidden.new_empty(size, dtype=torch.float32)

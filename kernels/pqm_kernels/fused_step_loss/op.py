@@ -1,9 +1,12 @@
-"""The Triton backend as PyTorch operators `pqm::step_loss` and `pqm::step_loss_backward`: what torch.compile, CUDA
-graphs and autograd see of it. Their arguments are those of `pqm_kernels.step_loss`, checked there; those that have a
-gradient come first.
+"""The Triton backend as PyTorch operators `pqm::step_loss` and `pqm::step_loss_backward`.
 
-Registered through `torch.library.Library`: the decorator `custom_op` costs three times the time of a call. The
-dispatcher costs a third of one: who looks on sees the operators, and where nobody does, they are called without it.
+They are what torch.compile, CUDA graphs and autograd see of it. Their arguments are those of `pqm_kernels.step_loss`,
+which has checked them; those that get a gradient come first.
+
+They are registered through `torch.library.Library`, because the decorator `custom_op` makes a call take three times as
+long. The dispatcher alone takes a third of a call, so it is used only when something has to see the operators (a
+compiler, a dispatch mode, a tensor subclass); otherwise their functions are called directly. Calls pass arguments by
+position, because the host time of a call is longer than its kernels run.
 """
 
 from collections.abc import Callable
@@ -13,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pqm_kernels.fused_step_loss.reference import default_normalizer
+from pqm_kernels.fused_step_loss.work_buffer import work_size
+from pqm_kernels.losses import default_normalizer
 from pqm_kernels.row_index import steps_by_row
 
 _library = torch.library.Library("pqm", "DEF")
@@ -33,7 +37,7 @@ step_loss_backward = torch.ops.pqm.step_loss_backward.default
 
 @cache
 def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward. They need triton, which not every platform has."""
+    """The launchers of the forward and the backward, imported here because not every platform has triton."""
     from pqm_kernels.fused_step_loss.backward import backward
     from pqm_kernels.fused_step_loss.forward import forward
 
@@ -45,10 +49,11 @@ def _step_loss(
     labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
     loss: str, zeta: float, norm_eps: float, divisor: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The batch loss, the scores q [S], and `work`: what the backward needs (see `work_size`).
+    """Returns the batch loss, the scores q [S] and `work`, which the backward needs (see `work_size`).
 
-    The loss is divided by `normalizer` or by `divisor`, whichever is given, else by the default: that is done here,
-    where torch.compile does not look, so that it need not compile anew for other numbers of steps and trajectories.
+    The loss is divided by `normalizer` or `divisor`, whichever is given, else by the default normalizer. The default is
+    computed here, where torch.compile does not trace, so that it need not recompile for other numbers of steps and
+    trajectories.
     """
     if normalizer is None and divisor is None:
         divisor = default_normalizer(loss, step_index.shape[0], cu_steps.shape[0] - 1)
@@ -63,7 +68,7 @@ def _step_loss_backward(
     upstream: Tensor, work: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None,
     step_index: Tensor, order: Tensor | None, first_step: Tensor | None, needs_hidden: bool, needs_head: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of hidden, weight, bias and norm_weight; empty where not needed."""
+    """Returns the gradients of hidden, weight, bias and norm_weight, empty if not needed."""
     if order is None or first_step is None:
         order, first_step = steps_by_row(step_index, len(hidden))
     _, backward = _kernels()
@@ -75,8 +80,6 @@ def _fake_step_loss(
     labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
     loss: str, *numbers: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    from pqm_kernels.fused_step_loss.forward import work_size
-
     num_steps = step_index.shape[0]
     size = work_size(num_steps, cu_steps.shape[0] - 1, norm_weight is not None, loss)
     return tuple(hidden.new_empty(shape, dtype=torch.float32) for shape in ((), num_steps, size))
@@ -92,12 +95,13 @@ def _fake_step_loss_backward(
 
 
 def call_step_loss(hidden: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    """The operator `step_loss`, with the same arguments and a gradient."""
+    """Calls the operator `step_loss`, with a gradient; the arguments are those of the operator."""
     return step_loss(hidden, *others) if _is_watched(hidden) else _with_gradient(hidden, *others)
 
 
 def _is_watched(tensor: Tensor) -> bool:
-    """Whether an operator must be called as such: for a compiler, a mode such as that of fake tensors or a subclass."""
+    """Whether the operator must be called through the dispatcher: under a compiler or a dispatch mode such as that of
+    fake tensors, or for a tensor subclass."""
     return (
         torch.compiler.is_compiling()
         or type(tensor) not in (Tensor, torch.nn.Parameter)
@@ -108,7 +112,7 @@ def _is_watched(tensor: Tensor) -> bool:
 def _with_gradient(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, *constants: Any
 ) -> tuple[Tensor, ...]:
-    return _StepLoss.apply(hidden, weight, bias, norm_weight, constants)  # autograd takes its time for each argument
+    return _StepLoss.apply(hidden, weight, bias, norm_weight, constants)  # one tuple: each argument costs autograd time
 
 
 class _StepLoss(torch.autograd.Function):
@@ -122,7 +126,7 @@ class _StepLoss(torch.autograd.Function):
                 total, q, work = step_loss(hidden, weight, bias, norm_weight, *constants)
         else:
             total, q, work = _step_loss(hidden, weight, bias, norm_weight, *constants)
-        step_index, _, _, _, order, first_step = constants[:6]
+        step_index, _labels, _cu_steps, _normalizer, order, first_step, *_numbers = constants
         ctx.mark_non_differentiable(q, work)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(work, hidden, weight, bias, norm_weight, step_index, order, first_step)
@@ -131,8 +135,8 @@ class _StepLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 5
-        if torch.is_grad_enabled():  # under create_graph: these gradients would pass for constants
+            return None, None, None, None, None  # for each argument of forward
+        if torch.is_grad_enabled():  # under create_graph; autograd would take these gradients for constants
             raise RuntimeError("the triton backend has no second derivative (create_graph=True); use 'eager'")
         needs_hidden, needs_weight, needs_bias, needs_norm, _ = ctx.needs_input_grad
         differentiate: Callable[..., Any] = step_loss_backward if _is_watched(upstream) else _step_loss_backward

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pqm_kernels.losses import LOSSES
+from pqm_kernels.fused_step_loss.checks import check_steps
 
-INDICES = (torch.int32, torch.int64)
 # "Not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score and, unlike that of -inf, its
 # gradient is never 0 * inf = NaN in a row where nothing is summed.
 ABSENT = -1e30
@@ -189,41 +188,6 @@ def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, los
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
     # Some losses do not see an infinite score; 0 * inf shows it.
     return FUNCTIONS[loss](padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
-
-
-def default_normalizer(loss: str, num_steps: int, num_trajectories: int) -> int:
-    """What a batch divides the sum of its trajectory losses by: trajectories or steps, but at least 1."""
-    return max(num_steps if LOSSES[loss].normalised_by == "steps" else num_trajectories, 1)
-
-
-def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> None:
-    """ValueError if the loss is unknown, or if labels and cu_steps do not describe `num_steps` steps.
-
-    Values are looked at on the CPU only, for elsewhere that would synchronise the device, and not under
-    torch.compile, where it would break the graph.
-    """
-    if loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
-    if labels.shape != (num_steps,):
-        raise ValueError(f"labels must be [{num_steps}], one per step, found {list(labels.shape)}")
-    if cu_steps.dim() != 1 or cu_steps.numel() == 0 or cu_steps.dtype not in INDICES:
-        raise ValueError(f"cu_steps must be int32 or int64 [B + 1], found {cu_steps.dtype} {list(cu_steps.shape)}")
-    if torch.compiler.is_compiling():
-        return
-    if cu_steps.is_cpu:
-        wrong = torch.cat([cu_steps[:1] != 0, cu_steps[1:] < cu_steps[:-1]]) | (cu_steps > num_steps)
-        wrong[-1] |= cu_steps[-1] != num_steps
-        if wrong.any():
-            at = int(wrong.nonzero()[0])
-            found = f"cu_steps[{at}] = {int(cu_steps[at])}" + (f" after {int(cu_steps[at - 1])}" if at else "")
-            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {found}")
-    if labels.is_cpu:
-        if LOSSES[loss].soft_labels:
-            if not ((labels >= 0) & (labels <= 1)).all():
-                raise ValueError(f"labels for {loss!r} must lie in [0, 1]")
-        elif not ((labels == 0) | (labels == 1)).all():
-            soft = ", ".join(name for name in LOSSES if LOSSES[name].soft_labels)
-            raise ValueError(f"labels for {loss!r} must be 0 or 1; losses that take soft labels: {soft}")
 
 
 def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pqm_kernels.fused_step_loss.forward import columns_per_tile
-from pqm_kernels.launch import of_aligned, with_options
+from pqm_kernels.launch import NO_FUSED_MULTIPLY_ADD, aligned_key, with_options
+from pqm_kernels.tiles import columns_per_tile
 
 COPIES_PER_TILE = 4
 TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 1}
+OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 1}
 
 
 @with_options(**OPTIONS)
@@ -39,7 +39,7 @@ def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
     target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
     if target.numel():
         block = columns_per_tile(TILE_WIDTH, source.dtype.itemsize, width, width, 1)
-        key = (block, width, of_aligned(source))
+        key = (block, width, aligned_key(source))
         arguments = (source, order, first, target, width, COPIES_PER_TILE, block)
         sum_rows_kernel.launch(source, key, (num_rows, triton.cdiv(width, block), 1), arguments)
     return target
