@@ -20,22 +20,10 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   annotate  step labels from Monte-Carlo rollouts
   study     train with every loss under the same conditions, and compare their Best-of-N
   report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
-  bench     measure speed and memory
 
 `pqm-fast COMMAND --help` explains every option. --config reads options from a YAML or JSON file;
 the command line overrides it. Type texts (TEXT in the help) with escapes: "\\n" is a line break,
 "\\t" a tab, "\\\\" a backslash, "\\u4e00" a character. In a file, write the characters themselves."""
-
-BENCH_USAGE = """\
-usage: pqm-fast bench WHAT [--config FILE] [options]
-
-  kernels   the fused op against the published computation, eager PyTorch and torch.compile
-  score     scoring 128 candidates a question: packed and in trees against the published way
-  train     training steps against the published algorithm, TRL and OpenRLHF, one switch at a time
-  work      operations of a training step, counted, for the published computation and for ours
-
-`pqm-fast bench WHAT --help` explains every option. For all of it on a GPU, with its tests, in nine minutes:
-python -m pqm_benchmarks gpu --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,41 +162,6 @@ def _report(arguments: list[str]) -> None:
     print(f"report: {report(parse(ReportConfig, 'report', arguments))}")
 
 
-def _bench(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(BENCH_USAGE)
-        raise SystemExit(0 if arguments else 2)
-    benchmark = BENCHMARKS.get(arguments[0])
-    if benchmark is None:
-        print(f"pqm-fast bench: no benchmark {arguments[0]!r}\n\n{BENCH_USAGE}", file=sys.stderr)
-        raise SystemExit(2)
-    benchmark(arguments[1:])
-
-
-def _bench_kernels(arguments: list[str]) -> None:
-    from pqm_benchmarks.kernels.run import KernelBench, run
-
-    run(parse(KernelBench, "bench kernels", arguments))
-
-
-def _bench_score(arguments: list[str]) -> None:
-    from pqm_benchmarks.score.run import ScoreBench, run
-
-    run(parse(ScoreBench, "bench score", arguments))
-
-
-def _bench_train(arguments: list[str]) -> None:
-    from pqm_benchmarks.train.run import TrainBench, run
-
-    run(parse(TrainBench, "bench train", arguments))
-
-
-def _bench_work(arguments: list[str]) -> None:
-    from pqm_benchmarks.work.run import WorkBench, run
-
-    run(parse(WorkBench, "bench work", arguments))
-
-
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
@@ -218,12 +171,4 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "annotate": _annotate,
     "study": _study,
     "report": _report,
-    "bench": _bench,
-}
-
-BENCHMARKS: dict[str, Callable[[list[str]], None]] = {
-    "kernels": _bench_kernels,
-    "score": _bench_score,
-    "train": _bench_train,
-    "work": _bench_work,
 }

@@ -1,77 +1,149 @@
-"""`python -m pqm_benchmarks gpu` and `publish`: they need no package but those that torch and transformers bring."""
+"""`python -m pqm_benchmarks COMMAND`. `gpu` and `publish` need only the packages that torch and transformers bring."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from pqm_fast.common.signals import Stopped, stop_raises
 from pqm_fast.errors import PQMError
+
+PROGRAM = "python -m pqm_benchmarks"
+USAGE = f"""\
+usage: {PROGRAM} COMMAND [options]
+
+  kernels   the fused op against the published computation, eager PyTorch and torch.compile
+  train     training steps against the published algorithm, TRL and OpenRLHF, with one switch more at a time
+  score     scoring 128 candidates to a question: packed and in trees against the published way
+  work      operations of a training step, counted, for the published computation and for ours
+  gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
+  publish   stores a run of `gpu`, and makes the README's table and pictures from it
+
+`{PROGRAM} COMMAND --help` explains every option. The first four also take --config, a YAML or JSON
+file of options; options on the command line override it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 if a stage failed, or for a mistake that a user can mend; 2 for usage."""
-    arguments = _parser().parse_args(argv)
+    """Returns the exit code: 0; 1 if a stage failed, or for a mistake that a user can fix; 2 for usage; 130 and 143
+    after SIGINT and SIGTERM."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"pqm_benchmarks: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
     try:
-        return arguments.run(arguments)
+        return command(arguments[1:])
     except PQMError as error:
         print(f"pqm_benchmarks: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(
+            f"pqm_benchmarks: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt as stop:
         print("pqm_benchmarks: interrupted", file=sys.stderr)
-        return 130
+        return 128 + stop.number if isinstance(stop, Stopped) else 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _benchmark(name: str, kind: type, run: Callable[[Any], object], arguments: list[str]) -> int:
+    """Runs a benchmark whose options are the fields of the dataclass `kind`."""
+    from pqm_fast.arguments import parse
+
+    try:
+        config = parse(kind, name, arguments, program=PROGRAM)
+    except SystemExit as exit:  # --help and usage errors, which tyro has printed
+        return int(exit.code or 0)
+    with stop_raises():
+        run(config)
+    return 0
+
+
+def _kernels(arguments: list[str]) -> int:
+    from pqm_benchmarks.kernels.run import KernelBench, run
+
+    return _benchmark("kernels", KernelBench, run, arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    from pqm_benchmarks.train.run import TrainBench, run
+
+    return _benchmark("train", TrainBench, run, arguments)
+
+
+def _score(arguments: list[str]) -> int:
+    from pqm_benchmarks.score.run import ScoreBench, run
+
+    return _benchmark("score", ScoreBench, run, arguments)
+
+
+def _work(arguments: list[str]) -> int:
+    from pqm_benchmarks.work.run import WorkBench, run
+
+    return _benchmark("work", WorkBench, run, arguments)
+
+
+def _gpu(arguments: list[str]) -> int:
+    from pqm_benchmarks.gpu.run import Request, run
     from pqm_benchmarks.gpu.stages import LISTS
 
-    parser = argparse.ArgumentParser(prog="python -m pqm_benchmarks", description="pqm-fast on a GPU")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     lists = "\n\n".join(
         f"the list {name}:\n" + "\n".join(f"  {stage.name:<14} {stage.what}" for stage in stages)
         for name, stages in LISTS.items()
     )
-    gpu = commands.add_parser(
-        "gpu",
-        help="shows that everything is right on this card, and how fast it is",
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} gpu",
+        description="Shows whether everything is right on this card, and how fast it is.",
         epilog=lists,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    gpu.add_argument("--out", required=True, help="folder for summary.json, log.txt and the measurements; new or empty")
-    gpu.add_argument("--minutes", type=float, help="for all stages together; default: 9, on a CPU 2 (second list: 3.5)")
-    gpu.add_argument("--list", choices=tuple(LISTS), default="first", help="the stages to run; default: first")
-    gpu.add_argument("--stages", nargs="+", metavar="STAGE", help="run these of the list alone")
-    gpu.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there is one")
-    gpu.add_argument("--commit", help="what is measured, where the files are but not their history")
-    gpu.add_argument("--earlier", metavar="DIR", help="folder of an earlier run, whose failed tests are run again")
-    gpu.set_defaults(run=_gpu)
-    publish = commands.add_parser("publish", help="stores a run and makes the README's table and pictures from it")
-    publish.add_argument("folder", metavar="DIR", help="the folder that `gpu` has written")
-    publish.add_argument("--root", default=".", help="the checkout to write into; default: this folder")
-    publish.set_defaults(run=_publish)
-    return parser
-
-
-def _gpu(arguments: argparse.Namespace) -> int:
-    from pqm_benchmarks.gpu.run import Request, run
-
+    add = parser.add_argument
+    add("--out", required=True, help="folder for summary.json, log.txt and the measurements; new or empty")
+    add("--minutes", type=float, help="for all stages together; default: 9, on a CPU 2 (second list: 3.5 and 1.5)")
+    add("--list", choices=tuple(LISTS), default="first", help="the stages to run; default: first")
+    add("--stages", nargs="+", metavar="STAGE", help="run only these stages of the list")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there is a GPU")
+    add("--commit", help="the commit that is measured, for a copy of the files without their history")
+    add("--earlier", metavar="DIR", help="folder of an earlier run, whose failed tests are run again")
+    given = parser.parse_args(arguments)
     return run(
         Request(
-            out=Path(arguments.out).resolve(),
-            minutes=arguments.minutes,
-            list=arguments.list,
-            stages=tuple(arguments.stages or ()),
-            device=arguments.device,
-            commit=arguments.commit,
-            earlier=Path(arguments.earlier).resolve() if arguments.earlier else None,
+            out=Path(given.out).resolve(),
+            minutes=given.minutes,
+            list=given.list,
+            stages=tuple(given.stages or ()),
+            device=given.device,
+            commit=given.commit,
+            earlier=Path(given.earlier).resolve() if given.earlier else None,
         )
     )
 
 
-def _publish(arguments: argparse.Namespace) -> int:
+def _publish(arguments: list[str]) -> int:
     from pqm_benchmarks.gpu.publish import publish
 
-    print(publish(Path(arguments.folder), Path(arguments.root)))
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} publish", description="Stores a run, and makes the README's table and pictures from it."
+    )
+    parser.add_argument("folder", metavar="DIR", help="the folder that `gpu` has written")
+    parser.add_argument("--root", default=".", help="the checkout to write into; default: this folder")
+    given = parser.parse_args(arguments)
+    print(publish(Path(given.folder), Path(given.root)))
     return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "kernels": _kernels,
+    "train": _train,
+    "score": _score,
+    "work": _work,
+    "gpu": _gpu,
+    "publish": _publish,
+}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Tiny runs of `pqm-fast bench score` and `bench train` on the CPU."""
+"""Tiny runs of `python -m pqm_benchmarks score` and `train` on the CPU."""
 
 import functools
 import json
 
 import pytest
+from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.gpu.job import Job
-
-from pqm_fast.cli import main
 
 SIZES = {"score": ["--questions", "2", "--solutions", "6"], "train": ["--questions", "1", "--steps", "2"]}
 
@@ -17,7 +16,7 @@ def bench():
 
     def run(name, out, *options):
         short = ["--device", "cpu", "--seconds", "0", "--rounds", "2", *SIZES[name]]
-        return main(["bench", name, "--out", str(out), *short, *options])
+        return main([name, "--out", str(out), *short, *options])
 
     return run
 

@@ -1,4 +1,4 @@
-"""What `pqm-fast bench score` and `bench train` have in common: options, rounds, what is stored and what is told."""
+"""What the benchmarks score and train have in common: options, rounds, stored results and printed tables."""
 
 import copy
 import json
@@ -10,16 +10,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from pqm_benchmarks.comparison.rounds import SettingSearch, over_median, take_turns
 from pqm_benchmarks.score import report as score_report
 from pqm_benchmarks.score import run as score
-from pqm_benchmarks.score import ways as score_ways
+from pqm_benchmarks.score.ways import ladder as score_ladder
 from pqm_benchmarks.shared.attempts import fastest
-from pqm_benchmarks.shared.comparison_rounds import Found, over_median, take_turns
+from pqm_benchmarks.shared.prefix_tree import count_prefixes
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_benchmarks.train import report as train_report
 from pqm_benchmarks.train import run as train
-from pqm_benchmarks.train.ways import ladder
-from pqm_benchmarks.work.run import prefix_tree
+from pqm_benchmarks.train.ways import ladder as train_ladder
 
 from pqm_fast.errors import PQMError
 
@@ -44,11 +44,11 @@ class Bench:
 BENCHES = [
     Bench(
         "score", score, score.ScoreBench, {"questions": 1, "solutions": 3, "tree_ratio": 1.5},
-        score_ways.WAYS, score_report.table, "scoring.png", 6, "solutions",
+        score_ladder.WAYS, score_report.table, "scoring.png", 6, "solutions",
     ),
     Bench(
         "train", train, train.TrainBench, {"questions": 1, "steps": 1},
-        ladder.WAYS, train_report.table, "train_steps.png", 22, "trajectories",
+        train_ladder.WAYS, train_report.table, "train_steps.png", 22, "trajectories",
     ),
 ]  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_a_run_stores_the_figures_of_every_way(one, folder, results):
     assert (results["failed"], results["device"], results["dtype"], results["peak"]) == ([], "cpu", "float32", None)
     groups = make_workload(2, 0, solutions=one.solutions, vocabulary=512)
     solutions, tokens = 2 * one.solutions, sum(len(t.input_ids) for own in groups for t in own)
-    unique = sum(prefix_tree(own)[0] for own in groups)
+    unique = sum(count_prefixes(own)[0] for own in groups)
     assert results["workload"] == {
         "questions": 2, "trajectories": solutions, "tokens": tokens, "tree_ratio": pytest.approx(tokens / unique),
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_run_is_not_overwritten(one, folder, bench, capsys):
 def test_reading_results_needs_no_torch(one, folder, tmp_path):
     options = f"results=({str(folder / f'{one.name}.json')!r},), out={str(tmp_path)!r}"
     code = (
-        f"import sys\nfrom pqm_benchmarks.{one.name} import {one.options.__name__}, run\n"
+        f"import sys\nfrom pqm_benchmarks.{one.name}.run import {one.options.__name__}, run\n"
         f"run({one.options.__name__}({options}))\n"
         "assert 'torch' not in sys.modules and 'tyro' not in sys.modules"
     )
@@ -156,7 +156,7 @@ def test_a_way_that_fails_is_told_and_the_others_go_on(one, bench, monkeypatch, 
         (["--questions", "0"], "questions: must be positive, found 0"),
         (["--rounds", "-1"], "rounds: must be positive, found -1"),
         (["--tries", "0"], "tries: must be positive, found 0"),
-        (["--results", "nowhere.json"], "nowhere.json: no {name}.json of `pqm-fast bench {name}`"),
+        (["--results", "nowhere.json"], "nowhere.json: is not a {name}.json of `python -m pqm_benchmarks {name}`"),
         (["--tree-ratio", "50"], "tree ratio"),
     ],
 )
@@ -190,7 +190,7 @@ def turns(seconds, measure, ways="ab", rounds=2, wrong=None):
             {"setting": {"size": i}, "seconds": s, "why": None if s else f"{name}{i // 2} broke"}
             for i, s in enumerate(seconds[name])
         ]
-        return Found(fastest(tried), tried, (wrong or {}).get(name))
+        return SettingSearch(fastest(tried), tried, (wrong or {}).get(name))
 
     def one_round(name, setting):
         calls.append(f"{name}{setting['size']}")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pqm_benchmarks.gpu import check, counters, profile, speed, tiles
-from pqm_benchmarks.score.ways import WAYS as SCORE_WAYS
-from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.score.ways.ladder import WAYS as SCORE_WAYS
+from pqm_benchmarks.shared.shapes import ALL_SHAPES
 from pqm_benchmarks.train.run import TrainBench, measure
 from pqm_benchmarks.train.ways.ladder import WAYS
 from pqm_kernels.fused_step_loss import backward, forward
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_told(job, monkeypatch, stored):
 
 def test_settings_are_some_that_the_ways_have():
     for shape, settings in speed.TRAIN.items():
-        assert shape in EVERY
+        assert shape in ALL_SHAPES
         for name, setting in settings.items():
             kinds = {frozenset(known) for family in WAYS[name].families for known in family}
             assert frozenset(setting) in kinds, (shape, name)
@@ -77,7 +77,7 @@ def test_a_given_setting_is_timed_and_none_is_looked_for(tmp_path, job, monkeypa
         ("packed", {"micro_batches": 1, "recompute": 0.0}, []), ("tree", {"micro_batches": 1, "recompute": 0.0}, []),
     ]  # fmt: skip
     assert results["records"][0]["optimizer_steps"] == 1
-    assert stored()["figures"]["headline"].startswith(f"{EVERY['tiny'].source}, trajectories/s: plain packing ")
+    assert stored()["figures"]["headline"].startswith(f"{ALL_SHAPES['tiny'].source}, trajectories/s: plain packing ")
     assert stored()["figures"]["left_out"] == {}
     monkeypatch.setitem(WAYS, "packed", replace(way, build=wrong))
     with pytest.raises(PQMError, match=r"^packed: its loss is .*, where .* was expected; it is not timed"):

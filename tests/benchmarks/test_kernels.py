@@ -1,4 +1,4 @@
-"""`pqm-fast bench kernels` at a tiny size, and that what it compares, counts and reports is right."""
+"""`python -m pqm_benchmarks kernels` at a tiny size, and that what it compares, counts and reports is right."""
 
 import dataclasses
 import json
@@ -8,22 +8,21 @@ import sys
 
 import pytest
 import torch
+from pqm_benchmarks.__main__ import COMMANDS, main
 from pqm_benchmarks.kernels import implementations
 from pqm_benchmarks.kernels.implementations import IMPLEMENTATIONS, Call, why_not
 from pqm_benchmarks.kernels.inputs import SIZES, floor_bytes, make_inputs
+from pqm_benchmarks.kernels.report import NAMES, TARGETS, table, targets
 from pqm_benchmarks.kernels.run import KernelBench
 from pqm_benchmarks.shared.published import published_rank
-from pqm_benchmarks.shared.report import NAMES, TARGETS, table, targets
 from pqm_kernels import trajectory_losses
-
-from pqm_fast.cli import main
 
 TINY = ["--sizes", "tiny", "--widths", "64", "--repeats", "1"]
 CPU = torch.device("cpu")
 
 
 def bench(out, *options):
-    return main(["bench", "kernels", "--out", str(out), *options])
+    return main(["kernels", "--out", str(out), *options])
 
 
 def tiny_inputs(number=0, dtype=torch.float32):
@@ -103,7 +102,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, capsys, content):
     if content is not None:
         file.write_text(content)
     assert bench(tmp_path / "images", "--results", str(file)) == 1
-    assert f"{file}: no kernels.json of `pqm-fast bench kernels`" in capsys.readouterr().err
+    assert f"{file}: is not a kernels.json of `python -m pqm_benchmarks kernels`" in capsys.readouterr().err
     assert not (tmp_path / "images").exists()
 
 
@@ -328,20 +327,21 @@ def test_every_target_and_name_is_of_something_that_is_measured():
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_bench_lists_what_can_be_measured(capsys):
-    assert main(["bench"]) == 2
+def test_the_usage_lists_what_can_be_measured(capsys):
+    assert main([]) == 2
     listed = capsys.readouterr().out
-    assert "\n  kernels   " in listed
-    assert main(["bench", "--help"]) == 0
+    commands = [line.split()[0] for line in listed.split("\n\n")[1].splitlines()]
+    assert commands == list(COMMANDS)
+    assert main(["--help"]) == 0
     assert capsys.readouterr().out == listed
-    assert main(["bench", "nope"]) == 2
-    assert capsys.readouterr().err == f"pqm-fast bench: no benchmark 'nope'\n\n{listed}"
+    assert main(["nope"]) == 2
+    assert capsys.readouterr().err == f"pqm_benchmarks: no command 'nope'\n\n{listed}"
 
 
 def test_help_explains_the_options_and_needs_no_heavy_package(tmp_path):
     code = (
-        "import sys; from pqm_fast.cli import main\n"
-        "code = main(['bench', 'kernels', '--help'])\n"
+        "import sys; from pqm_benchmarks.__main__ import main\n"
+        "code = main(['kernels', '--help'])\n"
         "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'triton'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )

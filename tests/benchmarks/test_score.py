@@ -1,4 +1,4 @@
-"""`pqm-fast bench score` at a tiny size on the CPU, and what it stores, counts, judges and draws."""
+"""`python -m pqm_benchmarks score` at a tiny size on the CPU, and what it stores, counts, judges and draws."""
 
 import copy
 import json
@@ -6,20 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pqm_benchmarks.__main__ import main
+from pqm_benchmarks.comparison.report import merge
 from pqm_benchmarks.score import run as score
-from pqm_benchmarks.score import ways as score_ways
-from pqm_benchmarks.score import work as score_work
 from pqm_benchmarks.score.picture import draw
 from pqm_benchmarks.score.report import table
 from pqm_benchmarks.score.run import ScoreBench
-from pqm_benchmarks.score.ways import WAYS
+from pqm_benchmarks.score.ways import way as scoring_way
+from pqm_benchmarks.score.ways.ladder import WAYS
 from pqm_benchmarks.shared import workload
-from pqm_benchmarks.shared.comparison_report import merge
-from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.shared.prefix_tree import count_prefixes
+from pqm_benchmarks.shared.shapes import ALL_SHAPES
 from pqm_benchmarks.shared.workload import make_workload
-from pqm_benchmarks.work.run import count_products, prefix_tree
+from pqm_benchmarks.work.flops import scoring_flops
+from pqm_benchmarks.work.model_flops import count_model_flops
 
-from pqm_fast.cli import main
 from pqm_fast.errors import PQMError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def test_more_solutions_share_as_much_as_22_do(monkeypatch):
     assert [len(own) for own in many] == [128] * 4
 
     def ratio(groups):
-        return sum(len(t.input_ids) for own in groups for t in own) / sum(prefix_tree(own)[0] for own in groups)
+        return sum(len(t.input_ids) for own in groups for t in own) / sum(count_prefixes(own)[0] for own in groups)
 
     assert ratio(few) == pytest.approx(1.6, abs=0.02)
     assert 1.5 < ratio(many) < 2.0
@@ -64,7 +65,7 @@ def test_solutions_that_cannot_be(solutions, vocabulary):
 def test_a_run_stores_what_only_scoring_has(results):
     groups = make_workload(2, 0, solutions=6, vocabulary=512)
     tokens = sum(len(t.input_ids) for own in groups for t in own)
-    unique = sum(prefix_tree(own)[0] for own in groups)
+    unique = sum(count_prefixes(own)[0] for own in groups)
     for record in results["records"]:
         assert [len(laps) for laps in record["ahead_seconds"]] == [1, 1]
         assert record["ahead_solutions_per_s"] == pytest.approx(24 / sum(a[0] for a in record["ahead_seconds"]))
@@ -77,10 +78,10 @@ def test_a_run_stores_what_only_scoring_has(results):
     assert min(computed["published"], computed["padded"]) > tokens
     assert by_way["published"]["setting"] == {"batch": 4}
     assert by_way["published"]["batches"] == 3
-    products = count_products(EVERY["tiny"].config())
+    products = count_model_flops(ALL_SHAPES["tiny"].config())
     for way, record in by_way.items():
-        layout = WAYS[way].layout(list(WAYS[way].batches(groups, record["setting"])))
-        assert record["flops"] == sum(score_work.forward(layout, products).values())
+        rows = WAYS[way].rows(list(WAYS[way].batches(groups, record["setting"])))
+        assert record["flops"] == sum(scoring_flops(rows, products).values())
 
 
 def test_the_table_says_which_solutions_the_tree_ratio_is_of(results):
@@ -129,7 +130,7 @@ def test_wrong_scores_are_not_timed(bench, monkeypatch, tmp_path):
 
     timed = []
     monkeypatch.setitem(WAYS, "tree", replace(way, build=wrong))
-    monkeypatch.setattr(score_ways, "score", lambda *a, own=score_ways.score: timed.append(a[0].title) or own(*a))
+    monkeypatch.setattr(scoring_way, "score", lambda *a, own=scoring_way.score: timed.append(a[0].title) or own(*a))
     assert bench("score", tmp_path, "--ways", "packed", "tree") == 0
     stored = json.loads((tmp_path / "score.json").read_text())
     assert [r["way"] for r in stored["records"]] == ["packed"]
@@ -142,7 +143,7 @@ def test_wrong_scores_are_not_timed(bench, monkeypatch, tmp_path):
 
 
 def test_the_readme_shows_what_is_counted(capsys):
-    assert main(["bench", "score", "--count", "--questions", "50"]) == 0
+    assert main(["score", "--count", "--questions", "50"]) == 0
     assert f"```\n{capsys.readouterr().out}```" in (ROOT / "benchmarks" / "README.md").read_text()
 
 

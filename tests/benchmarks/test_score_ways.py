@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from pqm_benchmarks.score.check import Expected
-from pqm_benchmarks.score.ways import WAYS, PaddedBatch, padded_excess, padded_layout, score
-from pqm_benchmarks.score.work import count, forward
+from pqm_benchmarks.score.count import count
+from pqm_benchmarks.score.ways.ladder import WAYS
+from pqm_benchmarks.score.ways.padded import PaddedBatch, padded_excess, padded_rows
+from pqm_benchmarks.score.ways.way import score
 from pqm_benchmarks.shared.shapes import SHAPES, Shape
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_benchmarks.train.ways.models import random_model
 from pqm_benchmarks.train.ways.ours import HEAD
 from pqm_benchmarks.train.ways.trl import padding_at_scale
-from pqm_benchmarks.work.run import Layout, count_products
+from pqm_benchmarks.work.flops import RowCounts, scoring_flops
+from pqm_benchmarks.work.model_flops import count_model_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForTokenClassification
@@ -180,7 +183,7 @@ def test_padding_is_counted(logits):
         for row in batch.input_ids.tolist():
             for i in range(len(row)):
                 tokens, pairs = tokens + 1, pairs + i + 1
-    assert padded_layout(logits, batches) == Layout(tokens, pairs, tokens, tokens, logits=logits)
+    assert padded_rows(logits, batches) == RowCounts(tokens, pairs, tokens, tokens, logits=logits)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -192,7 +195,7 @@ def test_our_pairs_are_those_of_the_rule(name):
             tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
         rows += len(set(batch.step_tokens.tolist()))
     last = rows if name.endswith("rows") else tokens
-    assert WAYS[name].layout(batches) == Layout(tokens, pairs, last, sum(b.num_steps for b in batches))
+    assert WAYS[name].rows(batches) == RowCounts(tokens, pairs, last, sum(b.num_steps for b in batches))
 
 
 def counted(compute):
@@ -210,16 +213,16 @@ def test_scoring_has_the_flops_of_the_formula(name, config):
     way = WAYS[name]
     scoring = way.build(config, CPU, torch.float32)
     [batch] = way.batches(questions, {"batch": 1, "max_tokens": 4096})
-    layout, ready = way.layout([batch]), scoring.ahead(batch)
-    pairs = layout.tokens**2
+    rows, ready = way.rows([batch]), scoring.ahead(batch)
+    pairs = rows.tokens**2
     if isinstance(batch, PackedBatch):
         assert len(batch.lengths) < 3  # no two in a group
         pairs = sum(q * k for q, k in zip(batch.lengths, batch.path_lengths, strict=True))
-    squares = dataclasses.replace(layout, pairs=pairs)
-    expected = forward(squares, count_products(config))
+    squares = dataclasses.replace(rows, pairs=pairs)
+    expected = scoring_flops(squares, count_model_flops(config))
     # rotary angles are a product in some versions of transformers, which the formula leaves out
     rotary = random_model(AutoModelForTokenClassification, config, CPU, torch.float32, "eager", **HEAD).model.rotary_emb
-    angles = counted(lambda: rotary(torch.zeros(1, layout.tokens, 32), torch.arange(layout.tokens)[None]))
+    angles = counted(lambda: rotary(torch.zeros(1, rows.tokens, 32), torch.arange(rows.tokens)[None]))
     assert counted(lambda: scoring(ready)) - angles == sum(expected.values())
     assert all(flops > 0 for flops in expected.values())
 
@@ -235,7 +238,7 @@ def test_counts_are_those_of_the_weights():
         at_rows, depth = width * width + 3 * width * wide, sizes.num_hidden_layers
         for name, way in found["ways"].items():
             own = way["layout"]
-            assert own == dataclasses.asdict(WAYS[name].layout(list(WAYS[name].batches(questions, WAYS[name].usual))))
+            assert own == dataclasses.asdict(WAYS[name].rows(list(WAYS[name].batches(questions, WAYS[name].usual))))
             layer = at_rows + width * width + 2 * width * kv
             flops = 2 * own["tokens"] * (depth * layer - at_rows) + 2 * own["last_tokens"] * at_rows
             flops += 4 * width * depth * own["pairs"] + 2 * width * own["scored"]
@@ -266,11 +269,11 @@ def test_right_scores_are_held_and_wrong_ones_refused():
         np.testing.assert_allclose(own, known.numpy(), rtol=1e-6, atol=1e-7)
     assert 0 < expected.error < 1e-6
     right = scores_of("tree_rows", CONFIG, questions, {"max_tokens": 120})
-    assert 0 < expected.hold(right) < 1e-6
+    assert 0 < expected.check(right) < 1e-6
     swapped = [right[1], right[0], *right[2:]]
     for wrong in (swapped, [own + 1e-3 for own in right], [own * np.nan for own in right], [own[:1] for own in right]):
         with pytest.raises(PQMError, match="its scores have an error of"):
-            expected.hold(wrong)
+            expected.check(wrong)
 
 
 def test_solutions_beside_the_sample_are_held_against_the_first_way():
@@ -278,10 +281,10 @@ def test_solutions_beside_the_sample_are_held_against_the_first_way():
     expected = Expected.of(CONFIG, questions, CPU, torch.float32)
     assert len(expected.sample) == 32
     right = scores_of("packed", CONFIG, questions, {"max_tokens": 4096})
-    expected.hold(right)
+    expected.check(right)
     other = next(i for i in range(50) if i not in expected.sample)
     with pytest.raises(PQMError, match=r"differ by .* from those of the first way"):
-        expected.hold([own + (i == other) for i, own in enumerate(right)])
+        expected.check([own + (i == other) for i, own in enumerate(right)])
 
 
 MARKS = {"cpu": [pytest.mark.slow], "cuda": [pytest.mark.gpu]}
@@ -301,5 +304,5 @@ def test_every_way_is_right_in_bfloat16(name, device):
     assert 1e-4 < expected.error < 3e-2
     way = WAYS[name]
     setting = {"batch": 4, "max_tokens": 512}
-    error = expected.hold(score(way, way.build(config, device, torch.bfloat16), questions, setting))
+    error = expected.check(score(way, way.build(config, device, torch.bfloat16), questions, setting))
     assert error > 1e-4  # it is in bfloat16

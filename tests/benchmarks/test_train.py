@@ -1,4 +1,4 @@
-"""`pqm-fast bench train` at a tiny size on the CPU, and what it stores, judges and draws."""
+"""`python -m pqm_benchmarks train` at a tiny size on the CPU, and what it stores, judges and draws."""
 
 import copy
 import json
@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pqm_benchmarks.shared.comparison_report import merge
-from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.comparison.report import merge
+from pqm_benchmarks.shared.prefix_tree import count_prefixes
+from pqm_benchmarks.shared.shapes import ALL_SHAPES
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_benchmarks.train.picture import draw
 from pqm_benchmarks.train.report import TARGETS, table
 from pqm_benchmarks.train.ways import ladder
-from pqm_benchmarks.work.run import count_products, prefix_tree
+from pqm_benchmarks.work.model_flops import count_model_flops
 
 from pqm_fast.errors import PQMError
 
@@ -28,7 +29,7 @@ def results(whole_run):
 def test_a_run_stores_what_only_training_has(results):
     groups = make_workload(2, 0, vocabulary=512)
     tokens = sum(len(t.input_ids) for own in groups for t in own)
-    unique = sum(prefix_tree(own)[0] for own in groups)
+    unique = sum(count_prefixes(own)[0] for own in groups)
     for record in results["records"]:
         assert record["optimizer_steps"] == 2 or record["way"] in ("trl", "openrlhf", "reference")
     computed = {record["way"]: record["computed_tokens"] for record in results["records"]}
@@ -142,5 +143,5 @@ def test_a_rung_that_loses_is_drawn_too(results, tmp_path):
 
 def test_products_are_those_of_the_real_model():
     """6 x the parameters of the layers is what a token costs, but for norms and biases."""
-    products = count_products(EVERY["tiny"].config())
+    products = count_model_flops(ALL_SHAPES["tiny"].config())
     assert products.layers == pytest.approx(6 * products.non_embedding, rel=0.01)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from definitions import DEFINITIONS
-from pqm_benchmarks.shared import devices
+from pqm_benchmarks.shared import devices, timing
 from pqm_benchmarks.shared.attempts import fastest
 from pqm_benchmarks.shared.shapes import Shape
 from pqm_benchmarks.shared.workload import published_batches
@@ -13,8 +13,9 @@ from pqm_benchmarks.train.ways import openrlhf, ours, reference, steady, trl
 from pqm_benchmarks.train.ways.ladder import WAYS
 from pqm_benchmarks.train.ways.models import random_model, randomise
 from pqm_benchmarks.train.ways.optimizers import MasterAdamW
-from pqm_benchmarks.train.ways.way import LEARNING_RATE, ZETA, Plan, Way
-from pqm_benchmarks.work.run import Layout, count_products
+from pqm_benchmarks.train.ways.way import LEARNING_RATE, ZETA, PassPlan, TrainingWay
+from pqm_benchmarks.work.flops import RowCounts
+from pqm_benchmarks.work.model_flops import count_model_flops
 from tiny import relative_error
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
@@ -275,7 +276,7 @@ def test_padding_is_counted(name, setting):
     plan = WAYS[name].plan(make_questions(), 2, setting, CPU)
     tokens, pairs = padded_pairs([batch for step in plan.steps for batch in step])
     values = 1 if name == "reference" else 2
-    assert plan.layout == Layout(tokens, pairs, tokens, values * tokens)
+    assert plan.rows == RowCounts(tokens, pairs, tokens, values * tokens)
     assert plan.logit_passes == (1 if name == "reference" else 0)
 
 
@@ -292,12 +293,12 @@ def test_our_pairs_are_those_of_the_rule(tree, step_rows):
             tokens, pairs = tokens + queries, pairs + sum(range(keys - queries + 1, keys + 1))
         rows += len(set(batch.step_tokens.tolist()))
         steps += batch.num_steps
-    assert plan.layout == Layout(tokens, pairs, rows if step_rows else tokens, steps)
+    assert plan.rows == RowCounts(tokens, pairs, rows if step_rows else tokens, steps)
 
 
 def test_flops_of_a_plan():
-    products = count_products(CONFIGS["grouped heads, tied"])
-    plan = Plan([], Layout(10, 55, 4, 7), logit_passes=3)
+    products = count_model_flops(CONFIGS["grouped heads, tied"])
+    plan = PassPlan([], RowCounts(10, 55, 4, 7), logit_passes=3)
     # last_rows: what the last layer computes for a row behind its attention, forward + backward
     layers = 10 * products.layers - 6 * products.last_rows
     attention = 6 * products.pair * 55 * products.depth
@@ -367,7 +368,7 @@ def made_way(seconds, monkeypatch, excess=None):
     settings = [{"batch": b, "recompute": r} for r in (False, True) for b in (3, 2, 1)]
     families = (tuple(settings[:3]), tuple(settings[3:]))
     clock = [0.0]
-    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     class MadeStep:
         def __init__(self, found):
@@ -383,10 +384,10 @@ def made_way(seconds, monkeypatch, excess=None):
             return lambda: 0.5
 
     def plan(questions, steps, setting, device):
-        return Plan([[]], Layout(1, 1, 1, 1), excess=(excess or {}).get(setting["batch"], 1.0))
+        return PassPlan([[]], RowCounts(1, 1, 1, 1), excess=(excess or {}).get(setting["batch"], 1.0))
 
     found = dict(zip(map(str, settings), seconds, strict=True))
-    return Way("made", "", "", families, plan, lambda config, device, dtype, s: MadeStep(found[str(s)]))
+    return TrainingWay("made", "", "", families, plan, lambda config, device, dtype, s: MadeStep(found[str(s)]))
 
 
 CASE = steady.Case(None, [], CPU, torch.float32)

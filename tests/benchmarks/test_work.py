@@ -1,4 +1,4 @@
-"""`pqm-fast bench work`: the counts against counts of real computations, the workload against its description."""
+"""The counted operations against counts of real computations, and the workload against its description."""
 
 import dataclasses
 import itertools
@@ -10,29 +10,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.shared import workload
+from pqm_benchmarks.shared.prefix_tree import count_prefixes
 from pqm_benchmarks.shared.shapes import SHAPES
 from pqm_benchmarks.shared.workload import make_workload, published_batches
-from pqm_benchmarks.work import run as work_module
+from pqm_benchmarks.work import row_counts
+from pqm_benchmarks.work.flops import PARTS, RowCounts, training_flops
+from pqm_benchmarks.work.model_flops import count_model_flops
 from pqm_benchmarks.work.picture import draw
-from pqm_benchmarks.work.run import (
-    PARTS,
-    WAYS,
-    Layout,
-    WorkBench,
-    attention_work,
-    count,
-    count_products,
-    layouts,
-    prefix_tree,
-    table,
-    work,
-)
+from pqm_benchmarks.work.report import table
+from pqm_benchmarks.work.row_counts import WAYS, attention_work, count_rows
+from pqm_benchmarks.work.run import WorkBench, count
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from pqm_fast.cli import main
 from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
@@ -132,12 +125,12 @@ def test_rows_and_pairs_by_hand():
         trajectory([5, 6, 3, 1], [3]),
     ]
     # 1..6, then 5 + 6 + 7, then 3 + 4; steps end at four prefixes
-    assert prefix_tree(group) == (6 + 3 + 2, 21 + 18 + 7, 4)
-    assert layouts([group, group[:1]], 0) == {
-        "reference": Layout(4 * 7, 80, 4 * 7, 4 * 7, logits=True, recomputes=True),
-        "packed": Layout(23, 21 + 28 + 10 + 21, 23, 7),
-        "tree": Layout(11 + 6, 46 + 21, 17, 7),
-        "tree_step_rows": Layout(17, 67, 4 + 2, 7),
+    assert count_prefixes(group) == (6 + 3 + 2, 21 + 18 + 7, 4)
+    assert count_rows([group, group[:1]], 0) == {
+        "reference": RowCounts(4 * 7, 80, 4 * 7, 4 * 7, logits=True, recomputes=True),
+        "packed": RowCounts(23, 21 + 28 + 10 + 21, 23, 7),
+        "tree": RowCounts(11 + 6, 46 + 21, 17, 7),
+        "tree_step_rows": RowCounts(17, 67, 4 + 2, 7),
     }
 
 
@@ -151,13 +144,13 @@ def test_prefix_tree_counts_distinct_prefixes():
             group.append(trajectory(rng.integers(0, 2, length), steps))
         prefixes = distinct_prefixes(group)
         read = {t.input_ids[: row + 1].tobytes() for t in group for row in t.step_tokens}
-        assert prefix_tree(group) == (len(prefixes), sum(len(prefix) // 4 for prefix in prefixes), len(read))
+        assert count_prefixes(group) == (len(prefixes), sum(len(prefix) // 4 for prefix in prefixes), len(read))
 
 
 def test_the_packer_lays_out_the_rows_and_pairs_that_are_counted():
     for group in make_workload(2, 7):
         batch = pack_trees([list(enumerate(group))])
-        tokens, pairs, rows = prefix_tree(group)
+        tokens, pairs, rows = count_prefixes(group)
         assert (batch.num_tokens, len(batch.step_tokens.unique())) == (tokens, rows)
         assert int((batch.position_ids + 1).sum()) == pairs
         assert batch.num_steps == sum(len(t.step_tokens) for t in group)
@@ -168,7 +161,7 @@ def test_the_packer_lays_out_the_rows_and_pairs_that_are_counted():
 
 def test_attention_in_tiles_by_the_tile(monkeypatch):
     """Each tile that holds a pair is computed whole; a tile begins anew with each sequence."""
-    monkeypatch.setattr(work_module, "TILE", (4, 2))
+    monkeypatch.setattr(row_counts, "TILE", (4, 2))
     rng = np.random.default_rng(1)
     group = [trajectory(rng.integers(0, 2, rng.integers(1, 20)), []) for _ in range(12)]
     batch = pack_trees([list(enumerate(group))])
@@ -189,7 +182,7 @@ def test_attention_of_the_design():
     groups = make_workload(60, 0, 1.6)
     ways = attention_work(groups)
     tree, packed = ways["tree"], ways["packed"]
-    distinct = sum(prefix_tree(group)[0] for group in groups)
+    distinct = sum(count_prefixes(group)[0] for group in groups)
     assert tree.sequences == packed.sequences == sum(map(len, groups)) == 1320
     assert tree.computed_pairs / tree.pairs == pytest.approx(1.761, abs=5e-4)
     assert packed.computed_pairs / packed.pairs == pytest.approx(1.688, abs=5e-4)
@@ -226,14 +219,14 @@ def test_a_training_step_has_the_flops_of_the_formula(way, architecture, tmp_pat
     if way == "packed":
         del group[1]
     batch = pack_trees([list(enumerate(group))]) if way != "packed" else pack(list(enumerate(group)))
-    layout = layouts([group], 0)[way]
+    rows = count_rows([group], 0)[way]
     # padded to 6 x 6 alone; in the tree by 6 queries with 6 keys, and 3 with 7
-    squares = dataclasses.replace(layout, pairs=36 if way == "packed" else 36 + 21)
-    expected = work(squares, count_products(tiny.config(architecture)))
+    squares = dataclasses.replace(rows, pairs=36 if way == "packed" else 36 + 21)
+    expected = training_flops(squares, count_model_flops(tiny.config(architecture)))
     # in plain PyTorch the head is a product with a vector, which the counter does not know
     assert expected.pop("heads") == 6 * 32 * sum(len(t.step_tokens) for t in group)
     found = counted(lambda: model(batch, loss="rank", zeta=4.0).loss.backward())
-    assert found - angles(model.backbone, layout.tokens) == sum(expected.values())
+    assert found - angles(model.backbone, rows.tokens) == sum(expected.values())
     assert expected["layers"] > 0
     assert expected["attention"] > 0
     assert expected["recomputation"] == 0
@@ -256,8 +249,8 @@ def test_the_published_computation_has_the_flops_of_the_formula(architecture):
         head(output.hidden_states[-1])[:, [3, 9]].sum().backward()
 
     tokens, squares = sequences * width, sequences * width**2
-    layout = Layout(tokens, squares, tokens, tokens, logits=True, recomputes=True)
-    expected = work(layout, count_products(config))
+    rows = RowCounts(tokens, squares, tokens, tokens, logits=True, recomputes=True)
+    expected = training_flops(rows, count_model_flops(config))
     assert all(expected[part] > 0 for part in PARTS)
     assert counted(compute) - angles(model.model, width) == sum(expected.values())
     logits = counted(lambda: model.lm_head(torch.zeros(tokens, config.hidden_size)))
@@ -340,7 +333,7 @@ def test_the_picture(results, tmp_path):
 
 
 def test_the_command(capsys):
-    arguments = ["bench", "work", "--questions", "2", "--seed", "1", "--shapes", "Qwen2.5-0.5B"]
+    arguments = ["work", "--questions", "2", "--seed", "1", "--shapes", "Qwen2.5-0.5B"]
     assert main([*arguments, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["config"]["questions"] == 2
@@ -366,5 +359,5 @@ def test_the_command(capsys):
     ],
 )
 def test_bad_options(options, message, capsys):
-    assert main(["bench", "work", *options]) == 1
+    assert main(["work", *options]) == 1
     assert message in capsys.readouterr().err

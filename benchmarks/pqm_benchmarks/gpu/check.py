@@ -15,8 +15,7 @@ from torch import Tensor
 from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.kernels.implementations import NORM_EPS, ZETA, fused
 from pqm_benchmarks.kernels.inputs import SIZES, Inputs, make_inputs
-from pqm_benchmarks.shared.devices import matrix_rate, peak_of
-from pqm_benchmarks.shared.measure import copy_rate
+from pqm_benchmarks.shared.devices import copy_rate, matrix_rate, peak_of
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_fast.common.environment import describe
 from pqm_fast.data.pack import PackedBatch, pack

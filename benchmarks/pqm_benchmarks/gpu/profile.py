@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.gpu.speed import TRAIN
 from pqm_benchmarks.shared.attempts import attempt_alone
-from pqm_benchmarks.shared.shapes import EVERY, AnyShape
+from pqm_benchmarks.shared.shapes import ALL_SHAPES, AnyShape
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_benchmarks.train.ways.ladder import WAYS
 from pqm_fast.errors import PQMError
@@ -48,8 +48,8 @@ def _step(job: Job, shape: AnyShape) -> dict[str, Any]:
     device = torch.device(job.device)
     name = "all" if job.on_gpu else "packed"
     way, setting = WAYS[name], TRAIN[shape][name]
-    questions = make_workload(6 if job.on_gpu else 1, 0, vocabulary=min(32_000, EVERY[shape].vocab_size))
-    config = EVERY[shape].config()
+    questions = make_workload(6 if job.on_gpu else 1, 0, vocabulary=min(32_000, ALL_SHAPES[shape].vocab_size))
+    config = ALL_SHAPES[shape].config()
     step = way.build(config, device, torch.bfloat16 if job.on_gpu else torch.float32, setting)
     [batches] = map(step.ahead, way.plan(questions, 1, setting, device).steps)
     for _ in range(3):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pqm_benchmarks.comparison.report import Results, merge
 from pqm_benchmarks.gpu.stages import LISTS
 from pqm_benchmarks.gpu.summary import heading, targets
 from pqm_benchmarks.kernels import pictures
 from pqm_benchmarks.score import picture as score_picture
-from pqm_benchmarks.shared.comparison_report import Results, merge
-from pqm_benchmarks.shared.report import DEVICE
+from pqm_benchmarks.shared.targets import TARGET_DEVICE
 from pqm_benchmarks.train import picture as train_picture
 from pqm_fast.common.files import atomic_file
 from pqm_fast.errors import PQMError
@@ -77,7 +77,7 @@ def _section(stored: Path, root: Path) -> str:
     device, _, versions = heading(summary)[0].partition("; ")
     lines = [
         f"Measured on one **{device}** ({versions}; [stored]({stored.relative_to(root).as_posix()})). "
-        f"Targets are for one {DEVICE}, and judged there.",
+        f"Targets are for one {TARGET_DEVICE}, and judged there.",
         "",
         "| | target | measured | |",
         "|---|---|---|---|",

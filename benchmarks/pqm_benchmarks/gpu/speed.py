@@ -4,14 +4,15 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from pqm_benchmarks.comparison.report import Results
 from pqm_benchmarks.gpu.job import Job, Skipped
+from pqm_benchmarks.kernels import report as kernel_report
 from pqm_benchmarks.kernels import run as kernel_bench
 from pqm_benchmarks.score import report as score_report
 from pqm_benchmarks.score import run as score_bench
-from pqm_benchmarks.shared import report as kernel_report
 from pqm_benchmarks.shared.attempts import OUT_OF_MEMORY
-from pqm_benchmarks.shared.comparison_report import Results
-from pqm_benchmarks.shared.shapes import EVERY, AnyShape
+from pqm_benchmarks.shared.shapes import ALL_SHAPES, AnyShape
+from pqm_benchmarks.shared.text import short
 from pqm_benchmarks.train import report as train_report
 from pqm_benchmarks.train import run as train_bench
 from pqm_fast.common.files import write_json
@@ -72,7 +73,7 @@ def kernels(job: Job) -> None:
     def tell(results: dict[str, Any]) -> dict[str, Any]:
         return {
             "headline": f"{len(results['records'])} timings, copy {results['copy_gb_s']:,.0f} GB/s",
-            "targets": kernel_report.found_targets(results) if job.on_gpu else [],
+            "targets": kernel_report.target_rows(results) if job.on_gpu else [],
             "left_out": results["left_out"],
         }
 
@@ -160,8 +161,8 @@ def _measure(
 
 def _teller(job: Job, unit: str, targets: Callable[[Results], Any]) -> Callable[[Results], dict[str, Any]]:
     def tell(results: Results) -> dict[str, Any]:
-        shapes = {EVERY[record["shape"]].source for record in results["records"]}
-        rates = [f"{r['title']} {kernel_report.short(r[f'{unit}_per_s'])}" for r in results["records"]]
+        shapes = {ALL_SHAPES[record["shape"]].source for record in results["records"]}
+        rates = [f"{r['title']} {short(r[f'{unit}_per_s'])}" for r in results["records"]]
         return {
             "headline": f"{', '.join(shapes)}, {unit}/s: {', '.join(rates)}",
             "targets": targets(results).rows if job.on_gpu else [],

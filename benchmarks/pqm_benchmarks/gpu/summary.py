@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pqm_benchmarks.shared.report import aligned
+from pqm_benchmarks.shared.text import aligned, measured_on
 
 MOST = 6  # lines of what was left out, and of tests that failed
 
@@ -21,12 +21,9 @@ def text(summary: Sequence[dict[str, Any]]) -> str:
 
 
 def heading(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """A line, if any stage said where it ran."""
+    """The line with device, versions and commit, if any stage has stored its environment."""
     environment = next((r["figures"]["environment"] for r in summary if "environment" in r["figures"]), None)
-    if environment is None:
-        return []
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    return [f"{environment['device']}; {versions}; commit {environment['commit'] or 'unknown'}"]
+    return [] if environment is None else [measured_on(environment)]
 
 
 def targets(summary: Sequence[dict[str, Any]]) -> list[list[str]]:

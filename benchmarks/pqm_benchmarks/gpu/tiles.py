@@ -12,7 +12,7 @@ from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.kernels.implementations import check, fused
 from pqm_benchmarks.kernels.inputs import SIZES, Inputs, count_inputs, make_inputs
 from pqm_benchmarks.shared.attempts import attempt
-from pqm_benchmarks.shared.measure import gpu_seconds, wall_seconds
+from pqm_benchmarks.shared.timing import gpu_seconds, wall_seconds
 
 VARIANTS: dict[str, dict[Any, dict[str, Any]]] = {
     "as it is": {},

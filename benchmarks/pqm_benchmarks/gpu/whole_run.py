@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pqm_benchmarks.gpu.job import Job
-from pqm_benchmarks.shared.shapes import EVERY
+from pqm_benchmarks.shared.shapes import ALL_SHAPES
 from pqm_benchmarks.shared.workload import SOLUTIONS, make_workload
 from pqm_fast import Scorer
 from pqm_fast.data.trajectory import Trajectory
@@ -128,7 +128,7 @@ def _write_model(folder: Path, shape: str) -> None:
     core = Tokenizer(WordLevel({str(i): i for i in range(WORDS)}, unk_token="0"))
     core.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=core, unk_token="0").save_pretrained(folder)
-    own = EVERY[shape]
+    own = ALL_SHAPES[shape]
     LlamaConfig(
         vocab_size=max(own.vocab_size, WORDS + 64),
         hidden_size=own.hidden_size,

@@ -1,1 +1,1 @@
-
+"""The fused op timed against the published computation, eager PyTorch and torch.compile."""

@@ -1,4 +1,4 @@
-"""What is timed: the fused op, and three that it has to beat. Each is checked against the definition first."""
+"""The implementations that are timed: the fused op, and three that it has to beat. Each is checked first."""
 
 import os
 from collections.abc import Callable
@@ -21,14 +21,14 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Call:
-    """An implementation with its input."""
+    """An implementation applied to one input."""
 
     loss_and_scores: Callable[[], tuple[Tensor, Tensor]]
     leaves: tuple[Tensor, ...]
-    """What the gradient is taken by: hidden, weight, bias and, with a norm, its weight."""
+    """The tensors whose gradients are computed: hidden, weight, bias and, with a norm, its weight."""
 
     def forward(self) -> tuple[Tensor, ...]:
-        """The loss and the scores, without a graph for a backward."""
+        """The loss and the scores, without recording a graph for a backward pass."""
         with torch.no_grad():
             return self.loss_and_scores()
 
@@ -53,18 +53,18 @@ def _step_loss(inputs: Inputs, loss: str, norm: bool, **options) -> Call:
 
 
 def fused(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """The op, with the index that a packer makes ahead."""
+    """The op with the index that the packer makes in advance for the backward pass."""
     index = steps_by_row(inputs.step_index, len(inputs.hidden))
     return _step_loss(inputs, loss, norm, backend="triton", steps_by_row=index)
 
 
 def fused_sorting(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """The op as a trainer without such a packer calls it: the backward sorts."""
+    """The op without that index: the backward pass sorts."""
     return _step_loss(inputs, loss, norm, backend="triton")
 
 
 def published_code(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """As in `published.py`; the head has the dtype of hidden."""
+    """The computation in `shared/published.py`; the head has the dtype of hidden."""
     hidden, *head = _leaves(inputs, norm)
     head = [parameter.detach().to(hidden.dtype).requires_grad_() for parameter in head]
     weight, bias = head[:2]
@@ -91,12 +91,12 @@ def _gather_first(
 
 
 def eager(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """Plain PyTorch as one would write it with care: step rows first, float32 scores, nothing that synchronises."""
+    """Carefully written PyTorch: step rows are gathered first, scores are float32, and nothing synchronises."""
     return _plain(_gather_first, inputs, loss, norm)
 
 
 def compiled(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """`torch.compile` of `eager`, for these very shapes."""
+    """`torch.compile` of `eager`, specialised on these shapes."""
     return _plain(_compiled_gather_first(), inputs, loss, norm)
 
 
@@ -127,44 +127,48 @@ IMPLEMENTATIONS: dict[str, Callable[[Inputs, str, bool], Call]] = {
 def why_not(name: str, loss: str, device: torch.device) -> str | None:
     """Why an implementation cannot run here; None if it can."""
     if name == "published" and loss != "rank":
-        return f"the published form is that of the loss rank, not of {loss}"
+        return f"the published computation exists for the loss rank only, not for {loss}"
     if name.startswith("fused") and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton runs on the CPU only with TRITON_INTERPRET=1 in the environment"
     return None
 
 
 def check(name: str, call: Call, inputs: Inputs, loss: str, norm: bool) -> None:
-    """PQMError unless loss and gradient of hidden are those of `step_loss(backend="eager")`, up to rounding."""
+    """Compares loss and gradient of hidden with those of `step_loss(backend="eager")`.
+
+    Raises:
+        PQMError: they differ by more than rounding.
+    """
     expected = _step_loss(inputs, loss, norm, backend="eager").forward_backward()
-    found = call.forward_backward()
-    unrecorded = call.forward()
+    outputs = call.forward_backward()
+    without_graph = call.forward()
     for_loss, for_gradient = tolerances(name, inputs.hidden.dtype)
     errors = (
-        ("loss", relative_error(found[0], expected[0]), for_loss),
-        ("loss without a backward", relative_error(unrecorded[0], expected[0]), for_loss),
-        ("gradient of hidden", relative_error(found[2], expected[2]), for_gradient),
+        ("loss", relative_error(outputs[0], expected[0]), for_loss),
+        ("loss without a backward", relative_error(without_graph[0], expected[0]), for_loss),
+        ("gradient of hidden", relative_error(outputs[2], expected[2]), for_gradient),
     )
-    for what, error, tolerance in errors:
+    for output, error, tolerance in errors:
         if not error <= tolerance:  # NaN is wrong too
             raise PQMError(
                 f"{name}, loss {loss}, {list(inputs.hidden.shape)} {inputs.hidden.dtype}, "
-                f"{'with' if norm else 'without'} norm: the {what} is off by {error:.2g} of its size, more than "
-                f"{tolerance:.2g}; it is not timed until that is mended"
+                f"{'with' if norm else 'without'} norm: the {output} is off by {error:.2g} of its size, more than "
+                f"{tolerance:.2g}; it is not timed until that is fixed"
             )
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|, Euclidean."""
-    difference = torch.linalg.vector_norm(found.float() - expected.float())
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """|output - expected| / |expected|, Euclidean."""
+    difference = torch.linalg.vector_norm(output.float() - expected.float())
     return float(difference / torch.linalg.vector_norm(expected.float()))
 
 
 def tolerances(name: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Relative errors allowed in the loss and in the gradient of hidden."""
+    """(relative error allowed in the loss, relative error allowed in the gradient of hidden)."""
     unit = torch.finfo(dtype).eps / 2
     if name == "published":
-        # 1e-5 in denominators above 1 moves no term by more than 1e-5, of losses of order 1; in half precision scores
-        # are rounded, which the mean evens out, and gradients up to four times: by score, norm, product, sum
+        # 1e-5 in denominators above 1 moves no term by more than 1e-5, with losses of order 1; in half precision
+        # scores are rounded, which the mean evens out, and gradients up to four times: score, norm, product and sum
         return 2e-5 + unit, 2e-5 + 4 * unit
-    # float32 all the way; then few elements of the gradient round to the other side in the dtype of hidden
+    # float32 throughout; few elements of the gradient then round to the other side in the dtype of hidden
     return 1e-5, 1e-5 + unit / 4

@@ -1,4 +1,4 @@
-"""Made-up packed batches for the kernel benchmark, and as many as it takes that no call finds its input in the L2."""
+"""Made-up packed batches for the kernel benchmark: as many that no call finds its input in the L2 cache."""
 
 import math
 from dataclasses import dataclass
@@ -20,27 +20,25 @@ class Size:
 
 SIZES = {
     "tiny": Size(256, 32, 4),  # runs anywhere, and says nothing about speed
-    "training": Size(32768, 1024, 128),  # one micro-batch: a step every 32 tokens, where launches cost more than bytes
-    "long": Size(32768, 1024, 2),  # the same rows in two long chains of thought
-    "bandwidth": Size(131072, 65536, 8192),  # every other row is a step: the bytes are what costs
+    "training": Size(32768, 1024, 128),  # one micro-batch with a step every 32 tokens: launches cost more than bytes
+    "long": Size(32768, 1024, 2),  # as many rows in two long chains of thought
+    "bandwidth": Size(131072, 65536, 8192),  # every other row is a step: moving the bytes takes the time
 }
-# Batches take turns: so many that their step rows alone are this many times the L2,
-COLD = 3
-# but not more of them than this (which no size but tiny needs).
-MOST_BATCHES = 256
+COLD = 3  # the step rows of all batches that take turns are at least this many times the L2
+MOST_BATCHES = 256  # only the size tiny needs more
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch. Every step reads a row of its own; a trajectory's rows rise, and so do trajectories.
+    """One batch. Every step reads another row, and rows rise from step to step and from trajectory to trajectory.
 
     Attributes:
         hidden: [T, D], standard normal.
-        step_index: [S] int64.
-        labels: [S] float32, three of four are 1.
-        cu_steps: [B + 1] int32.
-        weight, bias, norm_weight: [D], [1] and [D] float32, of values that bfloat16 holds too.
-        slots: [S] int64, the place of each step in a flat [B * L], L the steps of the longest trajectory.
+        step_index: [S] int64, the row that each step reads.
+        labels: [S] float32, three out of four are 1, the others 0.
+        cu_steps: [B + 1] int32, where the steps of each trajectory start.
+        weight, bias, norm_weight: [D], [1] and [D] float32, with values that bfloat16 can represent.
+        slots: [S] int64, the index of each step in a flat [B * L], where L is the steps of the longest trajectory.
         padded_index: [B, L] int64, the row of each step, 0 in padding.
         padded_labels: [B, L] float32, -100 in padding.
     """
@@ -58,17 +56,17 @@ class Inputs:
 
 
 def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device, seed: int, number: int) -> Inputs:
-    """Batch `number` of those that take turns: other values, rows and order of lengths, but the same shapes."""
-    # lengths are those of every batch with this seed; their mean is S / B and the shortest is 1
+    """Batch `number` of those that take turns. They differ in values, rows and order of lengths, not in shapes."""
+    # all batches with this seed have the same lengths; their mean is S / B and the shortest is 1
     common = torch.Generator().manual_seed(seed)
-    own = torch.Generator().manual_seed(1_000_003 * seed + number + 1)
+    of_batch = torch.Generator().manual_seed(1_000_003 * seed + number + 1)
     extra = torch.randint(size.trajectories, (size.steps - size.trajectories,), generator=common)
     lengths = 1 + torch.bincount(extra, minlength=size.trajectories)
     longest = int(lengths.max())
-    lengths = lengths[torch.randperm(size.trajectories, generator=own)]
+    lengths = lengths[torch.randperm(size.trajectories, generator=of_batch)]
     cu_steps = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    step_index = torch.randperm(size.rows, generator=own)[: size.steps].sort().values
-    labels = (torch.rand(size.steps, generator=own) < 0.75).float()
+    step_index = torch.randperm(size.rows, generator=of_batch)[: size.steps].sort().values
+    labels = (torch.rand(size.steps, generator=of_batch) < 0.75).float()
     trajectory = torch.arange(size.trajectories).repeat_interleave(lengths)
     slots = trajectory * longest + torch.arange(size.steps) - cu_steps[trajectory]
 
@@ -76,7 +74,7 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
         flat = torch.full((size.trajectories * longest,), padding, dtype=values.dtype)
         return flat.index_copy(0, slots, values).view(size.trajectories, longest)
 
-    weight = torch.randn(width, generator=own) / math.sqrt(width)
+    weight = torch.randn(width, generator=of_batch) / math.sqrt(width)
     on_device = torch.Generator(device).manual_seed(1_000_003 * seed + number + 1)
     tensors = {
         "step_index": step_index,
@@ -84,7 +82,7 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
         "cu_steps": cu_steps.int(),
         "weight": weight.bfloat16().float(),
         "bias": torch.full((1,), 0.25),
-        "norm_weight": (torch.rand(width, generator=own) + 0.5).bfloat16().float(),
+        "norm_weight": (torch.rand(width, generator=of_batch) + 0.5).bfloat16().float(),
         "slots": slots,
         "padded_index": padded(step_index, 0),
         "padded_labels": padded(labels, -100),
@@ -99,7 +97,7 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
 
 
 def count_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many batches take turns; on a GPU, so that no call finds its step rows in the L2.
+    """How many batches take turns; on a GPU, as many that no call finds its step rows in the L2.
 
     Raises:
         PQMError: the batches and their gradients do not fit the device's memory.
@@ -109,7 +107,7 @@ def count_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.devic
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     count = math.ceil(COLD * cache / (size.steps * width * dtype.itemsize))
     count = min(max(count, 2), MOST_BATCHES)
-    torch.cuda.empty_cache()  # what the last width took is free again
+    torch.cuda.empty_cache()  # frees the memory of the previous width
     needed, (free, _) = 2 * count * size.rows * width * dtype.itemsize, torch.cuda.mem_get_info(device)
     if needed > 0.7 * free:
         raise PQMError(
@@ -120,7 +118,8 @@ def count_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.devic
 
 
 def floor_bytes(inputs: Inputs, backward: bool) -> int:
-    """The least that must move: each step row is read once forward and once backward; the gradient is written once."""
+    """The fewest bytes that must move: each step row is read once forward and once backward, and the gradient of
+    `hidden` is written once."""
     rows, width = inputs.hidden.shape
     read = inputs.step_index.unique().numel() * (2 if backward else 1)
     return (read + (rows if backward else 0)) * width * inputs.hidden.element_size()

@@ -1,10 +1,11 @@
-"""Pictures of a kernels.json: percent of copy bandwidth, and how many times faster than the others."""
+"""Pictures of a kernels.json: percent of copy bandwidth, and speed-up over the other implementations."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks.shared.report import NAMES, TARGETS, Record, Results, short
+from pqm_benchmarks.kernels.report import NAMES, TARGETS, Record, Results
+from pqm_benchmarks.shared.text import short
 from pqm_fast.common.files import atomic_file
 
 COLORS = {
@@ -33,8 +34,8 @@ def _draw_bandwidth(results: Results, path: Path) -> Path:
     names = [name for name in NAMES if any(record["implementation"] == name for record in records)]
 
     def panel(axes: Any, norm: bool, passed: str) -> None:
-        own = [r for r in records if r["norm"] == norm and r["pass"] == passed]
-        _bars(axes, own, names, lambda record, _: record["percent_of_copy"], lambda v: short(v, 2))
+        shown = [r for r in records if r["norm"] == norm and r["pass"] == passed]
+        _bars(axes, shown, names, lambda record, _: record["percent_of_copy"], lambda v: short(v, 2))
         axes.margins(y=0.14)
         for target in (target for target in TARGETS if target.unit == "%"):
             if results["device"] == "cuda" and records[0]["size"] in target.sizes and passed in target.passes:
@@ -56,32 +57,29 @@ def _draw_speedup(results: Results, path: Path) -> Path:
     clocks = ("wall_us", "gpu_us") if results["device"] == "cuda" else ("wall_us",)
 
     def panel(axes: Any, norm: bool, clock: str) -> None:
-        own = [r for r in records if r["norm"] == norm]
-        fused = {r["width"]: r[clock] for r in own if r["implementation"] == "fused"}
-        _bars(axes, own, names, lambda record, width: record[clock] / fused[width], lambda v: short(v) + "x")
+        shown = [r for r in records if r["norm"] == norm]
+        fused = {r["width"]: r[clock] for r in shown if r["implementation"] == "fused"}
+        _bars(axes, shown, names, lambda record, width: record[clock] / fused[width], lambda v: short(v) + "x")
         axes.axhline(1, color="black", linewidth=1, linestyle=":", label="pqm-fast")
         axes.margins(y=0.14)
         axes.set_ylabel("time over that of pqm-fast")
 
-    records = [r for r in records if any(_same_case(r, own) for own in records if own["implementation"] == "fused")]
+    fused_cases = {(r["norm"], r["width"]) for r in records if r["implementation"] == "fused"}
+    records = [r for r in records if (r["norm"], r["width"]) in fused_cases]
     title = f"{_device(results)}\nforward + backward, time over that of pqm-fast\n{_batch(records[0], results)}"
     return _figure(records, panel, clocks, title, path)
-
-
-def _same_case(one: Record, other: Record) -> bool:
-    return (one["norm"], one["width"]) == (other["norm"], other["width"])
 
 
 def _figure(
     records: Sequence[Record], panel: Callable[[Any, bool, str], None], columns: Sequence[str], title: str, path: Path
 ) -> Path:
-    """Panels side by side for `columns`, one row without norm and one with it, whichever were measured."""
+    """A panel for each of `columns`, in one row without norm and one with it, as far as they were measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {"forward+backward": "forward + backward", "wall_us": "wall time with launches", "gpu_us": "GPU time"}
+    titles = {"forward+backward": "forward + backward", "wall_us": "wall time with launches", "gpu_us": "GPU time"}
     norms = sorted({record["norm"] for record in records})
     figure, grid = plt.subplots(
         len(norms),
@@ -94,7 +92,7 @@ def _figure(
     for row, norm in zip(grid, norms, strict=True):
         for axes, column in zip(row, columns, strict=True):
             panel(axes, norm, column)
-            axes.set_title(f"{shown.get(column, column)}, {'with RMSNorm' if norm else 'without norm'}", fontsize=10)
+            axes.set_title(f"{titles.get(column, column)}, {'with RMSNorm' if norm else 'without norm'}", fontsize=10)
             axes.grid(axis="y", alpha=0.3)
             axes.set_axisbelow(True)
             axes.label_outer()
@@ -121,20 +119,21 @@ def _bars(
     value: Callable[[Record, int], float],
     text: Callable[[float], str],
 ) -> None:
-    """Groups by width, a bar for each implementation, each with its value."""
+    """A group of bars for each width, with a bar for each implementation, labelled with its value."""
     widths = sorted({record["width"] for record in records})
     thickness = 0.8 / len(names)
     for i, name in enumerate(names):
-        own = {record["width"]: record for record in records if record["implementation"] == name}
-        places = [x - 0.4 + (i + 0.5) * thickness for x, width in enumerate(widths) if width in own]
-        heights = [value(own[width], width) for width in widths if width in own]
-        bars = axes.bar(places, heights, thickness * 0.94, color=COLORS[name], label=NAMES[name])
+        by_width = {record["width"]: record for record in records if record["implementation"] == name}
+        positions = [x - 0.4 + (i + 0.5) * thickness for x, width in enumerate(widths) if width in by_width]
+        heights = [value(by_width[width], width) for width in widths if width in by_width]
+        bars = axes.bar(positions, heights, thickness * 0.94, color=COLORS[name], label=NAMES[name])
         axes.bar_label(bars, [text(height) for height in heights], fontsize=7.5, padding=1.5, bbox=LABEL)
     axes.set_xticks(range(len(widths)), [f"{width:,}" for width in widths])
 
 
 def _of_size(results: Results, size: str) -> list[Record]:
-    """The records of a size, or of the first size there is; of the first loss, for a picture shows one."""
+    """The records of a size, or of the first size there is if it was not measured. A picture shows the first loss
+    only."""
     records = results["records"]
     sizes = {record["size"] for record in records}
     chosen = size if size in sizes else records[0]["size"]

@@ -1,6 +1,7 @@
-"""`pqm-fast bench kernels`: the fused op against the published computation, careful PyTorch and torch.compile of it.
+"""`python -m pqm_benchmarks kernels`: the fused op against the published computation, eager PyTorch and torch.compile.
 
-Needs torch, triton, numpy and, for the pictures, matplotlib; `run` is also how to start it from Python.
+Needs torch, triton, numpy and, for the pictures, matplotlib; `run` starts it from Python, without the command line's
+packages.
 """
 
 import itertools
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pqm_benchmarks.shared.report import table
+from pqm_benchmarks.kernels.report import table
 from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
 
@@ -25,13 +26,12 @@ ImplementationName = Literal["published", "eager", "compiled", "fused", "fused-s
 Norm = Literal["both", "with", "without"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 PASSES = ("forward", "forward+backward")
-# Every implementation is measured once in each round, so that their difference shows what the noise is.
-ROUNDS = 2
+ROUNDS = 2  # every implementation is measured once in each round; the difference of the rounds is the noise
 
 
 @dataclass(frozen=True)
 class KernelBench:
-    """Time the fused op, from hidden states to loss and gradients, and draw how far it is from what the bytes cost."""
+    """Time the fused op, from hidden states to loss and gradients, and draw its distance from the byte floor."""
 
     out: str = "runs/bench-kernels"
     """Folder for kernels.json and the pictures."""
@@ -44,24 +44,25 @@ class KernelBench:
     widths: tuple[int, ...] = ()
     """Hidden widths D. Default: 896 1536 3584 4096 on a GPU, 64 on a CPU."""
     dtype: DType = "auto"
-    """Of the hidden states: bfloat16 on a GPU, float32 on a CPU."""
+    """Type of the hidden states. auto: bfloat16 on a GPU, float32 on a CPU."""
     norm: Norm = "both"
     """Measure with the final RMSNorm in the op, without it, or both."""
     losses: tuple[str, ...] = ("rank",)
     """Losses to measure; the published computation exists for rank alone."""
     implementations: tuple[ImplementationName, ...] = get_args(ImplementationName)
-    """What to measure. fused-sorting is fused without the index that the packer makes ahead for the backward."""
+    """What to measure. fused-sorting is fused without the index that the packer makes in advance for the backward."""
     repeats: int = 50
-    """Measurements that a median is of; fewer, but not below 5, where they take long."""
+    """Measurements that a median is taken of; fewer, but not below 5, if they take long."""
     seed: int = 0
-    """Of the made-up batches."""
+    """Seed of the made-up batches."""
 
 
 def run(config: KernelBench) -> dict[str, Any]:
-    """Measures (or reads), writes OUT/kernels.json, prints the table, draws the pictures. Returns what is in the file.
+    """Measures (or reads --results), writes OUT/kernels.json, prints the table, draws the pictures. Returns the
+    results.
 
     Raises:
-        PQMError: an option that makes no sense, or nothing that could be measured.
+        PQMError: an option that makes no sense, or nothing could be measured.
     """
     from pqm_benchmarks.kernels.pictures import draw
 
@@ -71,7 +72,7 @@ def run(config: KernelBench) -> dict[str, Any]:
     else:
         if (folder / "kernels.json").exists():
             raise PQMError(f"{folder / 'kernels.json'}: exists already; delete it or choose another --out")
-        # stored after each case: a run that is cut off leaves what it had
+        # stored after each case, so that a run that is cut off leaves its results so far
         results = measure(config, lambda so_far: write_json(folder / "kernels.json", so_far))
         print(f"\nmeasurements: {folder / 'kernels.json'}")
     print("\n" + table(results) + "\n")
@@ -81,31 +82,27 @@ def run(config: KernelBench) -> dict[str, Any]:
 
 
 def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Calls `store` with the results so far after each size and width, and returns them all, JSON-ready:
+    """Calls `store` with the results so far after each case, and returns all of them, ready for JSON:
     {"environment", "device", "dtype", "l2_bytes", "copy_gb_s", "copy_gb_s_rounds", "config", "left_out", "records"}.
 
-    A record is one implementation of one pass over one batch: what it is, `gpu_us` (null on a CPU) and `wall_us`
-    with the medians of each round, `graph` (whether gpu_us is of a CUDA graph), `extra_bytes`, and from them
-    `floor_us` (the fewest bytes that must move, at copy bandwidth), `gb_s` and `percent_of_copy` (those fewest
-    bytes over the time that was taken; on a CPU the wall time).
+    A record is one implementation of one pass over one batch. It names its case and holds `gpu_us` (null on a CPU) and
+    `wall_us` with the medians of each round, `graph` (whether gpu_us was measured in a CUDA graph) and `extra_bytes`.
+    Computed from these are `floor_us` (the fewest bytes that must move, at copy bandwidth), `gb_s` and
+    `percent_of_copy` (those bytes over the time taken, which on a CPU is the wall time).
     """
     import torch
 
     from pqm_benchmarks.kernels.implementations import why_not
     from pqm_benchmarks.kernels.inputs import SIZES, count_inputs, make_inputs
     from pqm_benchmarks.shared.attempts import attempt
-    from pqm_benchmarks.shared.devices import pick
-    from pqm_benchmarks.shared.measure import copy_rate
-    from pqm_fast.common.environment import describe
+    from pqm_benchmarks.shared.devices import copy_rate, environment_of, pick
 
     device = pick(config.device)
     sizes, widths, dtype, norms = _chosen(config, device)
     left_out: dict[str, str] = {}
     copies = [copy_rate(device)]
     records: list[dict[str, Any]] = []
-    environment = describe()
-    if device.type == "cpu" and torch.cuda.is_available():
-        environment["device"] = "CPU"  # it would name the GPU
+    environment = environment_of(device)
 
     def results() -> dict[str, Any]:
         copy_gb_s = sum(copies) / len(copies)
@@ -135,10 +132,10 @@ def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dic
             left_out |= {f"{name}, {loss}": why for name, why in reasons.items() if why}
             names = [name for name, why in reasons.items() if not why]
             for norm in norms:
-                what = {"size": size, **asdict(SIZES[size]), "width": width, "loss": loss, "norm": norm}
-                found, failed = _measure_case(what, names, inputs, device, config.repeats)
-                records += found
-                left_out |= {f"{name}, {_case(what)}": why for name, why in failed.items()}
+                case = {"size": size, **asdict(SIZES[size]), "width": width, "loss": loss, "norm": norm}
+                case_records, failed = _measure_case(case, names, inputs, device, config.repeats)
+                records += case_records
+                left_out |= {f"{name}, {_case_name(case)}": why for name, why in failed.items()}
                 if records:
                     store(results())
         del inputs
@@ -150,57 +147,59 @@ def measure(config: KernelBench, store: Callable[[dict[str, Any]], None]) -> dic
 
 
 def _measure_case(
-    what: dict[str, Any], names: Sequence[str], inputs: Sequence["Inputs"], device: "torch.device", repeats: int
+    case: dict[str, Any], names: Sequence[str], inputs: Sequence["Inputs"], device: "torch.device", repeats: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The records of one size, width, loss and norm, and why there are none of an implementation. Everything is
-    checked before anything is timed; one that is wrong or fails is left out, and the others go on."""
+    """(records of one size, width, loss and norm, reasons of the implementations that have none). All implementations
+    are checked before any is timed; those that are wrong or fail are left out, and the others are measured."""
     import torch
 
     from pqm_benchmarks.kernels.implementations import IMPLEMENTATIONS, Call, check
     from pqm_benchmarks.kernels.inputs import floor_bytes
+    from pqm_benchmarks.kernels.memory import extra_bytes
     from pqm_benchmarks.shared.attempts import attempt
-    from pqm_benchmarks.shared.measure import extra_bytes, gpu_seconds, wall_seconds
+    from pqm_benchmarks.shared.timing import gpu_seconds, wall_seconds
 
     if "compiled" in names:
-        torch.compiler.reset()  # else it would generalise over the cases so far, or give up on them
+        torch.compiler.reset()  # otherwise it would generalise over the cases so far, or give up on them
     calls: dict[str, list[Call]] = {}
     failed: dict[str, str] = {}
 
     def checked(name: str) -> list[Call]:
-        made = [IMPLEMENTATIONS[name](each, what["loss"], what["norm"]) for each in inputs]
-        check(name, made[0], inputs[0], what["loss"], what["norm"])
-        return made
+        of_name = [IMPLEMENTATIONS[name](batch, case["loss"], case["norm"]) for batch in inputs]
+        check(name, of_name[0], inputs[0], case["loss"], case["norm"])
+        return of_name
 
     for name in names:
-        made, why = attempt(partial(checked, name))
+        checked_calls, why = attempt(partial(checked, name))
         if why is None:
-            calls[name] = made
+            calls[name] = checked_calls
         else:
             failed[name] = why
-            print(f"{_case(what)}, {name}: left out, {why}", flush=True)
+            print(f"{_case_name(case)}, {name}: left out, {why}", flush=True)
     records = []
     for passed in PASSES:
-        runs = {name: [getattr(call, passed.replace("+", "_")) for call in own] for name, own in calls.items()}
+        runs = {name: [getattr(call, passed.replace("+", "_")) for call in of_name] for name, of_name in calls.items()}
         times: dict[str, list[Any]] = {name: [] for name in calls}
 
-        def timed(own: list[Any], again: bool) -> tuple[float, float | None, str | None, int | None]:
-            wall = wall_seconds(own, repeats, device)
+        def timed(in_turn: list[Any], again: bool) -> tuple[float, float | None, str | None, int | None]:
+            """(wall seconds, GPU seconds, why there is no CUDA graph, extra bytes)."""
+            wall = wall_seconds(in_turn, repeats, device)
             if device.type != "cuda":
                 return wall, None, None, None
-            return wall, *gpu_seconds(own, repeats), None if again else extra_bytes(own[0])
+            return wall, *gpu_seconds(in_turn, repeats), None if again else extra_bytes(in_turn[0])
 
         for name in [*calls] * ROUNDS:
             if name not in failed:
-                found, why = attempt(partial(timed, runs[name], bool(times[name])))
-                times[name].append(found)
+                measured, why = attempt(partial(timed, runs[name], bool(times[name])))
+                times[name].append(measured)
                 if why is not None:
                     failed[name] = f"{passed}: {why}"
-                    print(f"{_case(what)}, {name}: left out, {failed[name]}", flush=True)
+                    print(f"{_case_name(case)}, {name}: left out, {failed[name]}", flush=True)
         for name in calls:
             if name in failed:
                 continue
             walls, gpus, reasons, extra = zip(*times[name], strict=True)
-            record = what | {
+            record = case | {
                 "pass": passed,
                 "implementation": name,
                 "wall_us_rounds": [1e6 * wall for wall in walls],
@@ -215,28 +214,28 @@ def _measure_case(
             }
             records.append(record)
             clocks = [f"{clock} {record[f'{clock}_us']:,.1f} us" for clock in ("gpu", "wall") if record[f"{clock}_us"]]
-            print(f"{_case(what)}, {passed}, {name}: {', '.join(clocks)}", flush=True)
+            print(f"{_case_name(case)}, {passed}, {name}: {', '.join(clocks)}", flush=True)
     return records, failed
 
 
-def _case(what: dict[str, Any]) -> str:
-    return f"{what['size']}, D {what['width']}, {what['loss']}, {'norm' if what['norm'] else 'no norm'}"
+def _case_name(case: dict[str, Any]) -> str:
+    return f"{case['size']}, D {case['width']}, {case['loss']}, {'norm' if case['norm'] else 'no norm'}"
 
 
 def _chosen(
     config: KernelBench, device: "torch.device"
 ) -> tuple[Sequence[str], Sequence[int], "torch.dtype", Sequence[bool]]:
-    """Sizes, widths, dtype and norms: those of the options, or what the device is measured with."""
+    """(sizes, widths, dtype, norms): from the options, or by default those for the device."""
     import torch
     from pqm_kernels import LOSSES
 
     on_gpu = device.type == "cuda"
-    for option, found, known in (
+    for option, values, known in (
         ("sizes", config.sizes, get_args(SizeName)),
         ("losses", config.losses, LOSSES),
         ("implementations", config.implementations, get_args(ImplementationName)),
     ):
-        if unknown := [name for name in found if name not in known]:
+        if unknown := [name for name in values if name not in known]:
             raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     if not config.losses or not config.implementations:
         raise PQMError("losses and implementations: give at least one of each")
@@ -265,5 +264,5 @@ def _read(path: Path) -> dict[str, Any]:
         if not results["records"] or "copy_gb_s" not in results:
             raise KeyError("copy_gb_s")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PQMError(f"{path}: no kernels.json of `pqm-fast bench kernels` ({error!r})") from error
+        raise PQMError(f"{path}: is not a kernels.json of `python -m pqm_benchmarks kernels` ({error!r})") from error
     return results

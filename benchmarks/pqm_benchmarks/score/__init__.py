@@ -1,1 +1,1 @@
-
+"""Scoring the candidates of a Best-of-N: ours against the published way and transformers."""

@@ -1,4 +1,4 @@
-"""The scores that every way must have, or it is not timed."""
+"""Checks the scores of every way before it is timed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from pqm_benchmarks.shared.workload import Questions, flat
 from pqm_benchmarks.train.ways.models import random_model
 from pqm_benchmarks.train.ways.ours import HEAD
-from pqm_benchmarks.train.ways.way import Questions, flat
 from pqm_fast.errors import PQMError
 
-SOLUTIONS = 32  # held against more digits, over all questions
+SOLUTIONS = 32  # compared with scores of higher precision, spread over all questions
 TIMES = 2.0  # the error that a way may have, over that of transformers' own model at the same precision
-LEAST = 1e-5  # an error that is none: norms of transformers are float32 in any model
+NEGLIGIBLE = 1e-5  # an error that is always allowed: norms of transformers are float32 in any model
 
 
 @dataclass
 class Expected:
-    """Errors are relative, in the norm over all steps of several solutions."""
+    """The expected scores. Errors are relative, in the Euclidean norm over all steps of several solutions."""
 
     sample: list[int]
-    """Solutions, spread over all questions."""
+    """Indices of solutions, spread over all questions."""
     exact: list[np.ndarray]
-    """Their scores, each alone, through transformers' own model of the same weights in more digits."""
+    """Their scores by transformers' own model with the same weights at a higher precision, one solution at a time."""
     error: float
-    """Of transformers' own model at the precision that is timed, each solution alone."""
+    """Error of transformers' own model at the precision that is timed, one solution at a time."""
     first: list[np.ndarray] | None = None
     """All scores of the first way that was right."""
 
@@ -39,40 +39,43 @@ class Expected:
         model = random_model(AutoModelForTokenClassification, config, device, dtype, "sdpa", **HEAD).eval()
 
         @torch.no_grad()
-        def alone() -> list[np.ndarray]:
-            found = []
+        def score_alone() -> list[np.ndarray]:
+            scores = []
             for i in sample:
                 ids = torch.as_tensor(trajectories[i].input_ids, device=device)[None].long()
                 rows = torch.as_tensor(trajectories[i].step_tokens, device=device).long()
-                found.append(model(input_ids=ids).logits[0, rows, 0].double().cpu().numpy())
-            return found
+                scores.append(model(input_ids=ids).logits[0, rows, 0].double().cpu().numpy())
+            return scores
 
-        own = alone()
+        at_timed_precision = score_alone()
         model.to(torch.float32 if dtype == torch.bfloat16 else torch.float64)
-        exact = alone()
-        return cls(sample, exact, _error(own, exact))
+        exact = score_alone()
+        return cls(sample, exact, _error(at_timed_precision, exact))
 
-    def hold(self, scores: list[np.ndarray]) -> float:
-        """The error of all scores of a way. Raises PQMError if it is too large, or if they are not those of the first
-        way."""
-        error, limit = _error([scores[i] for i in self.sample], self.exact), TIMES * self.error + LEAST
+    def check(self, scores: list[np.ndarray]) -> float:
+        """The error of the scores of a way, which are those of all solutions.
+
+        Raises:
+            PQMError: the error is too large, or the scores differ from those of the first way.
+        """
+        error, limit = _error([scores[i] for i in self.sample], self.exact), TIMES * self.error + NEGLIGIBLE
         if not error <= limit:
             raise PQMError(
                 f"its scores have an error of {error:.2g}, where {limit:.2g} was allowed; it is not timed until that "
-                "is mended"
+                "is fixed"
             )
         self.first = self.first or scores
-        apart = _error(scores, self.first)
-        if not apart <= 2 * limit:  # each may have its own error
+        difference = _error(scores, self.first)
+        if not difference <= 2 * limit:  # each of the two may have an error
             raise PQMError(
-                f"its scores differ by {apart:.2g} from those of the first way, where {2 * limit:.2g} was allowed; it "
-                "is not timed until that is mended"
+                f"its scores differ by {difference:.2g} from those of the first way, where {2 * limit:.2g} was allowed; "
+                "it is not timed until that is fixed"
             )
         return error
 
 
-def _error(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    if [len(own) for own in found] != [len(own) for own in expected]:
-        return float("nan")  # scores of other steps
-    a, b = np.concatenate(found).astype(np.float64), np.concatenate(expected).astype(np.float64)
+def _error(scores: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    if list(map(len, scores)) != list(map(len, expected)):
+        return float("nan")  # the steps are others
+    a, b = np.concatenate(scores).astype(np.float64), np.concatenate(expected).astype(np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))

@@ -1,10 +1,10 @@
-"""What a score.json says, as text: rates and operations of every way, the target, and what is missing."""
+"""A score.json as text: rates and operations of every way, the target, and what is missing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pqm_benchmarks.shared import comparison_report
-from pqm_benchmarks.shared.comparison_report import (
+from pqm_benchmarks.comparison import report
+from pqm_benchmarks.comparison.report import (
     Columns,
     Record,
     Results,
@@ -18,9 +18,9 @@ from pqm_benchmarks.shared.comparison_report import (
     settings,
     times,
 )
-from pqm_benchmarks.shared.report import short
+from pqm_benchmarks.shared.text import short
 
-OWN = "tree_rows"  # what Scorer does with prefix_tree=True
+SCORER_IN_TREES = "tree_rows"  # what Scorer computes with prefix_tree=True
 
 COLUMNS: Columns = {
     "solutions/s": lambda row: short(row.record["solutions_per_s"]),
@@ -43,31 +43,31 @@ class Target:
     shape: str
     way: str
     times: float
-    """Solutions/s of OWN over those of `way`."""
+    """Solutions/s of SCORER_IN_TREES over those of `way`."""
 
 
 TARGETS = (Target("Qwen2.5-7B", "published", 8),)
 
 
 def table(results: Results) -> str:
-    """Everything measured."""
+    """All results."""
     workload = f"(that of 22 solutions was set to {results['config']['tree_ratio']:g})"
-    return comparison_report.table(results, workload, "published", COLUMNS, _targets(results), _notes(results))
+    return report.table(results, workload, "published", COLUMNS, _targets(results), _notes(results))
 
 
 def targets(results: Results) -> Targets:
-    """Those that there is something measured for."""
-    found = Targets(results)
-    for target, own, other in _measured_targets(results):
-        faster = own["solutions_per_s"] / other["solutions_per_s"]
-        found.add_times(f"{target.shape}: solutions/s", other, target.times, faster)
-    return found
+    """The targets of the models that were measured."""
+    judged = Targets(results)
+    for target, ours, other in _measured_targets(results):
+        faster = ours["solutions_per_s"] / other["solutions_per_s"]
+        judged.add_times(f"{target.shape}: solutions/s", other, target.times, faster)
+    return judged
 
 
 def _targets(results: Results) -> str:
     notes = []
-    for _, own, other in _measured_targets(results):
-        faster, fewer = own["solutions_per_s"] / other["solutions_per_s"], other["flops"] / own["flops"]
+    for _, ours, other in _measured_targets(results):
+        faster, fewer = ours["solutions_per_s"] / other["solutions_per_s"], other["flops"] / ours["flops"]
         notes.append(
             f"{fewer:.2f}x of it is fewer operations, {faster / fewer:.2f}x more of them a second; batches are made "
             "within the time"
@@ -76,25 +76,25 @@ def _targets(results: Results) -> str:
 
 
 def _measured_targets(results: Results) -> Iterator[tuple[Target, Record, Record]]:
-    """(target, our record, that of the way it is held against)."""
+    """(target, our record, the record of the way that it is compared with)."""
     for target in TARGETS:
         ways = by_way(results, target.shape)
-        if OWN in ways and target.way in ways:
-            yield target, ways[OWN], ways[target.way]
+        if SCORER_IN_TREES in ways and target.way in ways:
+            yield target, ways[SCORER_IN_TREES], ways[target.way]
 
 
 def _notes(results: Results) -> list[str]:
     records = results["records"]
     lines = [
-        "Time is from token ids to scores on the host: batches are made while the device works. What every way "
-        "computes counts, its padding and its vocabulary logits too. A real token counts once for each solution that "
-        "has it."
+        "Time is from token ids to scores on the host: batches are made while the device works. Everything that a way "
+        "computes counts, padding and vocabulary logits included. A real token counts once for each solution that "
+        "contains it."
     ]
     for shape in dict.fromkeys(record["shape"] for record in records):
-        own = [record for record in records if record["shape"] == shape]
-        errors = [record["error"] for record in own]
+        of_shape = [record for record in records if record["shape"] == shape]
+        errors = [record["error"] for record in of_shape]
         lines.append(
             f"scores, {shape}: relative error {min(errors):.2g} to {max(errors):.2g}; transformers' own model, one "
-            f"solution at a time: {own[0]['error_alone']:.2g}"
+            f"solution at a time: {of_shape[0]['error_alone']:.2g}"
         )
     return [*lines, *padding(records, "solutions"), *closing(results, lambda record: record["source"])]

@@ -1,4 +1,4 @@
-"""Trying what may fail or not fit: a failure is told and recorded, and the others are measured all the same."""
+"""Work that may fail or not fit: the failure is printed and recorded, and everything else is measured all the same."""
 
 import gc
 import traceback
@@ -14,13 +14,13 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(result, None), or (None, why there is none): a way that fails must not end the measurement of the others."""
+    """(result, None), or (None, the reason of the failure)."""
     try:
         return work(), None
-    except PQMError as error:  # ours, and it says it all
+    except PQMError as error:  # one of our own messages, which needs no traceback
         return None, str(error)
-    except Exception as error:  # whatever another's model raises; what it was stands in the results
-        # with nothing left, CUDA, Triton and cuBLAS fail in words of their own
+    except Exception as error:  # a third-party model may raise anything; the type and message go into the results
+        # with no memory left, CUDA, Triton and cuBLAS fail with messages of their own
         signs = (OUT_OF_MEMORY, "cublas_status_alloc_failed")
         if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in signs):
             return None, OUT_OF_MEMORY
@@ -29,7 +29,7 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def attempt_alone(work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The same, and nothing of it stays on the device."""
+    """Like `attempt`, and leaves nothing of the work on the device."""
     try:
         return attempt(work)
     finally:
@@ -37,7 +37,7 @@ def attempt_alone(work: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def release() -> None:
-    """Gives back what a way held: models, cached memory, compiled code."""
+    """Frees what a way held: models, cached memory, compiled code."""
     torch.compiler.reset()
     # a backward that failed leaves tasks, and with them its graph, in the engine's queue until the next one runs
     torch.zeros((), requires_grad=True).mul(1.0).backward()
@@ -49,11 +49,11 @@ def release() -> None:
 def try_settings(
     families: Sequence[Sequence[dict[str, Any]]], run: Callable[[dict[str, Any]], dict[str, Any]], tries: int
 ) -> list[dict[str, Any]]:
-    """Runs one setting after the other, within a family from large batches to small ones until that is slower, or
-    `tries` have run.
+    """Runs one setting after the other, until `tries` of them have run. Within a family the batches get smaller; the
+    rest of a family is skipped once a smaller batch is slower.
 
-    `run` returns {"seconds", and what else is to be kept}. Returns that with {"setting", "why"} for each setting: why
-    there is nothing else and `seconds` is None.
+    `run` returns {"seconds": ..., further results}. Returns, for each setting that was tried, these results with
+    "setting" and "why": the reason if it failed, in which case `seconds` is None.
     """
     tried: list[dict[str, Any]] = []
     for family in families:
@@ -61,12 +61,12 @@ def try_settings(
             if len(fastest(tried)) == tries:
                 return tried
             least = min((t["seconds"] for t in tried if t["seconds"]), default=None)
-            found, why = attempt_alone(partial(run, setting))
-            tried.append({"setting": setting, "seconds": None, "why": why} | (found or {}))
-            if found and least and found["seconds"] > least:
+            result, why = attempt_alone(partial(run, setting))
+            tried.append({"setting": setting, "seconds": None, "why": why} | (result or {}))
+            if result and least and result["seconds"] > least:
                 break
-            if not found and why != OUT_OF_MEMORY:
-                return tried  # smaller batches would not mend that
+            if not result and why != OUT_OF_MEMORY:
+                return tried  # smaller batches would fail as well
     return tried
 
 

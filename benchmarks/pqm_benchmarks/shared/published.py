@@ -1,10 +1,11 @@
-"""The published computation of PQM, written afresh: what the speed-ups are measured against.
+"""The published computation of PQM, reimplemented: the baseline of the speed-ups.
 
-The variant is the `rank` loss of the paper's main results (Eq. 10: every wrong step, with the margin zeta), computed as
-its authors do it: a linear value head in the dtype of the model on every token, upcast, values gathered at the step
-tokens of padded trajectories, plain exponentials and sums of them, 1e-5 in the denominator. Their sum over earlier
-correct steps holds the current one as well from the second step on, so that it counts twice; here it is Eq. 10, in as
-many operations. In its favour, tokens are packed: the published code computes the values of padding too.
+It is the `rank` loss of the paper's main results (Eq. 10: every wrong step, with the margin zeta), computed as the
+authors' code does it: a linear value head in the dtype of the model on every token, values cast to float32 and gathered
+at the step tokens of padded trajectories, plain exponentials and their sums, 1e-5 in the denominator. From the second
+step on, the sum over earlier correct steps in their code includes the current step, which therefore counts twice; here
+it is Eq. 10, in as many operations. In its favour, tokens are packed: the published code computes the values of padding
+too.
 """
 
 import torch
@@ -16,9 +17,10 @@ def published(
     hidden: Tensor, padded_index: Tensor, padded_labels: Tensor, weight: Tensor, bias: Tensor,
     norm_weight: Tensor | None, zeta: float, norm_eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Batch loss and rewards [B, L] from `hidden` [T, D] and a head of its dtype.
+    """(batch loss, rewards [B, L]) from `hidden` [T, D] and a head of the same dtype.
 
-    `padded_index` [B, L] has the row of each step and 0 in padding, `padded_labels` [B, L] 1, 0 and -100.
+    `padded_index` [B, L] holds the row of each step, 0 in padding; `padded_labels` [B, L] holds 1, 0, and -100 in
+    padding.
     """
     if norm_weight is not None:
         hidden = _rms_norm(hidden, norm_weight, norm_eps)
@@ -28,7 +30,8 @@ def published(
 
 
 def published_rank(rewards: Tensor, labels: Tensor, zeta: float) -> Tensor:
-    """Mean over trajectories, all of which have a step; scores above 88 overflow in float32, as published."""
+    """Mean loss over trajectories, each of which has at least one step. `rewards` and `labels` are [B, L], labels 1, 0,
+    and -100 in padding. Scores above 88 overflow in float32, as in the published code."""
     correct, wrong = labels == 1, labels == 0
     positives = torch.where(correct, rewards.exp(), 0.0)
     negatives = torch.where(wrong, (rewards + zeta).exp(), 0.0).sum(-1, keepdim=True)
@@ -41,7 +44,7 @@ def published_rank(rewards: Tensor, labels: Tensor, zeta: float) -> Tensor:
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The final norm as decoders of transformers compute it: float32 inside, and all tokens."""
+    """The final norm as decoders of transformers compute it: in float32, for all tokens."""
     x = hidden.float()
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     return weight * x.to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""The models that figures are given for: the sizes in their public config.json, and no weights."""
+"""The models that are counted and timed: the sizes in their public config.json, without weights."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -9,10 +9,10 @@ AnyShape = ShapeName | Literal["Qwen2.5-7B-8L", "tiny"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of transformers by its sizes; what is not named here is the default of its config class."""
+    """The sizes of a transformers decoder. Everything else has the default of the model's config class."""
 
     source: str
-    """The Hugging Face model whose config.json says so."""
+    """The Hugging Face model with these sizes in its config.json."""
     model_type: str
     hidden_size: int
     num_hidden_layers: int
@@ -27,7 +27,7 @@ class Shape:
         return self.hidden_size // self.num_attention_heads
 
     def config(self) -> Any:
-        """As transformers makes a model from it; with random weights that is what `bench` runs."""
+        """The transformers config, from which a model with random weights can be made."""
         from transformers import AutoConfig
 
         sizes = asdict(self)
@@ -42,9 +42,9 @@ SHAPES: dict[str, Shape] = {
     "deepseek-math-7b": Shape("deepseek-ai/deepseek-math-7b-base", "llama", 4096, 30, 32, 32, 11008, 102400, False),
 }
 
-EVERY: dict[str, Shape] = SHAPES | {
-    # no full step of 7B fits 80 GB: 8 of its 28 layers, with all of its embeddings
+ALL_SHAPES: dict[str, Shape] = SHAPES | {
+    # a full training step of 7B does not fit 80 GB: 8 of its 28 layers, with all of its embeddings
     "Qwen2.5-7B-8L": replace(SHAPES["Qwen2.5-7B"], source="Qwen/Qwen2.5-7B, 8 of 28 layers", num_hidden_layers=8),
     "tiny": Shape("nowhere: to see that it works", "qwen2", 64, 2, 4, 2, 128, 512, True),
 }
-"""Those too that are run and not counted."""
+"""SHAPES, and those that are timed but not counted."""

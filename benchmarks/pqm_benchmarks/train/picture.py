@@ -1,12 +1,12 @@
-"""A picture of a train.json: trajectories/s of every way, and what each switch adds, a panel for each model."""
+"""A picture of a train.json: a panel for each model with trajectories/s of every way, and what each switch adds."""
 
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks.shared import panels
-from pqm_benchmarks.shared.comparison_report import Record, Results
-from pqm_benchmarks.shared.panels import ADDED, BEFORE, LOST, OTHER
-from pqm_benchmarks.shared.report import short
+from pqm_benchmarks.comparison import picture
+from pqm_benchmarks.comparison.picture import ADDED, BEFORE, LOST, OTHER
+from pqm_benchmarks.comparison.report import Record, Results
+from pqm_benchmarks.shared.text import short
 from pqm_benchmarks.train.report import OURS
 
 OTHERS = dict(zip(("reference", "trl", "openrlhf"), OTHER, strict=True))
@@ -20,23 +20,23 @@ def draw(results: Results, folder: Path) -> Path:
         f"made-up data, {workload['tokens'] / workload['trajectories']:.0f} tokens on average, "
         f"tree ratio {workload['tree_ratio']:.1f}"
     )
-    return panels.draw(results, folder / "train_steps.png", heading, "trajectories/s", _panel)
+    return picture.draw(results, folder / "train_steps.png", heading, "trajectories/s", _panel)
 
 
 def _panel(axes: Any, ways: dict[str, Record], titles: list[str]) -> None:
-    """Each of ours starts at the one before it, if none is left out between them."""
+    """The bar of each of our ways starts at the way before it, if none is left out between them."""
     base, before = ways.get("reference"), 0.0
     ours = [name for name in ways if name in OURS]
     one_by_one = ours == list(OURS[: len(ours)])
     for name, record in ways.items():
-        rate, place = record["trajectories_per_s"], titles.index(record["title"])
+        rate, row = record["trajectories_per_s"], titles.index(record["title"])
         end = rate
         if name in OTHERS:
-            axes.barh(place, rate, 0.72, color=OTHERS[name])
+            axes.barh(row, rate, 0.72, color=OTHERS[name])
         else:
             low, end = sorted((before, rate))
-            axes.barh(place, low, 0.72, color=BEFORE)
-            axes.barh(place, end - low, 0.72, left=low, color=ADDED if rate > before else LOST)
+            axes.barh(row, low, 0.72, color=BEFORE)
+            axes.barh(row, end - low, 0.72, left=low, color=ADDED if rate > before else LOST)
             before = rate if one_by_one else 0.0
         times = f"  {rate / base['trajectories_per_s']:.1f}x" if base and record is not base else ""
-        panels.label(axes, f"{short(rate)}{times}", end, place)
+        picture.label(axes, f"{short(rate)}{times}", end, row)

@@ -1,9 +1,9 @@
-"""What a train.json says, as text: rates of every way, targets, how long Math-Shepherd would take, what is missing."""
+"""A train.json as text: rates of every way, targets, how long Math-Shepherd would take, and what is missing."""
 
 from dataclasses import dataclass
 
-from pqm_benchmarks.shared import comparison_report
-from pqm_benchmarks.shared.comparison_report import (
+from pqm_benchmarks.comparison import report
+from pqm_benchmarks.comparison.report import (
     Columns,
     Record,
     Results,
@@ -17,12 +17,12 @@ from pqm_benchmarks.shared.comparison_report import (
     settings,
     times,
 )
-from pqm_benchmarks.shared.report import short
+from pqm_benchmarks.shared.text import short
 
-OWN = "all"  # the way with every switch on
-OURS = ("packed", "tree", "step_rows", "compiled", OWN)  # one switch more each
-# Math-Shepherd as the published code trains on it: two epochs, and how its users' log says that went
-# (WindyLee0822/Process_Q_Model, issue 7). How many GPUs that was the log does not say.
+ALL_SWITCHES = "all"  # the way with every switch on
+OURS = ("packed", "tree", "step_rows", "compiled", ALL_SWITCHES)  # each has one switch more
+# The published code trains for two epochs on Math-Shepherd; steps and seconds a step are those of a user's log
+# (WindyLee0822/Process_Q_Model, issue 7), which does not name the number of GPUs.
 EPOCHS, TRAJECTORIES, PUBLISHED_STEPS, PUBLISHED_SECONDS = 2, 889_106, 532, 15.3
 HOURS = 4.0
 HEADLINE = "Qwen2.5-7B"
@@ -44,9 +44,9 @@ COLUMNS: Columns = {
 class Target:
     shape: str
     mfu: float
-    """Of `all`, on what it computes."""
+    """MFU of `all` on everything that it computes."""
     times: dict[str, float]
-    """Trajectories/s of `all` over those that another way would have with a whole data set to batch."""
+    """Trajectories/s of `all` over those that another way would reach with a whole data set to batch."""
 
 
 TARGETS = (
@@ -57,33 +57,33 @@ TARGETS = (
 
 
 def table(results: Results) -> str:
-    """Everything measured."""
+    """All results."""
     in_step = results["config"]["questions"] * results["workload"]["trajectories"] // results["workload"]["questions"]
     workload = f"(set, not measured); {in_step} in an optimizer step"
-    return comparison_report.table(results, workload, "reference", COLUMNS, _targets(results), _notes(results))
+    return report.table(results, workload, "reference", COLUMNS, _targets(results), _notes(results))
 
 
 def targets(results: Results) -> Targets:
-    """Those that there is something measured for."""
-    found = Targets(results)
+    """The targets of the models that were measured."""
+    judged = Targets(results)
     for target in TARGETS:
         ways = by_way(results, target.shape)
-        own = ways.get(OWN)
-        if own is None:
+        ours = ways.get(ALL_SWITCHES)
+        if ours is None:
             continue
-        if own["mfu"] is not None:
+        if ours["mfu"] is not None:
             text = f"{target.shape}: MFU on tokens computed"
-            found.add(text, f">= {target.mfu:.0%}", percent(own["mfu"]), own["mfu"] >= target.mfu)
+            judged.add(text, f">= {target.mfu:.0%}", percent(ours["mfu"]), ours["mfu"] >= target.mfu)
         for name, bound in target.times.items():
             if name in ways:
                 other = ways[name]
-                faster = own["trajectories_per_s"] / (other["trajectories_per_s"] * other["excess"])
-                found.add_times(f"{target.shape}: trajectories/s", other, bound, faster)
-    if own := by_way(results, HEADLINE).get(OWN):
-        hours = TRAJECTORIES / own["trajectories_per_s"] / 3600
+                faster = ours["trajectories_per_s"] / (other["trajectories_per_s"] * other["excess"])
+                judged.add_times(f"{target.shape}: trajectories/s", other, bound, faster)
+    if ours := by_way(results, HEADLINE).get(ALL_SWITCHES):
+        hours = TRAJECTORIES / ours["trajectories_per_s"] / 3600
         text = f"{HEADLINE}: {EPOCHS} epochs of Math-Shepherd, {TRAJECTORIES:,} trajectories, extrapolated"
-        found.add(text, f"< {HOURS:g} h", f"{hours:.2f} h", hours < HOURS)
-    return found
+        judged.add(text, f"< {HOURS:g} h", f"{hours:.2f} h", hours < HOURS)
+    return judged
 
 
 def _targets(results: Results) -> str:
@@ -100,8 +100,8 @@ def _notes(results: Results) -> list[str]:
         return f"{record['source']}; {record['precision']}" if results["device"] == "cuda" else record["source"]
 
     return [
-        "What every way computes counts, its padding and its vocabulary logits too, but not what it computes a second "
-        "time. A tree has fewer tokens to compute for as many trajectories.",
-        *(note + ": targets are held against that" for note in padding(results["records"], "trajectories")),
+        "Everything that a way computes counts, padding and vocabulary logits included, except what it computes a "
+        "second time. A tree has fewer tokens to compute for as many trajectories.",
+        *(note + ": targets compare with this rate" for note in padding(results["records"], "trajectories")),
         *closing(results, source),
     ]

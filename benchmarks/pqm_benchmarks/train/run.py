@@ -1,6 +1,7 @@
-"""`pqm-fast bench train`: training steps at the sizes of real models, ours against three others, one switch at a time.
+"""`python -m pqm_benchmarks train`: training steps at the sizes of real models, ours against three others.
 
-Needs torch, transformers, numpy and, for the picture, matplotlib; `run` is also how to start it from Python.
+Needs torch, transformers, numpy and, for the picture, matplotlib; `run` starts it from Python, without the command
+line's packages.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,16 +9,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from pqm_benchmarks.shared.comparison import Add, Chosen, Record, Results, choose, compare, report
-from pqm_benchmarks.shared.comparison_rounds import Found, Setting, over_median, take_turns
+from pqm_benchmarks.comparison.report import Record, Results
+from pqm_benchmarks.comparison.rounds import Setting, SettingSearch, over_median, take_turns
+from pqm_benchmarks.comparison.run import Add, Chosen, choose, compare, report
 from pqm_benchmarks.shared.shapes import AnyShape
-from pqm_benchmarks.train.report import OURS, OWN, table
+from pqm_benchmarks.train.report import ALL_SWITCHES, OURS, table
 from pqm_fast.errors import PQMError
 
 if TYPE_CHECKING:
     from pqm_benchmarks.train.ways.steady import Case, Laps
-    from pqm_benchmarks.train.ways.way import Way
-    from pqm_benchmarks.work.run import Products
+    from pqm_benchmarks.train.ways.way import TrainingWay
+    from pqm_benchmarks.work.flops import ModelFlops
 
 WayName = Literal["reference", "trl", "openrlhf", "packed", "tree", "step_rows", "compiled", "all"]
 SAME_LOSS = 0.02  # relative, over all trajectories of an optimizer step
@@ -25,7 +27,7 @@ SAME_LOSS = 0.02  # relative, over all trajectories of an optimizer step
 
 @dataclass(frozen=True)
 class TrainBench:
-    """Time training steps: ours one switch at a time, the published algorithm, and those of TRL and OpenRLHF."""
+    """Time training steps: ours with one switch more at a time, the published algorithm, TRL's and OpenRLHF's."""
 
     out: str = "runs/bench-train"
     """Folder for train.json and the picture."""
@@ -36,28 +38,28 @@ class TrainBench:
     shapes: tuple[AnyShape, ...] = ()
     """Models. Default: Qwen2.5-0.5B, 1.5B and 7B on a GPU, tiny on a CPU."""
     ways: tuple[WayName, ...] = ()
-    """What to time. Default: everything; on a CPU nothing that compiles."""
+    """Ways to time. Default: all; on a CPU those that compile nothing."""
     questions: int = 6
     """Questions in an optimizer step, with 22 solutions each."""
     steps: int = 3
     """Optimizer steps in a pass over all trajectories."""
     tree_ratio: float = 1.6
-    """Tokens of all solutions over distinct prefixes of them."""
+    """Tokens of all solutions over their distinct prefixes."""
     seconds: float = 5.0
-    """Time for passes, of each way in each round; one pass at least."""
+    """Seconds of timed passes for each way in each round; at least one pass."""
     rounds: int = 2
-    """Every way is timed once in each round, in a model made anew: their difference is the noise."""
+    """Every way is timed once in each round, in a new model; the difference of the rounds is the noise."""
     tries: int | None = None
-    """Settings of each way that are tried for the fastest. Default: as many as it takes; on a CPU 1."""
+    """Settings that each way tries for the fastest. Default: until smaller batches are slower; on a CPU 1."""
     seed: int = 0
-    """Of the made-up trajectories."""
+    """Seed of the made-up trajectories."""
 
 
 def run(config: TrainBench) -> Results:
-    """Measures (or reads), writes OUT/train.json, prints the table, draws the picture. Returns what is in the file.
+    """Measures (or reads --results), writes OUT/train.json, prints the table, draws the picture. Returns the results.
 
     Raises:
-        PQMError: an option that makes no sense, or files of different runs that do not go together.
+        PQMError: an option that makes no sense, or the files of several runs cannot be merged.
     """
     from pqm_benchmarks.train.picture import draw
 
@@ -67,11 +69,11 @@ def run(config: TrainBench) -> Results:
 def measure(
     config: TrainBench, store: Callable[[Results], None], settings: Mapping[str, Setting] | None = None
 ) -> Results:
-    """As `compare` has it.
+    """Returns the results of `compare`, and calls `store` as `compare` does.
 
     A record is one way to train one model: its setting, what it computes, `lap_seconds` of each round, rates over
-    the median pass, and the most memory that tensors held. With `settings` of each way none is looked for; passes are
-    then of one optimizer step, so that losses can be compared.
+    the median pass, and the most memory that tensors held. With `settings`, one for each way, none is searched for;
+    a pass is then one optimizer step, so that losses can be compared.
 
     Raises:
         PQMError: an option that makes no sense.
@@ -92,62 +94,64 @@ def measure(
 def _measure_shape(
     config: TrainBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
 ) -> None:
-    """The records of one model, as `take_turns` has it."""
+    """Measures all ways for one model, and calls `add` as `take_turns` does."""
     from pqm_benchmarks.shared.attempts import fastest
     from pqm_benchmarks.train.ways.ladder import WAYS
     from pqm_benchmarks.train.ways.steady import Case, try_settings
-    from pqm_benchmarks.work.run import count_products
+    from pqm_benchmarks.work.model_flops import count_model_flops
 
-    products = count_products(model)
+    model_flops = count_model_flops(model)
     whole = Case(model, questions, chosen.device, chosen.dtype)
     one_step = whole._replace(questions=questions[: config.questions])
     losses: dict[str, list[float]] = {}
 
-    def search(name: str) -> Found:
+    def search(name: str) -> SettingSearch:
         if given is not None:
-            return Found([given[name]])
+            return SettingSearch([given[name]])
         tried = try_settings(WAYS[name], one_step, chosen.tries)
         losses[name] = [t["loss"] for t in tried if t["seconds"]]
-        return Found(fastest(tried), tried, _wrong_loss(name, losses))
+        return SettingSearch(fastest(tried), tried, _wrong_loss(name, losses))
 
     def measure(name: str, setting: Setting) -> Round:
-        found = _round(WAYS[name], whole, setting, config.steps, products, config.seconds)
-        if given is not None:  # else the search has seen the loss
-            losses[name] = [found.laps.loss]
+        result = _round(WAYS[name], whole, setting, config.steps, model_flops, config.seconds)
+        if given is not None:  # otherwise the search has checked the loss
+            losses[name] = [result.laps.loss]
             if wrong := _wrong_loss(name, losses):
                 raise PQMError(wrong)
-        return found
+        return result
 
     def record(name: str, setting: Setting, rounds: list[Round]) -> Record:
-        return _record(WAYS[name], whole, products, rounds)
+        return _record(WAYS[name], whole, model_flops, rounds)
 
     ways = {name: WAYS[name] for name in chosen.ways}
-    if OWN in ways and not ways.keys() >= set(OURS):  # it then is not one switch more than the one before it
-        ways[OWN] = replace(ways[OWN], title="pqm-fast, every switch on")
+    if ALL_SWITCHES in ways and not ways.keys() >= set(OURS):  # it then has not one switch more than the way before it
+        ways[ALL_SWITCHES] = replace(ways[ALL_SWITCHES], title="pqm-fast, every switch on")
     take_turns(ways, config.rounds, "trajectories", search, measure, record, add)
 
 
 def _wrong_loss(name: str, losses: dict[str, list[float]]) -> str | None:
-    """Why a way of ours is not timed: in some setting its loss is not that of the first of ours that ran. `losses` has
-    those of all settings that ran, of every way so far."""
+    """Why a way of ours must not be timed: in some setting its loss differs from that of the first of our ways that
+    ran. `losses` holds, for every way so far, the losses of all settings that ran."""
     if name not in OURS or not losses[name]:
         return None
-    first = next(own[0] for way, own in losses.items() if way in OURS and own)  # in the order of time
+    first = next(of_way[0] for way, of_way in losses.items() if way in OURS and of_way)  # in the order of time
     wrong = [loss for loss in losses[name] if not abs(loss - first) <= SAME_LOSS * abs(first)]
     if wrong:
-        return f"its loss is {wrong[0]}, where {first} was expected; it is not timed until that is mended"
+        return f"its loss is {wrong[0]}, where {first} was expected; it is not timed until that is fixed"
     return None
 
 
 class Round(NamedTuple):
-    """Passes over all trajectories, in a model made anew."""
+    """Timed passes over all trajectories, in a new model."""
 
     laps: "Laps"
     computed: Record
-    """What one pass computes: the same in every round."""
+    """What one pass computes, which is the same in every round."""
 
 
-def _round(way: "Way", case: "Case", setting: Setting, steps: int, products: "Products", seconds: float) -> Round:
+def _round(
+    way: "TrainingWay", case: "Case", setting: Setting, steps: int, model_flops: "ModelFlops", seconds: float
+) -> Round:
     from pqm_benchmarks.train.ways.steady import run_laps
 
     plan = way.plan(case.questions, steps, setting, case.device)
@@ -155,20 +159,20 @@ def _round(way: "Way", case: "Case", setting: Setting, steps: int, products: "Pr
     computed = {
         "optimizer_steps": len(plan.steps),
         "micro_batches": sum(map(len, plan.steps)),
-        "computed_tokens": plan.layout.tokens,
-        "flops": plan.flops(products),
+        "computed_tokens": plan.rows.tokens,
+        "flops": plan.flops(model_flops),
         "excess": plan.excess,
         "notes": plan.notes,
     }
     return Round(laps, computed)
 
 
-def _record(way: "Way", case: "Case", products: "Products", rounds: list[Round]) -> Record:
-    laps, computed = [own.laps for own in rounds], rounds[0].computed
+def _record(way: "TrainingWay", case: "Case", model_flops: "ModelFlops", rounds: list[Round]) -> Record:
+    laps, computed = [result.laps for result in rounds], rounds[0].computed
     return {
         "precision": way.precision,
         **computed,
-        "non_embedding": products.non_embedding,
+        "non_embedding": model_flops.non_embedding,
         "first_loss": laps[-1].loss,
         **over_median("trajectories", case.questions, laps, computed["computed_tokens"], computed["flops"]),
     }

@@ -1,17 +1,18 @@
-"""A picture of counted work: operations of a trajectory by way and part, a panel for each model."""
+"""A picture of the counted operations of a trajectory, by way and part, with a panel for each model."""
 
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks.shared.report import short
-from pqm_benchmarks.work.run import PARTS, WAYS
+from pqm_benchmarks.shared.text import short
+from pqm_benchmarks.work.flops import PARTS
+from pqm_benchmarks.work.row_counts import WAYS
 from pqm_fast.common.files import atomic_file
 
 COLORS = {"layers": "#1f6fb4", "attention": "#7fb2dd", "heads": "#d9a441", "recomputation": "#8a93a6"}
 
 
 def draw(results: dict[str, Any], folder: Path) -> Path:
-    """Writes work_counted.png from what `pqm-fast bench work` returns; the dotted line is the floor."""
+    """Writes work_counted.png from what `run` returns; the dotted line is the floor."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,15 +28,15 @@ def draw(results: dict[str, Any], folder: Path) -> Path:
         layout="constrained",
     )
     for panel, (name, shape) in zip(axes[0], shapes.items(), strict=True):
-        for place, way in enumerate(WAYS):
+        for row, way in enumerate(WAYS):
             left = 0.0
             for part in PARTS:
                 flops = shape["parts"][way][part] / 1e12
-                panel.barh(place, flops, 0.7, left=left, color=COLORS[part], label=part if place == 0 else None)
+                panel.barh(row, flops, 0.7, left=left, color=COLORS[part], label=part if row == 0 else None)
                 left += flops
             times = shape["flops_per_trajectory"]["reference"] / shape["flops_per_trajectory"][way]
-            text = f" {short(left)}" + (f" ({times:.2f}x less)" if place else "")
-            panel.annotate(text, (left, place), va="center", fontsize=8)
+            text = f" {short(left)}" + (f" ({times:.2f}x less)" if row else "")
+            panel.annotate(text, (left, row), va="center", fontsize=8)
         panel.axvline(shape["floor"] / 1e12, color="black", linestyle=":", linewidth=1)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("TFLOP a trajectory", fontsize=9)

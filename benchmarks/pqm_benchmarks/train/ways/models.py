@@ -1,4 +1,4 @@
-"""Models of transformers with random weights, made on the device that they are for."""
+"""Models of transformers with random weights, created on the device that they run on."""
 
 from copy import deepcopy
 from typing import Any
@@ -13,7 +13,7 @@ DEVIATION = 0.02
 def random_model(
     kind: Any, config: Any, device: torch.device, dtype: torch.dtype, attention: str, **options: Any
 ) -> Any:
-    """`kind` is an auto class of transformers; `options` are set in a copy of the config."""
+    """A model of `kind`, which is an auto class of transformers; `options` are set in a copy of the config."""
     config = deepcopy(config)
     for name, value in (options | {"use_cache": False}).items():
         setattr(config, name, value)
@@ -25,7 +25,7 @@ def random_model(
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Weights that depend on their name and size alone, up to rounding: the same in every way to train."""
+    """Weights that depend only on their name and size, up to rounding, and are therefore the same in every way."""
     for name, parameter in model.named_parameters():
         generator = torch.Generator(parameter.device).manual_seed(crc32(name.encode()))
         if parameter.ndim > 1:
@@ -36,7 +36,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def recompute_layers(model: Any) -> None:
-    """Activations of every layer are computed again in the backward pass instead of being kept."""
+    """Makes the backward pass compute the activations of every layer again, instead of keeping them."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # the name in newer transformers
-    # nothing random is drawn, so its state is not kept, for which the device would be waited for
+    # nothing random is drawn, so the random state is not saved, for which the host would have to wait for the device
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False, "preserve_rng_state": False})

@@ -1,9 +1,9 @@
-"""The training step of OpenRLHF 0.9.5's process reward trainer, written afresh, with packed samples.
+"""The training step of OpenRLHF 0.9.5's process reward trainer, reimplemented, with packed samples.
 
-Micro-batches of trajectories laid end to end; a causal language model; logits of all tokens, cast to float32; cross
-entropy over the vocabulary at the placeholder tokens, against the token that stands for the label. bfloat16 weights
-with DeepSpeed's float32 master weights. Left out in its favour: logits are not padded back to a rectangle, and the loss
-is not waited for.
+Micro-batches are trajectories laid end to end. A causal language model computes the logits of all tokens, which are
+cast to float32; the loss is the cross entropy over the vocabulary at the placeholder tokens, against the token that
+represents the label. Weights are bfloat16 with DeepSpeed's float32 master weights. Left out in its favour: padding the
+logits back to a rectangle, and waiting for the loss.
 """
 
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pqm_benchmarks.shared.workload import FIRST_ID
+from pqm_benchmarks.comparison.rounds import Setting
+from pqm_benchmarks.shared.workload import FIRST_ID, Questions, flat
 from pqm_benchmarks.train.ways.models import random_model, recompute_layers
 from pqm_benchmarks.train.ways.optimizers import adamw
-from pqm_benchmarks.train.ways.way import MicroBatch, PlainStep, Plan, Questions, Setting, Way, flat, host, spread
-from pqm_benchmarks.work.run import Layout
+from pqm_benchmarks.train.ways.plain_step import MicroBatch, PlainStep, spread
+from pqm_benchmarks.train.ways.way import PassPlan, TrainingWay, host
+from pqm_benchmarks.work.flops import RowCounts
 from pqm_fast.model.attention import kernels
 
-WRONG, CORRECT = FIRST_ID, FIRST_ID + 1  # ids of the tokens for the labels: any two
+WRONG, CORRECT = FIRST_ID, FIRST_ID + 1  # token ids that represent the labels; any two would do
 
 
 def build(config: Any, device: torch.device, dtype: torch.dtype, setting: Setting) -> PlainStep:
@@ -39,7 +41,7 @@ def build(config: Any, device: torch.device, dtype: torch.dtype, setting: Settin
     return PlainStep(loss, learned, adamw(learned), device)
 
 
-def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
+def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> PassPlan:
     """Batches of random trajectories."""
     trajectories = flat(questions)
     order = np.random.default_rng(0).permutation(len(trajectories))
@@ -60,18 +62,18 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
         return MicroBatch(tensors | {"lengths": lengths.tolist()}, weight)
 
     planned = [[micro_batch(members, 1 / len(step)) for members in step] for step in spread(chosen, steps)]
-    length = np.array([len(t.input_ids) for t in trajectories])
-    tokens, pairs = int(length.sum()), int((length * (length + 1) // 2).sum())
-    return Plan(planned, Layout(tokens, pairs, tokens, 0), logit_passes=3)
+    all_lengths = np.array([len(t.input_ids) for t in trajectories])
+    tokens, pairs = int(all_lengths.sum()), int((all_lengths * (all_lengths + 1) // 2).sum())
+    return PassPlan(planned, RowCounts(tokens, pairs, tokens, 0), logit_passes=3)
 
 
 def packed_attention() -> str:
-    """Registers causal attention within packed sequences under the name that it returns: flash-attention's varlen
-    kernels, which PyTorch has too; on a CPU one sequence after the other."""
+    """Registers causal attention within packed sequences, and returns its name. On a GPU it uses flash-attention's
+    varlen kernels, which PyTorch has too; on a CPU it computes one sequence after the other."""
     from transformers import AttentionInterface
 
     name = "pqm_bench_packed"
-    AttentionInterface.register(name, _attend)  # without a mask function of that name transformers builds no mask
+    AttentionInterface.register(name, _attend)  # as no mask function has this name, transformers builds no mask
     return name
 
 
@@ -104,7 +106,7 @@ def _attend(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-WAY = Way(
+WAY = TrainingWay(
     title="OpenRLHF PRM",
     source="written afresh after OpenRLHF 0.9.5, packed samples, PyTorch's varlen attention; without padding of logits "
     "and without waiting for the loss",

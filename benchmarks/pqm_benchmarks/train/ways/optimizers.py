@@ -7,19 +7,19 @@ from torch import nn
 
 from pqm_benchmarks.train.ways.way import LEARNING_RATE
 
-PART = 2**26  # weights whose gradients are in float32 at a time
+PART = 2**26  # weights whose gradients are float32 at the same time
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> "torch.optim.AdamW | MasterAdamW":
-    """PyTorch's fused update, on master weights in float32 where the weights have less."""
+    """PyTorch's fused AdamW, on float32 master weights if the weights are in half precision."""
     parameters = list(parameters)
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
     return MasterAdamW(parameters) if half else torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
 
 
 class MasterAdamW:
-    """Master weights, moments and update in float32 for weights in half precision, as DeepSpeed does it: 12 bytes a
-    weight besides weights and gradients. Part by part, so that not all gradients are in float32 at once."""
+    """Float32 master weights, moments and update for weights in half precision, as in DeepSpeed: 12 bytes a weight in
+    addition to weights and gradients. It updates part by part, so that not all gradients are float32 at once."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         parts: list[list[nn.Parameter]] = [[]]

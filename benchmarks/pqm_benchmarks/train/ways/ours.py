@@ -1,4 +1,4 @@
-"""pqm-fast itself, one switch after the other. Everything here is called as `pqm_fast.train` calls it."""
+"""pqm-fast itself, with one switch more at a time. Everything here is called as `pqm_fast.train` calls it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pqm_benchmarks.comparison.rounds import Setting
+from pqm_benchmarks.shared.workload import Questions, flat
 from pqm_benchmarks.train.ways.models import random_model
 from pqm_benchmarks.train.ways.optimizers import adamw
-from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, Plan, Questions, Setting, Way, flat, host
-from pqm_benchmarks.work.run import Layout
+from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, PassPlan, TrainingWay, host
+from pqm_benchmarks.work.flops import RowCounts
 from pqm_fast.data.batches import Units
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.model.attention import PACKED_ATTENTION
@@ -21,12 +23,12 @@ from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
 from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
 from pqm_fast.train.step import Objective, Planned, train_step
 
-ROUND_UP = 128  # budgets in whole blocks of attention
+BLOCK = 128  # token budgets are whole blocks of attention
 
 
 @dataclass(frozen=True)
 class Switches:
-    """What is on; each rung of the ladder has one more."""
+    """The switches that are on; each way has one more than the way before it."""
 
     tree: bool = False
     step_rows: bool = False
@@ -41,10 +43,10 @@ class OurStep:
 
     def ahead(self, batches: list[PackedBatch]) -> list[Planned]:
         planner = self.model.planner()
-        packings = [planner(batch) for batch in batches]
+        plans = [planner(batch) for batch in batches]
         if self.model.device.type == "cuda":
-            packings = [plan.pin_memory() for plan in packings]
-        return list(zip(batches, packings, strict=True))
+            plans = [plan.pin_memory() for plan in plans]
+        return list(zip(batches, plans, strict=True))
 
     def __call__(self, batches: list[Planned]) -> Callable[[], float]:
         pending = train_step(self.model, self.optimizer, batches, Objective("rank", ZETA, CLIP))
@@ -74,9 +76,10 @@ def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dt
     return OurStep(model, adamw(model.parameters()))
 
 
-def plan(switches: Switches, questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
-    """The least token budget with which so many micro-batches hold everything: the last batch of so few trajectories
-    would be half empty with any other, and that of a data set is one of thousands."""
+def plan(switches: Switches, questions: Questions, steps: int, setting: Setting, device: torch.device) -> PassPlan:
+    """Uses the smallest token budget with which this many micro-batches hold all trajectories. With any other budget
+    the last batch of so few trajectories would be half empty, while the last batch of a data set is one of
+    thousands."""
     trajectories = flat(questions)
     question = np.repeat(np.arange(len(questions)), [len(solutions) for solutions in questions])
     members, lengths = np.arange(len(trajectories)), np.array([len(t.input_ids) for t in trajectories])
@@ -88,34 +91,34 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
         return Units.trees(members, question, lambda i: trajectories[i].input_ids, budget)
 
     least = max(int(lengths.max()), int(units(int(lengths.sum())).sizes.sum()) // count)
-    budget = -(-least // ROUND_UP) * ROUND_UP
+    budget = -(-least // BLOCK) * BLOCK
     while len(batches := units(budget).batches(budget)) > count:
-        budget += ROUND_UP
+        budget += BLOCK
     packed = [
         pack(
-            [(i, trajectories[i]) for i in own.tolist()],
-            question=question[own] if switches.tree else None,
+            [(i, trajectories[i]) for i in batch.tolist()],
+            question=question[batch] if switches.tree else None,
             pad_to=budget if device.type == "cuda" or switches.compiled else None,
         )
-        for own in batches
+        for batch in batches
     ]
-    layout = packed_layout(packed, switches.step_rows)
+    rows = packed_rows(packed, switches.step_rows)
     pinned = [_pinned(batch, device) for batch in packed]
     size = setting["micro_batches"]
     planned = [pinned[i : i + size] for i in range(0, len(pinned), size)]
-    notes = {"micro_batch_tokens": budget, "filled": layout.tokens / (budget * len(packed))}
-    return Plan(planned, layout, notes=notes)
+    notes = {"micro_batch_tokens": budget, "filled": rows.tokens / (budget * len(packed))}
+    return PassPlan(planned, rows, notes=notes)
 
 
-def packed_layout(batches: Sequence[PackedBatch], step_rows: bool) -> Layout:
-    """What packed batches compute, their padding left out."""
-    seen = [batch.position_ids.numpy()[: batch.num_tokens] + 1 for batch in batches]  # by each token
-    tokens, pairs = sum(map(len, seen)), sum(int(own.sum()) for own in seen)
+def packed_rows(batches: Sequence[PackedBatch], step_rows: bool) -> RowCounts:
+    """What packed batches compute, without their padding."""
+    seen_by_token = [batch.position_ids.numpy()[: batch.num_tokens] + 1 for batch in batches]
+    tokens, pairs = sum(map(len, seen_by_token)), sum(int(seen.sum()) for seen in seen_by_token)
     scored = sum(batch.num_steps for batch in batches)
     if not step_rows:
-        return Layout(tokens, pairs, tokens, scored)
-    rows = sum(len(np.unique(batch.step_tokens.numpy())) for batch in batches)
-    return Layout(tokens, pairs, rows, scored)
+        return RowCounts(tokens, pairs, tokens, scored)
+    step_ends = sum(len(np.unique(batch.step_tokens.numpy())) for batch in batches)
+    return RowCounts(tokens, pairs, step_ends, scored)
 
 
 def _pinned(batch: PackedBatch, device: torch.device) -> PackedBatch:
@@ -123,25 +126,25 @@ def _pinned(batch: PackedBatch, device: torch.device) -> PackedBatch:
     return replace(batch, **tensors)  # type: ignore[arg-type]
 
 
-def _way(title: str, source: str, switches: Switches, precision: str) -> Way:
+def _way(title: str, source: str, switches: Switches, precision: str) -> TrainingWay:
     families = (
         tuple({"micro_batches": count, "recompute": 0.0} for count in (1, 2, 3, 4, 6)),
         tuple({"micro_batches": count, "recompute": 0.5} for count in (1, 2, 3, 4, 6)),
         tuple({"micro_batches": count, "recompute": 1.0} for count in (1, 2, 3)),
     )
-    return Way(title, source, precision, families, partial(plan, switches), partial(build, switches))
+    return TrainingWay(title, source, precision, families, partial(plan, switches), partial(build, switches))
 
 
-PLAIN = "bfloat16 weights, float32 master weights and moments"
+PLAIN_ADAMW = "bfloat16 weights, float32 master weights and moments"
 LADDER = {
-    "packed": _way("plain packing", "no padding, no logits, nothing computed twice", Switches(), PLAIN),
-    "tree": _way("+ prefix trees", "shared prefixes once", Switches(tree=True), PLAIN),
-    "step_rows": _way("+ step rows", "last layer where steps end", Switches(tree=True, step_rows=True), PLAIN),
+    "packed": _way("plain packing", "no padding, no logits, nothing computed twice", Switches(), PLAIN_ADAMW),
+    "tree": _way("+ prefix trees", "shared prefixes once", Switches(tree=True), PLAIN_ADAMW),
+    "step_rows": _way("+ step rows", "last layer where steps end", Switches(tree=True, step_rows=True), PLAIN_ADAMW),
     "compiled": _way(
         "+ compiled layers",
         "each layer by torch.compile",
         Switches(tree=True, step_rows=True, compiled=True),
-        PLAIN,
+        PLAIN_ADAMW,
     ),
     "all": _way(
         "+ fused update: pqm-fast",

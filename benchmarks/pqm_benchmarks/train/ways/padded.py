@@ -1,14 +1,14 @@
 """Trajectories padded on the right to the longest of their batch.
 
-No mask goes with them: attention is causal, so that no token sees padding, and no loss reads it. This is exact, and
-lets attention run through the flash kernels, which take no mask.
+They need no mask: attention is causal, so that no token sees padding, and no loss reads it. This is exact, and lets
+attention use the flash kernels, which take no mask.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from pqm_benchmarks.work.run import Layout
+from pqm_benchmarks.work.flops import RowCounts
 from pqm_fast.data.trajectory import Trajectory
 
 IGNORED = -100
@@ -27,8 +27,8 @@ def stack(rows: Sequence[np.ndarray], padding: int) -> np.ndarray:
     return out
 
 
-def layout(batches: Sequence[Sequence[Trajectory]], values: int) -> Layout:
-    """What padded batches compute, with `values` scores of each token."""
+def padded_rows(batches: Sequence[Sequence[Trajectory]], values: int) -> RowCounts:
+    """What padded batches compute, with `values` scores for each token."""
     width = np.concatenate([np.full(len(b), max(len(t.input_ids) for t in b)) for b in batches])
     tokens, pairs = int(width.sum()), int((width * (width + 1) // 2).sum())
-    return Layout(tokens, pairs, tokens, values * tokens)
+    return RowCounts(tokens, pairs, tokens, values * tokens)

@@ -1,12 +1,12 @@
-"""The published trainer of PQM, written afresh after its train_main.py and value_model.py.
+"""The published trainer of PQM, reimplemented after its train_main.py and value_model.py.
 
-A causal language model whose vocabulary logits of all tokens are computed, cast to float32 and read by nobody; the
-hidden states of all layers are handed out; a linear value head on every token; every layer is computed twice; batches
-of 64, 24 and 8 trajectories of like length, padded. Left out in its favour: dropout of the head's input and DeepSpeed's
-offloading of weights and optimizer to the CPU. Against it: attention is causal over the padded rectangle, where
-flash-attn there takes padding out and puts it back, 2% of its operations at 0.5B and 0.5% at 7B. A batch that does not
-fit is cut into parts with the same loss. What is computed in bfloat16 there is the loss too; here it is float32, which
-costs nothing.
+A causal language model computes the vocabulary logits of all tokens and casts them to float32, although nothing reads
+them, and returns the hidden states of all layers. A linear value head is applied to every token, and every layer is
+computed twice. Batches are 64, 24 and 8 trajectories of similar length, padded. Left out in its favour: dropout of the
+head's input, and DeepSpeed's offloading of weights and optimizer to the CPU. Against it: attention is causal over the
+padded rectangle, while flash-attn in the original removes the padding and puts it back; this is 2% of its operations at
+0.5B and 0.5% at 7B. A batch that does not fit is cut into parts with the same total loss. The original computes the
+loss in bfloat16 too; here it is float32, which costs nothing.
 """
 
 from typing import Any
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pqm_benchmarks.comparison.rounds import Setting
 from pqm_benchmarks.shared.published import published_rank
-from pqm_benchmarks.shared.workload import published_batches
+from pqm_benchmarks.shared.workload import Questions, flat, published_batches
 from pqm_benchmarks.train.ways.models import random_model, randomise, recompute_layers
 from pqm_benchmarks.train.ways.optimizers import adamw
-from pqm_benchmarks.train.ways.padded import IGNORED, layout, stack, token_ids
-from pqm_benchmarks.train.ways.way import ZETA, MicroBatch, PlainStep, Plan, Questions, Setting, Way, flat, host, spread
+from pqm_benchmarks.train.ways.padded import IGNORED, padded_rows, stack, token_ids
+from pqm_benchmarks.train.ways.plain_step import MicroBatch, PlainStep, spread
+from pqm_benchmarks.train.ways.way import ZETA, PassPlan, TrainingWay, host
 from pqm_fast.data.trajectory import Trajectory
 
 
@@ -50,13 +52,13 @@ def build(config: Any, device: torch.device, dtype: torch.dtype, setting: Settin
         values = values.float() if values.dtype != torch.float64 else values
         return published_rank(values.gather(1, step_index), labels, ZETA)
 
-    # an untied vocabulary head gets no gradient; nothing is spent on its update
+    # an untied vocabulary head gets no gradient, so that no time is spent on its update
     learned = [*model.language_model.model.parameters(), *model.value.parameters()]
     return PlainStep(loss, learned, adamw(learned), device)
 
 
-def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
-    """Its own batches in random order, each in `parts` with the loss of the whole."""
+def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> PassPlan:
+    """The published batches in random order, each cut into `parts` that add up to the loss of the whole."""
     trajectories = flat(questions)
     batches = published_batches(np.array([len(t.input_ids) for t in trajectories]), seed=0)
     batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
@@ -66,10 +68,10 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
         planned.append([])
         for batch in step:
             for part in np.array_split(batch, min(setting["parts"], len(batch))):
-                own = [trajectories[i] for i in part]
-                computed.append(own)
-                planned[-1].append(_micro_batch(own, len(part) / len(batch) / len(step), device))
-    return Plan(planned, layout(computed, values=1), logit_passes=1)
+                members = [trajectories[i] for i in part]
+                computed.append(members)
+                planned[-1].append(_micro_batch(members, len(part) / len(batch) / len(step), device))
+    return PassPlan(planned, padded_rows(computed, values=1), logit_passes=1)
 
 
 def _micro_batch(trajectories: list[Trajectory], weight: float, device: torch.device) -> MicroBatch:
@@ -81,7 +83,7 @@ def _micro_batch(trajectories: list[Trajectory], weight: float, device: torch.de
     return MicroBatch({name: host(array, device) for name, array in arrays.items()}, weight)
 
 
-WAY = Way(
+WAY = TrainingWay(
     title="published",
     source="written afresh after WindyLee0822/Process_Q_Model (train_main.py, value_model.py), without dropout and "
     "offloading",

@@ -1,8 +1,9 @@
-"""The training step of TRL 1.13.0's PRMTrainer, written afresh, at the best settings that it has.
+"""The training step of TRL 1.13.0's PRMTrainer, reimplemented, at the best of its settings.
 
-A `*ForTokenClassification` of transformers with two labels and its own loss, trajectories padded to the longest of
-their batch, float32 weights under bfloat16 autocast, fused AdamW, no dropout. The settings: trajectories grouped by
-length (random by default), the batch that is fastest, with gradient checkpointing (its default) or without.
+It is a `*ForTokenClassification` of transformers with two labels and its own loss. Trajectories are padded to the
+longest of their batch, weights are float32 under bfloat16 autocast, AdamW is fused, and there is no dropout. The
+settings: trajectories grouped by length (its default is random), the fastest batch size, with gradient checkpointing
+(its default) or without.
 """
 
 from contextlib import nullcontext
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.comparison.rounds import Setting
+from pqm_benchmarks.shared.workload import Questions, flat, make_workload
 from pqm_benchmarks.train.ways.models import random_model, recompute_layers
 from pqm_benchmarks.train.ways.optimizers import adamw
-from pqm_benchmarks.train.ways.padded import IGNORED, layout, stack, token_ids
-from pqm_benchmarks.train.ways.way import MicroBatch, PlainStep, Plan, Questions, Setting, Way, flat, host, spread
+from pqm_benchmarks.train.ways.padded import IGNORED, padded_rows, stack, token_ids
+from pqm_benchmarks.train.ways.plain_step import MicroBatch, PlainStep, spread
+from pqm_benchmarks.train.ways.way import PassPlan, TrainingWay, host
 
 MANY_QUESTIONS = 145  # 3,190 trajectories: the sampler sorts 50 batches at a time, of 64 at most here
 
@@ -41,8 +44,8 @@ def build(config: Any, device: torch.device, dtype: torch.dtype, setting: Settin
     return PlainStep(loss, learned, adamw(learned), device)
 
 
-def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> Plan:
-    """Batches of like length, in random order."""
+def plan(questions: Questions, steps: int, setting: Setting, device: torch.device) -> PassPlan:
+    """Batches of similar length, in random order."""
     trajectories = sorted(flat(questions), key=lambda t: -len(t.input_ids))
     size = setting["batch"]
     batches = [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
@@ -51,27 +54,27 @@ def plan(questions: Questions, steps: int, setting: Setting, device: torch.devic
     def micro_batch(batch: list, weight: float) -> MicroBatch:
         labels = []
         for t in batch:
-            own = np.full(len(t.input_ids), IGNORED)
-            own[t.step_tokens] = t.labels
-            labels.append(own)
+            token_labels = np.full(len(t.input_ids), IGNORED)
+            token_labels[t.step_tokens] = t.labels
+            labels.append(token_labels)
         arrays = {"input_ids": token_ids(batch), "labels": stack(labels, IGNORED)}
         return MicroBatch({name: host(array, device) for name, array in arrays.items()}, weight)
 
     planned = [[micro_batch(batch, 1 / len(step)) for batch in step] for step in spread(batches, steps)]
-    computed = layout(batches, values=2)
+    computed = padded_rows(batches, values=2)
     padding = computed.tokens / sum(len(t.input_ids) for t in trajectories)
-    return Plan(planned, computed, excess=padding / padding_at_scale(size), notes={"padding": padding})
+    return PassPlan(planned, computed, excess=padding / padding_at_scale(size), notes={"padding": padding})
 
 
 @lru_cache
 def padding_at_scale(batch: int) -> float:
-    """Computed over real tokens where trajectories of like length are chosen among thousands, as its sampler does."""
+    """Computed over real tokens if batches of similar length are chosen among thousands, as its sampler does."""
     lengths = sorted(len(t.input_ids) for t in flat(make_workload(MANY_QUESTIONS, seed=0)))
     batches = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
-    return sum(len(own) * own[-1] for own in batches) / sum(lengths)
+    return sum(len(batch_lengths) * batch_lengths[-1] for batch_lengths in batches) / sum(lengths)
 
 
-WAY = Way(
+WAY = TrainingWay(
     title="TRL PRMTrainer",
     source="written afresh after TRL 1.13.0, with transformers' model and loss; trajectories grouped by length",
     precision="float32 weights and moments, bfloat16 autocast",

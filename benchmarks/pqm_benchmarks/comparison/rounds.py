@@ -1,30 +1,32 @@
-"""Rounds in which the ways of a comparison take turns, and what comes of the passes of one way."""
+"""Rounds in which the ways of a comparison take turns, and the rates over all passes of one way."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pqm_benchmarks.shared.comparison import Add, Record
+from pqm_benchmarks.comparison.report import Record
+from pqm_benchmarks.comparison.run import Add
 
 Setting = dict[str, Any]
+"""What a way can choose so that it is fastest on the device, such as {"batch": 32, "recompute": False}."""
 Tried = Sequence[dict[str, Any]]
-"""{"setting", "seconds", "why"} of each setting that was tried: why there are no seconds."""
+"""{"setting", "seconds", "why"} of each setting that was tried; `why` is the reason if there are no seconds."""
 Round = TypeVar("Round")
 
 
-class Found(NamedTuple):
-    """What a way can be timed in."""
+class SettingSearch(NamedTuple):
+    """The settings in which a way can be timed."""
 
     settings: list[Setting]
-    """The best one first."""
+    """The fastest first."""
     tried: Tried = ()
     wrong: str | None = None
-    """Why it must not be timed in any of them."""
+    """Why the way must not be timed in any of them, if it computes something wrong."""
 
 
 class Way(Protocol):
-    """What a record says of every way."""
+    """What the record of every way names."""
 
     @property
     def title(self) -> str: ...
@@ -33,7 +35,7 @@ class Way(Protocol):
 
 
 class Passes(Protocol):
-    """Over all questions, in a model made anew."""
+    """Timed passes over all questions, in a new model."""
 
     @property
     def seconds(self) -> list[float]: ...
@@ -45,16 +47,16 @@ def take_turns(
     ways: Mapping[str, Way],
     rounds: int,
     unit: str,
-    search: Callable[[str], Found],
+    search: Callable[[str], SettingSearch],
     measure: Callable[[str, Setting], Round],
     record: Callable[[str, Setting, list[Round]], Record],
     add: Add,
 ) -> None:
-    """Measures every way once in each round. In the first one, each looks for its setting before.
+    """Measures every way once in each round. In the first round, each way searches for its setting before.
 
-    `search` finds the settings of a way. `measure` is one round of a way. `record` makes of all rounds so far what is
-    stored of it, with {unit}_per_s; how it is called, its setting and those tried are added here. Calls `add` with
-    records and failures after every way.
+    `search` finds the settings of a way, `measure` runs one round of it, and `record` makes its record, with
+    {unit}_per_s, from all rounds so far; its names, its setting and the settings tried are added here. Calls `add` with
+    all records and failures after every way.
     """
     tried: dict[str, Tried] = {}
     settings: dict[str, list[Setting]] = {}
@@ -72,13 +74,13 @@ def take_turns(
             elif wrong:
                 failed[name] = wrong
         if name not in failed:
-            setting, found, why = _first_that_runs(settings[name], partial(measure, name))
+            setting, result, why = _first_that_runs(settings[name], partial(measure, name))
             if why is None:
-                settings[name] = [setting]  # of the rounds to come too
-                own = measured.setdefault(name, [])
-                own.append(found)
+                settings[name] = [setting]  # for the following rounds too
+                rounds_so_far = measured.setdefault(name, [])
+                rounds_so_far.append(result)
                 about = {"way": name, "title": way.title, "source": way.source, "setting": setting}
-                records[name] = about | {"tried": tried[name]} | record(name, setting, own)
+                records[name] = about | {"tried": tried[name]} | record(name, setting, rounds_so_far)
                 print(f"{way.title}: {records[name][f'{unit}_per_s']:,.1f} {unit}/s", flush=True)
             else:
                 failed[name] = why
@@ -86,28 +88,28 @@ def take_turns(
 
 
 def _first_that_runs(settings: Sequence[Setting], measure: Callable[[Setting], Any]) -> tuple[Any, Any, str | None]:
-    """(setting, what was measured, None) or, of the last one, (setting, None, why there is nothing): the fastest may
-    not have the memory for all questions."""
+    """(setting, result, None) of the first setting that runs, or (setting, None, reason) of the last one if none does:
+    the fastest setting may not have the memory for all questions."""
     from pqm_benchmarks.shared.attempts import attempt_alone
 
     for setting in settings:
-        found, why = attempt_alone(partial(measure, setting))
+        result, why = attempt_alone(partial(measure, setting))
         if why is None:
             break
-    return setting, found, why
+    return setting, result, why
 
 
 def over_median(
     unit: str, questions: Sequence[Sequence[Any]], rounds: Sequence[Passes], computed_tokens: int, flops: int
 ) -> Record:
-    """What is stored of the passes of all rounds: rates are over the median pass. `unit` is what a solution is called
-    here, `computed_tokens` and `flops` are those of one pass."""
-    seconds = statistics.median(lap for own in rounds for lap in own.seconds)
+    """The part of a record that the passes of all rounds give: rates are those of the median pass. `unit` is the plural
+    of what is counted ("solutions"); `computed_tokens` and `flops` are those of one pass."""
+    seconds = statistics.median(lap for passes in rounds for lap in passes.seconds)
     return {
-        "lap_seconds": [own.seconds for own in rounds],
-        "peak_bytes": max((own.peak_bytes for own in rounds if own.peak_bytes is not None), default=None),
+        "lap_seconds": [passes.seconds for passes in rounds],
+        "peak_bytes": max((passes.peak_bytes for passes in rounds if passes.peak_bytes is not None), default=None),
         f"{unit}_per_s": sum(map(len, questions)) / seconds,
-        "real_tokens_per_s": sum(len(t.input_ids) for own in questions for t in own) / seconds,
+        "real_tokens_per_s": sum(len(t.input_ids) for solutions in questions for t in solutions) / seconds,
         "computed_tokens_per_s": computed_tokens / seconds,
         "tflops": flops / seconds / 1e12,
     }

@@ -1,10 +1,11 @@
-"""What a file of `comparison.py` says, as text, whatever was compared."""
+"""The results of a comparison as text, whatever was compared."""
 
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pqm_benchmarks.shared.report import DEVICE, aligned, short
+from pqm_benchmarks.shared.targets import TARGET_DEVICE, verdict
+from pqm_benchmarks.shared.text import aligned, measured_on, short
 from pqm_fast.errors import PQMError
 
 Record = dict[str, Any]
@@ -12,13 +13,17 @@ Results = dict[str, Any]
 
 
 def merge(files: dict[str, Results]) -> Results:
-    """Results of runs of different models or ways as one. Raises PQMError if they cannot be compared."""
+    """The results of several runs, by file name, as one: runs of different models or ways under equal conditions.
+
+    Raises:
+        PQMError: the conditions differ, or two files have the same way of the same model.
+    """
     (first, merged), *others = files.items()
     merged = merged | {"records": list(merged["records"]), "failed": list(merged["failed"])}
     for path, results in others:
-        for what in ("environment", "workload", "dtype"):
-            if results[what] != merged[what]:
-                raise PQMError(f"{path}: another {what} than in {first}; only runs that are alike go together")
+        for condition in ("environment", "workload", "dtype"):
+            if results[condition] != merged[condition]:
+                raise PQMError(f"{path}: another {condition} than in {first}; only runs that are alike go together")
         known = {(record["shape"], record["title"]) for record in merged["records"]}
         twice = [f"{r['title']} of {r['shape']}" for r in results["records"] if (r["shape"], r["title"]) in known]
         if twice:
@@ -33,26 +38,26 @@ def merge(files: dict[str, Results]) -> Results:
 
 
 def by_way(results: Results, shape: str) -> dict[str, Record]:
-    """The records of a model, in the order in which they were timed."""
+    """The records of a model, in the order of the results."""
     return {record["way"]: record for record in results["records"] if record["shape"] == shape}
 
 
 class Row(NamedTuple):
-    """What a line of a grid is made from."""
+    """The data of one line of a grid."""
 
     record: Record
     base: Record | None
-    """Of the way that the others are compared with, if it was measured in the same model."""
+    """The record of the way that all ways are compared with, if it was measured with the same model."""
     results: Results
 
 
 Columns = dict[str, Callable[[Row], str]]
-"""What is in a cell, by heading."""
+"""Makes the text of a cell, by heading."""
 
 
 def table(results: Results, workload: str, base: str, columns: Columns, targets: str, notes: list[str]) -> str:
-    """Everything measured: a grid for each model with a line for each way, compared with the way `base`. `workload`
-    says what more there is to say of the made-up trajectories."""
+    """All results: for each model a grid with a line for each way, compared with the way `base`. `workload` is put
+    behind the description of the made-up trajectories."""
     shapes = dict.fromkeys(record["shape"] for record in results["records"])
     grids = (_grid(results, shape, base, columns) for shape in shapes)
     parts = [_heading(results, workload), *grids, targets, "\n".join(notes)]
@@ -60,17 +65,16 @@ def table(results: Results, workload: str, base: str, columns: Columns, targets:
 
 
 def _heading(results: Results, workload: str) -> str:
-    """Device, versions and precision."""
-    environment, described, peak = results["environment"], results["workload"], results["peak"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    named = (
+    """Device, versions, precision and data."""
+    described, peak = results["workload"], results["peak"]
+    peak_text = (
         f"MFU is of {peak['tflops']:,.0f} TFLOP/s, dense bfloat16 peak of {peak['name']}" if peak else "no peak known"
     )
     lines = [
-        f"{environment['device']}; {versions}; commit {environment['commit'] or 'unknown'}",
-        f"{results['dtype']}; {named}; large matrix product measured here: {results['matrix_tflops']:,.0f} TFLOP/s"
+        measured_on(results["environment"]),
+        f"{results['dtype']}; {peak_text}; large matrix product measured here: {results['matrix_tflops']:,.0f} TFLOP/s"
         if results["device"] == "cuda"
-        else "Measured on a CPU, in float32: these are NOT figures of a GPU, and say that it works, no more.",
+        else "Measured on a CPU, in float32: these are NOT figures of a GPU, and only show that it works.",
         f"{described['trajectories']:,} made-up trajectories "
         f"({described['questions']} questions, {described['trajectories'] // described['questions']} solutions each), "
         f"{described['tokens'] / described['trajectories']:,.1f} tokens on average, tree ratio "
@@ -93,7 +97,7 @@ def _grid(results: Results, shape: str, base: str, columns: Columns) -> str:
 
 
 def times(above: Record | None, below: Record | None, figure: str) -> str:
-    """How many times the same figure of another way."""
+    """`figure` of one record over that of another."""
     return f"{above[figure] / below[figure]:.2f}" if above and below else "-"
 
 
@@ -110,7 +114,7 @@ def gib(amount: int | None) -> str:
 
 
 def settings(record: Record) -> str:
-    """The setting that was chosen, and the notes."""
+    """The setting that was chosen, and the notes on it."""
     notes = {name: round(value, 2) for name, value in record["notes"].items()}
     return ", ".join(f"{name} {value}" for name, value in (record["setting"] | notes).items())
 
@@ -119,48 +123,49 @@ def settings(record: Record) -> str:
 
 
 class Targets:
-    """Each target beside what was measured; judged on the device that they were set for, and only there."""
+    """Each target beside the measured figure."""
 
     def __init__(self, results: Results):
         self.device = results["environment"]["device"]
         self.rows: list[list[str]] = []
+        """[target, bound, measured figure, verdict] each."""
 
     def add(self, text: str, bound: str, measured: str, met: bool) -> None:
-        judged = self.device.startswith(DEVICE)
-        self.rows.append([text, bound, measured, ("met" if met else "NOT MET") if judged else "not judged"])
+        self.rows.append([text, bound, measured, verdict(met, self.device)])
 
     def add_times(self, rate: str, other: Record, bound: float, measured: float) -> None:
-        """Of our `rate` over that of another way."""
+        """A target for our `rate` over that of another way."""
         self.add(f"{rate}, times those of {other['title']}", f">= {bound:g}x", f"{measured:.2f}x", measured >= bound)
 
     def text(self, *notes: str) -> str:
-        """Nothing if there is no target for what was measured."""
+        """The targets as a table, then the notes; empty if there is no target for what was measured."""
         if not self.rows:
             return ""
         grid = aligned([["target", "", "measured", ""], *self.rows], left=(0, 3))
-        return "\n".join([f"targets, set for one {DEVICE}; measured on {self.device}", grid, *notes])
+        return "\n".join([f"targets, set for one {TARGET_DEVICE}; measured on {self.device}", grid, *notes])
 
 
-def padding(records: list[Record], what: str) -> list[str]:
-    """What ways that batch `what` of like length would do with a whole data set to choose from."""
+def padding(records: list[Record], unit: str) -> list[str]:
+    """The rates that ways with batches of similar length would reach with a whole data set to choose from. `unit` is
+    "trajectories" or "solutions"."""
     return [
-        f"{record['title']}, {record['shape']}: out of so few {what}, batches of like length are padded "
-        f"{record['excess']:.2f} times as much as out of thousands; with that, and as many computed tokens/s, it would "
-        f"do {short(record[f'{what}_per_s'] * record['excess'])} {what}/s"
+        f"{record['title']}, {record['shape']}: out of so few {unit}, batches of similar length are padded "
+        f"{record['excess']:.2f} times as much as out of thousands; with less padding and as many computed tokens/s it "
+        f"would reach {short(record[f'{unit}_per_s'] * record['excess'])} {unit}/s"
         for record in records
         if record["excess"] > 1
     ]
 
 
 def closing(results: Results, source: Callable[[Record], str]) -> list[str]:
-    """The last notes: noise, what each way is (`source` says it of a record), and what is missing."""
+    """The last notes: the noise, what each way is (`source` of its record), and what is missing."""
     ways = dict.fromkeys(f"{record['title']}: {source(record)}" for record in results["records"])
     missing = (f"left out: {f['way']}, {f['shape']} ({f['why']})" for f in results["failed"])
     return [*_noise(results["records"]), *ways, *missing]
 
 
 def _noise(records: list[Record]) -> list[str]:
-    """How far the rounds of a way differ: a line, or none for a single round."""
+    """One line on how far the rounds of a way differ, or none for a single round."""
     spread = []
     for record in records:
         rounds = [statistics.median(laps) for laps in record["lap_seconds"]]

@@ -1,6 +1,6 @@
-"""What benchmarks that time several ways to do one thing have in common: options, models, the file, and its table.
+"""A comparison of several ways to do one thing: its options, the loop over models, the file with the results.
 
-Weights and tokens are random, lengths and shared prefixes those of `workload.py`, the same for every way.
+Weights and tokens are random. Lengths and shared prefixes are those of `shared/workload.py`, the same for every way.
 """
 
 import json
@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pqm_benchmarks.shared.comparison_report import Record, Results, merge
-from pqm_benchmarks.shared.shapes import EVERY, AnyShape
+from pqm_benchmarks.comparison.report import Record, Results, merge
+from pqm_benchmarks.shared.shapes import ALL_SHAPES, AnyShape
 from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 Add = Callable[[list[Record], list[dict[str, str]]], None]
-"""Takes the records of a model so far, and {"way", "why"} of each way that has none."""
+"""Takes the records of a model so far, and {"way", "why"} for each way that failed."""
 
 
 class Options(Protocol):
-    """Those that every such benchmark has; it is a frozen dataclass."""
+    """The options that every comparison has. They are a frozen dataclass."""
 
     @property
     def out(self) -> str: ...
@@ -40,22 +40,24 @@ class Options(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Device, ways and models: those of the options, or what the device is measured with."""
+    """Device, ways and models: from the options, or by default those for the device."""
 
     device: "torch.device"
     dtype: "torch.dtype"
     ways: tuple[str, ...]
     shapes: tuple[AnyShape, ...]
     tries: int
-    """Settings that are tried of each way, at most."""
+    """The most settings that are tried for each way."""
     order: tuple[str, ...]
-    """Of all ways there are, in results: others, then ours one switch at a time."""
+    """All ways in the order of the results: third-party ways, then ours, with one switch more each."""
 
 
 def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positive: Sequence[str]) -> Chosen:
-    """`ways` has all of them, `compiled` those that a CPU leaves out by default, `positive` the options that must be.
+    """`ways` are all that exist, `compiled` those that are left out on a CPU by default, and `positive` the options
+    that must be positive.
 
-    Raises PQMError for options that make no sense.
+    Raises:
+        PQMError: an option that makes no sense.
     """
     import torch
 
@@ -66,19 +68,19 @@ def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positi
         value = getattr(config, option)
         if value is not None and value < 1:
             raise PQMError(f"{option}: must be positive, found {value}")
-    for option, found, known in (("shapes", config.shapes, EVERY), ("ways", config.ways, ways)):
-        if unknown := [value for value in found if value not in known]:
+    for option, values, known in (("shapes", config.shapes, ALL_SHAPES), ("ways", config.ways, ways)):
+        if unknown := [value for value in values if value not in known]:
             raise PQMError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     on_gpu = device.type == "cuda"
-    usual = ways if on_gpu else [way for way in ways if way not in compiled]
-    shapes: tuple[AnyShape, ...] = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B") if on_gpu else ("tiny",)
+    default_ways = ways if on_gpu else [way for way in ways if way not in compiled]
+    default_shapes: tuple[AnyShape, ...] = ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B") if on_gpu else ("tiny",)
     return Chosen(
-        device,
-        torch.bfloat16 if on_gpu else torch.float32,
-        tuple(dict.fromkeys(config.ways or usual)),
-        tuple(dict.fromkeys(config.shapes or shapes)),
-        config.tries or (100 if on_gpu else 1),
-        tuple(ways),
+        device=device,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        ways=tuple(dict.fromkeys(config.ways or default_ways)),
+        shapes=tuple(dict.fromkeys(config.shapes or default_shapes)),
+        tries=config.tries or (100 if on_gpu else 1),
+        order=tuple(ways),
     )
 
 
@@ -89,19 +91,16 @@ def compare(
     measure: Callable[[Any, Any, Add], None],
     store: Callable[[Results], None],
 ) -> Results:
-    """`workload(vocabulary)` makes the questions of a model, `measure(model config, questions, add)` its records.
+    """Measures one model after the other: `workload(vocabulary)` makes its questions, and `measure(model config,
+    questions, add)` its records.
 
-    Calls `store` with the results so far after each `add`, and returns them all, JSON-ready: {"environment",
-    "device", "dtype", "peak": {"name", "tflops"} or null, "matrix_tflops", "config", "workload", "records", "failed"}.
+    Calls `store` with the results so far after each `add`, and returns all of them, ready for JSON: {"environment",
+    "device", "dtype", "peak": {"name", "tflops"} or null, "matrix_tflops", "matrix_tflops_rounds", "config",
+    "workload", "records", "failed"}.
     """
-    import torch
+    from pqm_benchmarks.shared.devices import environment_of, matrix_rate, peak_of
 
-    from pqm_benchmarks.shared.devices import matrix_rate, peak_of
-    from pqm_fast.common.environment import describe
-
-    environment = describe()
-    if chosen.device.type == "cpu" and torch.cuda.is_available():
-        environment["device"] = "CPU"  # it would name the GPU
+    environment = environment_of(chosen.device)
     peak = peak_of(environment["device"])
     matrix = [matrix_rate(chosen.device, chosen.dtype)]
     records: list[Record] = []
@@ -119,19 +118,21 @@ def compare(
             "matrix_tflops_rounds": matrix,
             "config": asdict(config),  # type: ignore[call-overload]
             "workload": described,
-            "records": [record | _against(record, peak and peak[1], rate) for record in records],
+            "records": [record | _utilisation(record, peak and peak[1], rate) for record in records],
             "failed": failed,
         }
 
     for shape in chosen.shapes:
-        sizes = EVERY[shape]
+        sizes = ALL_SHAPES[shape]
         questions = workload(min(32_000, sizes.vocab_size))
         described |= describe_workload(questions)
 
-        def add(found: list[Record], why: list[dict[str, str]], before: int = len(records), shape: str = shape) -> None:
-            in_order = sorted(found, key=lambda record: chosen.order.index(record["way"]))
+        def add(
+            of_shape: list[Record], failures: list[dict[str, str]], before: int = len(records), shape: str = shape
+        ) -> None:
+            in_order = sorted(of_shape, key=lambda record: chosen.order.index(record["way"]))
             records[before:] = [{"shape": shape} | record for record in in_order]
-            failed[:] = [f for f in failed if f["shape"] != shape] + [{"shape": shape} | f for f in why]
+            failed[:] = [f for f in failed if f["shape"] != shape] + [{"shape": shape} | f for f in failures]
             store(results())
 
         measure(sizes.config(), questions, add)
@@ -141,19 +142,19 @@ def compare(
 
 
 def describe_workload(questions: Any) -> dict[str, Any]:
-    """{"questions", "trajectories", "tokens", "tree_ratio"}: tokens of all trajectories, and over distinct prefixes."""
-    from pqm_benchmarks.work.run import prefix_tree
+    """{"questions", "trajectories", "tokens", "tree_ratio"}: tokens are those of all trajectories, and the ratio is
+    tokens over distinct prefixes."""
+    from pqm_benchmarks.shared.prefix_tree import tree_ratio
 
-    tokens = sum(len(t.input_ids) for own in questions for t in own)
     return {
         "questions": len(questions),
         "trajectories": sum(map(len, questions)),
-        "tokens": tokens,
-        "tree_ratio": tokens / sum(prefix_tree(list(own))[0] for own in questions),
+        "tokens": sum(len(t.input_ids) for solutions in questions for t in solutions),
+        "tree_ratio": tree_ratio(questions),
     }
 
 
-def _against(record: Record, peak: float | None, matrix: float) -> dict[str, float | None]:
+def _utilisation(record: Record, peak: float | None, matrix: float) -> dict[str, float | None]:
     return {"mfu": peak and record["tflops"] / peak, "of_matrix_rate": record["tflops"] / matrix}
 
 
@@ -164,10 +165,10 @@ def report(
     table: Callable[[Results], str],
     draw: Callable[[Results, Path], Path],
 ) -> Results:
-    """Measures (or reads), writes OUT/NAME.json, prints the table, draws the picture. Returns what is in the file.
+    """Measures (or reads --results), writes OUT/NAME.json, prints the table, draws the picture. Returns the results.
 
     Raises:
-        PQMError: a file that is there already, or files of different runs that do not go together.
+        PQMError: the file exists already, or the files of several runs cannot be merged.
     """
     folder = Path(config.out)
     if config.results:
@@ -176,7 +177,7 @@ def report(
         file = folder / f"{name}.json"
         if file.exists():
             raise PQMError(f"{file}: exists already; delete it or choose another --out")
-        # stored after each way: a run that is cut off leaves what it had
+        # stored after each way, so that a run that is cut off leaves its results so far
         results = measure(lambda so_far: write_json(file, so_far))
         print(f"\nmeasurements: {file}")
     print("\n" + table(results) + "\n")
@@ -190,5 +191,5 @@ def _read(path: Path, name: str) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["records"], results["matrix_tflops"], results["workload"]["tree_ratio"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PQMError(f"{path}: no {name}.json of `pqm-fast bench {name}` ({error!r})") from error
+        raise PQMError(f"{path}: is not a {name}.json of `python -m pqm_benchmarks {name}` ({error!r})") from error
     return results

@@ -1,6 +1,5 @@
-"""Time, memory and copy bandwidth. On a GPU, calls take turns over inputs that together exceed the L2."""
+"""Seconds that a call takes. On a GPU, calls take turns over inputs that together exceed the L2 cache."""
 
-import gc
 import itertools
 import statistics
 import time
@@ -14,15 +13,17 @@ from pqm_fast.errors import PQMError
 Call = Callable[[], tuple[Tensor, ...]]
 CALLS_PER_GRAPH = 10  # at least; launching a graph is then a small part of what is measured
 SECONDS_PER_MEDIAN = 0.15
-FEWEST = 5
-COPY_BYTES = {"cuda": 2**31, "cpu": 2**25}
+FEWEST_REPEATS = 5
 
 
 def gpu_seconds(calls: Sequence[Call], repeats: int) -> tuple[float, str | None]:
-    """Seconds a call takes on the GPU: median over replays of a CUDA graph in which `calls` take turns.
+    """(seconds that a call takes on the GPU, why no CUDA graph was used, or None).
 
-    Where one cannot be captured, the median between events around single calls, gaps between launches
-    included, and the reason.
+    The time is the median over replays of a CUDA graph in which `calls` take turns. If they cannot be captured, it is
+    the median between events around single calls, gaps between launches included.
+
+    Raises:
+        PQMError: replaying the graph gives results other than those of the calls.
     """
     for call in calls:
         call()
@@ -33,19 +34,19 @@ def gpu_seconds(calls: Sequence[Call], repeats: int) -> tuple[float, str | None]
         raise
     except RuntimeError as error:
         torch.cuda.synchronize()
-        return _between_events([calls[i % len(calls)] for i in range(repeats)], 1), str(error)
+        return seconds_between_events([calls[i % len(calls)] for i in range(repeats)]), str(error)
     graph.replay()
     # what is timed must be what was checked
-    for output, call in zip(outputs, calls, strict=True):
-        for found, expected in zip(output, call(), strict=True):
-            difference = torch.linalg.vector_norm(found.float() - expected.float())
+    for call_outputs, call in zip(outputs, calls, strict=True):
+        for output, expected in zip(call_outputs, call(), strict=True):
+            difference = torch.linalg.vector_norm(output.float() - expected.float())
             if not difference <= 1e-2 * torch.linalg.vector_norm(expected.float()):  # some sum with atomics
                 raise PQMError(
-                    "a CUDA graph gave other results than the calls in it; nothing is timed until that is mended"
+                    "a CUDA graph gave other results than the calls in it; nothing is timed until that is fixed"
                 )
-    seconds = _between_events([graph.replay] * 2, count)
+    seconds = seconds_between_events([graph.replay] * 2) / count
     replays = _repeats(seconds * count, repeats)
-    return _between_events([graph.replay] * replays, count), None
+    return seconds_between_events([graph.replay] * replays) / count, None
 
 
 def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, list[tuple[Tensor, ...]], int]:
@@ -61,7 +62,7 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, list[tuple[Te
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream().wait_stream(stream)
     count = len(calls) * -(-CALLS_PER_GRAPH // len(calls))
-    # Outputs are held for a whole turn, so that a gradient is not written where the last one still is in the L2.
+    # Outputs are held for a whole turn, so that no gradient is written where the previous one still is in the L2.
     outputs: list[tuple[Tensor, ...]] = [()] * len(calls)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -70,8 +71,8 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, list[tuple[Te
     return graph, outputs, count
 
 
-def _between_events(launches: Sequence[Callable[[], object]], calls_in_each: int) -> float:
-    """Median over the launches, which are queued without waiting."""
+def seconds_between_events(launches: Sequence[Callable[[], object]]) -> float:
+    """Median time of a launch on the GPU; the launches are queued without waiting."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(len(launches) + 1)]
     events[0].record()
     for launch, event in zip(launches, events[1:], strict=True):
@@ -79,11 +80,12 @@ def _between_events(launches: Sequence[Callable[[], object]], calls_in_each: int
         event.record()
     torch.cuda.synchronize()
     spans = [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
-    return statistics.median(spans) / 1e3 / calls_in_each
+    return statistics.median(spans) / 1e3
 
 
 def wall_seconds(calls: Sequence[Call], repeats: int, device: torch.device) -> float:
-    """Seconds a call takes with Python and its launches: the median over batches of calls, each waited for once."""
+    """Seconds that a call takes, Python and launches included: the median over batches of calls. The device is waited
+    for once in each batch."""
 
     def batch(size: int) -> float:
         _wait(device)
@@ -99,39 +101,26 @@ def wall_seconds(calls: Sequence[Call], repeats: int, device: torch.device) -> f
     return statistics.median(batch(size) for _ in range(_repeats(size * seconds, repeats)))
 
 
-def extra_bytes(call: Call) -> int:
-    """The most memory a call holds at a time on the GPU, without its inputs and outputs; as asked for, unrounded."""
-    call()
-    torch.cuda.synchronize()
-    gc.collect()  # what is freed in between would count as memory that the call gave back
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    torch.cuda.reset_peak_memory_stats()
-    outputs = call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
-    return peak - before - sum(output.numel() * output.element_size() for output in outputs)
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds from the start of `work` until the device has finished it."""
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
 
 
-def copy_rate(device: torch.device) -> float:
-    """GB/s, bytes read plus written, of copying on the device: what a kernel that only moves bytes can hope for."""
-    size = COPY_BYTES[device.type]
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> tuple[Tensor, ...]:
-        return (target.copy_(source),)
-
-    if device.type == "cuda":
-        copy()
-        seconds = _between_events([copy] * 30, 1)
-    else:
-        seconds = wall_seconds([copy], 30, device)
-    return 2 * size / seconds / 1e9
+def laps(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each repetition of `work`: at least one, and as many more as fit into `seconds`."""
+    taken = [timed(work, device)]
+    while sum(taken) + taken[-1] < seconds:
+        taken.append(timed(work, device))
+    return taken
 
 
 def _repeats(seconds: float, most: int) -> int:
-    """How many measurements of so many seconds a median is of."""
-    return min(most, max(FEWEST, int(SECONDS_PER_MEDIAN / seconds)))
+    """How many measurements, each of this many seconds, a median is taken of."""
+    return min(most, max(FEWEST_REPEATS, int(SECONDS_PER_MEDIAN / seconds)))
 
 
 def _wait(device: torch.device) -> None:

@@ -1,10 +1,10 @@
-"""A picture of several ways: a bar for each, from the top down, a panel for each model."""
+"""A picture of several ways: a panel for each model, with a bar for each way from the top down."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pqm_benchmarks.shared.comparison_report import Record, Results, by_way
+from pqm_benchmarks.comparison.report import Record, Results, by_way
 from pqm_fast.common.files import atomic_file
 
 OTHER = ("#8a93a6", "#e07b39", "#d9a441")
@@ -15,7 +15,7 @@ Panel = Callable[[Any, dict[str, Record], list[str]], None]
 
 
 def draw(results: Results, path: Path, heading: str, unit: str, panel: Panel) -> Path:
-    """Writes `path` as PNG. `heading` follows the device."""
+    """Writes `path` as PNG. The heading is the device, then `heading`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,15 +31,15 @@ def draw(results: Results, path: Path, heading: str, unit: str, panel: Panel) ->
         sharey=True,
         layout="constrained",
     )
-    for own, shape in zip(axes[0], shapes, strict=True):
-        panel(own, by_way(results, shape), titles)
-        own.set_title(shape, fontsize=10)
-        own.margins(x=0.42)
-        own.set_xlim(left=0)
-        own.set_xlabel(unit, fontsize=9)
-        own.tick_params(labelsize=8)
-        own.grid(axis="x", alpha=0.3)
-        own.set_axisbelow(True)
+    for model_axes, shape in zip(axes[0], shapes, strict=True):
+        panel(model_axes, by_way(results, shape), titles)
+        model_axes.set_title(shape, fontsize=10)
+        model_axes.margins(x=0.42)
+        model_axes.set_xlim(left=0)
+        model_axes.set_xlabel(unit, fontsize=9)
+        model_axes.tick_params(labelsize=8)
+        model_axes.grid(axis="x", alpha=0.3)
+        model_axes.set_axisbelow(True)
     axes[0, 0].set_yticks(range(len(titles)), titles, fontsize=9)
     axes[0, 0].invert_yaxis()
     device = results["environment"]["device"] + ("" if results["device"] == "cuda" else " (no GPU figures)")
@@ -50,6 +50,6 @@ def draw(results: Results, path: Path, heading: str, unit: str, panel: Panel) ->
     return path
 
 
-def label(axes: Any, text: str, end: float, place: int) -> None:
-    """Behind a bar."""
-    axes.annotate(text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=8.5)
+def label(axes: Any, text: str, end: float, row: int) -> None:
+    """Writes `text` behind the bar of a row, which ends at `end`."""
+    axes.annotate(text, (end, row), (3, 0), textcoords="offset points", va="center", fontsize=8.5)

@@ -1,0 +1,1 @@
+"""Timing several ways to do one thing: options, rounds, stored results, their table and their picture."""
