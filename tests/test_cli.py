@@ -41,7 +41,7 @@ from pqm_fast.sample.annotate import AnnotateConfig
 from pqm_fast.sample.run import SampleConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
-from pqm_fast.scoring.other_prms import OtherPRM
+from pqm_fast.scoring.third_party import ThirdPartyPRM
 from pqm_fast.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,14 +292,14 @@ def test_every_text_of_the_policies_is_typed_with_escapes(kind, monkeypatch):
     assert (writing.step_separator, writing.stop, writing.system) == ("\n\n", ("\nQ:", "\\"), "a\tb")
 
 
-def test_texts_of_other_prms_are_typed_with_escapes(monkeypatch):
+def test_texts_of_third_party_prms_are_typed_with_escapes(monkeypatch):
     seen: list[ScoreConfig] = []
     monkeypatch.setattr(score_module, "score", seen.append)
     files = ["--model", "m", "--data", "d", "--out", "o"]
     assert (
         main(["score", *files, "--preset", "trl", "--step-token", r"\n\n", "--prompt-format", r"\u4e00{prompt}"]) == 0
     )
-    assert seen[0].scoring.other == OtherPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
+    assert seen[0].scoring.third_party == ThirdPartyPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
 
 
 def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
