@@ -31,7 +31,7 @@ from pqm_fast.cli import BENCHMARKS, COMMANDS, main
 from pqm_fast.common import digests as state
 from pqm_fast.common.journal import Journal
 from pqm_fast.common.options import escape, unescape
-from pqm_fast.data import token_cache as dataset_module
+from pqm_fast.data import token_cache
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
@@ -707,9 +707,9 @@ def test_other_sources_train_alike(world, tmp_path):
 
 def test_tokens_are_cached_until_something_they_depend_on_changes(world, tmp_path, monkeypatch):
     made: list[tuple[str, ...]] = []
-    original = dataset_module._write
+    original = token_cache.tokenise
     monkeypatch.setattr(
-        dataset_module, "_write", lambda folder, paths, *rest: made.append(paths) or original(folder, paths, *rest)
+        token_cache, "tokenise", lambda folder, paths, *rest: made.append(paths) or original(folder, paths, *rest)
     )
     monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)  # slow, and no matter here
     data = write(tmp_path / "data.jsonl", make_records(40))

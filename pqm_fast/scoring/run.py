@@ -10,9 +10,9 @@ from tqdm import tqdm
 from pqm_fast.common.files import atomic_file
 from pqm_fast.common.journal import Journal, begun
 from pqm_fast.common.lock import locked
-from pqm_fast.data.encode import CHUNK, Encoded, OverLong, chunks
+from pqm_fast.data.encode import Encoded, OverLong
 from pqm_fast.data.formats import ReadOptions
-from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.read import CHUNK, SkipSummary, chunks, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError

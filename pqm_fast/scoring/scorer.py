@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.common.options import Attention, DType
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.checks import FormatError, check_values, record, show, typed
 from pqm_fast.data.encode import Encoded, Encoder, OverLong
 from pqm_fast.data.encode_text import TextEncoder, TextLayout
@@ -138,15 +138,15 @@ class Scorer:
         question: np.ndarray | None = None
         if self.prefix_tree:
             question = _number_by_first_appearance([question_number(text) for text, _ in encoded])
-            units = Units.trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
+            units = PackingUnits.prefix_trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
         else:
-            units = Units.alone(numbers, lengths)
+            units = PackingUnits.single(numbers, lengths)
 
         def make(members: np.ndarray) -> PackedBatch:
             pairs = [(number, _unlabelled(solutions[number])) for number in members.tolist()]
             return pack(pairs, question=None if question is None else question[members], labelled_only=False)
 
-        planned = (members for members in units.in_order(budget) if any(map(needed, members.tolist())))
+        planned = (members for members in units.batches_in_order(budget) if any(map(needed, members.tolist())))
         for batch, q in self._computed(planned, make):
             by_member = np.split(q, batch.cu_steps[1:-1].tolist())
             for number, member_q in zip(batch.members, by_member, strict=True):

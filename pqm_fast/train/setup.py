@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.common.yaml_file import write_yaml
 from pqm_fast.data.balance import one_sided
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.dataset import TrajectoryDataset
 from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, pack
@@ -55,11 +55,13 @@ class Split:
         hard = np.where(np.isnan(found.labels), np.nan, found.labels >= self.label_threshold)
         return replace(found, labels=hard.astype(np.float32))
 
-    def units(self, indices: np.ndarray, budget: int) -> Units:
+    def units(self, indices: np.ndarray, budget: int) -> PackingUnits:
         """`indices` in units for batches of `budget` tokens."""
         if not self.prefix_tree:
-            return Units.alone(indices, self.dataset.lengths[indices])
-        return Units.trees(indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget)
+            return PackingUnits.single(indices, self.dataset.lengths[indices])
+        return PackingUnits.prefix_trees(
+            indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget
+        )
 
     def tree_ratio(self, sample: int = 4096) -> float:
         """Tokens of a question's trajectories over those to compute: what 19 of 20 questions do not exceed, in a sample
@@ -89,7 +91,7 @@ class Run:
     held_out: Split
     sizes: Sizes
     """How an optimizer step is cut up."""
-    units: Units
+    units: PackingUnits
     """Of the training trajectories."""
     total_steps: int
     notes: list[str]
