@@ -183,8 +183,8 @@ def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, 
     data = write(tmp_path / "pool.jsonl", [pool, hopeless])
     options = {} if limit is None else {"max_length": limit}
     assert main(command("score", data=data, **options)) == 0
-    text = f"3 records do not fit {said}: null stands for the scores of their last steps, of 2 for all of them"
-    assert text in capfd.readouterr().out
+    text = f"3 records do not fit {said}: the scores of their last steps are null, and 2 of these records have no score"
+    assert f"{text} at all" in capfd.readouterr().out
     scores = [json.loads(line)["scores"] for line in (tmp_path / "out").read_text().splitlines()]
     assert [[q is None for q in own] for own in scores] == [[False, False], [True], [False, True], [False] * 2, [True]]
 
@@ -201,7 +201,7 @@ def test_over_long_candidates_stay_in_the_pool(command, capfd, tmp_path, limit, 
         assert "2 candidates without a scored step: kept, and never preferred" in result["left_out"]
     (tmp_path / "out").unlink()
     assert main(command("score", data=write(tmp_path / "pool.jsonl", [hopeless]), **options)) == 0
-    assert f"1 record does not fit {said}: null stands for the scores of its steps\n" in capfd.readouterr().out
+    assert f"1 record does not fit {said}: the scores of its steps are null\n" in capfd.readouterr().out
     assert main(["evaluate", "--data", str(tmp_path / "out"), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["overall"]["best_of_n"]["min"]["1"]["mean"] == 1.0
 
@@ -846,6 +846,6 @@ def test_records_cut_at_a_step_are_counted(command, capfd, tmp_path, name):
     if name == "train":
         assert "1 of 7 records are longer than 9 tokens: their last 1 steps were cut off" in out
     else:
-        assert "1 record does not fit 9 tokens (--max-length): null stands for the scores of its last steps" in out
+        assert "1 record does not fit 9 tokens (--max-length): the scores of its last steps are null" in out
         last = json.loads((tmp_path / "out").read_text().splitlines()[-1])
         assert [score is None for score in last["scores"]] == [False, False, True]

@@ -25,7 +25,7 @@ from pqm_fast.cli import COMMANDS, main
 from pqm_fast.common import digests as state
 from pqm_fast.common.journal import Journal
 from pqm_fast.common.options import escape, unescape
-from pqm_fast.data import token_cache as dataset_module
+from pqm_fast.data import token_cache
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
@@ -34,7 +34,7 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.sample.options import AnnotateConfig, SampleConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
-from pqm_fast.scoring.other_prms import OtherPRM
+from pqm_fast.scoring.third_party import ThirdPartyPRM
 from pqm_fast.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,14 +251,14 @@ def test_every_text_of_the_policies_is_typed_with_escapes(kind, monkeypatch):
     assert (writing.step_separator, writing.stop, writing.system) == ("\n\n", ("\nQ:", "\\"), "a\tb")
 
 
-def test_texts_of_other_prms_are_typed_with_escapes(monkeypatch):
+def test_texts_of_third_party_prms_are_typed_with_escapes(monkeypatch):
     seen: list[ScoreConfig] = []
     monkeypatch.setattr(score_module, "score", seen.append)
     files = ["--model", "m", "--data", "d", "--out", "o"]
     assert (
         main(["score", *files, "--preset", "trl", "--step-token", r"\n\n", "--prompt-format", r"\u4e00{prompt}"]) == 0
     )
-    assert seen[0].scoring.other == OtherPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
+    assert seen[0].scoring.third_party == ThirdPartyPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
 
 
 def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
@@ -666,9 +666,9 @@ def test_other_sources_train_alike(world, tmp_path):
 
 def test_tokens_are_cached_until_something_they_depend_on_changes(world, tmp_path, monkeypatch):
     made: list[tuple[str, ...]] = []
-    original = dataset_module._write
+    original = token_cache.tokenise
     monkeypatch.setattr(
-        dataset_module, "_write", lambda folder, paths, *rest: made.append(paths) or original(folder, paths, *rest)
+        token_cache, "tokenise", lambda folder, paths, *rest: made.append(paths) or original(folder, paths, *rest)
     )
     monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)  # slow, and no matter here
     data = write(tmp_path / "data.jsonl", make_records(40))

@@ -1,4 +1,4 @@
-"""Tokenised trajectories on disk, read by memory map whatever their number."""
+"""TrajectoryDataset: tokenised trajectories on disk, read through memory maps, so that any number fits."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 
 from pqm_fast.data.trajectory import Trajectory
 
-# name -> dtype. `ids`, `rows`, `labels` and `names` are flat; each `*_end` holds where every trajectory's part ends.
+# File name -> dtype. `ids` [tokens], `rows` (step tokens) [steps], `labels` [steps] and `names` [bytes] are flat; each
+# `*_end` [N] holds the end of every trajectory's part. These names are part of the format (`LAYOUT` in token_cache.py).
 COLUMNS = {
     "ids": np.int32,
     "ids_end": np.int64,
@@ -19,27 +20,28 @@ COLUMNS = {
     "names": np.uint8,
     "names_end": np.int64,
 }
+INFO = "info.json"
 
 
 class TrajectoryDataset:
-    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` says what a user should know of how it was made.
+    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` is what a user should know about how it was made.
 
-    A pickle of it is the name of its folder: another process maps the same files.
+    Its pickle is the path of its folder: another process maps the same files.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # as plain arrays: np.memmap takes several times as long over each slice
+        # as plain arrays: slicing an np.memmap takes several times as long
         self.columns = {
             name: np.asarray(np.memmap(folder / name, dtype=dtype, mode="r"))
             if (folder / name).stat().st_size
             else np.zeros(0, dtype)
             for name, dtype in COLUMNS.items()
         }
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         self.notes: list[str] = info["notes"]
         self.digest: str = info["digest"]
-        """Of all that is stored: tokens, step rows, labels, questions and record ids."""
+        """Of all that is stored: tokens, step tokens, labels, questions and record ids."""
 
     def __reduce__(self) -> tuple[type["TrajectoryDataset"], tuple[Path]]:
         return TrajectoryDataset, (self.folder.absolute(),)
@@ -53,9 +55,9 @@ class TrajectoryDataset:
 
     def __getitem__(self, i: int) -> Trajectory:
         return Trajectory(
-            self._part("ids", "ids_end", i),
-            self._part("rows", "steps_end", i),
-            self._part("labels", "steps_end", i),
+            input_ids=self._part("ids", "ids_end", i),
+            step_tokens=self._part("rows", "steps_end", i),
+            labels=self._part("labels", "steps_end", i),
         )
 
     def name(self, i: int) -> str:
@@ -64,19 +66,19 @@ class TrajectoryDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each trajectory [N]."""
+        """Tokens of each trajectory [N] int64."""
         return np.diff(self.columns["ids_end"], prepend=0)
 
     @property
     def question(self) -> np.ndarray:
-        """Which question each trajectory answers [N]: equal numbers, equal questions."""
+        """The question number of each trajectory [N] uint64: equal for equal questions."""
         return self.columns["question"]
 
     @property
     def steps_cut(self) -> np.ndarray:
-        """Steps of each trajectory that did not fit the context [N]."""
+        """Steps of each trajectory that did not fit the context [N] int32."""
         return self.columns["steps_cut"]
 
     def trajectory_of_step(self, step: int) -> int:
-        """Which trajectory owns an entry of the flat `labels`."""
+        """The trajectory that an entry of the flat column `labels` belongs to."""
         return int(np.searchsorted(self.columns["steps_end"], step, side="right"))

@@ -4,9 +4,9 @@ A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step
 Pieces are tokenised separately, so that a step has the same tokens whatever stands around it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,11 +186,3 @@ class Encoder:
                 kind="step without tokens",
             )
         return join(record, ids, steps, marker, self.max_length)
-
-
-CHUNK = 2000  # records tokenised at a time: enough for every core, little memory
-
-
-def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    while chunk := list(islice(records, size)):
-        yield chunk

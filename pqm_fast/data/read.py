@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from pqm_fast.data.checks import FormatError, check_values, explicit_id, show
@@ -16,6 +17,7 @@ from pqm_fast.errors import PQMError
 StrPath = str | os.PathLike[str]
 
 DEFAULT_OPTIONS = ReadOptions()
+CHUNK = 2000  # records to tokenise at a time: enough to keep every core busy, and little memory
 
 
 class BadRecord(PQMError):
@@ -96,6 +98,12 @@ def read_all(
         yield from _read_source(source, options, summary, taken, stems)
     if skipped is None and summary.total:
         warnings.warn(str(summary), stacklevel=2)
+
+
+def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """The records in lists of `size`; the last list may be shorter."""
+    while chunk := list(islice(records, size)):
+        yield chunk
 
 
 def _read_source(

@@ -1,4 +1,4 @@
-"""What tells one state of a data source from another."""
+"""The state of a data source, by its contents: equal keys, equal records."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,16 @@ from pqm_fast.data.sources import base_and_split, expand, is_pattern, open_sourc
 
 
 def source_key(path: str) -> list[Any]:
-    """The contents of local files, the revision of a hub data set."""
+    """[the source, digests of its files], or [the source, revision] for a hub data set; JSON can hold it.
+
+    Raises PQMError if there is no such source.
+    """
     if is_pattern(path):
         return [path, *map(source_key, expand([path]))]
     base, _ = base_and_split(path)
     local = Path(base)
-    if not base or not local.exists():  # no name at all would be the current folder
-        open_source(path)  # says so if there is no such source
+    if not base or not local.exists():  # an empty name would be the current folder
+        open_source(path)  # raises PQMError if there is no such source
         from datasets import load_dataset_builder
 
         return [path, load_dataset_builder(base).hash]

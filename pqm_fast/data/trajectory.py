@@ -1,4 +1,4 @@
-"""One solution as tokens, with its labels."""
+"""Trajectory: one solution as tokens, with its labels."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One encoded trajectory with its labels: input_ids [L], step_tokens [K], labels [K] float32 (NaN: none)."""
+    """One encoded solution of L tokens and K steps."""
 
-    input_ids: np.ndarray
-    step_tokens: np.ndarray
-    labels: np.ndarray
+    input_ids: np.ndarray  # [L] integers
+    step_tokens: np.ndarray  # [K] integers: the token at which the Q-value of each step is read
+    labels: np.ndarray  # [K] float32, NaN for a step without a label

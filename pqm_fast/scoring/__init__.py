@@ -1,1 +1,1 @@
-"""Q-values for solutions: from Python, and for whole files."""
+"""Scoring: Q-values for the steps of solutions, from Python and for whole files."""

@@ -1,4 +1,4 @@
-"""What did not fit the context while files were scored."""
+"""A count of the solutions that did not fit the context when files were scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass
 class CutOff:
-    """Solutions that do not fit the context: how many, and how many of them have no score at all."""
+    """How many solutions lost steps because they did not fit the context, and how many have no score at all."""
 
     limit: str = ""
-    """The limit that they met, in words."""
+    """The limit that they exceed, in words."""
     records: int = 0
     unscored: int = 0
 
@@ -18,10 +18,10 @@ class CutOff:
         self.unscored += all(q is None for q in scores)
 
     def __str__(self) -> str:
-        one = self.records == 1
+        singular = self.records == 1
         last = "last steps" if self.unscored < self.records else "steps"
-        text = f"{self.records:,} {'record does' if one else 'records do'} not fit {self.limit}: null stands for the "
-        text += f"scores of {'its' if one else 'their'} {last}"
+        text = f"{self.records:,} {'record does' if singular else 'records do'} not fit {self.limit}: the scores of "
+        text += f"{'its' if singular else 'their'} {last} are null"
         if 0 < self.unscored < self.records:
-            text += f", of {self.unscored:,} for all of them"
+            text += f", and {self.unscored:,} of these records have no score at all"
         return text

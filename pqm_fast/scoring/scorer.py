@@ -1,19 +1,21 @@
-"""Q-values for solutions from Python."""
+"""Scorer: Q-values for the steps of solutions, from Python."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.common.options import Attention, DType
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.checks import FormatError, check_values, record, show, typed
 from pqm_fast.data.encode import Encoded, Encoder, OverLong
-from pqm_fast.data.encode_text import TextEncoder
+from pqm_fast.data.encode_text import TextEncoder, TextLayout
 from pqm_fast.data.loader import load_steps
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.data.questions import question_number
@@ -25,18 +27,18 @@ from pqm_fast.model.loading import load_config
 from pqm_fast.model.recipe import CONFIG_KEY, Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
-from pqm_fast.scoring.other_heads import load_other
-from pqm_fast.scoring.other_prms import OtherPRM
+from pqm_fast.scoring.stored import Scores
+from pqm_fast.scoring.third_party import ThirdPartyPRM
+from pqm_fast.scoring.third_party_heads import load_third_party
 
-Scores = list[float | None]
-# Batches that a GPU has before it while the host reads the scores of an earlier one.
-AHEAD = 8
+BATCHES_AHEAD = 8  # launched on a GPU before the scores of the first of them are read back
 
 
 class Scorer:
-    """Scores steps with a trained checkpoint, under the template that the checkpoint was trained with.
+    """Scores the steps of solutions with a trained model, and with the template that the model was trained with.
 
-    `prefix_tree`: what solutions of one question share is computed once; the scores are the same up to rounding.
+    `max_tokens`: tokens of one forward pass. `prefix_tree`: tokens that solutions of one question share are computed
+    once; the scores are the same up to rounding.
     """
 
     def __init__(
@@ -55,153 +57,185 @@ class Scorer:
         max_tokens: int = 16384,
         prefix_tree: bool = False,
         attention: Attention = "auto",
-        other: OtherPRM | None = None,
+        third_party: ThirdPartyPRM | None = None,
     ) -> "Scorer":
-        """`dtype` of weights and computation; auto: bfloat16 on a GPU, and on a CPU that is measured to be clearly
-        faster in it, otherwise float32. `max_length`: longest solution in tokens (default: the model's context);
-        `max_tokens`: of one forward pass. `other`: how a PRM of others is read, such as `OtherPRM("trl")`.
+        """Loads a scorer from a folder or hub id.
 
-        Raises PQMError if `path` is neither a checkpoint of pqm-fast nor what `other` says, and for options that it
-        cannot be used with.
+        `dtype` of weights and computation; auto: bfloat16 on a GPU, and on a CPU on which it is measured to be clearly
+        faster; otherwise float32. `max_length`: longest solution in tokens (default: the model's context);
+        `max_tokens`: of one forward pass. `third_party`: how a third-party PRM is read, such as `ThirdPartyPRM("trl")`.
+
+        Raises PQMError if `path` is neither a pqm-fast checkpoint nor the model that `third_party` describes, and for
+        options that it cannot be used with.
         """
-        if not isinstance(path, (str, os.PathLike)):
-            raise PQMError(f"model: {show(path)} ({type(path).__name__}) was given; name a folder or a hub id")
-        if not isinstance(other, (OtherPRM, type(None))):
-            raise PQMError(f"other: {show(other)} was given; give OtherPRM({show(other)}) or other settings of it")
+        _check_arguments(path, third_party, max_length, max_tokens)
         path = os.fspath(path)
-        for name, number in (("max_length", max_length), ("max_tokens", max_tokens)):
-            whole = isinstance(number, Integral) and not isinstance(number, bool)
-            if not whole and (number is not None or name == "max_tokens"):
-                raise PQMError(f"{name}: {show(number)} ({type(number).__name__}) was given; give a whole number")
-        where = pick_device(device)
-        if max_tokens < 1:
-            raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
+        target = pick_device(device)
         config = load_config(path)
         tokenizer = load_tokenizer(path)
-        ways: dict[str, Any] = {"device": where, "attention": attention}
-        if other is not None and other.given:
-            if hasattr(config, CONFIG_KEY):
-                raise PQMError(f"{path}: a checkpoint of pqm-fast knows its own head and template; leave out --preset")
-            prm = other.settled()
-            make_encoder: Any = TextEncoder
-            template: Any = prm.layout_for(tokenizer)
-            classifier = load_other(path, config, pick_dtype(dtype, where, path), prm, tokenizer)
-            model = StepQModel.of(classifier, path, **ways)
-            model.check_vocabulary(tokenizer)
+        placement: dict[str, Any] = {"device": target, "attention": attention}
+        make_encoder: Callable[[int], Encoder | TextEncoder]
+        if third_party is not None and third_party.is_set:
+            model, layout = _third_party_model(path, config, tokenizer, third_party, dtype, **placement)
+            make_encoder = partial(TextEncoder, tokenizer, layout)
         else:
             template = Recipe.from_config(config, path).template
-            dtype_of_model = pick_dtype(dtype, where, path)
-            model = StepQModel.from_pretrained(path, dtype=dtype_of_model, config=config, **ways)
+            dtype_of_model = pick_dtype(dtype, target, path)
+            model = StepQModel.from_pretrained(path, dtype=dtype_of_model, config=config, **placement)
             if not model.load_report.complete:
                 raise PQMError(f"{path}: not a whole checkpoint: {'; '.join(model.load_report.notes)}")
-            make_encoder = Encoder
+            make_encoder = partial(Encoder, tokenizer, template)
         length = model.context if max_length is None else max_length
         if not 1 <= length <= model.context:
             raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
-        return cls(model, make_encoder(tokenizer, template, length), max_tokens, prefix_tree)
+        return cls(model, make_encoder(length), max_tokens, prefix_tree)
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
-        """Q-values of the steps of (question, steps) pairs, in the order given; packed inside.
+        """Q-values of the steps of (question, steps) pairs, in the order of the pairs.
 
-        A step beyond the context gets None; so do all steps of a solution whose first one is. Raises PQMError for what
-        is no such pair or gets no finite Q-value, naming its number, and RecordError for a text that holds the step
-        token.
+        A step beyond the context gets None; if the first step does not fit, all steps of the solution do. Raises
+        PQMError for anything that is not such a pair and for a Q-value that is not finite, naming the number of the
+        solution, and RecordError for a text that holds the step token.
         """
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
-            raise PQMError(f"solutions are {show(solutions)}; give a list of (question, steps) pairs")
-        records = [_checked(number, solution) for number, solution in enumerate(solutions)]
+            raise PQMError(f"solutions are {show(solutions)}; pass a list of (question, steps) pairs")
+        records = [_record(number, solution) for number, solution in enumerate(solutions)]
         return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
-        """The same for (question, what the encoder gave) pairs. Raises a RecordError that is among them."""
+        """The same for (question, result of the encoder) pairs. Raises a RecordError that is among the results, unless
+        it is an `OverLong`."""
         scores: list[Scores] = [[] for _ in encoded]
-        for found in self.scored(encoded):
-            for i, own in found.items():
-                scores[i] = own
+        for batch_scores in self.score_batches(encoded):
+            for number, solution_scores in batch_scores.items():
+                scores[number] = solution_scores
         return scores
 
-    def scored(
+    def score_batches(
         self,
         encoded: Sequence[tuple[str, Encoded | RecordError]],
-        needed: Callable[[int], bool] = lambda i: True,
-        name: Callable[[int], str] = lambda i: f"solution {i}",
+        needed: Callable[[int], bool] = lambda number: True,
+        name: Callable[[int], str] = lambda number: f"solution {number}",
     ) -> Iterator[dict[int, Scores]]:
-        """{number: scores} of the solutions of each batch when it is done. Batches are made of all, and those that hold
-        no needed number are left out: the others are packed, and so rounded, as they would have been.
+        """{number of the solution: its scores}, batch by batch.
 
-        Raises Diverged for Q-values that are not finite, before anything of their batch; `name` says whose they are.
+        Batches are planned over all solutions, and those without a `needed` number are left out: the others are then
+        packed, and so rounded, as if nothing had been left out. Raises Diverged for Q-values that are not finite,
+        before any score of their batch; `name` says whose they are.
         """
         solutions: dict[int, Encoded] = {}
-        for i, (_, found) in enumerate(encoded):
-            if isinstance(found, OverLong):
-                yield {i: [None] * found.steps}
-            elif isinstance(found, RecordError):
-                raise found
+        for number, (_, result) in enumerate(encoded):
+            if isinstance(result, OverLong):
+                yield {number: [None] * result.steps}
+            elif isinstance(result, RecordError):
+                raise result
             else:
-                solutions[i] = found
+                solutions[number] = result
         numbers = np.array(list(solutions), dtype=np.int64)
-        lengths = np.array([len(s.input_ids) for s in solutions.values()], dtype=np.int64)
+        lengths = np.array([len(solution.input_ids) for solution in solutions.values()], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        question = np.zeros(0, dtype=np.int64)
-        units = Units.alone(numbers, lengths)
+        question: np.ndarray | None = None
         if self.prefix_tree:
-            order: dict[int, int] = {}  # by first appearance, which is that of the trees
-            question = np.array([order.setdefault(question_number(q), len(order)) for q, _ in encoded], dtype=np.int64)
-            units = Units.trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
+            question = _number_by_first_appearance([question_number(text) for text, _ in encoded])
+            units = PackingUnits.prefix_trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
+        else:
+            units = PackingUnits.single(numbers, lengths)
 
         def make(members: np.ndarray) -> PackedBatch:
-            pairs = [(int(i), _unlabelled(solutions[int(i)])) for i in members]
-            return pack(pairs, question=question[members] if self.prefix_tree else None, labelled_only=False)
+            pairs = [(number, _unlabelled(solutions[number])) for number in members.tolist()]
+            return pack(pairs, question=None if question is None else question[members], labelled_only=False)
 
-        loaded = load_steps(
-            ([members] for members in units.in_order(budget) if any(needed(int(i)) for i in members)),
-            make,
-            self.model.planner(),
-            workers=0,
-            pin=self.model.device.type == "cuda",
-        )
-        # a GPU works on the next ones meanwhile; a CPU is done when it returns
-        ahead = AHEAD if self.model.device.type == "cuda" else 0
+        planned = (members for members in units.batches_in_order(budget) if any(map(needed, members.tolist())))
+        for batch, q in self._computed(planned, make):
+            by_member = np.split(q, batch.cu_steps[1:-1].tolist())
+            for number, member_q in zip(batch.members, by_member, strict=True):
+                if not np.isfinite(member_q).all():
+                    raise Diverged(f"{name(number)}: Q-values are not finite; check {self.model.config.name_or_path}")
+            yield {
+                number: [*member_q.tolist(), *[None] * solutions[number].steps_cut]
+                for number, member_q in zip(batch.members, by_member, strict=True)
+            }
+
+    def _computed(
+        self, planned: Iterable[np.ndarray], make: Callable[[np.ndarray], PackedBatch]
+    ) -> Iterator[tuple[PackedBatch, np.ndarray]]:
+        """Each batch with its Q-values [S] float32. A GPU is already computing the next batches when the Q-values of
+        one are read back."""
+        on_gpu = self.model.device.type == "cuda"
+        loaded = load_steps(([members] for members in planned), make, self.model.planner(), workers=0, pin=on_gpu)
         launched: deque[tuple[PackedBatch, torch.Tensor]] = deque()
 
-        def read() -> dict[int, Scores]:
+        def oldest() -> tuple[PackedBatch, np.ndarray]:
             batch, q = launched.popleft()
-            parts = np.split(q.cpu().numpy(), batch.cu_steps[1:-1].tolist())
-            for i, own in zip(batch.members, parts, strict=True):
-                if not np.isfinite(own).all():
-                    raise Diverged(f"{name(i)}: Q-values are not finite; check {self.model.config.name_or_path}")
-            return {
-                i: [*own.tolist(), *[None] * solutions[i].steps_cut]
-                for i, own in zip(batch.members, parts, strict=True)
-            }
+            return batch, q.cpu().numpy()
 
         for [(batch, plan)] in loaded:
             launched.append((batch, self.model.scores(batch, plan)))
-            if len(launched) > ahead:
-                yield read()
+            if len(launched) > (BATCHES_AHEAD if on_gpu else 0):
+                yield oldest()
         while launched:
-            yield read()
+            yield oldest()
 
 
-def _checked(number: int, solution: Any) -> Record:
-    """The record of a (question, steps) pair that somebody passed. Raises PQMError for anything else."""
-    where = f"solution {number}"
+def _check_arguments(path: Any, third_party: Any, max_length: Any, max_tokens: Any) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise PQMError(f"model: {show(path)} ({type(path).__name__}) was given; name a folder or a hub id")
+    if not isinstance(third_party, (ThirdPartyPRM, type(None))):
+        raise PQMError(
+            f"third_party: {show(third_party)} was given; pass ThirdPartyPRM({show(third_party)}) or the like"
+        )
+    for name, number in (("max_length", max_length), ("max_tokens", max_tokens)):
+        whole = isinstance(number, Integral) and not isinstance(number, bool)
+        if not whole and (number is not None or name == "max_tokens"):
+            raise PQMError(f"{name}: {show(number)} ({type(number).__name__}) was given; pass a whole number")
+    if max_tokens < 1:
+        raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")
+
+
+def _third_party_model(
+    path: str,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prm: ThirdPartyPRM,
+    dtype: DType,
+    device: torch.device,
+    attention: Attention,
+) -> tuple[StepQModel, TextLayout]:
+    """The model on its device, and how its authors write a solution."""
+    if hasattr(config, CONFIG_KEY):
+        raise PQMError(f"{path}: a pqm-fast checkpoint stores its head and template itself; leave out --preset")
+    spec = prm.resolve()
+    layout = spec.layout_for(tokenizer)
+    classifier = load_third_party(path, config, pick_dtype(dtype, device, path), spec, tokenizer)
+    model = StepQModel.of(classifier, path, device=device, attention=attention)
+    model.check_vocabulary(tokenizer)
+    return model, layout
+
+
+def _record(number: int, solution: Any) -> Record:
+    """The record of a (question, steps) pair. Raises PQMError for anything else."""
+    name = f"solution {number}"
     if not isinstance(solution, (tuple, list)) or len(solution) != 2:
-        raise PQMError(f"{where}: {show(solution)} is no pair; give (question, steps), the steps as a list of texts")
+        raise PQMError(f"{name}: {show(solution)} is not a pair; pass (question, steps), the steps as a list of texts")
     question, steps = solution
     if isinstance(steps, (str, bytes, Mapping, set, frozenset)) or not isinstance(steps, Iterable):
         raise PQMError(
-            f"{where}: steps are {show(steps)} ({type(steps).__name__}); give a non-empty list of texts, one per step"
+            f"{name}: steps are {show(steps)} ({type(steps).__name__}); pass a non-empty list of texts, one per step"
         )
     steps = list(steps)
     try:
         check_values({"the question": question} | {f"step {i}": step for i, step in enumerate(steps, 1)})
-        return record(where, typed(question, "the question", str), steps, None, {})
+        return record(name, typed(question, "the question", str), steps, None, {})
     except FormatError as error:
-        raise PQMError(f"{where}: {error}") from None
+        raise PQMError(f"{name}: {error}") from None
+
+
+def _number_by_first_appearance(values: Sequence[int]) -> np.ndarray:
+    """[N] int64: equal numbers for equal values, counted from 0 in the order in which the values first appear."""
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def _unlabelled(solution: Encoded) -> Trajectory:
-    return Trajectory(
-        solution.input_ids, solution.step_tokens, np.full(len(solution.step_tokens), np.nan, dtype=np.float32)
-    )
+    no_labels = np.full(len(solution.step_tokens), np.nan, dtype=np.float32)
+    return Trajectory(solution.input_ids, solution.step_tokens, no_labels)

@@ -7,7 +7,7 @@ from itertools import chain, count, islice
 
 import numpy as np
 
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.memory import Sizes
 
@@ -17,7 +17,7 @@ class StepOrder:
     """Which trajectories each optimizer step takes. It follows from the seed, so that a resumed run sees the data that
     it would have seen without the interruption."""
 
-    units: Units
+    units: PackingUnits
     """The training trajectories, in units that stay together."""
     sizes: Sizes
     seed: int

@@ -6,7 +6,7 @@ import numpy as np
 from pqm_kernels import LOSSES
 
 from pqm_fast.data.balance import one_sided
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.dataset import TrajectoryDataset
 from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, pack
@@ -41,11 +41,13 @@ class Split:
         hard = np.where(np.isnan(labels), np.nan, labels >= self.label_threshold)
         return replace(trajectory, labels=hard.astype(np.float32))
 
-    def units(self, indices: np.ndarray, budget: int) -> Units:
+    def units(self, indices: np.ndarray, budget: int) -> PackingUnits:
         """The trajectories `indices` in units for batches of `budget` tokens."""
         if not self.prefix_tree:
-            return Units.alone(indices, self.dataset.lengths[indices])
-        return Units.trees(indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget)
+            return PackingUnits.single(indices, self.dataset.lengths[indices])
+        return PackingUnits.prefix_trees(
+            indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget
+        )
 
     def tree_ratio(self, sample: int = 4096) -> float:
         """How many times as many tokens the trajectories of a question have as there are to compute: the value that 19

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.dataset import COLUMNS, TrajectoryDataset
-from pqm_fast.data.loader import MOST_WORKERS, _Flat, default_workers, load_steps
+from pqm_fast.data.flat_buffer import Flattened
+from pqm_fast.data.loader import MOST_WORKERS, default_workers, load_steps
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.errors import PQMError, RecordError
 
@@ -81,9 +82,9 @@ def steps_of(dataset, trees):
     """Optimizer steps of three micro-batches; one step of none at all, and one at the end."""
     everything = np.arange(len(dataset))
     if trees:
-        units = Units.trees(everything, dataset.question, lambda i: dataset[i].input_ids, BUDGET)
+        units = PackingUnits.prefix_trees(everything, dataset.question, lambda i: dataset[i].input_ids, BUDGET)
     else:
-        units = Units.alone(everything, dataset.lengths)
+        units = PackingUnits.single(everything, dataset.lengths)
     batches = units.batches(BUDGET, seed=1)
     assert len(batches) >= 4
     return [batches[:3], [], *(batches[i : i + 3] for i in range(3, len(batches), 3)), []]
@@ -127,7 +128,7 @@ def test_no_steps(dataset):
 
 @pytest.mark.parametrize("kept", [[], [torch.zeros(0)]])
 def test_an_object_with_nothing_to_send(kept):
-    assert len(_Flat.of(kept).share().restore()) == len(kept)
+    assert len(Flattened.of(kept).share().restore()) == len(kept)
 
 
 def test_flat_tensors_are_views_of_one_buffer():
@@ -140,7 +141,7 @@ def test_flat_tensors_are_views_of_one_buffer():
         torch.randn(7).bfloat16(),
         torch.arange(10, dtype=torch.int32)[::3],
     ]
-    flat = _Flat.of({"nested": [made, "text", np.arange(3)]})
+    flat = Flattened.of({"nested": [made, "text", np.arange(3)]})
     got, text, array = flat.restore()["nested"]
     assert (text, array.tolist()) == ("text", [0, 1, 2])
     for a, b in zip(got, made, strict=True):
@@ -196,7 +197,7 @@ def test_errors_of_a_worker_surface(make, plan, error, message, workers):
 
 
 def test_a_killed_worker_is_an_error_not_a_wait():
-    with pytest.raises(PQMError, match=r"worker process \d+ ended with exit code -9 .*give fewer workers"):
+    with pytest.raises(PQMError, match=r"worker process \d+ ended with exit code -9 .*set fewer workers"):
         next(load_steps([[np.array([1])]] * 4, die, make_plan, workers=2, pin=False))
     assert_no_children()
 
@@ -261,7 +262,7 @@ def test_steps_are_read_only_a_little_ahead(dataset):
 
 
 def test_full_shared_memory_says_what_to_do(file_size_limit):
-    flat, message = _Flat.of(torch.zeros(2**20)), r"4\.2 MB cannot be put into shared memory .*--shm-size"
+    flat, message = Flattened.of(torch.zeros(2**20)), r"4\.2 MB cannot be put into shared memory .*--shm-size"
     try:
         with file_size_limit(2**16), pytest.raises(PQMError, match=message):
             flat.share()
@@ -285,7 +286,7 @@ def test_a_pickled_data_set_opens_its_files_again(dataset, method):
 
 
 def made_there(make, members):
-    return pickle.dumps(_Flat.of(make(members)))
+    return pickle.dumps(Flattened.of(make(members)))
 
 
 def test_a_data_set_named_by_a_relative_path_is_found_from_elsewhere(dataset, monkeypatch, tmp_path):

@@ -41,8 +41,8 @@ def test_every_trajectory_is_in_one_batch_within_the_budget(lengths, budget, win
 def test_plan_depends_on_seed_and_epoch_alone():
     lengths = math_shepherd_lengths(2000)
 
-    def plan(**how):
-        return [b.tolist() for b in plan_batches(lengths, 4096, **how)]
+    def plan(**options):
+        return [b.tolist() for b in plan_batches(lengths, 4096, **options)]
 
     assert plan(seed=1, epoch=2) == plan(seed=1, epoch=2)
     assert plan(seed=1, epoch=2) != plan(seed=1, epoch=3)

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.encode import Encoder, Template, ensure_step_token
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.pack import pack, pack_trees
-from pqm_fast.data.questions import question_number
+from pqm_fast.data.questions import group_by_question, question_number
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.trajectory import Trajectory
-from pqm_fast.data.tree import by_question, cut_runs, lay_out, prefix_order
+from pqm_fast.data.tree import lay_out, prefix_order, split_tree
 from pqm_fast.model.tokenizer import load_tokenizer
 
 # three tokens, one of them with bytes in another order than the numbers: prefixes collide all the time
@@ -52,11 +52,11 @@ def test_every_token_sees_its_own_prefix(sequences):
     for i, path in zip(layout.order, layout.paths, strict=True):
         assert layout.input_ids[path].tolist() == sequences[i]
         assert layout.position_ids[path].tolist() == list(range(len(sequences[i])))
-    ends = np.cumsum(layout.own)
-    for path, own, end in zip(layout.paths, layout.own.tolist(), ends.tolist(), strict=True):
+    ends = np.cumsum(layout.suffix_lengths)
+    for path, own, end in zip(layout.paths, layout.suffix_lengths.tolist(), ends.tolist(), strict=True):
         assert path[len(path) - own :].tolist() == list(range(end - own, end))
     leaves = {tuple(s) for s in sequences} - {p[:-1] for p in prefixes(sequences)}
-    assert np.count_nonzero(layout.own) == len(leaves)  # as few sequences as can be
+    assert np.count_nonzero(layout.suffix_lengths) == len(leaves)  # as few sequences as can be
 
 
 @settings(max_examples=200, deadline=None)
@@ -94,7 +94,7 @@ def test_cuts_are_as_few_and_as_even_as_can_be(sequences, budget):
     order, shared = prefix_order(arrays(sequences))
     ordered = [sequences[i] for i in order]
     lengths = np.array([len(s) for s in ordered])
-    starts, sizes = cut_runs(lengths, shared, budget)
+    starts, sizes = split_tree(lengths, shared, budget)
     assert starts[0] == 0
     for start, end, size in zip(starts, [*starts[1:], len(ordered)], sizes, strict=True):
         assert start < end
@@ -102,9 +102,9 @@ def test_cuts_are_as_few_and_as_even_as_can_be(sequences, budget):
     assert (len(sizes), max(sizes)) == best_cut(lengths.tolist(), shared.tolist(), budget)
 
 
-def test_by_question():
-    assert [g.tolist() for g in by_question(np.array([7, 3, 7, 3, 9], dtype=np.uint64))] == [[1, 3], [0, 2], [4]]
-    assert by_question(np.zeros(0, dtype=np.uint64)) == []
+def test_group_by_question():
+    assert [g.tolist() for g in group_by_question(np.array([7, 3, 7, 3, 9], dtype=np.uint64))] == [[1, 3], [0, 2], [4]]
+    assert group_by_question(np.zeros(0, dtype=np.uint64)) == []
 
 
 def trajectory(ids, rows, labels):
@@ -195,13 +195,13 @@ def test_trees_of_one_trajectory_each_are_plain_packing(given):
 def test_units_hold_each_trajectory_once_within_the_budget(given, budget, epoch):
     made, question = given
     numbers = np.arange(100, 100 + len(made))  # trajectories of a data set that are not its first
-    units = Units.trees(numbers, question, lambda i: made[i - 100].input_ids, budget)
+    units = PackingUnits.prefix_trees(numbers, question, lambda i: made[i - 100].input_ids, budget)
     assert sorted(units.members) == numbers.tolist()
     for start, end, size in zip([0, *units.ends][:-1], units.ends, units.sizes, strict=True):
         own = units.members[start:end] - 100
         assert len(set(question[own])) == 1
         assert 0 < size == len(prefixes([made[i].input_ids.tolist() for i in own])) <= budget
-    batches, in_order = units.batches(budget, epoch=epoch), list(units.in_order(budget))
+    batches, in_order = units.batches(budget, epoch=epoch), list(units.batches_in_order(budget))
     assert sorted(i for b in batches for i in b) == numbers.tolist()
     assert [i for b in in_order for i in b] == units.members.tolist()
     for members in (*batches, *in_order):
@@ -226,10 +226,10 @@ def questions_with_solutions(count, each, seed=0):
 
 def test_questions_stay_whole_and_mix_from_pass_to_pass():
     tokens, question = questions_with_solutions(60, 8)
-    units = Units.trees(np.arange(len(tokens)), question, tokens.__getitem__, 2000)
+    units = PackingUnits.prefix_trees(np.arange(len(tokens)), question, tokens.__getitem__, 2000)
 
-    def plan(**how):
-        return [sorted(b.tolist()) for b in units.batches(2000, **how)]
+    def plan(**options):
+        return [sorted(b.tolist()) for b in units.batches(2000, **options)]
 
     together = {}
     for epoch in range(2):
@@ -246,16 +246,16 @@ def test_questions_stay_whole_and_mix_from_pass_to_pass():
 
 def test_a_question_beyond_the_budget_is_cut_evenly():
     tokens, question = questions_with_solutions(1, 200)
-    whole = Units.trees(np.arange(200), question, tokens.__getitem__, 10**6)
+    whole = PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, 10**6)
     assert len(whole.sizes) == 1
     budget = 2000
-    units = Units.trees(np.arange(200), question, tokens.__getitem__, budget)
+    units = PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, budget)
     repeated = units.sizes.sum() - whole.sizes[0]
     assert len(units.sizes) >= math.ceil(whole.sizes[0] / budget)
     assert repeated >= 30 * (len(units.sizes) - 1)  # each run has the question once more
     assert units.sizes.min() > 0.8 * units.sizes.max()
     with pytest.raises(ValueError, match=r"a trajectory of \d+ tokens does not fit a budget of 60"):
-        Units.trees(np.arange(200), question, tokens.__getitem__, 60)
+        PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, 60)
 
 
 @pytest.mark.parametrize("name", ["gsm8k_best_of_4.json", "prmbench_train.jsonl"])
@@ -269,7 +269,7 @@ def test_real_solutions_share_a_quarter_of_their_tokens(shared_data, shared_toke
     encoded = [e.input_ids.tolist() for e in Encoder(tokenizer, Template(), 4096)(records)]
     for sequences in (joined, encoded):
         tokens = arrays(sequences)
-        units = Units.trees(np.arange(len(tokens)), question, tokens.__getitem__, 2**20)
+        units = PackingUnits.prefix_trees(np.arange(len(tokens)), question, tokens.__getitem__, 2**20)
         total, unique = sum(map(len, tokens)), int(units.sizes.sum())
         assert len(units.sizes) == len(set(question.tolist()))
         assert 1.33 < total / unique < 1.37

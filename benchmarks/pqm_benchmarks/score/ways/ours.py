@@ -14,7 +14,7 @@ from pqm_benchmarks.score.ways.way import ScoringWay
 from pqm_benchmarks.shared.workload import Questions, flat
 from pqm_benchmarks.train.ways.ours import packed_rows, q_model
 from pqm_benchmarks.work.flops import RowCounts
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.model.attention import BatchPlan
 from pqm_fast.model.step_q_model import StepQModel
@@ -53,11 +53,11 @@ def our_batches(switches: Switches, questions: Questions, setting: Setting) -> I
     lengths = np.array([len(t.input_ids) for t in trajectories])
     everything, question = np.arange(len(trajectories)), None
     budget = max(setting["max_tokens"], int(lengths.max()))
-    units = Units.alone(everything, lengths)
+    units = PackingUnits.single(everything, lengths)
     if switches.tree:
         question = np.repeat(np.arange(len(questions)), [len(solutions) for solutions in questions])
-        units = Units.trees(everything, question, lambda i: trajectories[i].input_ids, budget)
-    for members in units.in_order(budget):
+        units = PackingUnits.prefix_trees(everything, question, lambda i: trajectories[i].input_ids, budget)
+    for members in units.batches_in_order(budget):
         yield pack(
             [(int(i), trajectories[i]) for i in members],
             question=None if question is None else question[members],

@@ -14,7 +14,7 @@ from pqm_benchmarks.train.ways.models import random_model
 from pqm_benchmarks.train.ways.optimizers import adamw
 from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, PassPlan, TrainingWay, host
 from pqm_benchmarks.work.flops import RowCounts
-from pqm_fast.data.batches import Units
+from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.model.attention import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
@@ -85,10 +85,10 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
     members, lengths = np.arange(len(trajectories)), np.array([len(t.input_ids) for t in trajectories])
     count = steps * setting["micro_batches"]
 
-    def units(budget: int) -> Units:
+    def units(budget: int) -> PackingUnits:
         if not switches.tree:
-            return Units.alone(members, lengths)
-        return Units.trees(members, question, lambda i: trajectories[i].input_ids, budget)
+            return PackingUnits.single(members, lengths)
+        return PackingUnits.prefix_trees(members, question, lambda i: trajectories[i].input_ids, budget)
 
     least = max(int(lengths.max()), int(units(int(lengths.sum())).sizes.sum()) // count)
     budget = -(-least // BLOCK) * BLOCK

@@ -1,6 +1,6 @@
-r"""Process reward models that others trained, with two labels a step: how their text is written, where a step is read.
+r"""Third-party process reward models, which have two labels per step: how they write a solution and where they read it.
 
-The presets are what the authors' own code does:
+The presets follow the authors' own code:
 
 - TRL: `PRMTrainer.tokenize_row` (trl/trainer/prm_trainer.py): question, steps and separators are tokenised one by one.
 - Qwen2.5-Math-PRM-7B and -72B: model card, and `Qwen2ForProcessRewardModel` in modeling_qwen2_rm.py.
@@ -22,28 +22,29 @@ if TYPE_CHECKING:
 
 Preset = Literal["none", "trl", "qwen2.5-math-prm", "math-shepherd", "rlhflow"]
 Head = Literal["linear", "mlp", "tokens"]
+_LAYOUT_OPTIONS = ("prompt_format", "step_format", "step_token", "step_separator")
 
 
 @dataclass(frozen=True)
-class OtherPRM:
-    """For a PRM of others, with two labels a step: Q is the logit of the good one minus that of the bad one. What is
-    not given is as in the preset."""
+class ThirdPartyPRM:
+    """For a third-party PRM, which has two labels per step: Q is the logit of the good label minus that of the bad one.
+    Options that are not set are those of the preset."""
 
     preset: Preset = "none"
-    """How the model reads a solution: as TRL's PRMTrainer, Qwen2.5-Math-PRM, Math-Shepherd or RLHFlow have it. none:
-    the model is a checkpoint of pqm-fast, which knows by itself."""
+    """How the model reads a solution: as in TRL's PRMTrainer, Qwen2.5-Math-PRM, Math-Shepherd or RLHFlow. none: the
+    model is a pqm-fast checkpoint, which stores this itself."""
     head: Head | None = None
     """linear: a token classifier with two labels, the second is good. mlp: the same with a hidden layer, as in
     Qwen2.5-Math-PRM. tokens: a causal language model, by its logits of --good-token and --bad-token."""
     prompt_format: Text | None = None
-    """Text of the question; {prompt} stands for it. `chat`: the tokenizer's chat template; `turns`: the same with a
+    """Text of the question, with {prompt} in its place. `chat`: the tokenizer's chat template; `turns`: the same with a
     user's turn for each step, answered by --good-token."""
     step_format: Text | None = None
-    """Text of one step; {step} stands for it."""
+    """Text of one step, with {step} in its place."""
     step_token: Text | None = None
-    """What stands after each step, and where its Q-value is read. `last`: nothing, read at the step's last token."""
+    """Text after each step, at which its Q-value is read. `last`: no text, read at the step's last token."""
     step_separator: Text | None = None
-    """What stands between a step that was read and the next one."""
+    """Text between the place where a step is read and the next step."""
     good_token: Text | None = None
     """Token of a right step, for --head tokens."""
     bad_token: Text | None = None
@@ -52,40 +53,40 @@ class OtherPRM:
     def __post_init__(self) -> None:
         for name, allowed in (("preset", get_args(Preset)), ("head", (None, *get_args(Head)))):
             if (value := getattr(self, name)) not in allowed:
-                raise PQMError(f"{name}: {show(value)} was given; give one of {', '.join(filter(None, allowed))}")
-        for name in ("prompt_format", "step_format", "step_token", "step_separator", "good_token", "bad_token"):
+                raise PQMError(f"{name}: {show(value)} was given; choose one of {', '.join(filter(None, allowed))}")
+        for name in (*_LAYOUT_OPTIONS, "good_token", "bad_token"):
             if not isinstance(value := getattr(self, name), (str, type(None))):
-                raise PQMError(f"{name}: {show(value)} ({type(value).__name__}) was given; give a text")
-        if self.given:
-            self.settled()
+                raise PQMError(f"{name}: {show(value)} ({type(value).__name__}) was given; pass a text")
+        if self.is_set:
+            self.resolve()
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
+        """Whether any option is set, so that the model is a third-party PRM."""
         return any(getattr(self, field.name) != field.default for field in fields(self))
 
-    def settled(self) -> "Settled":
-        """With everything that was left to the preset. Raises PQMError if that does not settle it."""
+    def resolve(self) -> "PRMSpec":
+        """These options, completed from the preset. Raises PQMError if that leaves something open."""
         base = PRESETS.get(self.preset)
         if base is None:
             if self.head is None or self.prompt_format is None:
                 raise PQMError(
-                    "the model's head and template: give --preset, or at least --head and --prompt-format; "
+                    "the model's head and template: set --preset, or at least --head and --prompt-format; "
                     f"presets are {', '.join(PRESETS)}"
                 )
-            base = Settled(self.head, TextLayout(self.prompt_format))
-        names = ("prompt_format", "step_format", "step_token", "step_separator")
-        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return Settled(
-            self.head or base.head,
-            replace(base.layout, **changes),
-            base.good_token if self.good_token is None else self.good_token,
-            base.bad_token if self.bad_token is None else self.bad_token,
+            base = PRMSpec(self.head, TextLayout(self.prompt_format))
+        changes = {name: value for name in _LAYOUT_OPTIONS if (value := getattr(self, name)) is not None}
+        return PRMSpec(
+            head=self.head or base.head,
+            layout=replace(base.layout, **changes),
+            good_token=base.good_token if self.good_token is None else self.good_token,
+            bad_token=base.bad_token if self.bad_token is None else self.bad_token,
         )
 
 
 @dataclass(frozen=True)
-class Settled:
-    """`OtherPRM` with nothing left open."""
+class PRMSpec:
+    """All that is needed to read a third-party PRM: `ThirdPartyPRM` with nothing left to a preset."""
 
     head: Head
     layout: TextLayout
@@ -94,27 +95,29 @@ class Settled:
 
     def __post_init__(self) -> None:
         if self.good_token == self.bad_token:
-            raise PQMError(f"good_token and bad_token are both {self.good_token!r}; give the tokens of the two labels")
+            raise PQMError(
+                f"good_token and bad_token are both {self.good_token!r}; set them to the tokens of the two labels"
+            )
 
     def layout_for(self, tokenizer: "PreTrainedTokenizerBase") -> TextLayout:
-        """The layout with the tokenizer's chat template written out, where it asks for it. Raises PQMError."""
+        """The layout, with the tokenizer's chat template written out if the layout uses it. Raises PQMError."""
         if self.layout.prompt_format not in ("chat", "turns"):
             return self.layout
         option = f"prompt-format {self.layout.prompt_format}"
-        question, step, following = "{prompt}", "{step}", "{following}"
+        question, step, next_step = "{prompt}", "{step}", "{following}"
         turns = [("user", question), ("assistant", step)]
         if self.layout.prompt_format == "turns":
-            turns = [("user", f"{question} {step}"), ("assistant", self.good_token), ("user", following)]
+            turns = [("user", f"{question} {step}"), ("assistant", self.good_token), ("user", next_step)]
         messages = [{"role": role, "content": content} for role, content in turns]
         text = chat_text(tokenizer, messages, option, answer_follows=False)
         if any(text.count(content) != 1 for content in (question, step)):
-            raise PQMError(f"{option}: the chat template does not repeat what it is given once")
+            raise PQMError(f"{option}: the chat template does not repeat each message exactly once")
         before, after = text.split(step)
         if self.layout.prompt_format == "chat":
             return replace(self.layout, prompt_format=before)
         to_answer, answer, rest = after.partition(self.good_token)
-        separator, found, _ = rest.partition(following)
-        if not answer or not found:
+        separator, repeated, _ = rest.partition(next_step)
+        if not answer or not repeated:
             raise PQMError(f"{option}: the chat template does not repeat the turns in their order")
         return replace(
             self.layout, prompt_format=before, step_format=step + to_answer, step_separator=answer + separator
@@ -125,11 +128,11 @@ _QWEN = (
     "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
     "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 )
-PRESETS: dict[str, Settled] = {
-    "trl": Settled("linear", TextLayout("{prompt}", step_token="\n", in_pieces=True)),
-    "qwen2.5-math-prm": Settled("mlp", TextLayout(_QWEN, step_token="<extra_0>")),
-    "math-shepherd": Settled(
+PRESETS: dict[str, PRMSpec] = {
+    "trl": PRMSpec("linear", TextLayout("{prompt}", step_token="\n", in_pieces=True)),
+    "qwen2.5-math-prm": PRMSpec("mlp", TextLayout(_QWEN, step_token="<extra_0>")),
+    "math-shepherd": PRMSpec(
         "tokens", TextLayout("{prompt} ", step_format="{step} ", step_token="ки", step_separator="\n")
     ),
-    "rlhflow": Settled("tokens", TextLayout("turns")),
+    "rlhflow": PRMSpec("tokens", TextLayout("turns")),
 }

@@ -1,4 +1,4 @@
-"""PRMs of others: their Q-values are what their own model gives on the text that their authors write."""
+"""Third-party PRMs: their Q-values are those of the model itself on the text that its authors write."""
 
 import json
 
@@ -24,8 +24,8 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
-from pqm_fast.scoring.other_prms import PRESETS, OtherPRM
 from pqm_fast.scoring.scorer import Scorer
+from pqm_fast.scoring.third_party import PRESETS, ThirdPartyPRM
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 LLAMA = (
@@ -50,9 +50,9 @@ def byte_tokenizer(chat_template: str | None = None, bos: bool = False) -> PreTr
     special += ["<|start_header_id|>", "<|end_header_id|>", "ки"]
     backend.add_special_tokens([AddedToken(text, normalized=False) for text in special])
     bos_token = {"bos_token": "<bos>"} if bos else {}
-    found = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>", **bos_token)
-    found.chat_template = chat_template
-    return found
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>", **bos_token)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def sentencepiece_like_tokenizer() -> PreTrainedTokenizerFast:
@@ -110,13 +110,13 @@ def shepherd(tokenizer, question, steps):
 
 def rlhflow(tokenizer, question, steps):
     """math-rm/prm_evaluate.py: a conversation that grows by a step, "the +/- is predicted by the '-3' position"."""
-    conversation, found = [], []
+    conversation, parts = [], []
     for k, step in enumerate(steps):
         conversation.append({"role": "user", "content": step if k else f"{question} {step}"})
         conversation.append({"role": "assistant", "content": "+"})
         ids = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
-        found.append((ids, [len(ids) - 3]))
-    return found
+        parts.append((ids, [len(ids) - 3]))
+    return parts
 
 
 def two_labels(architecture):
@@ -154,7 +154,7 @@ KINDS = {
 
 
 @pytest.fixture
-def other(tmp_path):
+def saved_prm(tmp_path):
     """Makes a model of a kind; returns its folder and what it gives for a solution, in float64 by its own forward."""
 
     def make(kind: str):
@@ -190,11 +190,10 @@ def other(tmp_path):
 
 @pytest.mark.parametrize("prefix_tree", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_the_model_itself(other, kind, prefix_tree):
-    folder, expected = other(kind)
-    scorer = Scorer.from_pretrained(
-        folder, device="cpu", dtype="float32", prefix_tree=prefix_tree, other=OtherPRM(kind.partition(",")[0])
-    )
+def test_scores_are_those_of_the_model_itself(saved_prm, kind, prefix_tree):
+    folder, expected = saved_prm(kind)
+    prm = ThirdPartyPRM(kind.partition(",")[0])
+    scorer = Scorer.from_pretrained(folder, device="cpu", dtype="float32", prefix_tree=prefix_tree, third_party=prm)
     for got, (question, steps) in zip(scorer.score(SOLUTIONS), SOLUTIONS, strict=True):
         q = expected(question, steps)
         assert len(got) == len(steps)
@@ -202,9 +201,9 @@ def test_scores_are_those_of_the_model_itself(other, kind, prefix_tree):
         assert tiny.relative_error(torch.tensor(got, dtype=torch.float64), q) <= 1e-5
 
 
-def test_one_command_and_no_code_of_the_model(other, tmp_path, capsys):
+def test_one_command_and_no_code_of_the_model(saved_prm, tmp_path, capsys):
     """`evaluate --preset` on a folder whose config.json names a file of code, as the published one does."""
-    folder, expected = other("qwen2.5-math-prm")
+    folder, expected = saved_prm("qwen2.5-math-prm")
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForProcessRewardModel"]
     config["auto_map"] = {"AutoConfig": "own.Config", "AutoModel": "own.Qwen2ForProcessRewardModel"}
@@ -231,8 +230,8 @@ def test_one_command_and_no_code_of_the_model(other, tmp_path, capsys):
     assert torch.equal(model.backbone.layers[1].mlp.up_proj.weight, weights.model.layers[1].mlp.up_proj.weight)
 
 
-def test_training_starts_from_the_backbone_of_a_token_classifier(other):
-    folder, _ = other("trl")
+def test_training_starts_from_the_backbone_of_a_token_classifier(saved_prm):
+    folder, _ = saved_prm("trl")
     model = StepQModel.from_pretrained(str(folder))
     assert model.load_report.notes == [
         "its own head, which does not give one value, is left out: the Q-value head is new"
@@ -243,18 +242,21 @@ def test_training_starts_from_the_backbone_of_a_token_classifier(other):
     assert torch.equal(model.backbone.layers[0].mlp.up_proj.weight, whole.model.layers[0].mlp.up_proj.weight)
 
 
-def test_options_say_what_no_preset_does(other):
+def test_options_say_what_no_preset_does(saved_prm):
     """Another separator than TRL's default, other tokens than + and -, a template of one's own."""
-    folder, _ = other("trl")
+    folder, _ = saved_prm("trl")
     tokenizer = load_tokenizer(str(folder))
-    encoder = Scorer.from_pretrained(folder, other=OtherPRM("trl", step_token="\n\n", step_format="* {step}")).encoder
-    [found] = encoder([Record("r", "q", ["a", "b"])])
-    assert tokenizer.decode(found.input_ids) == "<bos>q* a\n\n* b\n\n"
-    assert found.step_tokens.tolist() == [6, 11]
+    prm = ThirdPartyPRM("trl", step_token="\n\n", step_format="* {step}")
+    encoder = Scorer.from_pretrained(folder, third_party=prm).encoder
+    [encoded] = encoder([Record("r", "q", ["a", "b"])])
+    assert tokenizer.decode(encoded.input_ids) == "<bos>q* a\n\n* b\n\n"
+    assert encoded.step_tokens.tolist() == [6, 11]
 
-    folder, _ = other("math-shepherd, tied")
-    own = OtherPRM(head="tokens", prompt_format="Q: {prompt}\n", step_token="<extra_0>", good_token="a", bad_token="b")
-    scorer = Scorer.from_pretrained(folder, other=own, device="cpu", dtype="float32")
+    folder, _ = saved_prm("math-shepherd, tied")
+    prm = ThirdPartyPRM(
+        head="tokens", prompt_format="Q: {prompt}\n", step_token="<extra_0>", good_token="a", bad_token="b"
+    )
+    scorer = Scorer.from_pretrained(folder, third_party=prm, device="cpu", dtype="float32")
     lm = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([tokenizer.encode("Q: q\nx<extra_0>y<extra_0>")])
     with torch.no_grad():
@@ -265,31 +267,31 @@ def test_options_say_what_no_preset_does(other):
 
 WRONG = {
     "trl": [
-        (OtherPRM("qwen2.5-math-prm"), "no head of two labels with a hidden layer"),
-        (OtherPRM("math-shepherd"), "no head of a language model"),
-        (OtherPRM("rlhflow"), "the tokenizer has no chat template"),
-        (OtherPRM("trl", head="tokens", good_token="good"), "'good' is not one token"),
+        (ThirdPartyPRM("qwen2.5-math-prm"), "no head of two labels with a hidden layer"),
+        (ThirdPartyPRM("math-shepherd"), "no head of a language model"),
+        (ThirdPartyPRM("rlhflow"), "the tokenizer has no chat template"),
+        (ThirdPartyPRM("trl", head="tokens", good_token="good"), "'good' is not one token"),
     ],
     "math-shepherd": [
-        (OtherPRM("trl"), "no head of two labels"),
-        (OtherPRM("math-shepherd", step_token="ab"), "'ab' is not one token"),
+        (ThirdPartyPRM("trl"), "no head of two labels"),
+        (ThirdPartyPRM("math-shepherd", step_token="ab"), "'ab' is not one token"),
     ],
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_is_not_as_the_preset_says(other, kind):
-    folder, _ = other(kind)
+def test_what_is_not_as_the_preset_says(saved_prm, kind):
+    folder, _ = saved_prm(kind)
     for options, message in WRONG[kind]:
         with pytest.raises(PQMError) as error:
-            Scorer.from_pretrained(folder, other=options)
+            Scorer.from_pretrained(folder, third_party=options)
         assert message in str(error.value), options
 
 
 def test_a_chat_template_that_rejects_the_turns():
     tokenizer = byte_tokenizer("{{ raise_exception('one turn at most') }}")
     with pytest.raises(PQMError, match=r"prompt-format turns: the chat template rejects the messages: .*one turn"):
-        OtherPRM("rlhflow").settled().layout_for(tokenizer)
+        ThirdPartyPRM("rlhflow").resolve().layout_for(tokenizer)
     with pytest.raises(PQMError, match=r"prompt_format 'chat': the chat template rejects the messages: .*one turn"):
         Template(prompt_format="chat").resolve(tokenizer)
 
@@ -297,13 +299,16 @@ def test_a_chat_template_that_rejects_the_turns():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_token": "<extra_0>"}, "give --preset, or at least --head and --prompt-format"),
+        ({"step_token": "<extra_0>"}, "set --preset, or at least --head and --prompt-format"),
         ({"preset": "trl", "prompt_format": "no place"}, "{prompt} must stand in it exactly once"),
-        ({"preset": "foo"}, "preset: 'foo' was given; give one of none, trl, qwen2.5-math-prm, math-shepherd, rlhflow"),
+        (
+            {"preset": "foo"},
+            "preset: 'foo' was given; choose one of none, trl, qwen2.5-math-prm, math-shepherd, rlhflow",
+        ),
         ({"preset": None}, "preset: None was given"),
-        ({"preset": "trl", "head": "foo"}, "head: 'foo' was given; give one of linear, mlp, tokens"),
+        ({"preset": "trl", "head": "foo"}, "head: 'foo' was given; choose one of linear, mlp, tokens"),
         ({"preset": "trl", "head": ["mlp"]}, "head: ['mlp'] was given"),
-        ({"preset": "trl", "prompt_format": 3}, "prompt_format: 3 (int) was given; give a text"),
+        ({"preset": "trl", "prompt_format": 3}, "prompt_format: 3 (int) was given; pass a text"),
         ({"preset": "trl", "step_separator": b"x"}, "step_separator: b'x' (bytes) was given"),
         ({"preset": "rlhflow", "good_token": "y", "bad_token": "y"}, "good_token and bad_token are both 'y'"),
         ({"preset": "math-shepherd", "good_token": "-"}, "good_token and bad_token are both '-'"),
@@ -311,7 +316,7 @@ def test_a_chat_template_that_rejects_the_turns():
 )
 def test_what_no_model_could_be_read_by(options, message):
     with pytest.raises(PQMError) as error:
-        OtherPRM(**options)
+        ThirdPartyPRM(**options)
     assert message in str(error.value)
 
 
@@ -321,12 +326,12 @@ def test_heads_that_are_no_difference_of_two(tmp_path):
     config = tiny.config("llama", vocab_size=300, num_labels=3)
     AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path / "three")
     with pytest.raises(PQMError, match="no head of two labels: 2 tensors are missing or of another shape"):
-        Scorer.from_pretrained(tmp_path / "three", other=OtherPRM("trl"))
+        Scorer.from_pretrained(tmp_path / "three", third_party=ThirdPartyPRM("trl"))
     byte_tokenizer().save_pretrained(tmp_path / "capped")
     config = tiny.config("gemma2", vocab_size=300, final_logit_softcapping=5.0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "capped")
     with pytest.raises(PQMError, match="gemma2 changes its logits"):
-        Scorer.from_pretrained(tmp_path / "capped", other=OtherPRM("math-shepherd"))
+        Scorer.from_pretrained(tmp_path / "capped", third_party=ThirdPartyPRM("math-shepherd"))
 
 
 def test_step_ends_that_cannot_be_read():
@@ -359,8 +364,8 @@ def test_tokens_of_a_real_tokenizer(shared_tokenizer):
         for question, steps in solutions:
             if preset == "rlhflow":  # chat templates trim
                 question, steps = question.lstrip(), [step.strip() for step in steps]
-            [found] = encoder([Record("r", question, steps)])
+            [encoded] = encoder([Record("r", question, steps)])
             parts = definition(tokenizer, question, steps)
-            rows = [row for _, own in parts for row in own]
-            assert found.step_tokens.tolist() == rows
-            assert found.input_ids.tolist() == parts[-1][0][: rows[-1] + 1]
+            rows = [row for _, part in parts for row in part]
+            assert encoded.step_tokens.tolist() == rows
+            assert encoded.input_ids.tolist() == parts[-1][0][: rows[-1] + 1]
