@@ -7,8 +7,16 @@ from itertools import combinations, permutations
 
 import pytest
 
-from pqm_fast.evaluate import judge, majority_vote, pass_at_n
-from pqm_fast.evaluate.answers import final_answer, gold_answer, group_answers, marked_answer, right_answer, same_answer
+from pqm_fast.evaluate import majority_vote, pass_at_n
+from pqm_fast.evaluate.answers import (
+    final_answer,
+    gold_answer,
+    group_answers,
+    judge,
+    marked_answer,
+    right_answer,
+    same_answer,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ import time
 import pytest
 
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate import judge
-from pqm_fast.evaluate.answers import same_answer
+from pqm_fast.evaluate.answers import judge, same_answer
 from pqm_fast.evaluate.answers.form import form
+from pqm_fast.evaluate.answers.judge import symbolic_values, symbolically_equal
 from pqm_fast.evaluate.answers.value import SCALES, coordinate
-from pqm_fast.evaluate.judge import symbolic_values, symbolically_equal
 
 
 @pytest.fixture(autouse=True)

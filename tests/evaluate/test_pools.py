@@ -208,6 +208,16 @@ def test_scores_must_fit_the_steps():
         evaluate_pools(POOL, ns=(0, 1))
 
 
+@pytest.mark.parametrize("correct", [7, -0.1, "yes", float("nan")])
+def test_correctness_must_be_a_share(correct):
+    bad = candidate("q1", "p", ["it is 1"], [0.0], answer="1", correct=correct)
+    with pytest.raises(PQMError, match=r"record q1/p: correct is .*; give true, false or a number from 0 to 1"):
+        evaluate_pools([*POOL, bad])
+    for right, mean in ((1, 1.0), (True, 1.0), (0.25, 0.25), (False, 0.0)):
+        good = candidate("q1", "p", ["it is 1"], [0.0], correct=right)
+        assert evaluate_pools([good])["overall"]["mean_accuracy"]["mean"] == mean
+
+
 def test_table_is_aligned_and_survives_json():
     found = json.loads(json.dumps(evaluate_pools(POOL, how=("min", "prod"))))
     text = table(found)

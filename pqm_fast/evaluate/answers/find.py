@@ -2,6 +2,7 @@ r"""Where the final answer stands in a solution."""
 
 import re
 
+from pqm_fast.data.candidate import is_cut_off
 from pqm_fast.data.records import Record
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -75,11 +76,6 @@ def final_answer(text: str) -> str | None:
         return None
     binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last.start() - 20) : last.start()])
     return last["value"] if binary else last["sign"] + last["value"]
-
-
-def is_cut_off(record: Record) -> bool:
-    """Whether the solution was cut off at a length limit: a number in it may be any."""
-    return record.extra.get("finish_reason") == "length"
 
 
 def gold_answer(text: str) -> str:
