@@ -177,11 +177,11 @@ def _last_boxed(text: str) -> str | None:
                 inner = bool(boxes) and boxes[-1][0] > opened[0]  # \boxed{\boxed{5}}
                 if content and not inner:
                     boxes.append((opened[0], token.end(), content))
-    together = boxes[-1:]
+    together = boxes[-1:]  # the last first
     for box in boxes[-2::-1]:
-        between = text[box[1] : together[0][0]] if together[0][0] - box[1] < 100 else "."
+        between = text[box[1] : together[-1][0]] if together[-1][0] - box[1] < 100 else "."
         if not _LIST.fullmatch(between) or _CORRECTION.search(between):
             break
-        together.insert(0, box)
-    contents = list(dict.fromkeys(box[2] for box in together))
+        together.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(together)))
     return ", ".join(contents) if contents else None
