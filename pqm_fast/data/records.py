@@ -3,20 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-EMPTY_STEP = "(empty completion)"  # a failed candidate is one too: it has to count as wrong, and a record needs a step
+# The step of a solution without text: a failed candidate has to count as wrong, and a record needs a step.
+EMPTY_STEP = "(empty completion)"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One trajectory.
-
-    `labels` holds one entry per step: a float in [0, 1] (1 correct, 0 wrong) or None for a step without a
-    label; it is None where the record has no labels at all. `extra` keeps what else the source says
-    (`question_id`, `policy`, `answer`, `scores`, ...) and is written back beside the scores.
-    """
+    """One trajectory."""
 
     id: str
     prompt: str
+    """The question."""
     steps: list[str]
     labels: list[float | None] | None = None
+    """One per step: a number in [0, 1] (1 correct, 0 wrong), or None for a step without a label. None if the record
+    has no labels at all."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """The other fields of the source (`question_id`, `policy`, `answer`, `scores`, ...), written back beside the
+    scores. Code reads them through `data.candidate` and `scoring.stored`, which check them."""

@@ -8,12 +8,10 @@ import numpy as np
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import candidates, cross, deal, right_between, share_inside
 from pqm_fast.evaluate.estimate import Z
-from pqm_fast.evaluate.step_metrics import flatten
-
-Solutions = Sequence[Sequence[float | None]]
+from pqm_fast.evaluate.step_metrics import Trajectories, flatten
 
 
-def processbench(scores: Solutions, first_errors: Sequence[int], threshold: float = 0.0) -> dict[str, Any]:
+def processbench(scores: Trajectories, first_errors: Sequence[int], threshold: float = 0.0) -> dict[str, Any]:
     """The figures of ProcessBench (arXiv 2412.06559).
 
     The prediction for a solution is its first step with q < `threshold`, -1 if there is none; it must equal
@@ -35,7 +33,7 @@ def processbench(scores: Solutions, first_errors: Sequence[int], threshold: floa
     return _figures(_hits(scores, first_errors, [threshold] * len(scores)), first_errors)
 
 
-def calibrate_threshold(scores: Solutions, first_errors: Sequence[int]) -> float:
+def calibrate_threshold(scores: Trajectories, first_errors: Sequence[int]) -> float:
     """The threshold with the highest F1, for use on other data. Exact, in n log n time.
 
     A solution is judged right for thresholds in one interval (lo, hi] of its scores, so F1 changes at their ends
@@ -54,7 +52,9 @@ def calibrate_threshold(scores: Solutions, first_errors: Sequence[int]) -> float
     return found
 
 
-def cross_calibrated(scores: Solutions, first_errors: Sequence[int], questions: Sequence[str]) -> dict[str, Any] | None:
+def cross_calibrated(
+    scores: Trajectories, first_errors: Sequence[int], questions: Sequence[str]
+) -> dict[str, Any] | None:
     """`processbench` where the threshold of each solution comes from the other questions.
 
     The questions are dealt into five folds by a hash of their text, whatever their order; each fold is judged with the
@@ -72,7 +72,7 @@ def cross_calibrated(scores: Solutions, first_errors: Sequence[int], questions: 
     return {**_figures(hits, first_errors), "thresholds": thresholds}
 
 
-def _bounds(scores: Solutions, first_errors: Sequence[int]) -> np.ndarray:
+def _bounds(scores: Trajectories, first_errors: Sequence[int]) -> np.ndarray:
     """[solutions, 2] the thresholds (lo, hi] for which each is judged right."""
     q, _, solution = flatten(scores, scores)
     starts = np.searchsorted(solution, np.arange(len(scores)))
@@ -89,7 +89,7 @@ def _best(bounds: np.ndarray, erroneous: np.ndarray) -> float | None:
     return float(tried[np.argmax(2 * a * c / np.maximum(a + c, np.finfo(float).tiny))])
 
 
-def _check(scores: Solutions, first_errors: Sequence[int]) -> None:
+def _check(scores: Trajectories, first_errors: Sequence[int]) -> None:
     if len(scores) != len(first_errors):
         raise PQMError(f"{len(scores)} solutions but {len(first_errors)} first-error labels: pass one for each")
     for i, (steps, label) in enumerate(zip(scores, first_errors, strict=True)):
@@ -99,7 +99,7 @@ def _check(scores: Solutions, first_errors: Sequence[int]) -> None:
             raise PQMError(f"solution {i}: a step score is NaN; check the model's output")
 
 
-def _hits(scores: Solutions, first_errors: Sequence[int], thresholds: Sequence[float]) -> list[bool]:
+def _hits(scores: Trajectories, first_errors: Sequence[int], thresholds: Sequence[float]) -> list[bool]:
     predicted = (
         next((t for t, q in enumerate(steps) if q is not None and q < threshold), -1)
         for steps, threshold in zip(scores, thresholds, strict=True)

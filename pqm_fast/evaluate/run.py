@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from pqm_fast.common.files import file_to_write, write_json
 from pqm_fast.common.options import Text
+from pqm_fast.data.candidate import has_question_id
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.pools import check_correct, evaluate_pools
+from pqm_fast.evaluate.pools import evaluate_pools
 from pqm_fast.evaluate.steps import Pair, evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
@@ -59,12 +60,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     scored = list(_scored(config, config.data, skipped, cut))
     others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
-    candidates = [pair for pair in scored if "question_id" in pair[0].extra]
-    for record, _ in candidates:
-        try:
-            check_correct(record)
-        except PQMError as error:
-            raise PQMError(f"{', '.join(config.data)}: {error}") from error
+    candidates = [pair for pair in scored if has_question_id(pair[0])]
     said = [str(skipped)] * bool(skipped.total) + [str(cut)] * bool(cut.records)
     result: dict[str, Any] = {
         "model": _model(config, scored),
@@ -84,6 +80,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
                 draws=config.draws,
                 seed=config.seed,
                 progress=config.scoring.progress and not quiet,
+                source=", ".join(config.data),
             )
         )
     if not parts:

@@ -11,8 +11,9 @@ from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated
 from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.evaluate.step_thresholds import StepThresholds, calibrated_metrics, cross_thresholds, thresholds_from
+from pqm_fast.scoring.stored import Scores
 
-Pair = tuple[Record, Sequence[float | None]]
+Pair = tuple[Record, Scores]
 Scored = Iterable[Pair]
 TOO_FEW = f"{FOLDS - 1} of {FOLDS} parts of the questions must hold"
 NO_ERROR = "none"  # the type of a record whose field is null, as the unaltered solutions of PRMBench

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.read import read_records
-from pqm_fast.data.records import Record
 from pqm_fast.report.find import Run
 from pqm_fast.scoring.stored import Scores, scores_of
 
@@ -27,7 +27,8 @@ def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
         wrong, None if all are shown.
 
     Raises:
-        PQMError: a record without one score (a finite number, or null) per step.
+        PQMError: a record without one score (a finite number, or null) per step, or a candidate whose `correct` is not
+            true, false or a number from 0 to 1.
     """
     scored = [(number, run.scored) for number, run in enumerate(runs) if run.scored]
     prompts: dict[str, int] = {}
@@ -37,11 +38,11 @@ def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
         copies, top, others = _select(paths, limit // len(scored), seed)
         total, distinct, worst = total + sum(copies.values()), distinct + len(copies), worst + len(top)
         missing = top | others
-        for record, scores in _read(paths):
-            if (key := _key(record)) in missing:
+        for candidate, scores in _read(paths):
+            if (key := _key(candidate)) in missing:
                 missing.remove(key)
-                prompt = prompts.setdefault(record.prompt, len(prompts))
-                items.append({"run": number, "prompt": prompt, **_item(record, scores), "copies": copies[key]})
+                prompt = prompts.setdefault(candidate.record.prompt, len(prompts))
+                items.append({"run": number, "prompt": prompt, **_item(candidate, scores), "copies": copies[key]})
     counts = {"total": total, "distinct": distinct, "worst": worst if len(items) < distinct else None}
     return {"prompts": list(prompts), "items": items, **counts}
 
@@ -51,10 +52,10 @@ def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int],
     each solution no more than two numbers are held."""
     copies: Counter[int] = Counter()
     wrong: dict[int, float] = {}
-    for record, scores in _read(paths):
-        key = _key(record)
+    for candidate, scores in _read(paths):
+        key = _key(candidate)
         copies[key] += 1
-        if copies[key] == 1 and (value := how_wrong(record, scores)[0]) is not None:
+        if copies[key] == 1 and (value := how_wrong(candidate, scores)[0]) is not None:
             wrong[key] = value
     if len(copies) <= limit:
         return copies, set(), set(copies)
@@ -63,18 +64,19 @@ def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int],
     return copies, top, set(random.Random(seed).sample(rest, limit - len(top)))
 
 
-def _key(record: Record) -> int:
-    extra = [repr(record.extra.get(name)) for name in ("policy", "correct")]
-    return hash((record.prompt, tuple(record.steps), tuple(record.labels or ()), *extra))
+def _key(candidate: Candidate) -> int:
+    record = candidate.record
+    labels = tuple(record.labels or ())
+    return hash((record.prompt, tuple(record.steps), labels, candidate.policy, candidate.correct))
 
 
-def how_wrong(record: Record, scores: Scores) -> tuple[float | None, int | None]:
+def how_wrong(candidate: Candidate, scores: Scores) -> tuple[float | None, int | None]:
     """How wrong the model was about a solution, from 0 to 1, and the step (from 0) where that was.
 
     The largest |sigmoid(q) - label| over the steps that have both. Without a step label: |sigmoid(q) - correct| of the
     step with the lowest q, for one wrong step makes a solution wrong. (None, None) if nothing says what is right.
     """
-    labels = record.labels or [None] * len(scores)
+    labels = candidate.record.labels or [None] * len(scores)
     gaps = [
         (abs(_sigmoid(q) - y), t)
         for t, (q, y) in enumerate(zip(scores, labels, strict=True))
@@ -83,25 +85,25 @@ def how_wrong(record: Record, scores: Scores) -> tuple[float | None, int | None]
     if gaps:
         return max(gaps, key=lambda gap: gap[0])
     known = [(q, t) for t, q in enumerate(scores) if q is not None]
-    correct = record.extra.get("correct")
-    if not known or not isinstance(correct, (int, float)):
+    if not known or candidate.correct is None:
         return None, None
     lowest, at = min(known)
-    return abs(_sigmoid(lowest) - correct), at
+    return abs(_sigmoid(lowest) - candidate.correct), at
 
 
 def _sigmoid(q: float) -> float:
     return 1 / (1 + math.exp(-q)) if q >= 0 else math.exp(q) / (1 + math.exp(q))
 
 
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Record, Scores]]:
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Candidate, Scores]]:
     for path in paths:
         for record in read_records(path):
-            yield record, scores_of(record, str(path))
+            yield Candidate.of(record, str(path)), scores_of(record, str(path))
 
 
-def _item(record: Record, scores: Scores) -> dict[str, Any]:
-    wrong, at = how_wrong(record, scores)
+def _item(candidate: Candidate, scores: Scores) -> dict[str, Any]:
+    record = candidate.record
+    wrong, at = how_wrong(candidate, scores)
     item: dict[str, Any] = {
         "id": record.id,
         "steps": record.steps,
@@ -110,7 +112,5 @@ def _item(record: Record, scores: Scores) -> dict[str, Any]:
         "wrong": wrong,
         "at": at,
     }
-    for name in ("policy", "correct", "answer"):
-        if isinstance(value := record.extra.get(name), (str, int, float)):
-            item[name] = value
-    return item
+    known = {"policy": candidate.policy, "correct": candidate.correct, "answer": candidate.answer}
+    return item | {name: value for name, value in known.items() if value is not None}

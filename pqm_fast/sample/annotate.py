@@ -10,6 +10,7 @@ from tqdm import tqdm
 from pqm_fast.common.files import atomic_file
 from pqm_fast.common.journal import Journal
 from pqm_fast.common.lock import locked
+from pqm_fast.data.candidate import known_answer
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.data.source_key import source_key
@@ -57,13 +58,14 @@ def _annotate(config: AnnotateConfig) -> Path:
 def _records(config: AnnotateConfig, skipped: SkipSummary) -> Iterator[Record]:
     """The records that have an answer."""
     for record in read_all(config.data, config.read, skipped):
-        if record.extra.get("answer") is not None:
-            yield record
+        try:
+            known_answer(record)
+        except RecordError as error:
+            if not config.read.skip_bad:
+                raise PQMError(f"{', '.join(config.data)}: {error}") from error
+            skipped.add(error.kind, str(error))
             continue
-        message = f"record {record.id}: no `answer`; add the right answer of its question"
-        if not config.read.skip_bad:
-            raise PQMError(f"{', '.join(config.data)}: {message}")
-        skipped.add("no answer", message)
+        yield record
 
 
 def _write(config: AnnotateConfig, rollouts: Rollouts, skipped: SkipSummary) -> str:

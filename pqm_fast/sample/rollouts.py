@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pqm_fast.common.journal import Journal
+from pqm_fast.data.candidate import is_cut_off, known_answer
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.evaluate.answers import is_cut_off
 from pqm_fast.sample.answer_check import ends_right
 from pqm_fast.sample.open_policy import open_policy
 from pqm_fast.sample.options import AnnotateConfig
@@ -95,7 +95,7 @@ class Rollouts:
         if is_cut_off(record):
             return {}
         text = "\n".join(record.steps)
-        return {len(record.steps): int(ends_right("", text, True, str(record.extra["answer"])))}
+        return {len(record.steps): int(ends_right("", text, True, known_answer(record)))}
 
     def _replay(self, offset: int, row: dict[str, Any]) -> None:
         prefix, rollout, verdict = row["prefix"], row["rollout"], row["right"]
@@ -124,7 +124,7 @@ class Rollouts:
         return not missing
 
     def _requests(self, record: Record, t: int, key: str, prefix: _Prefix) -> Iterator[Request]:
-        steps, gold = tuple(record.steps[:t]), str(record.extra["answer"])
+        steps, gold = tuple(record.steps[:t]), known_answer(record)
         for k in range(self.config.rollouts):
             if k not in prefix.verdicts:
                 seed = request_seed(self.config.seed, self.policy_name, record.prompt, *steps, k)
@@ -151,5 +151,5 @@ class Rollouts:
 
 def _key(record: Record, t: int) -> str:
     """The key of prefix t, equal for solutions of one question that begin with the same t steps."""
-    text = json.dumps([record.prompt, str(record.extra["answer"]), record.steps[:t]])
+    text = json.dumps([record.prompt, known_answer(record), record.steps[:t]])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all, read_records
 from pqm_fast.data.records import Record
@@ -16,9 +17,8 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate_all
 from pqm_fast.evaluate.answers import answer_of
 from pqm_fast.evaluate.best_of_n import expected_best
-from pqm_fast.evaluate.pools import check_correct, judged
-
-Scores = Sequence[Sequence[float | None]]
+from pqm_fast.evaluate.pools import judged
+from pqm_fast.scoring.stored import Scores
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Pool:
     members: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """By policy and number of the question."""
 
-    def picked(self, scores: Scores, how: str, ns: Sequence[int]) -> np.ndarray:
+    def picked(self, scores: Sequence[Scores], how: str, ns: Sequence[int]) -> np.ndarray:
         """[policies, questions, ns] expected correctness of the best of n; NaN where a policy has fewer than n."""
         aggregated = aggregate_all(scores, how)
         found = np.full((len(self.members), len(self.questions), len(ns)), np.nan)
@@ -53,30 +53,28 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
         PQMError: what cannot be read or judged, or no policy with `n` candidates of any question.
     """
     names, skipped = ", ".join(files), SkipSummary()
-    questions: dict[str, list[Record]] = defaultdict(list)
+    questions: dict[str, list[Candidate]] = defaultdict(list)
     for record in read_all(files, read, skipped):
-        if record.extra.get("question_id") is None:
+        candidate = Candidate.of(record, names)
+        if candidate.question_id is None:
             raise PQMError(f"{names}: record {record.id} is no candidate of a pool (no question_id)")
-        if record.extra.get("correct") is None and record.extra.get("answer") is None:
+        if not candidate.can_be_judged:
             raise PQMError(f"{names}: record {record.id}: neither `answer` nor `correct` says whether it is right")
-        try:
-            check_correct(record)
-        except PQMError as error:
-            raise PQMError(f"{names}: {error}") from error
-        own = questions[str(record.extra["question_id"])]
-        own.append(record)
-        if record.prompt != own[0].prompt:
+        first = questions[candidate.question_id][0].record if candidate.question_id in questions else record
+        questions[candidate.question_id].append(candidate)
+        if record.prompt != first.prompt:
             raise PQMError(
-                f"{names}: question_id {record.extra['question_id']} is of two questions, by records {own[0].id} and "
+                f"{names}: question_id {candidate.question_id} is of two questions, by records {first.id} and "
                 f"{record.id}; give each question an id of its own"
             )
     rows, few = [], 0
-    for question, records in questions.items():
-        answers = [answer_of(record) for record in records]
+    for question, candidates in questions.items():
+        answers = [answer_of(candidate.record) for candidate in candidates]
         by_policy: dict[str, list[dict[str, object]]] = defaultdict(list)
-        for record, correct in zip(records, judged(records, answers), strict=True):
+        for candidate, correct in zip(candidates, judged(candidates, answers), strict=True):
+            record = candidate.record
             row = {"prompt": record.prompt, "completions": record.steps, "labels": record.labels}
-            policy = "all" if record.extra.get("policy") is None else str(record.extra["policy"])
+            policy = "all" if candidate.policy is None else candidate.policy
             by_policy[policy].append({**row, "question_id": question, "policy": policy, "correct": correct})
         few += sum(len(group) < n for group in by_policy.values())
         rows += [row for group in by_policy.values() if len(group) >= n for row in group]
@@ -94,12 +92,15 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
 def read_pool(path: Path) -> Pool:
     """What `write_judged` wrote; kept, for one process scores it again and again."""
     pool = Pool(list(read_records(path)))
-    pool.correct = np.array([record.extra["correct"] for record in pool.records])
+    candidates = [Candidate.of(record, str(path)) for record in pool.records]
+    pool.correct = np.array([candidate.correct for candidate in candidates])
     numbers: dict[str, int] = {}
     members: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for i, record in enumerate(pool.records):
-        number = numbers.setdefault(record.extra["question_id"], len(numbers))
-        members[record.extra["policy"]][number].append(i)
+    for i, candidate in enumerate(candidates):
+        assert candidate.question_id is not None
+        assert candidate.policy is not None
+        number = numbers.setdefault(candidate.question_id, len(numbers))
+        members[candidate.policy][number].append(i)
     pool.questions = list(numbers)
     pool.members = {policy: {q: np.array(own) for q, own in members[policy].items()} for policy in sorted(members)}
     return pool

@@ -1,6 +1,7 @@
 """One trial: train, score the pools, keep the figures."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,11 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
+from pqm_fast.scoring.stored import Scores
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.data import Materials
 from pqm_fast.study.grid import Trial
-from pqm_fast.study.pools import Pool, Scores, read_pool
+from pqm_fast.study.pools import Pool, read_pool
 
 DIGITS = 6
 
@@ -133,7 +135,7 @@ def _scorer(config: StudyConfig, folder: Path) -> Any:
     )
 
 
-def _scores(scorer: Any, pool: Pool) -> Scores:
+def _scores(scorer: Any, pool: Pool) -> list[Scores]:
     """Step scores of every candidate; equal solutions of a question are scored once."""
     solutions = [(record.prompt, tuple(record.steps)) for record in pool.records]
     distinct: dict[Any, Record] = {}
@@ -148,7 +150,7 @@ def _scores(scorer: Any, pool: Pool) -> Scores:
     return [found[solution] for solution in solutions]
 
 
-def _step_figures(pool: Pool, scores: Scores) -> dict[str, Any] | None:
+def _step_figures(pool: Pool, scores: Sequence[Scores]) -> dict[str, Any] | None:
     labelled = [(q, r.labels, r.prompt) for q, r in zip(scores, pool.records, strict=True) if r.labels is not None]
     if not labelled:
         return None

@@ -2,13 +2,20 @@ r"""Answers as they stand in real solutions."""
 
 import json
 import random
-import time
 from itertools import combinations, permutations
 
 import pytest
 
-from pqm_fast.evaluate import judge, majority_vote, pass_at_n
-from pqm_fast.evaluate.answers import final_answer, gold_answer, group_answers, marked_answer, right_answer, same_answer
+from pqm_fast.evaluate import majority_vote, pass_at_n
+from pqm_fast.evaluate.answers import (
+    final_answer,
+    gold_answer,
+    group_answers,
+    judge,
+    marked_answer,
+    right_answer,
+    same_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -411,21 +418,22 @@ def test_odd_text_equals_itself(odd):
 
 
 def test_odd_text_takes_linear_time():
-    start = time.perf_counter()
-    for text in ["answer" + " " * 100_000 + "x", "A:" + " " * 100_000 + "x\ny", "\\boxed{" * 20_000]:
-        final_answer(text)
+    """Texts so long that a search that looks back, for n^2 steps, would take many minutes for each."""
+    n = 400_000
     for text in [
-        "#" * 100_000,
-        "answer is " * 20_000,
-        "# answer" + " " * 100_000 + "x",
-        "1,111" * 20_000,
-        "# answer" + "\n" * 100_000,
-        "the answer is 5 (" + "a" * 50_000 + "(",
-        r"\boxed{1}" + "a" * 50_000 + r"\boxed{2}",
-        r"\boxed{1} " * 20_000,
+        "answer" + " " * n + "x",
+        "A:" + " " * n + "x\ny",
+        "\\boxed{" * (n // 6),
+        "#" * n,
+        "answer is " * (n // 6),
+        "# answer" + " " * n + "x",
+        "1,111" * (n // 6),
+        "# answer" + "\n" * n,
+        "the answer is 5 (" + "a" * n + "(",
+        r"\boxed{1}" + "a" * n + r"\boxed{2}",
+        r"\boxed{1} " * (n // 6),
     ]:
         final_answer(text)
-    assert time.perf_counter() - start < 5
 
 
 PIECES = (
@@ -500,8 +508,7 @@ def test_random_text_is_itself_and_raises_nothing():
         marked_answer(f"The answer is {text}. \\boxed{{{text}}}")
 
 
-def test_long_steps_and_latex_that_never_ends():
-    start = time.perf_counter()
+def test_long_steps_and_latex_that_never_ends(recwarn):
     step = "We add 1 and get \\frac{1}{2}, so " * 400
     assert len(step) > 10_000
     assert final_answer("\n".join([step] * 20 + ["The answer is: −7"])) == "−7"
@@ -520,7 +527,7 @@ def test_long_steps_and_latex_that_never_ends():
         "\\text{",
     ):
         assert not same_answer(ending, "5")
-    assert time.perf_counter() - start < 30
+    assert not recwarn.list  # no comparison was stopped by its limit
 
 
 def test_groups_are_numbered_by_first_appearance():

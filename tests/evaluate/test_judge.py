@@ -3,16 +3,14 @@
 import os
 import signal
 import threading
-import time
 
 import pytest
 
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate import judge
-from pqm_fast.evaluate.answers import same_answer
+from pqm_fast.evaluate.answers import judge, same_answer
 from pqm_fast.evaluate.answers.form import form
+from pqm_fast.evaluate.answers.judge import symbolic_values, symbolically_equal
 from pqm_fast.evaluate.answers.value import SCALES, coordinate
-from pqm_fast.evaluate.judge import symbolic_values, symbolically_equal
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +23,14 @@ def fresh():
 
 def test_a_number_that_takes_forever_is_different_and_said():
     """A power of integers is one long call into C, which no Python signal handler interrupts."""
-    start = time.perf_counter()
+    assert symbolically_equal("x+1", "1+x")
+    child = judge._child
     endless = r"\sum_{k=1}^{3} 7^{99999999 k}"
     with pytest.warns(UserWarning, match=r"took over 3 s, or broke off"):
         assert not same_answer(endless, "5")
     assert not any(same_answer(endless, f"({n}, {n})") for n in range(50))  # the text is known now
     assert same_answer(endless, endless)
-    assert time.perf_counter() - start < 60  # the limit is of processor time
+    assert child.returncode == -signal.SIGPROF  # sent by the kernel when the processor time was used up
     assert symbolically_equal("2\\sqrt{3}", "\\sqrt{12}")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from report_files import solution, write_lines
 
+from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.report.find import Run
@@ -35,7 +36,7 @@ def p(q):
 )
 def test_how_wrong(scores, labels, correct, expected):
     extra = {} if correct is None else {"correct": correct}
-    found = how_wrong(Record("a", "Q", ["s"] * len(scores), labels, extra), scores)
+    found = how_wrong(Candidate.of(Record("a", "Q", ["s"] * len(scores), labels, extra)), scores)
     assert found == (pytest.approx(expected[0]), expected[1])
 
 
@@ -104,6 +105,15 @@ def test_bad_scores_are_named(tmp_path, scores, message):
     with pytest.raises(PQMError, match=message) as error:
         choose([run_of(path, [row])], 10)
     assert str(error.value).startswith(f"{path}: record bad: ")
+
+
+def test_a_bad_correctness_is_named(tmp_path):
+    path = tmp_path / "s.jsonl"
+    with pytest.raises(PQMError) as error:
+        choose([run_of(path, [solution("bad", [1.0], question_id="q", correct=7)])], 10)
+    assert str(error.value) == f"{path}: record bad: correct is 7; give true, false or a number from 0 to 1"
+    other_field = run_of(path, [solution("fine", [1.0], correct="C")])  # no candidate: not the correctness
+    assert "correct" not in choose([other_field], 10)["items"][0]
 
 
 def test_a_file_of_something_else(tmp_path):

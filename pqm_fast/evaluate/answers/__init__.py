@@ -3,7 +3,7 @@
 text -> notation -> form (parse, value, units, relations) -> key
 """
 
-from pqm_fast.evaluate.answers.find import answer_of, final_answer, gold_answer, is_cut_off, marked_answer
+from pqm_fast.evaluate.answers.find import answer_of, final_answer, gold_answer, marked_answer
 from pqm_fast.evaluate.answers.same import group_answers, right_answer, same_answer
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "final_answer",
     "gold_answer",
     "group_answers",
-    "is_cut_off",
     "marked_answer",
     "right_answer",
     "same_answer",

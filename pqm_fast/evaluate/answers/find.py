@@ -2,6 +2,7 @@ r"""Where the final answer stands in a solution."""
 
 import re
 
+from pqm_fast.data.candidate import is_cut_off
 from pqm_fast.data.records import Record
 
 _INT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -75,11 +76,6 @@ def final_answer(text: str) -> str | None:
         return None
     binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last.start() - 20) : last.start()])
     return last["value"] if binary else last["sign"] + last["value"]
-
-
-def is_cut_off(record: Record) -> bool:
-    """Whether the solution was cut off at a length limit: a number in it may be any."""
-    return record.extra.get("finish_reason") == "length"
 
 
 def gold_answer(text: str) -> str:
@@ -181,11 +177,11 @@ def _last_boxed(text: str) -> str | None:
                 inner = bool(boxes) and boxes[-1][0] > opened[0]  # \boxed{\boxed{5}}
                 if content and not inner:
                     boxes.append((opened[0], token.end(), content))
-    together = boxes[-1:]
+    together = boxes[-1:]  # the last first
     for box in boxes[-2::-1]:
-        between = text[box[1] : together[0][0]] if together[0][0] - box[1] < 100 else "."
+        between = text[box[1] : together[-1][0]] if together[-1][0] - box[1] < 100 else "."
         if not _LIST.fullmatch(between) or _CORRECTION.search(between):
             break
-        together.insert(0, box)
-    contents = list(dict.fromkeys(box[2] for box in together))
+        together.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(together)))
     return ", ".join(contents) if contents else None

@@ -7,38 +7,25 @@ Keys are compared by equality, which makes sameness an equivalence whatever the 
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 from functools import lru_cache
-from operator import mul
-from typing import NamedTuple
 
 from pqm_fast.evaluate.answers.brackets import elements, encloses, split
-from pqm_fast.evaluate.answers.keys import Key, expression_key, number_key
+from pqm_fast.evaluate.answers.expression import GREEK, NotRead, variables
+from pqm_fast.evaluate.answers.judge import symbolic_values
+from pqm_fast.evaluate.answers.keys import Form, Key, expression_key, number_key
 from pqm_fast.evaluate.answers.notation import normalise
-from pqm_fast.evaluate.answers.parse import GREEK, Node, NotRead, is_rounded, parse, variables
+from pqm_fast.evaluate.answers.numeric import compound_quantity, number_in_base, number_or_expression, remainder
+from pqm_fast.evaluate.answers.parse import parse
 from pqm_fast.evaluate.answers.relations import equation_key, inequality_key
-from pqm_fast.evaluate.answers.units import Quantity, compound, quantity
-from pqm_fast.evaluate.answers.value import NoValue, at_points, combined, from_decimals, has_small_term, to_float, value
-from pqm_fast.evaluate.answers.words import compact, has_words, is_mathematics
-from pqm_fast.evaluate.judge import symbolic_values
+from pqm_fast.evaluate.answers.value import from_decimals
+from pqm_fast.evaluate.answers.words import compact, is_mathematics
 
-MAX_LENGTH = 300  # characters; anything longer is no answer, and is only equal to the same text
-
-
-class Form(NamedTuple):
-    key: Key
-    bare: tuple[Key, ...] = ()
-    """Without what may be left out: the variable of `x = 5`, the unit of `5 feet`."""
-    unit: tuple[str, str] = ("", "")
-    """In one spelling: what it is measured in, and per what."""
-    name: str = ""
-    unread: bool = False
-    """Mathematics that is not read here: `key` is its text, and math-verify decides."""
+MAX_LENGTH = 300  # characters; a longer text is not an answer, and is only equal to the same text
 
 
 @lru_cache(maxsize=65536)
 def form(answer: str) -> Form:
-    """Never raises on odd text."""
+    """The canonical form of an answer. Never raises on odd text."""
     if len(answer) > MAX_LENGTH:
         return Form(("text", answer.strip()))
     text = normalise(answer)
@@ -51,7 +38,7 @@ def form(answer: str) -> Form:
         return Form(("text", compact(text)))
 
 
-# `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`, `option C`: the letter of a choice, whatever the text behind it
+# `B)`, `(B)`, `\text{(D)} 12`, `C. 12 apples`, `option C`: the letter of a choice, whatever text follows it
 _OPTION = re.compile(
     r"(?:(?:(?i:option|choice)\s+)?(?:\(([A-J])\)|([A-J])[).:])|(?i:option|choice)\s+([A-J])"
     r"|\\text\{\s*\(?([A-J])[).:]?\s*\})(\s[^()]*)?"
@@ -68,35 +55,48 @@ def _option(text: str) -> str | None:
 
 
 def _form(text: str) -> Form:
-    for read in (_based, _modulo, _union, _compound, _named, _several, _bracketed, _related, _plus_minus, _quantity):
-        found = read(text)
-        if found is not None:
-            return found
+    readers = (
+        number_in_base,
+        remainder,
+        _union,
+        compound_quantity,
+        _named,
+        _several,
+        _bracketed,
+        _related,
+        _plus_minus,
+        number_or_expression,
+    )
+    for read in readers:
+        answer = read(text)
+        if answer is not None:
+            return answer
     return _by_math_verify(text) if is_mathematics(text) else Form(("text", compact(text)))
 
 
 def _by_math_verify(text: str) -> Form:
-    """With the value that it reads, if it does."""
-    values = symbolic_values(text)
-    if values is None:
+    """The form of the value that math-verify reads in the text, or an unread one if there is none."""
+    decimals = symbolic_values(text)
+    if decimals is None:
         return Form(("text", compact(text)), unread=True)
-    found = [from_decimals(real, imaginary) for real, imaginary in values]
-    return Form(number_key(found[0], "." not in text) if len(found) == 1 else expression_key(found))
+    values = [from_decimals(real, imaginary) for real, imaginary in decimals]
+    return Form(number_key(values[0], exact="." not in text) if len(values) == 1 else expression_key(values))
 
 
 def _key(text: str) -> Key:
-    own = _form(_option(text.strip()) or text.strip())
-    if own.unread:
+    """The key of a part of a compound answer."""
+    part = _form(_option(text.strip()) or text.strip())
+    if part.unread:
         raise _Unread
-    return own.key
+    return part.key
 
 
 class _Unread(Exception):
-    """A part of a list, set, ... is for math-verify, and so is the whole."""
+    """A part of a list, set, ... is left to math-verify, and so is the whole."""
 
 
 def _whole(read: Callable[[str], Form | None]) -> Callable[[str], Form | None]:
-    """A reader of compound answers: None where a part is not read here."""
+    """Makes a reader of compound answers return None where a part cannot be read here."""
 
     def reader(text: str) -> Form | None:
         try:
@@ -105,41 +105,6 @@ def _whole(read: Callable[[str], Form | None]) -> Callable[[str], Form | None]:
             return None
 
     return reader
-
-
-_MODULO = re.compile(r"(.*?)\s*(?:\\pmod\s*\{?\s*(\w+)\s*\}?|\(?\s*\\?(?:mod|bmod)\s*\{?\s*(\w+)\s*\}?\s*\)?)\s*")
-
-
-def _modulo(text: str) -> Form | None:
-    match = _MODULO.fullmatch(text)
-    if match is None:
-        return None
-    name, _, left = match[1].rpartition(r"\equiv")
-    try:
-        number, modulus = value(parse(left)), value(parse(match[2] or match[3]))
-    except (NotRead, KeyError):
-        return None
-    if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (number, modulus)) or modulus <= 0:
-        return None
-    return Form(("remainder", int(number % modulus), int(modulus)), bare=(number_key(number),), name=name.strip())
-
-
-_BASE_WORDS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_BASES = _BASE_WORDS.split()
-_BASED = re.compile(
-    r"\(?([0-9A-F]+)\)?(?:_\{?|\s*\(?(?:in\s+)?(?:\\text\{\s*)?base\s*\}?\s*-?)(?:\\text\{)?\(?(\d+|"
-    + "|".join(_BASES)
-    + r")\)?\}?\}?\)?"
-)
-
-
-def _based(text: str) -> Form | None:
-    """`1011_2`: its digits, as a question after another base asks for them; not the number 11."""
-    match = _BASED.fullmatch(text)
-    if match is None:
-        return None
-    base = _BASES.index(match[2]) + 2 if match[2] in _BASES else int(match[2])
-    return Form(("base", match[1].lstrip("0") or "0", base))
 
 
 @_whole
@@ -151,17 +116,6 @@ def _union(text: str) -> Form | None:
         return None
     keys = {_key(re.sub(r"^\s*[a-zA-Z]\s*\\in\s*", "", part)) for part in parts}
     return Form(("union", frozenset(keys)) if len(keys) > 1 else keys.pop())
-
-
-def _compound(text: str) -> Form | None:
-    parts = compound(text)
-    if parts is None:
-        return None
-    try:
-        total = sum(value(parse(part.number)) * part.unit.factor for part in parts)
-    except NotRead:
-        return None
-    return Form(("quantity", number_key(total), parts[0].unit.dimension))
 
 
 _NAME = re.compile(
@@ -285,43 +239,3 @@ def _plus_minus(text: str) -> Form | None:
     if r"\pm" not in text:
         return None
     return _list([text.replace(r"\pm", a).replace(r"\mp", b) for a, b in ("+-", "-+")])
-
-
-def _quantity(text: str) -> Form | None:
-    """A number with or without a unit, or an expression."""
-    own = quantity(text)
-    if own is None or has_words(own.number) or not own.number.strip():
-        return None
-    try:
-        node = parse(own.number)
-        return _expression(node, own) if variables(node) else _number(node, own)
-    except NoValue:
-        return Form(("text", compact(text)))  # a number that cannot be written out is only itself
-    except NotRead:
-        return None
-
-
-def _number(node: Node, own: Quantity) -> Form:
-    fine = has_small_term(node)
-    exact = fine or not is_rounded(node)
-    plain = value(node) * own.scale
-    key = number_key(plain, exact, fine)
-    unit = (own.unit.main, own.unit.per)
-    if not any(unit):
-        return Form(key)
-    if own.unit.dimension == "angle":
-        whole = number_key(to_float(plain) * value(parse(r"\pi/180")), exact)
-    else:
-        whole = number_key(combined(mul, plain, own.unit.factor), exact)
-        if own.unit.dimension:
-            whole = ("quantity", whole, own.unit.dimension)
-    return Form(whole, bare=(key,), unit=unit)
-
-
-def _expression(node: Node, own: Quantity) -> Form | None:
-    key = expression_key(at_points(node))
-    if own.scale != 1 or own.unit.per:
-        return None
-    if own.unit.main:
-        return Form(("quantity", key, own.unit.main), bare=(key,), unit=(own.unit.main, own.unit.per))
-    return Form(key)

@@ -1,12 +1,26 @@
-"""What numbers and expressions are compared by."""
+"""Keys: answers are the same where their keys are equal. The keys of numbers and of expressions."""
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from pqm_fast.evaluate.answers.value import SAME, NoValue, digits, to_float
 
-Key = tuple[Any, ...]
-"""Two answers are the same where their keys are."""
+Key = tuple[Any, ...]  # the kind of the answer, then its parts
+
+
+class Form(NamedTuple):
+    """The canonical form of an answer."""
+
+    key: Key
+    bare: tuple[Key, ...] = ()
+    """Keys without the parts that may be left out: the variable of `x = 5`, the unit of `5 feet`."""
+    unit: tuple[str, str] = ("", "")
+    """The unit in one spelling: what is measured, and per what."""
+    name: str = ""
+    """The variable of `x = 5`."""
+    unread: bool = False
+    """Whether the answer is mathematics that is not read here: `key` is its text, and math-verify decides."""
+
 
 ROUNDED = 6  # decimals, or digits of a number below 0.1
 _NEAR = Fraction(1, 10**12)
@@ -15,18 +29,21 @@ _SIMPLE = 1000  # denominators of the fractions that a number may be confused wi
 
 
 def expression_key(at: list[Any]) -> Key:
-    """Of the values at fixed points of the variables."""
-    found = tuple(map(digits, at))
-    return number_key(at[0]) if len(set(found)) == 1 else ("expression", *found)  # x - x + 5 is 5
+    """The key of an expression from its values at fixed points of the variables (`value.at_points`)."""
+    values = tuple(map(digits, at))
+    return number_key(at[0]) if len(set(values)) == 1 else ("expression", *values)  # x - x + 5 is 5
 
 
 def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:
-    """The six-digit rule: two numbers are the same if they are once rounded to six decimals; below 0.1 to six digits.
+    """The six-digit rule: two numbers are the same if they agree after rounding to six decimals (numbers below 0.1: to
+    six digits).
 
-    A whole number is only itself. So is an exact number that is not, but nearly is, a simple fraction: `1 + 10^{-20}`
-    is not 1, and 0.33333333333333333333 (a decimal: not `exact`) is 1/3. A `fine` number is only itself.
+    A whole number equals only itself. So does an exact number that is very near a simple fraction but is not one:
+    `1 + 10^{-20}` is not 1, and 0.33333333333333333333 (a decimal, so not `exact`) is 1/3. A `fine` number, one that
+    was written with a tiny term, equals only itself.
 
-    Raises `NoValue` for NaN.
+    Raises:
+        NoValue: the number is NaN.
     """
     if not isinstance(number, Fraction):
         if number.imag != 0:
@@ -42,8 +59,8 @@ def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:
     if number.denominator == 1:
         return ("number", str(number) if number.numerator.bit_length() < 10_000 else hex(number.numerator))
     simple = number.limit_denominator(_SIMPLE)
-    apart = abs(number - simple)
-    if exact and abs(number) * _TINY < apart < abs(number) * _NEAR:
+    distance = abs(number - simple)
+    if exact and abs(number) * _TINY < distance < abs(number) * _NEAR:
         return ("number", digits(number))
     decimals = ROUNDED
     if abs(number) < Fraction(1, 10):

@@ -6,7 +6,7 @@ r"""One spelling for what is written in many: Unicode, LaTeX with its spaces and
 import re
 import unicodedata
 
-from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS
+from pqm_fast.evaluate.answers.expression import FUNCTION_WORDS
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")

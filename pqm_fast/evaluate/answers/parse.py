@@ -1,51 +1,26 @@
-r"""An expression in LaTeX or plain notation, as a tree.
+r"""Parses an expression in LaTeX or plain notation into a tree.
 
-Read are arithmetic, roots, powers, logarithms, trigonometric functions, binomials, factorials, i, e and pi; a letter
-is a variable. What is not of this kind (integrals, sets, words) raises `NotRead`.
+The parser reads arithmetic, roots, powers, logarithms, trigonometric functions, binomials, factorials, i, e and pi; a
+letter is a variable. Anything else (integrals, sets, words) raises `NotRead`.
 """
 
 import re
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+
+from pqm_fast.evaluate.answers.expression import (
+    FUNCTION_WORDS,
+    FUNCTIONS,
+    GREEK,
+    SHORT_NAMES,
+    TRIGONOMETRIC,
+    Node,
+    NotRead,
+)
 
 DEPTH = 60  # of nested brackets
 THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
-
-TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
-HYPERBOLIC = ("sinh", "cosh", "tanh")
-_FUNCTIONS = {*TRIGONOMETRIC, *HYPERBOLIC, *(f"arc{name}" for name in TRIGONOMETRIC), "ln", "log", "lg", "exp"}
-_SHORT = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
-FUNCTION_WORDS = {*_FUNCTIONS, *_SHORT, "sqrt", "abs", "pi", "infinity", "inf", "binom"}
-GREEK = (
-    *(
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "kappa",
-        "lambda",
-    ),
-    *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "ell"),
-    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega"),
-)
-
-
-class NotRead(ValueError):
-    """The text is no expression of this kind."""
-
-
-class Node(NamedTuple):
-    do: str
-    parts: tuple[Any, ...]
-
 
 _words = "|".join(sorted(FUNCTION_WORDS, key=len, reverse=True))
 _TOKEN = re.compile(
@@ -65,7 +40,7 @@ _TOKEN = re.compile(
 
 @lru_cache(maxsize=65536)
 def parse(text: str) -> Node:
-    """Raises `NotRead`."""
+    """The tree of an expression. Raises `NotRead`."""
     return _Parser(text).whole()
 
 
@@ -74,14 +49,14 @@ class _Parser:
 
     def __init__(self, text: str):
         self.tokens: list[tuple[str, str]] = []
-        place, text = 0, text.rstrip()
-        while place < len(text):
-            match = _TOKEN.match(text, place)
+        position, text = 0, text.rstrip()
+        while position < len(text):
+            match = _TOKEN.match(text, position)
             if match is None:
                 raise NotRead(text)
             kind = match.lastgroup or ""
             self.tokens.append((kind, match[kind]))
-            place = match.end()
+            position = match.end()
         numbers = ("number", "repeating", "mixed")
         for k, ((a, _), (b, _)) in enumerate(pairwise(self.tokens)):
             if a in numbers and b in numbers and (k == 0 or self.tokens[k - 1][1] != "_"):
@@ -103,7 +78,7 @@ class _Parser:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
 
     def take(self, *wanted: str) -> str:
-        """The next token if it is one of those, else nothing."""
+        """Consumes and returns the next token if it is one of `wanted`, else returns an empty string."""
         if self.token and self.token in wanted:
             self.at += 1
             return self.tokens[self.at - 1][1]
@@ -245,15 +220,15 @@ class _Parser:
             return Node("constant", (name[0] if name == "imath" else name,))
         if name in ("infty", "infinity", "inf"):
             return Node("constant", ("infinity",))
-        name = _SHORT.get(name, name)
-        if name in _FUNCTIONS:
+        name = SHORT_NAMES.get(name, name)
+        if name in FUNCTIONS:
             return self.function(name)
         if name in GREEK:
             return self.variable(f"\\{name}")
         raise NotRead(name)
 
     def argument(self) -> Node:
-        r"""In braces or brackets, or a single digit or letter as in \frac12."""
+        r"""An argument of a command: in braces or brackets, or a single digit or letter as in \frac12."""
         if self.kind == "number" and len(self.token) > 1 and self.token.isdigit():
             digit, rest = self.token[0], self.token[1:]
             self.tokens[self.at] = ("number", rest)
@@ -276,14 +251,14 @@ class _Parser:
 
 
 _ATOM_COMMANDS = {
-    *_FUNCTIONS,
+    *FUNCTIONS,
     *GREEK,
     *("frac", "sqrt", "pi", "binom", "dbinom", "tbinom", "lvert", "lfloor", "lceil", "infty", "imath"),
 }
 
 
 def _number(text: str) -> Node:
-    """The second part of the node: whether the text has a decimal point, so that it may be rounded."""
+    """A number node: the value, and whether the text has a decimal point, so that it may be rounded."""
     return Node("number", (Fraction(text.replace(",", "").rstrip(".")), "." in text.rstrip(".")))
 
 
@@ -293,14 +268,3 @@ def _repeating(text: str) -> Fraction:
     period = "".join(rest)
     start = Fraction(int(before or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
     return start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-
-
-def variables(node: Node) -> set[str]:
-    if node.do == "variable":
-        return {node.parts[0]}
-    return set().union(*(variables(part) for part in node.parts if isinstance(part, Node)))
-
-
-def is_rounded(node: Node) -> bool:
-    """Whether it holds a decimal, which may stand for a number near it."""
-    return (node.do == "number" and node.parts[1]) or any(is_rounded(p) for p in node.parts if isinstance(p, Node))

@@ -4,8 +4,9 @@ from fractions import Fraction
 from operator import sub, truediv
 from typing import Any
 
+from pqm_fast.evaluate.answers.expression import Node, NotRead, is_rounded, variables
 from pqm_fast.evaluate.answers.keys import Key, number_key
-from pqm_fast.evaluate.answers.parse import Node, NotRead, is_rounded, parse, variables
+from pqm_fast.evaluate.answers.parse import parse
 from pqm_fast.evaluate.answers.value import SAME, NoValue, at_points, combined, digits, to_float, value
 
 _FLIPPED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}

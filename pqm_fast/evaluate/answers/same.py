@@ -1,16 +1,16 @@
 r"""Whether answers are the same, whether one is right, and groups of them for a vote.
 
 Two answers are the same if their canonical forms are (`form.py`). What that does not read goes to math-verify
-(`evaluate/judge.py`): its value if it has one, else a symbolic comparison.
+(`judge.py`): its value if it has one, else a symbolic comparison.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 
-from pqm_fast.evaluate.answers.form import Form, form
-from pqm_fast.evaluate.answers.keys import Key
+from pqm_fast.evaluate.answers.form import form
+from pqm_fast.evaluate.answers.judge import symbolically_equal
+from pqm_fast.evaluate.answers.keys import Form, Key
 from pqm_fast.evaluate.answers.notation import normalise
-from pqm_fast.evaluate.judge import symbolically_equal
 
 _SYMBOLIC = {"set", "union", "interval", "matrix"}
 """Kinds that math-verify may find equal to what only it reads."""

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS, GREEK, TRIGONOMETRIC
+from pqm_fast.evaluate.answers.expression import FUNCTION_WORDS, GREEK, TRIGONOMETRIC
 
 # dimension, size in a unit of that dimension, names; the first is how comparisons call it
 _TABLE = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import mpmath
 
-from pqm_fast.evaluate.answers.parse import HYPERBOLIC, TRIGONOMETRIC, Node, NotRead, variables
+from pqm_fast.evaluate.answers.expression import HYPERBOLIC, TRIGONOMETRIC, Node, NotRead, variables
 
 DIGITS = 120  # that values are computed with
 SAME = 90  # digits in which two values of one number agree, whatever the order of operations
@@ -41,7 +41,7 @@ class NoValue(NotRead):
 
 def has_small_term(node: Node) -> bool:
     """Whether a sum in it has a term that six digits do not show: a number of this kind means its last digit."""
-    if any(has_small_term(part) for part in node.parts if isinstance(part, Node)):
+    if any(map(has_small_term, node.operands)):
         return True
     if node.do != "add":
         return False

@@ -2,7 +2,7 @@
 
 import re
 
-from pqm_fast.evaluate.answers.parse import FUNCTION_WORDS
+from pqm_fast.evaluate.answers.expression import FUNCTION_WORDS
 
 _SMALL_WORDS = {
     *("am", "an", "as", "at", "be", "by", "do", "go", "he", "if", "in", "is", "it", "me", "my", "no", "of", "on", "or"),

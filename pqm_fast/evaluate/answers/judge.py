@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.answers.value import DIGITS, SCALES, coordinate
 
 LIMIT = 3  # seconds of processor time for one question, parsing included
 MEMORY = 4 << 30  # bytes of address space
@@ -125,8 +126,6 @@ def _serve() -> None:
 
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Expr
-
-    from pqm_fast.evaluate.answers.value import DIGITS, SCALES, coordinate
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process

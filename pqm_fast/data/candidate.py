@@ -1,0 +1,81 @@
+"""A record as one solution of its question: the fields of `Record.extra` that this package reads, typed and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pqm_fast.data.checks import show
+from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError, RecordError
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One solution of a question. A field is None where the record does not say."""
+
+    record: Record
+    question_id: str | None
+    """The pool of candidates that the solution belongs to."""
+    policy: str | None
+    """The model that wrote the solution."""
+    correct: float | None
+    """Correctness of the whole solution, in [0, 1]; true is 1 and false is 0."""
+    answer: str | None
+    """The right answer to the question, as the data set writes it (not the answer of this solution)."""
+    cut_off: bool
+    """Whether the solution stopped at a length limit (`finish_reason` is `length`)."""
+
+    @classmethod
+    def of(cls, record: Record, source: str = "") -> "Candidate":
+        """Reads and checks the fields of a record. `source` names its files in the message.
+
+        Raises:
+            PQMError: the record has a `question_id`, and a `correct` that is not true, false or a number from 0 to 1.
+                Without a `question_id` such a `correct` is some other field, and is ignored.
+        """
+        extra = record.extra
+        question_id, correct = _text(extra.get("question_id")), extra.get("correct")
+        # true and false are numbers in Python; NaN is outside every range
+        if correct is not None and not (isinstance(correct, (int, float)) and 0 <= correct <= 1):
+            if question_id is not None:
+                where = f"{source}: record {record.id}" if source else f"record {record.id}"
+                raise PQMError(f"{where}: correct is {show(correct)}; give true, false or a number from 0 to 1")
+            correct = None
+        return cls(
+            record=record,
+            question_id=question_id,
+            policy=_text(extra.get("policy")),
+            correct=None if correct is None else float(correct),
+            answer=_text(extra.get("answer")),
+            cut_off=is_cut_off(record),
+        )
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether the record says if the solution is right, or which answer is."""
+        return self.correct is not None or self.answer is not None
+
+
+def has_question_id(record: Record) -> bool:
+    """Whether the record has the field `question_id`, even if it is null: its file is one of pools."""
+    return "question_id" in record.extra
+
+
+def is_cut_off(record: Record) -> bool:
+    """Whether the solution was cut off at a length limit. A number in it may then be an intermediate result."""
+    return record.extra.get("finish_reason") == "length"
+
+
+def known_answer(record: Record) -> str:
+    """The right answer to the record's question.
+
+    Raises:
+        RecordError: the record does not have one.
+    """
+    answer = _text(record.extra.get("answer"))
+    if answer is None:
+        raise RecordError(f"record {record.id}: no `answer`; add the right answer of its question", "no answer")
+    return answer
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
