@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pqm_fast.arithmetic.demo import FIGURES, _report, _table
+from pqm_fast.arithmetic.demo import _report_command
+from pqm_fast.arithmetic.demo_results import FIGURES, results_table
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
 
@@ -104,9 +105,9 @@ def test_the_report_command_is_one_that_the_shell_finds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(program.with_name("python")))
     monkeypatch.setenv("PATH", "")
-    assert _report(Path("my runs")) == "bin/pqm-fast report 'my runs' --out 'my runs/report.html'"
+    assert _report_command(Path("my runs")) == "bin/pqm-fast report 'my runs' --out 'my runs/report.html'"
     monkeypatch.setenv("PATH", str(program.parent))
-    assert _report(Path("runs")) == "pqm-fast report runs --out runs/report.html"
+    assert _report_command(Path("runs")) == "pqm-fast report runs --out runs/report.html"
 
 
 def test_demo_needs_a_seed(tmp_path, capsys):
@@ -127,7 +128,7 @@ def test_demo_beats_majority_vote_and_mean_accuracy_on_every_policy(tmp_path):
 def test_readme_shows_the_stored_result():
     root = Path(__file__).resolve().parents[2]
     stored = json.loads((root / "benchmarks" / "results" / "arithmetic-demo-cpu.json").read_text())
-    assert _table(stored["losses"]) in (root / "README.md").read_text()
+    assert results_table(stored["losses"]) in (root / "README.md").read_text()
 
 
 def test_the_page_on_evaluation_shows_the_stored_thresholds():

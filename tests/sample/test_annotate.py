@@ -59,7 +59,7 @@ def chance_of_right(problem, begun, choices=()) -> float:
     steps = strong.solve(problem, rng, begun)
     if rng.asked > len(choices):
         err, go_on = chance_of_right(problem, begun, (*choices, 0.0)), chance_of_right(problem, begun, (*choices, 1.0))
-        return strong.chance * err + (1 - strong.chance) * go_on
+        return strong.mistake_chance * err + (1 - strong.mistake_chance) * go_on
     return float((steps or begun)[-1].value == problem.answer)
 
 
@@ -115,7 +115,7 @@ def test_soft_labels_are_the_shares(pool, full, tmp_path):
 
 
 def count(out: str) -> tuple[int, int]:
-    match = re.search(r"([\d,]+) rollouts behind ([\d,]+) prefixes", out)
+    match = re.search(r"([\d,]+) rollouts of ([\d,]+) prefixes", out)
     return tuple(int(number.replace(",", "")) for number in match.groups())
 
 
