@@ -1,4 +1,4 @@
-"""Small decoders with a tokenizer for the embedded world, in the shapes of three families; no weights."""
+"""Model folders for the embedded arithmetic world: small decoders of three families with a tokenizer, no weights."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,11 +15,11 @@ CONTEXT = 256
 
 
 def write_model(folder: Path, family: str = "llama") -> None:
-    """Writes config.json and a tokenizer into `folder`, which is made. PQMError: an unknown family.
+    """Writes config.json and a tokenizer into `folder`, which it creates. Raises PQMError for an unknown family.
 
-    llama: 4 heads, 164k parameters, the model of `pqm-fast demo`. qwen2 and mistral: 2 heads of keys and values for 4
-    of queries; qwen2 with biases. AutoTokenizer gives any folder of type qwen2 Qwen's own pre-tokenizer, so signs and
-    digits are tokens of their own there: about twice the tokens of the other two.
+    llama: 4 heads, 164k parameters; the model of `pqm-fast demo`. qwen2 and mistral: 4 query heads share 2 key-value
+    heads; qwen2 has biases. AutoTokenizer loads any folder of type qwen2 with Qwen's pre-tokenizer, which splits
+    off signs and digits, so qwen2 has about twice as many tokens as the other two.
     """
     if family not in FAMILIES:
         raise PQMError(f"model {family}: the arithmetic world has {', '.join(FAMILIES)}")
@@ -29,7 +29,7 @@ def write_model(folder: Path, family: str = "llama") -> None:
 
 
 def model_config(tokenizer: PreTrainedTokenizerBase, family: str = "llama") -> Any:
-    """The config of a decoder of three layers, 64 wide."""
+    """The config of a decoder with three layers of width 64."""
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -38,7 +38,7 @@ def model_config(tokenizer: PreTrainedTokenizerBase, family: str = "llama") -> A
         "num_attention_heads": 4,
         "num_key_value_heads": 4 if family == "llama" else 2,
         "max_position_embeddings": CONTEXT,
-        "initializer_range": WIDTH**-0.5,  # 0.02, the usual value, learns clearly slower at this width
+        "initializer_range": WIDTH**-0.5,  # with 0.02, the usual value, this width learns clearly more slowly
         "tie_word_embeddings": True,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,

@@ -1,7 +1,7 @@
-"""Problems of the embedded world, the steps of a solution, and their exact labels.
+"""Problems of the embedded arithmetic world, the steps of a solution, and their exact labels.
 
-A problem is a chain of additions and subtractions, `7 a -2 b +1 c +5`: start from 7, operation `a` subtracts
-2, and so on. A solution names each operation as it carries it out: `a: 7 -2 =5`.
+A problem is a chain of additions and subtractions, such as `7 a -2 b +1 c +5`: start from 7, operation `a` subtracts 2,
+and so on. A solution names each operation that it carries out: `a: 7 -2 =5`.
 """
 
 import random
@@ -15,10 +15,10 @@ LETTERS = "abcde"
 MAX_OPERATIONS = len(LETTERS)
 OPERATIONS = (-5, -4, -3, -2, -1, 1, 2, 3, 4, 5)
 TRUE_VALUES = range(1, 10)
-# One operation from any true value stays in here; a longer wrong chain is held at the border, so that the
+# One operation from any true value stays within this range. Longer wrong chains are clamped to it, so that the
 # vocabulary is finite.
 WRITTEN_VALUES = range(TRUE_VALUES[0] + min(OPERATIONS), TRUE_VALUES[-1] + max(OPERATIONS) + 1)
-# A third of the 153,118 problems that exist (130,684 of five operations): distinct ones are found quickly.
+# A third of the 153,118 problems that exist (130,684 of them of five operations): drawing distinct ones stays fast.
 MAX_PROBLEMS = 50_000
 
 
@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a solution: an operation, the value it starts from and the value it arrives at."""
+    """One line of a solution: an operation with its letter, the value it starts from and the value it arrives at."""
 
     letter: str
     left: int
@@ -59,13 +59,13 @@ class Step:
 
 
 def step_labels(problem: Problem, steps: list[Step]) -> list[bool]:
-    """Whether each step arrives at the true value after its operation, however it got there."""
+    """For each step, whether it arrives at the true value after its operation, no matter how."""
     truth = problem.true_values
     return [step.value == truth[LETTERS.index(step.letter)] for step in steps]
 
 
 def apply(value: int, operation: int) -> int:
-    """`value + operation`, held at the border of what can be written."""
+    """`value + operation`, clamped to WRITTEN_VALUES."""
     return min(max(value + operation, WRITTEN_VALUES[0]), WRITTEN_VALUES[-1])
 
 
@@ -85,14 +85,14 @@ def draw_problems(
 ) -> list[Problem]:
     """`count` distinct problems of `shortest` to five operations, none of them in `exclude`.
 
-    The length is drawn evenly; only 60 problems of one operation and 412 of two exist, so longer ones make up
-    for what those cannot supply. Raises PQMError if `count` is not in 1..MAX_PROBLEMS.
+    The length is drawn uniformly. Only 60 problems of one operation and 412 of two exist, so large draws contain more
+    of the longer ones. Raises PQMError if `count` is not in 1..MAX_PROBLEMS.
     """
     if not 1 <= count <= MAX_PROBLEMS:
         raise PQMError(f"arithmetic world: {count} problems asked for; choose 1 to {MAX_PROBLEMS}")
-    found: dict[Problem, None] = {}  # a set that keeps its order
-    while len(found) < count:
+    problems: dict[Problem, None] = {}  # used as a set that keeps its order
+    while len(problems) < count:
         problem = draw_problem(rng, rng.randint(shortest, MAX_OPERATIONS))
         if problem not in exclude:
-            found[problem] = None
-    return list(found)
+            problems[problem] = None
+    return list(problems)

@@ -1,4 +1,4 @@
-"""The tokenizers of the embedded world: one id for each word, or, as Qwen2 has it, for each letter, sign and digit."""
+"""Tokenizers of the embedded arithmetic world: an id for each word or, as in Qwen2, for each letter, sign and digit."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 def words() -> list[str]:
     """Every word of the world: `7`, `a`, `-2` in a problem; `a:`, `7`, `-2`, `=5` in a step.
 
-    `-2` the operation and `-2` the value are one word; where it stands tells which is meant.
+    `-2` the operation and `-2` the value are one word; the position shows which is meant.
     """
-    every = [
+    all_words = [
         *(str(value) for value in WRITTEN_VALUES),
         *(f"={value}" for value in WRITTEN_VALUES),
         *(f"{operation:+d}" for operation in OPERATIONS),
         *LETTERS,
         *(f"{letter}:" for letter in LETTERS),
     ]
-    return list(dict.fromkeys(every))
+    return list(dict.fromkeys(all_words))
 
 
 def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """An ordinary Hugging Face tokenizer: save it with `save_pretrained`, load it with `AutoTokenizer`."""
+    """A standard Hugging Face tokenizer: save it with `save_pretrained`, load it with `AutoTokenizer`."""
     vocabulary = {word: index for index, word in enumerate([PAD, EOS, UNK, *words()])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     core.pre_tokenizer = WhitespaceSplit()
@@ -38,10 +38,10 @@ def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
 
 def make_qwen2_tokenizer(max_length: int) -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen2's pre-tokenizer, which splits digits; a blank joins the letter or sign behind it."""
+    """Byte-level BPE with Qwen2's pre-tokenizer, which splits digits; a space joins the letter or sign after it."""
     space, line = "\u0120", "\u010a"  # how byte-level BPE writes " " and "\n"
     characters = sorted({*"".join(words()), space, line})
-    # pairs, though transformers annotates strings
+    # transformers expects pairs here, although its annotation says strings
     merges: Any = [(space, character) for character in (*"+-=", *LETTERS)]
     pieces = [PAD, EOS, UNK, *characters, *("".join(pair) for pair in merges)]
     return Qwen2Tokenizer(

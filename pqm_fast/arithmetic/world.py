@@ -1,4 +1,4 @@
-"""The embedded world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
+"""The arithmetic world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from pqm_fast.errors import PQMError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Where the parts of a written world are."""
+    """The paths of a world that has been written."""
 
     train: Path
     """JSON lines, one trajectory each: `id`, `prompt`, `completions`, `labels`, `answer`, `policy`."""
     pool: Path
-    """JSON lines, one test problem each: `id`, `question`, `answer`, `responses` of every policy, each with `text` (a
-    step a line), `labels` of its steps, `model_name` and `correct`."""
+    """JSON lines, one test problem each: `id`, `question`, `answer`, and the `responses` of every policy, each with
+    `text` (one step per line), `labels` of its steps, `model_name` and `correct`."""
     model: Path
     """A folder with config.json and a tokenizer, no weights."""
 
@@ -37,12 +37,13 @@ def write_world(
     candidates: int = 16,
     seed: int = 0,
 ) -> World:
-    """Writes `train.jsonl`, `pool.jsonl` and `model/` into `folder`, the same bytes for the same arguments.
+    """Writes `train.jsonl`, `pool.jsonl` and `model/` into `folder`; the same arguments yield the same bytes.
 
-    Training has `problems` x 6 policies x `samples` trajectories; the pool has `candidates` solutions of each
-    of the seven policies for each of `test_problems` problems, none of which occurs in training. Earlier
-    files of these names are replaced, each at once and only after all are complete. Raises PQMError on counts
-    below 1 or beyond MAX_PROBLEMS, or if `folder` is a file.
+    The training data has `problems` x 6 policies x `samples` trajectories. The pool has `candidates` solutions by each
+    of the seven policies for each of `test_problems` problems, none of which occurs in training. Existing files of
+    these names are replaced, each atomically and only after all new ones are complete.
+
+    Raises PQMError for counts below 1 or above MAX_PROBLEMS, or if `folder` is a file.
     """
     folder = Path(folder)
     for name, count in (("samples", samples), ("candidates", candidates)):
@@ -51,7 +52,7 @@ def write_world(
     if folder.exists() and not folder.is_dir():
         raise PQMError(f"arithmetic world: {folder} is a file; name a folder to write into")
 
-    # The test problems come first, so that they stay the same when `problems` changes.
+    # The test problems are drawn first, so that they stay the same when `problems` changes.
     test = draw_problems(test_problems, random.Random(f"{seed} test problems"), shortest=MAX_OPERATIONS)
     train = draw_problems(problems, random.Random(f"{seed} train problems"), exclude=set(test))
     policies = make_policies(seed)
@@ -107,7 +108,7 @@ def _pool(problems: list[Problem], policies: list[Policy], candidates: int, seed
 
 
 def _sample_rng(seed: int, policy: Policy, problem: Problem, sample: int) -> random.Random:
-    # Python seeds from a string by SHA-512: the same in every process, whatever was sampled before.
+    # Python hashes a string seed with SHA-512, so it is the same in every process, whatever was sampled before.
     return random.Random(f"{seed} {policy.name} {problem.text} {sample}")
 
 

@@ -98,6 +98,6 @@ def _write(config: AnnotateConfig, rollouts: Rollouts, skipped: SkipSummary) -> 
             raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
     measured = sum(len(prefix.verdicts) for prefix in rollouts.prefixes.values())
     return (
-        f"{written:,} records, {measured:,} rollouts behind {len(rollouts.prefixes):,} prefixes; for {hopeless:,} "
-        "records nothing ended right: more rollouts or a stronger policy may find a way"
+        f"{written:,} records, {measured:,} rollouts of {len(rollouts.prefixes):,} prefixes; nothing ended right for "
+        f"{hopeless:,} records: more rollouts or a stronger policy may help"
     )

@@ -8,7 +8,7 @@ from pqm_fast.data.checks import show
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 
-Scores = list[float | None]
+Scores = Sequence[float | None]
 """The Q-value of each step of one solution; None for a step without a score."""
 SCORED_BY = "scored_by"  # the field of a scored record that names the model
 

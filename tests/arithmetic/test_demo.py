@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pqm_fast.arithmetic.demo import FIGURES, _report, _table
+from pqm_fast.arithmetic.demo import _report_command
+from pqm_fast.arithmetic.demo_results import FIGURES, results_table
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
 
@@ -48,7 +49,7 @@ def test_demo(folder, printed, capsys):
         for seed in (0, 1):
             config = json.loads((folder / f"{loss}-seed{seed}" / "config.json").read_text())
             assert config["pqm_fast"]["loss"] == loss
-    # yardsticks belong to the pool, not to the model
+    # these figures depend on the pool, not on the model
     assert (
         stored["losses"]["rank"]["policies"]["sign"]["majority_vote"]
         == (stored["losses"]["bce"]["policies"]["sign"]["majority_vote"])
@@ -68,11 +69,11 @@ def test_each_run_keeps_its_scored_pool_and_their_evaluation(folder, printed, na
     assert (folder / name / "evaluation.best_of_n.png").exists()
     loss, seed = name.split("-seed")
     [stored] = [run for run in _losses(folder)[loss]["runs"] if run["seed"] == int(seed)]
-    for policy, own in evaluation["policies"].items():
-        assert list(own["best_of_n"]) == ["min", "last", "mean", "prod"]
-        assert list(own["best_of_n"]["min"]) == ["1", "2", "4", "8", "16"]
-        assert own["best_of_n"]["min"]["16"]["mean"] == stored["policies"][policy]["best_of_16"]
-        assert own["best_of_n"]["min"]["1"]["mean"] == pytest.approx(stored["policies"][policy]["mean_accuracy"])
+    for policy, figures in evaluation["policies"].items():
+        assert list(figures["best_of_n"]) == ["min", "last", "mean", "prod"]
+        assert list(figures["best_of_n"]["min"]) == ["1", "2", "4", "8", "16"]
+        assert figures["best_of_n"]["min"]["16"]["mean"] == stored["policies"][policy]["best_of_16"]
+        assert figures["best_of_n"]["min"]["1"]["mean"] == pytest.approx(stored["policies"][policy]["mean_accuracy"])
 
 
 def _losses(folder):
@@ -93,8 +94,8 @@ def test_the_command_at_the_end_makes_a_report_of_every_run(folder, printed):
     by_min = [series for series in data["charts"]["pool-0"][0]["series"] if series["label"] == "best by min"]
     assert [[n for n, _ in series["points"]] for series in by_min] == [[1, 2, 4, 8, 16]] * 4
     shown = data["solutions"]["items"]
-    assert {one["run"] for one in shown} == {0, 1, 2, 3}
-    assert all(len(one["q"]) == len(one["labels"]) == len(one["steps"]) for one in shown)
+    assert {solution["run"] for solution in shown} == {0, 1, 2, 3}
+    assert all(len(s["q"]) == len(s["labels"]) == len(s["steps"]) for s in shown)
 
 
 def test_the_report_command_is_one_that_the_shell_finds(tmp_path, monkeypatch):
@@ -104,9 +105,9 @@ def test_the_report_command_is_one_that_the_shell_finds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(program.with_name("python")))
     monkeypatch.setenv("PATH", "")
-    assert _report(Path("my runs")) == "bin/pqm-fast report 'my runs' --out 'my runs/report.html'"
+    assert _report_command(Path("my runs")) == "bin/pqm-fast report 'my runs' --out 'my runs/report.html'"
     monkeypatch.setenv("PATH", str(program.parent))
-    assert _report(Path("runs")) == "pqm-fast report runs --out runs/report.html"
+    assert _report_command(Path("runs")) == "pqm-fast report runs --out runs/report.html"
 
 
 def test_demo_needs_a_seed(tmp_path, capsys):
@@ -120,14 +121,14 @@ def test_demo_beats_majority_vote_and_mean_accuracy_on_every_policy(tmp_path):
     """The bar of the embedded world, on one seed: by 0.10 on average over three, by 0.05 on any."""
     assert main(["demo", "--out", str(tmp_path / "demo"), "--no-progress"]) == 0
     stored = json.loads((tmp_path / "demo" / "result.json").read_text())
-    for name, own in stored["losses"]["rank"]["policies"].items():
-        assert own["best_of_16"] > max(own["majority_vote"], own["mean_accuracy"]) + 0.05, name
+    for name, figures in stored["losses"]["rank"]["policies"].items():
+        assert figures["best_of_16"] > max(figures["majority_vote"], figures["mean_accuracy"]) + 0.05, name
 
 
 def test_readme_shows_the_stored_result():
     root = Path(__file__).resolve().parents[2]
     stored = json.loads((root / "benchmarks" / "results" / "arithmetic-demo-cpu.json").read_text())
-    assert _table(stored["losses"]) in (root / "README.md").read_text()
+    assert results_table(stored["losses"]) in (root / "README.md").read_text()
 
 
 def test_the_page_on_evaluation_shows_the_stored_thresholds():
@@ -135,8 +136,8 @@ def test_the_page_on_evaluation_shows_the_stored_thresholds():
     stored = json.loads((root / "benchmarks" / "results" / "step-thresholds-cpu.json").read_text())
     page = (root / "docs" / "evaluation.md").read_text()
     assert stored["command"] in page
-    for loss, own in stored["losses"].items():
-        steps = own["steps"]
+    for loss, result in stored["losses"].items():
+        steps = result["steps"]
         assert f"{steps['steps']:,} steps of its candidates ({steps['share_correct']:.3f} correct" in page
         both = [
             f"{steps[name]:.3f} | {steps[f'{name}_calibrated']:.3f}"

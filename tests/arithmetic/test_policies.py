@@ -30,14 +30,14 @@ def expected(problem: Problem, steps: list[Step], index: int) -> Step:
 
 def mistakes(name: str, **kwargs):
     """(problem, steps, index, faultless step) of each step that is not what it should be."""
-    found = [
+    wrong = [
         (problem, steps, index, faultless)
         for problem, steps in solutions(name, **kwargs)
         for index in range(len(steps))
         if steps[index] != (faultless := expected(problem, steps, index))
     ]
-    assert name == "skip" or len(found) > 50
-    return found
+    assert name == "skip" or len(wrong) > 50
+    return wrong
 
 
 @pytest.mark.parametrize("name", ["facts", "strong"])
@@ -95,10 +95,10 @@ def test_only_skip_and_mixed_omit_steps():
 
 
 def test_careless_slips_at_any_step_with_three_in_ten():
-    found = mistakes("careless", samples=8)
-    assert len(found) / (len(PROBLEMS) * 8 * 5) == pytest.approx(0.3, abs=0.02)
+    slips = mistakes("careless", samples=8)
+    assert len(slips) / (len(PROBLEMS) * 8 * 5) == pytest.approx(0.3, abs=0.02)
     results = defaultdict(Counter)
-    for _, steps, index, faultless in found:
+    for _, steps, index, faultless in slips:
         step = steps[index]
         assert (step.left, step.operation) == (faultless.left, faultless.operation)
         assert 1 <= abs(step.value - faultless.value) <= 2

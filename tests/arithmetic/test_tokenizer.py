@@ -11,7 +11,7 @@ from pqm_fast.arithmetic.tokenizer import EOS, PAD, UNK, make_tokenizer, words
 from pqm_fast.errors import PQMError
 
 
-def test_every_word_has_an_id_of_its_own():
+def test_every_word_has_a_different_id():
     tokenizer = make_tokenizer(256)
     ids = [tokenizer(word).input_ids for word in words()]
     assert all(len(one) == 1 for one in ids)

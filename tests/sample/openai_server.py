@@ -1,5 +1,7 @@
-"""A real HTTP server on 127.0.0.1 that speaks OpenAI's completions protocol, over a policy of the arithmetic world; it
-can fail in every way that servers fail."""
+"""A real HTTP server on 127.0.0.1 that speaks OpenAI's completions protocol for a policy of the arithmetic world.
+
+It can fail in every way that servers fail.
+"""
 
 import json
 import threading
@@ -13,29 +15,29 @@ from urllib.parse import quote
 from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy
 from pqm_fast.sample.policy import Request
 
-# what a handler does instead of answering
+# what the handler can do instead of answering
 FAULTS = ("late", "429", "500", "503", "drop", "cut", "short", "garbage", "html", "no choices", "null text", "abort")
 FAULTS += ("dribble", "dribbled head", "huge", "deep")
 
 
 def solve(body: dict[str, Any], policy: str = "careless") -> str:
-    """The completion of a prompt of question and steps, a line each, by the seed of the request."""
+    """The completion of a prompt with the question and each step on a line, sampled with the seed of the request."""
     question, *steps = body["prompt"].removesuffix("\n").split("\n")
-    own = ArithmeticPolicy(policy)
-    own.submit(Request(question, tuple(steps), body["seed"], None))
-    [(_, completion)] = own.collect()
+    opened = ArithmeticPolicy(policy)
+    opened.submit(Request(question, tuple(steps), body["seed"], None))
+    [(_, completion)] = opened.collect()
     return completion.text
 
 
 class Server(ThreadingHTTPServer):
-    """`fault(body, attempt)` names what goes wrong with the attempt (from 0) at a request, None for nothing.
+    """`fault(body, attempt)` names the fault in an attempt (from 0) at a request, or None if it succeeds.
 
-    `seen`: every body, in the order they came; `attempts` and `served`: how often each came, and was answered;
-    `most`: the largest number in flight at once.
+    `seen`: every body, in the order of arrival. `attempts` and `served`: how often each arrived, and was answered.
+    `most`: the largest number of requests in flight at once.
     """
 
     daemon_threads = True
-    request_queue_size = 128  # of 5, others would wait a second
+    request_queue_size = 128  # with the default of 5, other connections would wait a second
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any] = solve):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -56,7 +58,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1#careless"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is part of the game."""
+        """A client that gives up is expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None:
         pass
 
-    def do_GET(self) -> None:  # nobody should
+    def do_GET(self) -> None:  # no client should
         self.server.touched = True
         self._reply(404, "")
 
@@ -85,13 +87,13 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay)
         fault = "404" if self.path != "/v1/completions" else server.fault(body, attempt)
         with server.lock:
-            server.now -= 1  # before the answer: behind it the client may be ahead of us
+            server.now -= 1  # before the answer: after it, the client may be faster than this line
             server.served[key] += fault is None
         if fault is not None:
             self._fail(fault)
             return
-        found = server.answer(body)
-        choice = found if isinstance(found, dict) else {"text": found, "finish_reason": "stop"}
+        answer = server.answer(body)
+        choice = answer if isinstance(answer, dict) else {"text": answer, "finish_reason": "stop"}
         self._reply(200, json.dumps({"object": "text_completion", "choices": [{"index": 0, **choice}]}))
 
     def _fail(self, fault: str) -> None:
@@ -103,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "late":
             time.sleep(self.server.late)
             self._reply(200, whole)
-        elif fault == "dribble":  # a byte now and then, each of them within the time-out
+        elif fault == "dribble":  # a byte now and then, each within the timeout
             self._reply(200, "", {}, 10**6)
             self._dribble(b" ")
         elif fault == "dribbled head":
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, "", {}, None)
             while True:
                 self.wfile.write(bytes(2**20))
-        elif fault == "key":  # as servers do that do not know it
+        elif fault == "key":  # as servers do if they do not know it
             self._reply(401, f"no such key: {self.headers['Authorization']}")
         elif fault == "key in the reason":
             self.send_response(401, f"no such key: {self.headers['Authorization']}")
@@ -125,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # not a byte
         elif fault == "cut":  # fewer bytes than the header says
             self._reply(200, whole, {}, len(whole) + 50)
-        elif fault == "short":  # the connection's end is the end of the answer, and comes too early
+        elif fault == "short":  # the end of the connection ends the answer, too early
             self._reply(200, whole[:25], {}, None)
         else:
             bodies = {"garbage": "{]", "html": "<html>Bad gateway</html>", "no choices": '{"choices": []}'}

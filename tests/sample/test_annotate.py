@@ -41,7 +41,7 @@ def solved(row):
 
 
 class Scripted(random.Random):
-    """Answers `random()` with what it is given, then with 1."""
+    """`random()` returns the given numbers, then 1."""
 
     def __init__(self, choices):
         super().__init__()
@@ -52,19 +52,20 @@ class Scripted(random.Random):
         return self.choices[self.asked - 1] if self.asked <= len(self.choices) else 1.0
 
 
-def chance_of_right(problem, begun, choices=()) -> float:
-    """Exactly: the completer's only chance is whether it errs at each weak spot, so every way is followed."""
+def chance_of_right(problem, steps_so_far, choices=()) -> float:
+    """The exact chance: the only random choice is whether the completer errs at a weak spot, so follow both ways."""
     strong = make_policies()["strong"]
     rng = Scripted(choices)
-    steps = strong.solve(problem, rng, begun)
+    steps = strong.solve(problem, rng, steps_so_far)
     if rng.asked > len(choices):
-        err, go_on = chance_of_right(problem, begun, (*choices, 0.0)), chance_of_right(problem, begun, (*choices, 1.0))
-        return strong.chance * err + (1 - strong.chance) * go_on
-    return float((steps or begun)[-1].value == problem.answer)
+        mistake = chance_of_right(problem, steps_so_far, (*choices, 0.0))
+        no_mistake = chance_of_right(problem, steps_so_far, (*choices, 1.0))
+        return strong.mistake_chance * mistake + (1 - strong.mistake_chance) * no_mistake
+    return float((steps or steps_so_far)[-1].value == problem.answer)
 
 
 def test_rollouts_follow_the_completers_exact_chance(full):
-    """The counts are binomial around the chance that the completer ends right, which is known exactly here."""
+    """The counts are binomial with the chance that the completer ends right, which is known exactly here."""
     chi_squared = measured = 0.0
     seen = set()
     for row in full:
@@ -78,29 +79,29 @@ def test_rollouts_follow_the_completers_exact_chance(full):
                 seen.add((row["prompt"], *row["completions"][:t]))
                 chi_squared += (k - 8 * p) ** 2 / (8 * p * (1 - p))
                 measured += 1
-        assert row["rollouts"][-1] == 1  # a whole solution is its own rollout
+        assert row["rollouts"][-1] == 1  # a whole solution is its only rollout
         assert row["rollouts_right"][-1] == (steps[-1].value == problem.answer)
     assert measured > 50
     assert abs(chi_squared - measured) < 4 * (2 * measured) ** 0.5
 
 
 def test_labels_agree_with_the_exact_ones(full):
-    """Not in all: a later slip may undo an error (the completer's chance is then not 0 behind a wrong step), and behind
-    a right step all eight rollouts may go wrong."""
-    found = Counter()
+    """Not all of them: a later slip may undo an error (then the completer's chance after a wrong step is not 0), and
+    after a right step all eight rollouts may go wrong."""
+    pairs = Counter()
     for row in full:
         problem, steps = solved(row)
         for t, (exact, label) in enumerate(zip(step_labels(problem, steps), row["labels"], strict=True), 1):
-            found[exact, label] += 1
+            pairs[exact, label] += 1
             if exact and not label:
                 assert chance_of_right(problem, steps[:t]) < 0.7
             if label and not exact:
                 assert chance_of_right(problem, steps[:t]) > 0
-    total = found.total()
+    total = pairs.total()
     assert total > 1000
-    assert min(found[True, 1.0], found[False, 0.0]) > 200
-    assert found[True, 0.0] / total < 0.01
-    assert found[False, 1.0] / total < 0.03
+    assert min(pairs[True, 1.0], pairs[False, 0.0]) > 200
+    assert pairs[True, 0.0] / total < 0.01
+    assert pairs[False, 1.0] / total < 0.03
 
 
 def test_soft_labels_are_the_shares(pool, full, tmp_path):
@@ -115,7 +116,7 @@ def test_soft_labels_are_the_shares(pool, full, tmp_path):
 
 
 def count(out: str) -> tuple[int, int]:
-    match = re.search(r"([\d,]+) rollouts behind ([\d,]+) prefixes", out)
+    match = re.search(r"([\d,]+) rollouts of ([\d,]+) prefixes", out)
     return tuple(int(number.replace(",", "")) for number in match.groups())
 
 
@@ -127,7 +128,7 @@ def test_binary_search_finds_the_same_first_errors_in_fewer_rollouts(pool, full,
     assert fewer < 0.6 * rollouts
     monotone = 0
     for row, whole in zip(rows_of(tmp_path / "binary.jsonl"), full, strict=True):
-        for name in ("rollouts", "rollouts_right"):  # what is measured is measured alike
+        for name in ("rollouts", "rollouts_right"):  # both searches measure a prefix alike
             assert all(a in (None, b) for a, b in zip(row[name], whole[name], strict=True))
         if whole["labels"] != sorted(whole["labels"], reverse=True):
             continue
@@ -155,7 +156,7 @@ def test_solutions_that_begin_alike_share_their_rollouts(pool, tmp_path, monkeyp
 
 @pytest.mark.parametrize("search", ["full", "binary"])
 @pytest.mark.parametrize("lost", [0, 7, None])
-def test_interrupted_annotation_goes_on(pool, tmp_path, monkeypatch, search, lost):
+def test_interrupted_annotation_resumes(pool, tmp_path, monkeypatch, search, lost):
     options = {"rollouts": 3, "search": search}
     assert annotate(pool, tmp_path / "whole.jsonl", COMPLETER, **options) == 0
     total = []
@@ -186,7 +187,7 @@ def test_everything_done_but_the_last_write(pool, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("pqm_fast.sample.annotate._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert annotate(pool, out, COMPLETER, rollouts=1) == 130
-    monkeypatch.setattr(ArithmeticPolicy, "__init__", None)  # not needed any more
+    monkeypatch.setattr(ArithmeticPolicy, "__init__", None)  # no longer needed
     assert annotate(pool, out, COMPLETER, rollouts=1) == 0
     assert len(rows_of(out)) == 320
 
@@ -214,8 +215,8 @@ def test_rollouts_that_never_end_or_are_empty_count_as_wrong(serve, tmp_path):
     ]:
         server = serve(lambda body, choice=choice: choice)
         assert annotate(data, tmp_path / f"{name}.jsonl", server.policy, rollouts=2) == 0
-        [found] = rows_of(tmp_path / f"{name}.jsonl")
-        assert found["labels"] == [label, 1.0], name
+        [row] = rows_of(tmp_path / f"{name}.jsonl")
+        assert row["labels"] == [label, 1.0], name
 
 
 def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path):
@@ -223,12 +224,12 @@ def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path):
     server = serve(lambda body: r"\boxed{\sum_{k=1}^{3} 7^{99999999 k}}")
     with pytest.warns(UserWarning, match="no value of"):
         assert annotate(write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl", server.policy, rollouts=3) == 0
-    [found] = rows_of(tmp_path / "out.jsonl")
-    assert found["labels"] == [0.0, 1.0]
+    [row] = rows_of(tmp_path / "out.jsonl")
+    assert row["labels"] == [0.0, 1.0]
 
 
 def test_labelled_records_train(pool, full, tmp_path):
-    """What is written is read by `train`, labels and all."""
+    """`train` reads the output with its labels."""
     world = write_world(tmp_path / "world", problems=5, test_problems=5)
     data = pool.parent / "full.jsonl"
     records = list(read_records(data))
@@ -287,7 +288,7 @@ def test_skip_bad(tmp_path, capfd):
     rows = [
         GOOD | {"id": "a"},
         {k: v for k, v in GOOD.items() if k not in ("answer", "id")},
-        GOOD | {"id": "of another world", "prompt": "What is 7 - 2?"},
+        GOOD | {"id": "from another world", "prompt": "What is 7 - 2?"},
         GOOD | {"id": "no steps", "completions": []},
         GOOD | {"id": "b", "completions": ["a: 7 -2 =4", "b: 4 +1 =5"]},
     ]
@@ -303,7 +304,7 @@ def test_skip_bad(tmp_path, capfd):
     assert "no usable record. skipped 1 bad record (1 refused)" in capfd.readouterr().err
 
 
-def test_another_run_does_not_go_on_from_this_one(pool, tmp_path, monkeypatch, capfd):
+def test_another_run_does_not_resume_this_one(pool, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr("pqm_fast.sample.annotate._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -316,7 +317,7 @@ def test_another_run_does_not_go_on_from_this_one(pool, tmp_path, monkeypatch, c
     ]:
         assert annotate(pool, out, COMPLETER, **options) == 1
         assert f"{out}.part: was started with other options: {name}; delete it to start over" in capfd.readouterr().err
-    # what decides nothing may change: also how labels are made of the counts
+    # options that do not affect the rollouts may change, even how labels are made from the counts
     assert annotate(pool, out, COMPLETER, rollouts=1, label="soft", parallel=3, retries=1) == 0
 
 

@@ -10,18 +10,18 @@ from pqm_fast.sample.answer_check import ends_right
     [
         ("", "7 - 2 = 5", True, "5", True),
         ("", "7 - 2 = 6", True, "5", False),
-        ("", "7 − 2 = −5", True, "-5", True),  # the sign that fonts have
+        ("", "7 − 2 = −5", True, "-5", True),  # the minus sign of fonts
         ("", r"so \boxed{\frac{1}{2}}", True, "0.5", True),
         ("", r"so \boxed{(x+1)^2}", True, "x^2 + 2x + 1", True),
-        ("", "The answer is 12.", True, "some steps\n#### 12", True),  # GSM8K gives a solution as the answer
-        ("", r"\boxed{7}", True, r"Because of this, \boxed{7}.", True),  # and so does MATH
+        ("", "The answer is 12.", True, "some steps\n#### 12", True),  # the answer of GSM8K is a solution
+        ("", r"\boxed{7}", True, r"Because of this, \boxed{7}.", True),  # and so is that of MATH
         ("", "I do not know.", True, "5", False),  # no final answer
         ("", "", True, "5", False),
-        ("x = 5", "", True, "5", False),  # empty: the number before it is no answer
+        ("x = 5", "", True, "5", False),  # empty: the number before it is not an answer
         (r"\boxed{5}", "", True, "5", True),  # unless it is marked as one
         (r"\boxed{5}", " \n", True, "6", False),
-        ("x = 5", r"\frac{" * 5000, True, "5", False),  # no number of its own
-        ("", "then 2 + 3 = 5", False, "5", False),  # cut off: the last number may be any
+        ("x = 5", r"\frac{" * 5000, True, "5", False),  # the completion has no number
+        ("", "then 2 + 3 = 5", False, "5", False),  # cut off: the last number may be an intermediate result
         ("", r"\boxed{5} and so on, on and on, 6 7 8", False, "5", True),
         ("", r"\boxed{5", False, "5", False),
         ("", r"\frac{" * 5000, True, "5", False),

@@ -1,4 +1,4 @@
-"""Gumbel noise of each sample's own: its distribution, and what it depends on."""
+"""Gumbel noise: its distribution, and what it depends on."""
 
 import math
 
@@ -11,7 +11,7 @@ MASK = 2**64 - 1
 
 
 def splitmix64(seed: int, index: int) -> int:
-    """Output `index` (from 0) of the published generator, in Python's own integers."""
+    """Output `index` (from 0) of the published generator, in Python's integers."""
     z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK

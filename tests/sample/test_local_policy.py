@@ -1,4 +1,4 @@
-"""A local model through `generate`: the samples are those of their seeds, whatever the batch."""
+"""A local model through `generate`: samples depend on their seeds, not on the batch."""
 
 import os
 import re
@@ -26,8 +26,8 @@ def model(tmp_path_factory):
     network = AutoModelForCausalLM.from_config(tiny.config("llama", num_hidden_layers=2, initializer_range=0.3))
     with torch.no_grad():
         network.lm_head.weight[1] *= 2.0
-    own = {"do_sample": True, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}
-    network.generation_config.update(**own)  # must not change what we ask for
+    model_settings = {"do_sample": True, "temperature": 0.01, "top_k": 1, "repetition_penalty": 5.0}
+    network.generation_config.update(**model_settings)  # must not change what we ask for
     network.save_pretrained(folder)
     return folder
 
@@ -169,8 +169,8 @@ def test_temperature_0_takes_the_likeliest_token(model):
         while len(ids) < length + 8 and ids[-1] != 1:
             ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
         expected = tokenizer.decode(ids[length:], skip_special_tokens=True)
-        found = write_all(model, asked(3, prompt), temperature=0.0, max_new_tokens=8)
-        assert {c.text for c in found} == {expected}
+        completions = write_all(model, asked(3, prompt), temperature=0.0, max_new_tokens=8)
+        assert {c.text for c in completions} == {expected}
         texts.add(expected)
     assert len(texts) > 1
 
@@ -187,9 +187,9 @@ def test_the_end_token_the_limit_and_stop_texts(model):
     word = next(c for c in free if len(c.text.split()) > 3).text.split()[2]
     stopped = write_all(model, asked(60), max_new_tokens=30, stop=(f" {word} ",))
     for before, after in zip(free, stopped, strict=True):
-        text, found, _ = before.text.partition(f" {word} ")
+        text, stop, _ = before.text.partition(f" {word} ")
         assert after.text == text
-        assert after.finished == (before.finished or bool(found))
+        assert after.finished == (before.finished or bool(stop))
     assert free != stopped
 
 

@@ -34,9 +34,9 @@ def test_binary_search_finds_the_first_error_of_monotone_prefixes(steps, data):
     first_error = data.draw(st.integers(1, steps + 1))
     truth = [data.draw(st.integers(1, 8)) if t < first_error else 0 for t in range(1, steps + 1)]
     right = run(truth, "binary")
-    found = labels(truth, "binary")
+    binary = labels(truth, "binary")
     full = labels(truth, "full")
-    assert found == [y if t <= first_error else None for t, y in enumerate(full, 1)]
+    assert binary == [y if t <= first_error else None for t, y in enumerate(full, 1)]
     assert len(right) <= 1 + math.ceil(math.log2(steps))
     if first_error > steps:
         assert right == {steps: truth[-1]}  # a right solution costs no rollout
@@ -44,12 +44,12 @@ def test_binary_search_finds_the_first_error_of_monotone_prefixes(steps, data):
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40))
 def test_binary_search_of_anything_ends_at_a_step_that_turns_from_good_to_hopeless(truth):
-    right, found = run(truth, "binary"), labels(truth, "binary")
+    right, binary = run(truth, "binary"), labels(truth, "binary")
     if truth[-1]:
-        assert found == [1.0] * len(truth)
+        assert binary == [1.0] * len(truth)
         return
-    t = found.index(0.0) + 1
-    assert found == [1.0] * (t - 1) + [0.0] + [None] * (len(truth) - t)
+    t = binary.index(0.0) + 1
+    assert binary == [1.0] * (t - 1) + [0.0] + [None] * (len(truth) - t)
     assert right[t] == 0
     assert t == 1 or right[t - 1] > 0
 

@@ -1,44 +1,23 @@
-"""Pools from several policies: what is written, read again, resumed and refused."""
+"""Pools from several policies: written, read back, resumed and refused."""
 
-import ast
-import dataclasses
-import inspect
 import json
 import os
-import random
-import re
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from part_file import rows_in, sealed
 from worlds import questions, rows_of, sample, write
 
-from pqm_fast.arithmetic.policies import make_policies
-from pqm_fast.arithmetic.problems import OPERATIONS, TRUE_VALUES, draw_problems
 from pqm_fast.arithmetic.world import write_world
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
-from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.answers import final_answer
-from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy, parse_problem, parse_step
-from pqm_fast.sample.options import AnnotateConfig, PolicyOptions, SampleConfig
-from pqm_fast.sample.policy import Request, request_seed
-from pqm_fast.sample.policy_name import parse_policy
-from pqm_fast.sample.read_questions import read_questions
+from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy
+from pqm_fast.sample.policy import request_seed
 
 
 @pytest.fixture
 def data(tmp_path):
     return write(tmp_path / "questions.jsonl", questions(12))
-
-
-# ---- the pool -------------------------------------------------------------------------------------------------------
 
 
 def test_pool_of_three_policies_is_scored_and_evaluated(data, tmp_path):
@@ -64,22 +43,22 @@ def test_pool_of_three_policies_is_scored_and_evaluated(data, tmp_path):
             for r in row["responses"]
             if r["model_name"] == name
         ]
-        found = result["policies"][name]
-        assert found["candidates"] == len(right) == 72
-        assert found["mean_accuracy"]["mean"] == pytest.approx(sum(right) / 72)
+        figures = result["policies"][name]
+        assert figures["candidates"] == len(right) == 72
+        assert figures["mean_accuracy"]["mean"] == pytest.approx(sum(right) / 72)
         assert 0 < sum(right) < 72
 
 
 def test_a_sample_depends_on_seed_policy_question_and_number_alone(data, tmp_path):
-    """Not on what is sampled beside it, on ids, or on where the question stands."""
+    """Not on what is sampled beside it, on ids, or on the position of the question."""
     out = tmp_path / "pool.jsonl"
     assert sample(data, out, "arithmetic:strong", "arithmetic:careless", n=6) == 0
     by_question = {row["question"]: row["responses"] for row in rows_of(out)}
     rows = [{"problem": row["question"], "note": "kept"} for row in questions(12)[::-3]]
     assert sample(write(tmp_path / "few.jsonl", rows), tmp_path / "few", "arithmetic:careless", n=3) == 0
-    found = rows_of(tmp_path / "few")
-    assert [row["id"] for row in found] == [f"few:{k}" for k in (1, 2, 3, 4)]
-    for row in found:
+    few = rows_of(tmp_path / "few")
+    assert [row["id"] for row in few] == [f"few:{k}" for k in (1, 2, 3, 4)]
+    for row in few:
         assert row["note"] == "kept"
         assert "answer" not in row
         assert row["responses"] == by_question[row["question"]][6:9]
@@ -89,8 +68,8 @@ def test_a_sample_depends_on_seed_policy_question_and_number_alone(data, tmp_pat
 
 
 @pytest.mark.parametrize("lost", [0, 1, 200, None])
-def test_interrupted_sampling_goes_on(data, tmp_path, monkeypatch, lost):
-    """Within the second of two policies; cut off anywhere, also within a line."""
+def test_interrupted_sampling_resumes(data, tmp_path, monkeypatch, lost):
+    """Interrupted within the second of two policies; OUT.part is cut off anywhere, even within a line."""
     policies = ("arithmetic:careless", "arithmetic:strong")
     assert sample(data, tmp_path / "whole.jsonl", *policies, n=5) == 0
     asked = []
@@ -115,7 +94,7 @@ def test_interrupted_sampling_goes_on(data, tmp_path, monkeypatch, lost):
     assert not list(tmp_path.glob("out.jsonl.part*"))
 
 
-def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, capfd):
+def test_another_run_does_not_resume_this_one(data, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out.jsonl"
     part = tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
@@ -150,8 +129,8 @@ def test_another_run_does_not_go_on_from_this_one(data, tmp_path, monkeypatch, c
         '{"number": 1}',
     ],
 )
-def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line, with_checksum):
-    """The foreign line and the one that it replaces, in the middle; what is lost is sampled again, and only that."""
+def test_a_damaged_part_file_is_reported(data, tmp_path, monkeypatch, capfd, line, with_checksum):
+    """A foreign line replaces one in the middle. Only the lost solution is sampled again."""
     out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     with monkeypatch.context() as patch:
         patch.setattr("pqm_fast.sample.sample_solutions._write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -171,9 +150,9 @@ def test_a_damaged_part_file_is_told(data, tmp_path, monkeypatch, capfd, line, w
 
 @pytest.mark.fault(
     "the disk is full, in `sample`",
-    how="limits on the size of files (RLIMIT_FSIZE): within OUT.part, and as OUT is written from it",
+    how="limits on the size of files (RLIMIT_FSIZE): within OUT.part, and while OUT is written from it",
     lost="nothing",
-    recovers="exit code 1 and one message with the file and what is kept; with room, the same command goes on",
+    recovers="exit code 1 and one message with the file and what is kept; once there is room, the same command resumes",
 )
 def test_no_room(data, tmp_path, capfd, file_size_limit):
     out = tmp_path / "out.jsonl"
@@ -190,52 +169,6 @@ def test_no_room(data, tmp_path, capfd, file_size_limit):
     assert sample(data, out, "arithmetic:strong", n=3) == 0
     assert out.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "questions.jsonl", "whole.jsonl"]
-
-
-# ---- the questions --------------------------------------------------------------------------------------------------
-
-
-def test_questions_of_other_kinds(tmp_path):
-    rows = [
-        {"question": "Why?", "answer": "so #### 4"},  # GSM8K
-        {"problem": "How?", "solution": r"\boxed{4}", "level": 5},  # MATH
-        {"problem": "How much?", "solution": "long", "answer": 4, "unique_id": "x"},  # MATH-500
-        {"id": 7, "prompt": "Who?", "completions": ["a"], "labels": [1]},  # a labelled record
-        {"question": "When?", "question_id": "q", "responses": [{"text": "a"}], "subject": "time"},  # a pool
-    ]
-    found = list(read_questions([str(write(tmp_path / "q.jsonl", rows))]))
-    assert [(q.id, q.text, q.answer) for q in found] == [
-        ("q:1", "Why?", "so #### 4"),
-        ("q:2", "How?", r"\boxed{4}"),
-        ("q:3", "How much?", 4),
-        ("7", "Who?", None),
-        ("q", "When?", None),
-    ]
-    assert found[1].extra == {"solution": r"\boxed{4}", "level": 5}
-    assert found[3].extra == {}
-    assert found[4].extra == {"subject": "time"}
-
-
-@pytest.mark.parametrize(
-    ("line", "part"),
-    [
-        ('{"text": "Why?"}', "field question is missing (fields found: text)"),
-        ('{"question": 5}', "question is 5 (int); it must be text"),
-        ('{"question": " "}', "question is empty"),
-        ('{"question": "Why?", "id": "a"}', "the id a is taken by"),
-        ('{"question": "half \\ud83d"}', "question holds half a surrogate pair"),
-        ("[1]", "is not a JSON object"),
-        ("{]", "no JSON"),
-    ],
-)
-def test_bad_questions(tmp_path, capfd, line, part):
-    data = tmp_path / "q.jsonl"
-    data.write_text('{"id": "a", "question": "Why?"}\n' + line + "\n")
-    assert sample(data, tmp_path / "out.jsonl", "arithmetic:strong") == 1
-    error = capfd.readouterr().err
-    assert f"{data}, line 2" in error
-    assert part in error
-    assert list(tmp_path.iterdir()) == [data]
 
 
 def test_what_cannot_be_sampled(data, tmp_path, capfd):
@@ -259,123 +192,6 @@ def test_what_cannot_be_sampled(data, tmp_path, capfd):
     (tmp_path / "empty.jsonl").write_text("")
     assert sample(tmp_path / "empty.jsonl", tmp_path / "out.jsonl", "arithmetic:strong") == 1
     assert "no questions; give at least one" in capfd.readouterr().err
-
-
-def test_names_of_policies(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "arithmetic").mkdir()
-    assert parse_policy("http://localhost:8000/v1#org/model") == ("server", "http://localhost:8000/v1", "org/model")
-    assert parse_policy("https://api.example.com/v1/#m#x") == ("server", "https://api.example.com/v1", "m#x")
-    assert parse_policy("arithmetic:careless") == ("arithmetic", "", "careless")
-    assert parse_policy("Qwen/Qwen2.5-Math-7B") == ("hub", "", "Qwen/Qwen2.5-Math-7B")
-    assert parse_policy("./arithmetic") == ("hub", "", "./arithmetic")
-    with pytest.raises(PQMError, match="name a server and its model"):
-        parse_policy("http://localhost:8000/v1")
-
-
-# ---- the arithmetic policies ----------------------------------------------------------------------------------------
-
-
-def test_text_of_the_arithmetic_world_is_read_back():
-    rng = random.Random(0)
-    policies = make_policies()
-    for problem in draw_problems(300, rng):
-        assert parse_problem(problem.text) == problem
-        for step in policies[rng.choice(list(policies))].solve(problem, rng):
-            assert parse_step(step.text) == step
-    for text in ("", "7", "7 a", "7 a 2", "7 a +2 c +1", "7 b +2", "77 a +2", "0 a +2", "7 a +9", "7 a +2 ", "x a +2"):
-        assert parse_problem(text) is None, text
-    for text in ("", "a: 7 -2", "f: 7 -2 =5", "a: 7 -2 =500", "a 7 -2 =5", "a: 7 -2 =5 ok"):
-        assert parse_step(text) is None, text
-    assert max(OPERATIONS) < 10 > max(TRUE_VALUES)  # one digit, as the parser takes it
-
-
-@pytest.mark.parametrize("luck", [0.0, 1.0])
-def test_going_on_is_as_beginning(luck):
-    """A prefix and what follows it, with the same luck, is the whole solution: for every policy and every prefix."""
-
-    class Luck(random.Random):
-        def random(self):
-            return luck
-
-        def choice(self, items):
-            return items[0]
-
-    unlike = 0
-    for policy in make_policies().values():
-        for problem in draw_problems(60, random.Random(1), shortest=5):
-            whole = policy.solve(problem, Luck())
-            unlike += whole[-1].value != problem.answer or len(whole) < 5
-            for t in range(1, len(whole) + 1):
-                assert whole[:t] + policy.solve(problem, Luck(), whole[:t]) == whole
-    assert (unlike > 100) == (luck == 0.0)
-
-
-def test_a_finished_solution_is_not_gone_on_with():
-    policy = ArithmeticPolicy("skip")
-    policy.submit(Request("7 a -2 b +1", ("b: 7 +1 =8",), 1, "key"))
-    [(_, completion)] = policy.collect()
-    assert completion == ("", True)
-
-
-# ---- the command line -----------------------------------------------------------------------------------------------
-
-
-def documented(kind: type) -> Iterator[tuple[str, str]]:
-    """(name, docstring) of every field; a KeyError for one without."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
-    texts = {
-        node.target.id: ast.literal_eval(below.value)
-        for node, below in pairwise(body)
-        if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
-    types = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(types[field.name]):
-            yield from documented(types[field.name])
-        else:
-            yield field.name, texts[field.name]
-
-
-@pytest.mark.parametrize(("command", "config"), [("sample", SampleConfig), ("annotate", AnnotateConfig)])
-def test_help_explains_every_option(command, config, capsys):
-    assert main([command, "--help"]) == 0
-    text = re.sub(r"[\s│╭╮╰╯─]", "", capsys.readouterr().out)
-    for name, docstring in documented(config):
-        assert f"--{name.replace('_', '-')}" in text
-        assert re.sub(r"\s", "", docstring) in text, name
-
-
-@pytest.mark.parametrize("command", ["sample", "annotate"])
-def test_help_needs_no_heavy_package(command, tmp_path):
-    code = (
-        f"import sys; from pqm_fast.cli import main; code = main(['{command}', '--help'])\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'sympy', 'math_verify'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--policy", "a", "--policy", "b"], ("a", "b")),
-        (["--policy", "a", "b"], ("a", "b")),
-        (["--policy=a", "--seed", "3", "--policy", "b", "c"], ("a", "b", "c")),
-        (["--policy", "http://h:1/v1#m=x"], ("http://h:1/v1#m=x",)),
-    ],
-)
-def test_policies_on_the_command_line(monkeypatch, tmp_path, arguments, expected):
-    seen: list[SampleConfig] = []
-    monkeypatch.setattr("pqm_fast.sample.sample_solutions.sample", lambda config: seen.append(config) or Path("x"))
-    assert main(["sample", "--data", "q.jsonl", *arguments, "-n", "9", "--out", "o"]) == 0
-    file = tmp_path / "options.yaml"
-    file.write_text("policy: [z, y]\ndata: q.jsonl\nn: 4\nout: o\nwriting: {parallel: 3}\n")
-    assert main(["sample", "--config", str(file), *arguments]) == 0
-    assert main(["sample", "--config", str(file)]) == 0
-    assert [(c.policy, c.n) for c in seen] == [(expected, 9), (expected, 4), (("z", "y"), 4)]
-    assert [c.writing for c in seen] == [PolicyOptions(), PolicyOptions(parallel=3), PolicyOptions(parallel=3)]
 
 
 def test_progress_bars_are_for_those_who_want_them(data, tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""A server that fails in every way, over real HTTP: nothing is lost and nothing is asked twice without need."""
+"""A server that fails in every way, over real HTTP: nothing is lost, and nothing is requested again without need."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def pick(body, attempt: int) -> int:
 
 
 def ask(policy: str, waits: list[float] | None = None, **options):
-    """The outcome of one request. With `waits` the time between tries is noted there instead of waited."""
+    """The outcome of one request. With `waits`, the times between tries are appended to it instead of waited."""
     opened = open_policy(policy, PolicyOptions(**options))
     if waits is not None:
         opened.closed.wait = lambda seconds: waits.append(seconds)
@@ -66,8 +66,8 @@ def test_sampling_asks_for_each_solution_once(serve, data, tmp_path):
         assert sorted(r["steps"] for r in row["responses"]) == sorted(by_prompt[row["question"] + "\n"])
 
 
-def test_every_fault_is_mended_by_trying_again(serve, data, tmp_path):
-    """Two of three attempts fail, in each of the ways; the result is that of a server without a fault."""
+def test_every_fault_is_overcome_by_trying_again(serve, data, tmp_path):
+    """Two of three attempts fail, in every way. The result is that of a server without faults."""
     good, bad = serve(), serve()
     assert sample(data, tmp_path / "good.jsonl", good.policy, n=16) == 0
     happened = set()
@@ -88,10 +88,10 @@ def test_every_fault_is_mended_by_trying_again(serve, data, tmp_path):
 
 @pytest.mark.fault(
     "a server fails, or is hostile",
-    how="a real server on the loopback that is late, drops, cuts or garbles its reply, sends it a byte at a time or "
-    "without end, or nests JSON 200,000 deep",
+    how="a real server on the loopback that is late; that drops, cuts or garbles its reply; that sends it a byte at a "
+    "time or without end; that nests JSON 200,000 deep",
     lost="nothing",
-    recovers="a reply has a limit of time as a whole and of 64 MiB; the request is tried again",
+    recovers="the whole reply has a time limit and a limit of 64 MiB; the request is tried again",
 )
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_alone(serve, fault):
@@ -169,10 +169,10 @@ def test_retry_after_as_a_date_and_as_nonsense(serve):
         assert low <= waits[-1] <= high, text
 
 
-# ---- giving up, and going on ----------------------------------------------------------------------------------------
+# ---- giving up, and resuming ----------------------------------------------------------------------------------------
 
 
-def test_a_server_that_stays_broken_ends_the_run_and_the_next_one_goes_on(serve, data, tmp_path, capfd):
+def test_a_server_that_stays_broken_ends_the_run_and_the_next_one_resumes(serve, data, tmp_path, capfd):
     whole, server = serve(), serve()
     assert sample(data, tmp_path / "whole.jsonl", whole.policy, n=8) == 0
     out, part = tmp_path / "pool.jsonl", tmp_path / "pool.jsonl.part"
@@ -195,14 +195,14 @@ def test_a_server_that_stays_broken_ends_the_run_and_the_next_one_goes_on(serve,
     kept = rows_in(part)
     assert 0 < kept <= 24
 
-    mended = serve()  # the same model in another place
-    assert sample(data, out, mended.policy, n=8, parallel=4) == 0
+    repaired = serve()  # the same model in another place
+    assert sample(data, out, repaired.policy, n=8, parallel=4) == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert mended.served.total() == 48 - kept
+    assert repaired.served.total() == 48 - kept
     assert not list(tmp_path.glob("pool.jsonl.part*"))
 
 
-def test_annotation_goes_on_too(serve, data, tmp_path, capfd):
+def test_annotation_resumes_too(serve, data, tmp_path, capfd):
     server = serve(lambda body: solve(body, "strong"))
     pool = tmp_path / "pool.jsonl"
     assert sample(data, pool, "arithmetic:careless", n=4) == 0
@@ -238,7 +238,7 @@ def test_what_was_answered_is_handed_over_before_an_error_is_raised(serve):
 def test_no_server(data, tmp_path, capfd):
     out = tmp_path / "pool.jsonl"
     started = time.monotonic()
-    assert sample(data, out, "http://127.0.0.1:9/v1#m") == 1  # no back-off: it has never been there
+    assert sample(data, out, "http://127.0.0.1:9/v1#m") == 1  # no back-off: the server never answered
     assert time.monotonic() - started < 5
     error = capfd.readouterr().err
     assert "http://127.0.0.1:9/v1/completions: no server there" in error
@@ -247,7 +247,7 @@ def test_no_server(data, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("code", ["401", "403", "404", "302"])
-def test_what_trying_again_cannot_mend_ends_the_run_at_once(serve, data, tmp_path, capfd, code):
+def test_what_trying_again_cannot_fix_ends_the_run_at_once(serve, data, tmp_path, capfd, code):
     server = serve()
     server.fault = lambda body, attempt: code
     assert sample(data, tmp_path / "pool.jsonl", server.policy, n=1, parallel=1) == 1
@@ -257,7 +257,7 @@ def test_what_trying_again_cannot_mend_ends_the_run_at_once(serve, data, tmp_pat
 
 
 def test_a_redirect_is_not_followed(serve):
-    """The key would go to a server that nobody named."""
+    """Otherwise the key would go to a server that the user did not name."""
     server, other = serve(), serve()
     server.fault, server.location = (lambda body, attempt: "307"), other.policy.partition("#")[0] + "/completions"
     with pytest.raises(PQMError, match="HTTP 307: "):
@@ -288,9 +288,9 @@ def test_a_prompt_that_the_server_refuses(serve, data, tmp_path, capfd, code):
 
 @pytest.mark.fault(
     "`sample` or `annotate` is asked to end (Ctrl-C, Slurm, Kubernetes) while it waits for a server",
-    how="SIGINT and SIGTERM to the process, with all requests hanging",
-    lost="the requests under way",
-    recovers="it ends at once with code 130 or 143 and says what is kept; the same command goes on from there",
+    how="SIGINT and SIGTERM to the process while all requests hang",
+    lost="the requests in flight",
+    recovers="it ends at once with code 130 or 143 and says what is kept; the same command resumes from there",
 )
 @pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize(("number", "how"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
@@ -354,7 +354,7 @@ def test_stop_key_and_header(serve, monkeypatch):
     "a server repeats the key or password that it was sent",
     how="a real server that answers 401 with the header it got, cut off and in full",
     lost="nothing",
-    recovers="neither stands in the message or in a file; a key that no header can hold is refused without showing it",
+    recovers="neither appears in the message or in a file; a key that no header can hold is refused without showing it",
 )
 @pytest.mark.parametrize(
     ("key", "user", "sent"),
@@ -403,12 +403,12 @@ def test_tls_is_bounded_too(serve, tmp_path, monkeypatch):
     if not (openssl := shutil.which("openssl")):
         pytest.skip("needs the openssl command to make a certificate")
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "own.pem", *names]
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "certificate.pem", *names]
     subprocess.run([openssl, *made], cwd=tmp_path, check=True, capture_output=True)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
     server = serve(lambda body: "the rest")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.fault = lambda body, attempt: ["dribble", "dribbled head", "huge"][attempt] if attempt < 3 else None
     assert ask(server.policy.replace("http", "https"), timeout=0.4) == Completion("the rest", True)
@@ -441,7 +441,7 @@ def test_a_pool_of_odd_completions_can_be_read(serve, tmp_path):
     assert {record.extra["finish_reason"] for record in records} == {"length"}
 
 
-def test_a_policy_without_a_name_is_told_so(data, tmp_path, capfd):
+def test_a_server_without_a_model_name_is_refused(data, tmp_path, capfd):
     for policy in ("http://localhost:8000/v1", "ftp://x/v1#m", "http:///v1#m", "http://localhost:port/v1#m"):
         assert sample(data, tmp_path / "pool.jsonl", policy) == 1
         assert "name a server and its model as http://localhost:8000/v1#MODEL" in capfd.readouterr().err

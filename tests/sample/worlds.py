@@ -1,4 +1,4 @@
-"""Questions of the arithmetic world as files, and runs of the two commands on them."""
+"""Questions of the arithmetic world in files, and runs of `sample` and `annotate` on them."""
 
 import json
 import random
