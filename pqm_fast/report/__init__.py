@@ -1,1 +1,1 @@
-"""`pqm-fast report`: what training, evaluation and scoring left in files, as one page that needs nothing else."""
+"""`pqm-fast report`: the results of training, evaluation and scoring as one HTML page that needs no network."""

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the line charts that charts.py describes: {title, x, y, series: [{run, label, points, band, notes, ...}]}.
+// Draws the line charts that charts.py returns: {title, x, y, series: [{run, label, points, band, notes, ...}]}.
 
 const WIDTH = 400, HEIGHT = 250, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 34;
 const hiddenRuns = new Set();
@@ -66,12 +66,12 @@ function colour(series) {
 
 function shownSeries(chart, choice) {
   return chart.series.filter(
-    (one) => !hiddenRuns.has(one.run) && (!one.choice || one.choice === choice || (choice === "all" && !one.detail)),
+    (curve) => !hiddenRuns.has(curve.run) && (!curve.choice || curve.choice === choice || (choice === "all" && !curve.detail)),
   );
 }
 
 function heights(series) {
-  return series.flatMap((one) => [...one.points.map((point) => point[1]), ...(one.band || []).flatMap((b) => [b[1], b[2]])]);
+  return series.flatMap((curve) => [...curve.points.map((point) => point[1]), ...(curve.band || []).flatMap((b) => [b[1], b[2]])]);
 }
 
 function drawChart(holder, chart, series, yOptions, runNames) {
@@ -79,7 +79,7 @@ function drawChart(holder, chart, series, yOptions, runNames) {
   const tip = element("div", { class: "tip", hidden: "" });
   holder.replaceChildren(element("h4", {}, chart.title), svg, legend(series), tip);
   if (!series.length) return;
-  const xs = series.flatMap((one) => one.points.map((point) => point[0]));
+  const xs = series.flatMap((curve) => curve.points.map((point) => point[0]));
   const x = scale(xs, { margin: 0.02, ...chart.x }, LEFT, WIDTH - RIGHT, 5), y = scale(heights(series), yOptions, HEIGHT - BOTTOM, TOP, 5);
   for (const [value, text] of y.ticks) {
     svg.append(element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y.at(value), y2: y.at(value) }));
@@ -91,44 +91,44 @@ function drawChart(holder, chart, series, yOptions, runNames) {
   }
   svg.append(element("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, chart.x.label || ""));
   const path = (points) => "M" + points.map((point) => `${x.at(point[0]).toFixed(1)} ${y.at(point[1]).toFixed(1)}`).join("L");
-  const bands = series.filter((one) => one.band);
-  for (const one of bands.length <= 2 ? bands : []) { // more of them hide the curves; the values are in the tooltip
-    const edge = [...one.band.map((b) => [b[0], b[2]]), ...one.band.map((b) => [b[0], b[1]]).reverse()];
-    svg.append(element("path", { d: path(edge) + "Z", fill: colour(one), class: "band" }));
+  const bands = series.filter((curve) => curve.band);
+  for (const curve of bands.length <= 2 ? bands : []) { // more of them would hide the curves; the values are in the tooltip
+    const edge = [...curve.band.map((b) => [b[0], b[2]]), ...curve.band.map((b) => [b[0], b[1]]).reverse()];
+    svg.append(element("path", { d: path(edge) + "Z", fill: colour(curve), class: "band" }));
   }
-  for (const one of series) {
-    const style = { d: path(one.points), stroke: colour(one), class: one.raw ? "curve raw" : one.faint ? "curve faint" : "curve" };
-    if (one.dash) style["stroke-dasharray"] = one.dash;
+  for (const curve of series) {
+    const style = { d: path(curve.points), stroke: colour(curve), class: curve.raw ? "curve raw" : curve.faint ? "curve faint" : "curve" };
+    if (curve.dash) style["stroke-dasharray"] = curve.dash;
     svg.append(element("path", style));
-    if (one.dots || one.points.length === 1)
-      for (const point of one.points)
-        svg.append(element("circle", { cx: x.at(point[0]), cy: y.at(point[1]), r: 2.5, fill: colour(one) }));
+    if (curve.dots || curve.points.length === 1)
+      for (const point of curve.points)
+        svg.append(element("circle", { cx: x.at(point[0]), cy: y.at(point[1]), r: 2.5, fill: colour(curve) }));
   }
-  hover(svg, tip, series.filter((one) => !one.raw), x, chart, runNames);
+  hover(svg, tip, series.filter((curve) => !curve.raw), x, chart, runNames);
 }
 
 function legend(series) {
   const shown = new Map();
-  for (const one of series.filter((one) => !one.raw)) {
-    const key = `${one.label} ${one.colour ?? (one.run === null)}`;
-    if (!shown.has(key)) shown.set(key, one);
+  for (const curve of series.filter((curve) => !curve.raw)) {
+    const key = `${curve.label} ${curve.colour ?? (curve.run === null)}`;
+    if (!shown.has(key)) shown.set(key, curve);
   }
-  const runs = new Set(series.map((one) => one.run).filter((run) => run !== null));
+  const runs = new Set(series.map((curve) => curve.run).filter((run) => run !== null));
   if (shown.size < 2) return "";
-  const entries = [...shown.values()].map((one) => {
-    const stroke = runs.size > 1 && one.colour === undefined && one.run !== null ? "var(--text)" : colour(one);
-    const line = { d: "M0 5H24", stroke, class: one.faint ? "curve faint" : "curve" };
-    if (one.dash) line["stroke-dasharray"] = one.dash;
+  const entries = [...shown.values()].map((curve) => {
+    const stroke = runs.size > 1 && curve.colour === undefined && curve.run !== null ? "var(--text)" : colour(curve);
+    const line = { d: "M0 5H24", stroke, class: curve.faint ? "curve faint" : "curve" };
+    if (curve.dash) line["stroke-dasharray"] = curve.dash;
     const sample = element("svg", { viewBox: "0 0 24 10", class: "sample" }, element("path", line));
-    if (one.dots) sample.append(element("circle", { cx: 12, cy: 5, r: 2.5, fill: stroke }));
-    return element("span", {}, sample, one.label);
+    if (curve.dots) sample.append(element("circle", { cx: 12, cy: 5, r: 2.5, fill: stroke }));
+    return element("span", {}, sample, curve.label);
   });
   return element("div", { class: "legend" }, ...entries);
 }
 
 // A line at the nearest x, and the value of every curve that has a point there.
 function hover(svg, tip, series, x, chart, runNames) {
-  const places = [...new Set(series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
+  const xValues = [...new Set(series.flatMap((curve) => curve.points.map((point) => point[0])))].sort((a, b) => a - b);
   const cursor = element("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   svg.append(cursor);
   svg.addEventListener("pointerleave", () => {
@@ -139,23 +139,23 @@ function hover(svg, tip, series, x, chart, runNames) {
     const box = svg.getBoundingClientRect();
     const pixel = ((event.clientX - box.left) / box.width) * WIDTH;
     const near = (a, b) => Math.abs(x.at(a) - pixel) - Math.abs(x.at(b) - pixel);
-    const place = places.reduce((best, one) => (near(one, best) < 0 ? one : best));
-    cursor.setAttribute("x1", x.at(place));
-    cursor.setAttribute("x2", x.at(place));
+    const xValue = xValues.reduce((best, other) => (near(other, best) < 0 ? other : best));
+    cursor.setAttribute("x1", x.at(xValue));
+    cursor.setAttribute("x2", x.at(xValue));
     cursor.setAttribute("visibility", "visible");
-    const rows = series.flatMap((one) => {
-      const k = one.points.findIndex((point) => point[0] === place);
+    const rows = series.flatMap((curve) => {
+      const k = curve.points.findIndex((point) => point[0] === xValue);
       if (k < 0) return [];
-      const band = one.band && one.band.find((b) => b[0] === place);
-      const name = [one.run === null || runNames.length < 2 ? "" : runNames[one.run], one.label].filter(Boolean).join(" · ");
-      const extra = [band && `${short(band[1])} to ${short(band[2])}`, one.notes && one.notes[k]].filter(Boolean);
-      const value = short(one.points[k][1]) + (extra.length ? ` (${extra.join(", ")})` : "");
+      const band = curve.band && curve.band.find((b) => b[0] === xValue);
+      const name = [curve.run === null || runNames.length < 2 ? "" : runNames[curve.run], curve.label].filter(Boolean).join(" · ");
+      const extra = [band && `${short(band[1])} to ${short(band[2])}`, curve.notes && curve.notes[k]].filter(Boolean);
+      const value = short(curve.points[k][1]) + (extra.length ? ` (${extra.join(", ")})` : "");
       const dot = element("i", {});
-      dot.style.background = colour(one);
+      dot.style.background = colour(curve);
       return [element("div", {}, dot, `${name}: `, element("b", {}, value))];
     });
-    const label = (chart.x.ticks || []).find((tick) => tick[0] === place);
-    tip.replaceChildren(element("div", {}, `${chart.x.label} ${label ? label[1] : short(place)}`), ...rows);
+    const label = (chart.x.ticks || []).find((tick) => tick[0] === xValue);
+    tip.replaceChildren(element("div", {}, `${chart.x.label} ${label ? label[1] : short(xValue)}`), ...rows);
     tip.hidden = false;
     const left = event.clientX - box.left;
     tip.style.left = left > box.width / 2 ? "" : `${left + 16}px`;
@@ -173,7 +173,7 @@ function drawCharts(data) {
       const lowest = Math.min(1, ...heights(series.flat()));
       charts.forEach((chart, k) => {
         const holder = grid.children[k] || grid.appendChild(element("figure"));
-        const y = chart.y.shared ? { range: [Math.floor(lowest * 10) / 10, 1] } : chart.y; // panels to be compared
+        const y = chart.y.shared ? { range: [Math.floor(lowest * 10) / 10, 1] } : chart.y; // the same axis, because the charts are compared
         drawChart(holder, chart, series[k], y, data.runs);
       });
     };
@@ -204,7 +204,7 @@ function sortableTables() {
         const key = (row) => row.cells[column].dataset.value;
         const rows = [...body.rows].sort((a, b) => {
           const [u, v] = [key(a), key(b)];
-          if (u === undefined || v === undefined) return (u === undefined) - (v === undefined); // nothing comes last
+          if (u === undefined || v === undefined) return (u === undefined) - (v === undefined); // empty cells come last
           const order = Number.isNaN(Number(u)) || Number.isNaN(Number(v)) ? v.localeCompare(u) : v - u;
           return down ? order : -order;
         });

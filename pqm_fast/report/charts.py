@@ -1,4 +1,4 @@
-"""The curves of a page, as data: what charts.js draws."""
+"""The charts of a page as data for charts.js."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -8,14 +8,14 @@ from typing import Any
 from pqm_kernels.losses import LOSSES
 
 from pqm_fast.evaluate.best_of_n import something_to_choose
-from pqm_fast.report.find import Run
 from pqm_fast.report.groups import Group
+from pqm_fast.report.runs import Run
 
 Chart = dict[str, Any]
 Point = list[float]
 HAVE_FLOOR = tuple(name for name, loss in LOSSES.items() if loss.has_flat_floor)
-POINTS = 500  # of a curve; a longer log is averaged
-SMOOTHED = 20  # points that a curve must have to be smoothed
+POINTS = 500  # at most, in a curve; a longer log is averaged
+LEAST_SMOOTHED = 20  # points of a curve, below which it is not smoothed
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -30,9 +30,9 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
             yield _series(i, label, _averaged(points) if kind == "train" else points, **style)
 
     def smooth(key: str) -> Iterator[dict[str, Any]]:
-        """The raw line behind, the smoothed one before it; few points are drawn as they are."""
+        """The smoothed curves, each in front of its raw one; a curve with few points is not smoothed."""
         for series in lines("train", key, "training"):
-            if len(series["points"]) >= SMOOTHED:
+            if len(series["points"]) >= LEAST_SMOOTHED:
                 yield series | {"raw": True}
                 series["points"] = _smoothed(series["points"])
             yield series | {"faint": True}
@@ -59,37 +59,38 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
     )
 
 
-def best_of_n_charts(group: Group, colour_by_how: bool) -> list[Chart]:
-    """Expected accuracy by N: all candidates, then one panel per policy, those with most questions first.
+def best_of_n_charts(group: Group, colour_by_aggregator: bool) -> list[Chart]:
+    """Expected accuracy by N: a chart for all candidates, then one per policy, those with most questions first.
 
-    A series of one aggregator has it as `choice`: the page shows the chosen one, or all without those of `detail`.
+    A series that depends on an aggregator has it as `choice`: the page shows the series of one aggregator, or those of
+    all without the ones with `detail`.
     """
     pooled = {i: result for i, result in group.by_run.items() if "overall" in result}
     panels = [("all candidates", {i: result["overall"] for i, result in pooled.items()})]
     policies = {name: entry["questions"] for result in pooled.values() for name, entry in result["policies"].items()}
     for name in sorted(policies, key=lambda name: -policies[name]):
         panels.append((name, {i: r["policies"][name] for i, r in pooled.items() if name in r["policies"]}))
-    if len(policies) == 1:  # then it is all candidates too
+    if len(policies) == 1:  # its chart is that of all candidates
         panels = panels[1:]
     chosen = [
         (title, {i: entry for i, entry in entries.items() if something_to_choose(entry)}) for title, entries in panels
     ]
-    charts = _drawn(*(_pool_chart(title, entries, colour_by_how) for title, entries in chosen if entries))
+    charts = _drawn(*(_pool_chart(title, entries, colour_by_aggregator) for title, entries in chosen if entries))
     for chart in charts:
         chart["y"] = {"shared": True}
     return charts
 
 
-def _pool_chart(title: str, entries: dict[int, dict[str, Any]], colour_by_how: bool) -> Chart:
+def _pool_chart(title: str, entries: dict[int, dict[str, Any]], colour_by_aggregator: bool) -> Chart:
     series = []
     drawn: list[Any] = []
     for i, entry in entries.items():
-        for number, (how, own) in enumerate(entry["best_of_n"].items()):
-            style = {"choice": how, "dots": True} | ({"colour": number} if colour_by_how else {})
-            series.append(_series(i, f"best by {how}", _by_n(own), _band(own), **style))
+        for number, (aggregator, figures) in enumerate(entry["best_of_n"].items()):
+            style = {"choice": aggregator, "dots": True} | ({"colour": number} if colour_by_aggregator else {})
+            series.append(_series(i, f"best by {aggregator}", _by_n(figures), _band(figures), **style))
             dashed = style | {"dash": "6 3", "dots": False, "detail": True}
-            series.append(_series(i, f"vote by {how}", _by_n(entry["weighted_vote"][how]), **dashed))
-        # these know nothing of the model: one line for all runs with the same candidates
+            series.append(_series(i, f"vote by {aggregator}", _by_n(entry["weighted_vote"][aggregator]), **dashed))
+        # these do not depend on the model: one line for all runs with the same candidates
         for name, key, dash in (("vote", "self_consistency", "6 3"), ("pass@N", "pass_at_n", "2 3")):
             points = _by_n(entry[key])
             if (name, points) not in drawn:
@@ -106,9 +107,9 @@ def step_charts(group: Group) -> list[Chart]:
     drawn: list[Any] = []
     for i, result in group.by_run.items():
         bins = result.get("calibration", {}).get("bins", [])
-        points = [[one["predicted"], one["correct"]] for one in bins]
+        points = [[row["predicted"], row["correct"]] for row in bins]
         calibration.append(
-            _series(i, "share of correct steps", points, notes=[f"{one['steps']:,} steps" for one in bins], dots=True)
+            _series(i, "share of correct steps", points, notes=[f"{row['steps']:,} steps" for row in bins], dots=True)
         )
         rows = [row for row in result.get("auroc_by_position", {}).get("rows", []) if row["auroc"] is not None]
         for row in rows:
@@ -116,7 +117,7 @@ def step_charts(group: Group) -> list[Chart]:
         notes = [f"{row['correct']:,} correct, {row['wrong']:,} wrong" for row in rows]
         positions.append(_series(i, "model", [[row["first"], row["auroc"]] for row in rows], notes=notes, dots=True))
         for name, dash in (("position", "6 3"), ("length", "2 3")):
-            key = f"{name}_only"  # older results know no lengths
+            key = f"{name}_only"  # older results have no `length_only`
             control = [[row["first"], row[key]] for row in rows if row.get(key) is not None]
             if control and (name, control) not in drawn:
                 drawn.append((name, control))
@@ -138,32 +139,32 @@ def _chart(
 def _series(
     run: int | None, label: str, points: list[Point], band: list[Point] | None = None, **style: Any
 ) -> dict[str, Any]:
-    """`run` None: of no run in particular. `band`: [x, low, high] each."""
+    """`run`: its index; None for a series that belongs to no run. `band`: [x, low, high] each."""
     return {"run": run, "label": label, "points": points, **({"band": band} if band else {}), **style}
 
 
 def _drawn(*charts: Chart) -> list[Chart]:
-    """Without the series and charts that have nothing to show."""
+    """The charts without empty series, and without those that have no series left."""
     for chart in charts:
         chart["series"] = [series for series in chart["series"] if series["points"]]
     return [chart for chart in charts if chart["series"]]
 
 
 def _averaged(points: list[Point]) -> list[Point]:
-    """At most `POINTS`: each is the mean of so many in a row, at the last one's step."""
+    """At most `POINTS` points: each is the mean of several neighbours, at the step of the last one."""
     size = -(-len(points) // POINTS) if points else 1
-    runs = [points[i : i + size] for i in range(0, len(points), size)]
-    return [[run[-1][0], sum(y for _, y in run) / len(run)] for run in runs]
+    chunks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [[chunk[-1][0], sum(y for _, y in chunk) / len(chunk)] for chunk in chunks]
 
 
 def _smoothed(points: list[Point]) -> list[Point]:
-    """Each point becomes the mean of the tenth of all points around it, so the curve does not lag."""
+    """Each point becomes the mean of the tenth of all points that is centred on it, so that the curve does not lag."""
     total, half = list(accumulate((y for _, y in points), initial=0.0)), len(points) // 20
-    found = []
+    smoothed = []
     for i, (x, _) in enumerate(points):
         start, end = max(i - half, 0), min(i + half + 1, len(points))
-        found.append([x, (total[end] - total[start]) / (end - start)])
-    return found
+        smoothed.append([x, (total[end] - total[start]) / (end - start)])
+    return smoothed
 
 
 def _by_n(figures: dict[str, Any]) -> list[Point]:

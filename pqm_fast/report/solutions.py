@@ -1,4 +1,4 @@
-"""Which scored solutions a page shows: those where the model was most wrong, and a random sample of the others."""
+"""The scored solutions on a page: those where the model was most wrong, and a random sample of the others."""
 
 import heapq
 import math
@@ -10,46 +10,48 @@ from typing import Any
 
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.read import read_records
-from pqm_fast.report.find import Run
+from pqm_fast.report.runs import Run
 from pqm_fast.scoring.stored import Scores, scores_of
 
 
-def choose(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
-    """The solutions to show, at most `limit`, JSON-ready. Copies (same policy, question, steps, labels) are shown once.
+def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
+    """At most `limit` solutions, JSON-ready, without copies (same policy, question, steps, labels and correctness).
 
-    Every run gets the same share. Where it has more than that, half are the most wrong (`how_wrong`), the others a
-    random sample of the rest.
+    Every run gets the same share. Of a run with more solutions than that, half are the most wrong ones (`how_wrong`),
+    the others a random sample of the rest.
 
     Returns:
-        `prompts`: the questions, each once; `items`: {run (its number), id, prompt (number of the question), steps,
-        labels (or null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct and
-        answer; `total`: records; `distinct`: solutions among them; `worst`: how many of the items are there for being
-        wrong, None if all are shown.
+        `prompts`: the questions, each once. `items`: {run (index), id, prompt (index in `prompts`), steps, labels (or
+        null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct and answer.
+        `total`: number of records. `distinct`: number of solutions without copies. `worst`: number of items that were
+        chosen as most wrong, None if all solutions are shown.
 
     Raises:
         PQMError: a record without one score (a finite number, or null) per step, or a candidate whose `correct` is not
             true, false or a number from 0 to 1.
     """
-    scored = [(number, run.scored) for number, run in enumerate(runs) if run.scored]
+    scored = [(i, run.scored) for i, run in enumerate(runs) if run.scored]
     prompts: dict[str, int] = {}
     items: list[dict[str, Any]] = []
     total = distinct = worst = 0
-    for number, paths in scored:
-        copies, top, others = _select(paths, limit // len(scored), seed)
+    for i, paths in scored:
+        copies, top, sample = _select(paths, limit // len(scored), seed)
         total, distinct, worst = total + sum(copies.values()), distinct + len(copies), worst + len(top)
-        missing = top | others
+        missing = top | sample
         for candidate, scores in _read(paths):
             if (key := _key(candidate)) in missing:
                 missing.remove(key)
                 prompt = prompts.setdefault(candidate.record.prompt, len(prompts))
-                items.append({"run": number, "prompt": prompt, **_item(candidate, scores), "copies": copies[key]})
+                items.append({"run": i, "prompt": prompt, **_item(candidate, scores), "copies": copies[key]})
     counts = {"total": total, "distinct": distinct, "worst": worst if len(items) < distinct else None}
     return {"prompts": list(prompts), "items": items, **counts}
 
 
 def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int], set[int], set[int]]:
-    """Keys: how often each occurs, those chosen as most wrong, those chosen at random. A first reading of the files: of
-    each solution no more than two numbers are held."""
+    """(how often each key occurs, keys chosen as most wrong, keys chosen at random).
+
+    A first reading of the files, which holds no more than two numbers for each solution in memory.
+    """
     copies: Counter[int] = Counter()
     wrong: dict[int, float] = {}
     for candidate, scores in _read(paths):
@@ -71,10 +73,11 @@ def _key(candidate: Candidate) -> int:
 
 
 def how_wrong(candidate: Candidate, scores: Scores) -> tuple[float | None, int | None]:
-    """How wrong the model was about a solution, from 0 to 1, and the step (from 0) where that was.
+    """(how wrong the model was about a solution, from 0 to 1; the step, from 0, where it was).
 
-    The largest |sigmoid(q) - label| over the steps that have both. Without a step label: |sigmoid(q) - correct| of the
-    step with the lowest q, for one wrong step makes a solution wrong. (None, None) if nothing says what is right.
+    That is the largest |sigmoid(q) - label| over the steps that have both. If no step has both, it is
+    |sigmoid(q) - correct| of the step with the lowest q, because one wrong step makes a solution wrong. (None, None)
+    without labels and `correct`.
     """
     labels = candidate.record.labels or [None] * len(scores)
     gaps = [

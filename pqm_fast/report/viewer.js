@@ -1,6 +1,6 @@
 "use strict";
-// The viewer of scored solutions: filters and sorts numbers of items, and makes elements for one page of them only.
-// Texts are set as text everywhere, never as HTML. The state stands in the address, so that it can be passed on.
+// The viewer of scored solutions: filters and sorts all items, and makes elements for one page of them only.
+// Texts are inserted as text, never as HTML. The address holds the state of the view, so that a link reproduces it.
 
 const PAGE = 10, LONG_TEXT = 600, MANY_STEPS = 40;
 
@@ -59,15 +59,15 @@ function startViewer(data) {
 
   function change(values) {
     Object.assign(state, { page: 1 }, values);
-    const given = Object.entries(state).filter(([name, value]) => value !== "" && value !== { sort: "wrong", page: 1 }[name]);
-    history.replaceState(null, "", "#" + new URLSearchParams([["viewer", ""], ...given]));
+    const changed = Object.entries(state).filter(([name, value]) => value !== "" && value !== { sort: "wrong", page: 1 }[name]);
+    history.replaceState(null, "", "#" + new URLSearchParams([["viewer", ""], ...changed]));
     show();
   }
 
   function readAddress() {
-    const given = new URLSearchParams(location.hash.slice(1));
-    if (!given.has("viewer")) return;
-    for (const name in state) state[name] = given.get(name) ?? { sort: "wrong", page: 1 }[name] ?? "";
+    const stored = new URLSearchParams(location.hash.slice(1));
+    if (!stored.has("viewer")) return;
+    for (const name in state) state[name] = stored.get(name) ?? { sort: "wrong", page: 1 }[name] ?? "";
     if (!(state.sort in ORDERS)) state.sort = "wrong";
     state.page = Math.max(1, Math.trunc(Number(state.page)) || 1);
     search.value = state.search;
@@ -140,11 +140,11 @@ function step(item, t) {
   return row;
 }
 
-// A long text shows its beginning; the rest comes with a click.
+// The beginning of a long text; a click shows the rest.
 function collapsed(text) {
   if (text.length <= LONG_TEXT * 1.2) return element("span", {}, text);
   let cut = LONG_TEXT;
-  if (/[\ud800-\udbff]/.test(text[cut - 1])) cut--; // not within a surrogate pair
+  if (/[\ud800-\udbff]/.test(text[cut - 1])) cut--; // do not cut a surrogate pair in two
   const rest = text.length - cut;
   const shown = element("span", {}, text.slice(0, cut));
   const more = () => { shown.textContent = text; };

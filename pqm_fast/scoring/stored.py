@@ -1,6 +1,7 @@
 """Step scores, and the fields in which `pqm-fast score` stores them beside a record."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Whether a loss makes the better verifier: many trainings under equal conditions, `pqm-fast study`."""
+"""`pqm-fast study`: train with every loss under the same conditions and compare their Best-of-N."""

@@ -1,4 +1,4 @@
-"""Every option of `pqm-fast study`. The defaults are the reduced grid, for two CPU cores."""
+"""The options of `pqm-fast study`. The defaults are a reduced grid for two CPU cores."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import Aggregator
-from pqm_fast.study.labels import parse_labels
+from pqm_fast.study.relabel import parse_label_kind
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Train with every loss under the same conditions and see whose Q-values pick the better solutions.
+    """Train with every loss under the same conditions and compare how well their Q-values pick solutions.
 
     The grid: every loss with every kind of labels on the first model, every loss on every other model with the first
     kind of labels, and rank with every zeta. At each point the learning rate and the aggregator are chosen on the
@@ -23,38 +23,39 @@ class StudyConfig:
     """
 
     out: str = "runs/study"
-    """Folder for the trials, results.json, study.md and pictures. The same command goes on where it stopped, and more
-    losses, labels, models, rates or seeds may be added."""
+    """Folder for the trials, results.json, study.md and pictures. Run the same command again to continue an interrupted
+    study; losses, labels, models, rates, margins and seeds can be added."""
 
     losses: tuple[Loss, ...] = ("rank", "rank-theory", "rank-first-error", "bce", "mse", "orm")
-    """What is compared; pairwise and crm are there too."""
+    """Losses to compare; pairwise and crm can be added."""
     baseline: Loss = "bce"
-    """The loss that every other one is compared with, trial by trial and question by question."""
+    """The loss that the others are compared with, seed by seed and question by question."""
     zeta: float = 4.0
     """Margin of rank, rank-theory and pairwise."""
     zetas: tuple[float, ...] = (0.0, 16.0)
-    """Other margins, for rank on the first model with the first labels."""
+    """Other margins to try, for rank on the first model with the first kind of labels."""
     labels: tuple[str, ...] = ("given", "flip:0.2")
-    """given: as the data has them (exact in the arithmetic world). first-error: without those of the steps after the
-    first wrong one. flip:P: each one inverted with probability P. monte-carlo: made by `pqm-fast annotate` (the
-    arithmetic world only)."""
+    """given: the labels in the data (exact in the arithmetic world). first-error: none after the first wrong step.
+    flip:P: each label inverted with probability P. monte-carlo: made by `pqm-fast annotate` (only in the arithmetic
+    world)."""
     models: tuple[str, ...] = ("llama",)
-    """Model folders or hub ids; for the arithmetic world llama, qwen2 and mistral, small and without weights."""
+    """Model folders or hub ids; in the arithmetic world llama, qwen2 and mistral, small and with random weights."""
     learning_rates: tuple[float, ...] = (1e-3, 2e-3)
-    """Rates that each loss tries at each point."""
+    """Learning rates that each loss tries at each point of the grid."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Training seeds: the order of the data and new weights."""
+    """Training seeds, for the order of the data and for new weights."""
 
     data: tuple[str, ...] = ()
     """Step-labelled records to train on. Default: the embedded arithmetic world."""
     tuning: tuple[str, ...] = ()
-    """Pools of candidate solutions that rates and aggregators are chosen on; none of the questions in --test."""
+    """Pools of candidate solutions to choose rates and aggregators on; they share no question with --test."""
     test: tuple[str, ...] = ()
-    """Pools of candidate solutions that the figures are of; with step labels also step metrics."""
+    """Pools of candidate solutions to compare the losses on; with step labels there are step metrics too."""
     read: ReadOptions = field(default_factory=ReadOptions)
 
     n: int = 16
-    """Candidates that one is picked from, for each question and policy; those with fewer are left out."""
+    """Candidates to pick one from, for each question and policy. A policy with fewer candidates of a question is left
+    out there."""
     aggregate: tuple[Aggregator, ...] = get_args(Aggregator)
     """Aggregators to choose from."""
 
@@ -64,42 +65,42 @@ class StudyConfig:
     micro_batch_tokens: int = 1536
     """Tokens of one forward pass."""
     accumulation: int = 1
-    """Micro-batches of one optimizer step."""
+    """Micro-batches in one optimizer step."""
     warmup_steps: int = 50
-    """Steps of linear warm-up, then a cosine."""
+    """Steps of linear warm-up, before the cosine schedule."""
     max_length: int | None = None
     """Longest trajectory in tokens. Default: the model's context, at most 4096."""
     lora_rank: int = 0
-    """Train low-rank adapters of this rank. 0: every weight."""
+    """Rank of the low-rank adapters to train. 0: train every weight."""
     prefix_tree: bool = False
-    """Compute what solutions of one question share once."""
+    """Compute the shared beginnings of solutions to one question once."""
     device: str = "auto"
-    """cuda if there is one, otherwise cpu."""
+    """auto: cuda if there is a GPU, otherwise cpu."""
     dtype: DType = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU."""
     attention: Attention = "auto"
     """As for `pqm-fast train`."""
     layers: Layers = "auto"
-    """As for `pqm-fast train`; compilation takes longer than it saves where models are small."""
+    """As for `pqm-fast train`; for small models compilation takes longer than it saves."""
     save_every: int = 0
-    """Optimizer steps between resumable checkpoints of a trial (0: an interrupted trial starts anew)."""
+    """Optimizer steps between resumable checkpoints of a trial. 0: an interrupted trial starts again from step 0."""
     keep_weights: bool = False
-    """Keep the checkpoint of every trial; by default its weights are removed once its pools are scored."""
+    """Keep the weights of every trial. By default they are removed once the pools are scored."""
     workers: int = 0
-    """Trials at a time, each in a process of its own. 0: as many as there are CPU cores, 1 on a GPU."""
+    """Trials to run at the same time, each in its own process. 0: one per CPU core, or 1 on a GPU."""
 
     world_seed: int = 1
-    """Of the arithmetic world's problems and weak spots."""
+    """Seed of the arithmetic world: its problems and its policies' weak spots."""
     problems: int = 4000
-    """Its training problems; each is solved by six policies, twice."""
+    """Training problems of the arithmetic world; each of six policies solves each problem twice."""
     tuning_problems: int = 50
-    """Its problems to choose rates and aggregators on, N candidates from each of seven policies."""
+    """Problems of the arithmetic world to choose rates and aggregators on; each of seven policies has N candidates."""
     test_problems: int = 150
-    """Its problems to test on."""
+    """Problems of the arithmetic world to test on, with N candidates as well."""
     completer: str = "mixed"
-    """Its policy that writes the rollouts of monte-carlo labels."""
+    """Policy of the arithmetic world that writes the rollouts for monte-carlo labels."""
     rollouts: int = 4
-    """Rollouts behind each step for monte-carlo labels."""
+    """Rollouts from each step for monte-carlo labels."""
     progress: bool = True
     """Show the progress bar."""
 
@@ -108,14 +109,14 @@ class StudyConfig:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise PQMError(f"{name}: {', '.join(map(str, values)) or 'none'} given; name at least one, each once")
-        given = [bool(files) for files in (self.data, self.tuning, self.test)]
-        if any(given) and not all(given):
-            raise PQMError("data, tuning, test: give all three, or none of them for the arithmetic world")
+        has_files = [bool(files) for files in (self.data, self.tuning, self.test)]
+        if any(has_files) and not all(has_files):
+            raise PQMError("data, tuning, test: pass all three, or none of them for the arithmetic world")
         for text in self.labels:
-            if parse_labels(text).kind == "monte-carlo" and self.data:
+            if parse_label_kind(text).name == "monte-carlo" and self.data:
                 raise PQMError(
-                    "labels monte-carlo: only in the arithmetic world; for your own data write them with "
-                    "`pqm-fast annotate`, and make a second study of them"
+                    "labels monte-carlo: available only in the arithmetic world; for your own data, write the labels "
+                    "with `pqm-fast annotate` and run a second study on them"
                 )
         if self.baseline not in self.losses:
             raise PQMError(f"baseline {self.baseline}: is not among the losses {', '.join(self.losses)}")
@@ -123,13 +124,13 @@ class StudyConfig:
         for name, least in (*((name, 1) for name in counts), ("workers", 0)):
             if getattr(self, name) < least:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least {least}")
-        for name, values, above in (
-            ("learning_rates", self.learning_rates, True),
-            ("zetas", (self.zeta, *self.zetas), False),
-            ("seeds", self.seeds, False),
+        for name, values, zero_allowed in (
+            ("learning_rates", self.learning_rates, False),
+            ("zetas", (self.zeta, *self.zetas), True),
+            ("seeds", self.seeds, True),
         ):
-            if not all(0 <= value < math.inf and (value or not above) for value in values):
-                allowed = "above 0" if above else "from 0 on"
+            if not all(0 <= value < math.inf and (value or zero_allowed) for value in values):
+                allowed = "of at least 0" if zero_allowed else "above 0"
                 raise PQMError(f"{name}: {', '.join(map(str, values))} given; each must be a finite number {allowed}")
 
     @property

@@ -1,4 +1,4 @@
-"""Which trainings a study consists of."""
+"""The grid of a study: its cells, and the trials at each of them."""
 
 from dataclasses import dataclass, replace
 from urllib.parse import quote
@@ -11,7 +11,7 @@ from pqm_fast.study.config import StudyConfig
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A point of the grid: what a loss is trained on, and how. `zeta` is None for losses that have none."""
+    """A point of the grid. `zeta` is None for losses without a margin; `labels` is a kind of labels, as `flip:0.2`."""
 
     loss: Loss
     zeta: float | None
@@ -24,7 +24,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training."""
+    """One training at a cell."""
 
     cell: Cell
     learning_rate: float
@@ -32,7 +32,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its folder and its file; tells it from every other trial."""
+        """The name of its folder and files, which no other trial has."""
         cell = self.cell
         loss = cell.loss if cell.zeta is None else f"{cell.loss}-zeta{_digits(cell.zeta)}"
         labels = cell.labels.replace(":", "")
@@ -40,21 +40,19 @@ class Trial:
 
 
 def _digits(value: float) -> str:
-    """All that it takes to tell it from another: 4, 0.001, 1e-05."""
+    """As many digits as tell the value from every other one: 4, 0.001, 1e-05."""
     return str(value).removesuffix(".0")
 
 
 def cells(config: StudyConfig) -> list[Cell]:
-    """The grid, each point once: losses by labels, by further models, and rank (if it is one of them) by zetas."""
-    first = Cell("rank", config.zeta, config.models[0], config.labels[0])
+    """Each cell once: all losses with each kind of labels, then with each further model, then rank with each zeta."""
+    base = Cell("rank", config.zeta, config.models[0], config.labels[0])
     points = [
-        replace(first, labels=labels).with_loss(loss, config.zeta) for labels in config.labels for loss in config.losses
+        replace(base, labels=labels).with_loss(loss, config.zeta) for labels in config.labels for loss in config.losses
     ]
     points += [
-        replace(first, model=model).with_loss(loss, config.zeta)
-        for model in config.models[1:]
-        for loss in config.losses
+        replace(base, model=model).with_loss(loss, config.zeta) for model in config.models[1:] for loss in config.losses
     ]
     if "rank" in config.losses:
-        points += [replace(first, zeta=zeta) for zeta in config.zetas]
+        points += [replace(base, zeta=zeta) for zeta in config.zetas]
     return list(dict.fromkeys(points))

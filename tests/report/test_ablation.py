@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from report_files import pool, results, write_results, write_run
 
+from pqm_fast.report.ablation import ablation
 from pqm_fast.report.charts import best_of_n_charts
-from pqm_fast.report.find import Run, find
-from pqm_fast.report.groups import evaluations
-from pqm_fast.report.table import ablation
+from pqm_fast.report.groups import group_evaluations
+from pqm_fast.report.runs import Run, find_runs
 
 
 def cells(table, name, group=None):
@@ -21,7 +21,7 @@ def test_options_that_differ_are_columns_and_the_best_is_marked(tmp_path):
         write_run(tmp_path / "b", auroc=0.9, loss="bce"),
         write_run(tmp_path / "c", auroc=0.9, loss="rank", label_threshold=0.5),
     ]
-    table = ablation(find([str(folder) for folder in folders]))
+    table = ablation(find_runs([str(folder) for folder in folders]))
     assert table.options == ["loss", "label_threshold"]
     assert [[cell.text for cell in row[:3]] for row in table.rows] == [
         ["a", "rank", "none"],
@@ -41,7 +41,7 @@ def test_options_that_differ_are_columns_and_the_best_is_marked(tmp_path):
 def test_seeds_share_a_row(tmp_path):
     folders = [write_run(tmp_path / f"rank{s}", seed=s, auroc=0.7 + 0.1 * s) for s in (0, 1, 2)]
     folders.append(write_run(tmp_path / "bce", seed=0, auroc=0.75, loss="bce"))
-    table = ablation(find([str(folder) for folder in folders]))
+    table = ablation(find_runs([str(folder) for folder in folders]))
     assert table.seeds
     assert table.options == ["loss"]
     assert [(row[0].text, row[0].spread) for row in table.rows] == [("rank0", "and 2 more, seeds 0, 1, 2"), ("bce", "")]
@@ -55,7 +55,7 @@ def test_seeds_share_a_row(tmp_path):
 def test_runs_of_another_length_have_a_row_of_their_own(tmp_path, option, other):
     folders = [write_run(tmp_path / f"seed{s}", seed=s, save_every=s) for s in (1, 2)]
     folders.append(write_run(tmp_path / "length", seed=3, **{option: other}))
-    table = ablation(find([str(folder) for folder in folders]))
+    table = ablation(find_runs([str(folder) for folder in folders]))
     assert table.options == [option]
     assert [row[0].text for row in table.rows] == ["seed1", "length"]
 
@@ -63,7 +63,7 @@ def test_runs_of_another_length_have_a_row_of_their_own(tmp_path, option, other)
 def test_figures_of_evaluations(tmp_path):
     for name, good in (("poor", -1.0), ("good", 2.0)):
         write_results(tmp_path / f"{name}.json", pool(good))
-    table = ablation(find([str(tmp_path)]))
+    table = ablation(find_runs([str(tmp_path)]))
     good, poor = ({c.name: c.values[i] for c in table.columns} for i in (0, 1))
     stored = results(pool(2.0))
     assert good["best of 8, min"] == stored["overall"]["best_of_n"]["min"]["8"]["mean"] == 1.0
@@ -88,7 +88,9 @@ def test_the_vote_is_of_as_many_as_the_best_is_of(tmp_path):
         for row in pool(1.0, ("a", "b", "c"))
         if row["correct"] or row["policy"] != "a"
     ]
-    [column] = [c for c in ablation(find([str(write_results(tmp_path / "r.json", rows))])).columns if "vote" in c.name]
+    [column] = [
+        c for c in ablation(find_runs([str(write_results(tmp_path / "r.json", rows))])).columns if "vote" in c.name
+    ]
     assert column.name == "vote of 8"
     assert column.values == [pytest.approx(1 - 15 / 45 / 2)]
 
@@ -101,7 +103,7 @@ def test_results_of_different_data_are_kept_apart():
         Run(Path("c"), "c", evaluations={"gsm8k": results(pool(0.0))}),
         Run(Path("d"), "d"),
     ]
-    first, second = evaluations(runs)
+    first, second = group_evaluations(runs)
     assert (first.title, list(first.by_run)) == ("gsm8k", [0, 2])
     assert (second.title, list(second.by_run)) == ("math, other name", [0, 1])
     table = ablation(runs)
@@ -116,7 +118,7 @@ def test_results_of_different_data_are_kept_apart():
 
 def test_the_same_data_evaluated_twice_by_one_run_stays_two():
     runs = [Run(Path("a"), "a", evaluations={"first": results(pool(1.0)), "again": results(pool(0.0))})]
-    assert [group.title for group in evaluations(runs)] == ["first", "again"]
+    assert [group.title for group in group_evaluations(runs)] == ["first", "again"]
 
 
 def test_the_best_is_marked_by_the_calibrated_figure(tmp_path):
@@ -125,7 +127,7 @@ def test_the_best_is_marked_by_the_calibrated_figure(tmp_path):
     level = [row | {"scores": [row["scores"][0], 1.5 - 0.1 * i]} for i, row in enumerate(pool(-1.0))]
     write_results(tmp_path / "low.json", low)
     write_results(tmp_path / "level.json", level)
-    runs = find([str(tmp_path)])
+    runs = find_runs([str(tmp_path)])
     table = ablation(runs)
     assert [row[0].text for row in table.rows] == ["level", "low"]
     for name in ("step accuracy", "first error"):
@@ -150,24 +152,24 @@ def test_the_best_is_marked_by_the_calibrated_figure(tmp_path):
 
 def test_a_policy_with_one_candidate_has_no_best_of_n(tmp_path):
     write_results(tmp_path / "once.json", [row for row in pool(1.0, ("only",)) if row["id"].endswith("-0")])
-    [run] = find([str(tmp_path / "once.json")])
+    [run] = find_runs([str(tmp_path / "once.json")])
     table = ablation([run])
     names = {column.name for column in table.columns}
     assert "mean accuracy" in names
     assert not any(name.startswith(("best of", "pass@", "vote")) for name in names)
-    [group] = evaluations([run])
-    assert best_of_n_charts(group, colour_by_how=True) == []
+    [group] = group_evaluations([run])
+    assert best_of_n_charts(group, colour_by_aggregator=True) == []
     once = [row | {"policy": "once"} for row in pool(1.0, ("weak",)) if row["id"].endswith("-0")]
     write_results(tmp_path / "mixed.json", [*pool(1.0), *once])
-    [group] = evaluations(find([str(tmp_path / "mixed.json")]))
-    titles = [chart["title"].split(" (")[0] for chart in best_of_n_charts(group, colour_by_how=True)]
+    [group] = group_evaluations(find_runs([str(tmp_path / "mixed.json")]))
+    titles = [chart["title"].split(" (")[0] for chart in best_of_n_charts(group, colour_by_aggregator=True)]
     assert titles == ["all candidates", "strong", "weak"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_run_that_diverged(tmp_path, value):
     folders = [write_run(tmp_path / name, seed=s) for s, name in enumerate(("a", "b"))]
-    runs = find([str(folder) for folder in (*folders, write_run(tmp_path / "c", loss="mse"))])
+    runs = find_runs([str(folder) for folder in (*folders, write_run(tmp_path / "c", loss="mse"))])
     for row in runs[0].metrics:
         row |= {"loss": value, "auroc": value}
     table = ablation(runs)

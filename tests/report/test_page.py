@@ -9,8 +9,8 @@ from report_files import HOSTILE, pool, solution, write_lines, write_results, wr
 
 from pqm_fast.cli import main
 from pqm_fast.report.charts import POINTS, training_charts
-from pqm_fast.report.find import Run, find
 from pqm_fast.report.page import page
+from pqm_fast.report.runs import Run, find_runs
 
 
 class Elements(HTMLParser):
@@ -157,7 +157,7 @@ def test_a_long_log_is_averaged(tmp_path):
     rows = [{"kind": "train", "step": step, "loss": float(step % 2)} for step in range(1, 3001)]
     rows[10]["loss"] = float("nan")
     write_lines(folder / "metrics.jsonl", rows)
-    [chart] = training_charts(find([str(folder)]))
+    [chart] = training_charts(find_runs([str(folder)]))
     raw, smoothed = chart["series"]
     assert (raw["label"], raw["raw"], smoothed.get("raw")) == ("training", True, None)
     points = raw["points"]
@@ -175,7 +175,7 @@ def test_curves_of_training_are_smoothed_and_the_raw_line_stays(tmp_path):
         for step in range(1, 101)
     ]
     write_lines(folder / "metrics.jsonl", rows)
-    charts = {chart["title"]: chart["series"] for chart in training_charts(find([str(folder)]))}
+    charts = {chart["title"]: chart["series"] for chart in training_charts(find_runs([str(folder)]))}
     assert len(charts.pop("Learning rate")) == 1  # nothing in it is noise
     assert set(charts) == {"Loss", "Pairs in order", "Step accuracy", "Gradient norm", "Tokens a second"}
     for raw, smoothed in charts.values():

@@ -7,8 +7,8 @@ from report_files import solution, write_lines
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.report.find import Run
-from pqm_fast.report.solutions import choose, how_wrong
+from pqm_fast.report.runs import Run
+from pqm_fast.report.solutions import choose_solutions, how_wrong
 
 
 def run_of(path, rows):
@@ -42,7 +42,7 @@ def test_how_wrong(scores, labels, correct, expected):
 
 def test_all_are_shown_where_they_fit(tmp_path):
     rows = [solution("a", [1.23456, None], [1.0, None], policy="x", correct=True, answer="2"), solution("b", [0.5])]
-    found = choose([Run(tmp_path, "none"), run_of(tmp_path / "s.jsonl", rows)], 2)
+    found = choose_solutions([Run(tmp_path, "none"), run_of(tmp_path / "s.jsonl", rows)], 2)
     assert found["prompts"] == ["What is 1 + 1?"]
     first, second = found["items"]
     assert first.pop("wrong") == pytest.approx(1 - p(1.23456))
@@ -57,22 +57,24 @@ def test_all_are_shown_where_they_fit(tmp_path):
 def test_the_worst_and_a_random_sample(tmp_path):
     rows = [solution(f"s{i}", [-i / 50], [1.0]) for i in range(200)]
     run = run_of(tmp_path / "s.jsonl", rows)
-    found = choose([run], 20)
+    found = choose_solutions([run], 20)
     numbers = [int(item["id"][1:]) for item in found["items"]]
     assert len(set(numbers)) == 20
     assert set(range(190, 200)) <= set(numbers)
     assert min(numbers) < 100  # of ten random ones
     assert (found["total"], found["worst"]) == (200, 10)
-    assert [item["id"] for item in choose([run], 20)["items"]] == [item["id"] for item in found["items"]]
-    assert [item["id"] for item in choose([run], 20, seed=1)["items"]] != [item["id"] for item in found["items"]]
-    assert choose([run], 0)["items"] == []
+    assert [item["id"] for item in choose_solutions([run], 20)["items"]] == [item["id"] for item in found["items"]]
+    assert [item["id"] for item in choose_solutions([run], 20, seed=1)["items"]] != [
+        item["id"] for item in found["items"]
+    ]
+    assert choose_solutions([run], 0)["items"] == []
 
 
 def test_each_run_has_its_share(tmp_path):
     runs = [
         run_of(tmp_path / f"{q}.jsonl", [solution(f"s{i}", [q + i / 100], [0.0]) for i in range(50)]) for q in (0, 5)
     ]
-    found = choose(runs, 20)
+    found = choose_solutions(runs, 20)
     assert [item["run"] for item in found["items"]] == [0] * 10 + [1] * 10
 
 
@@ -80,7 +82,7 @@ def test_copies_are_shown_once(tmp_path):
     same = {"completions": ["the same"], "policy": "x"}
     rows = [solution(f"s{i}", [1.0], **same) for i in range(3)]
     rows += [solution("other policy", [1.0], **{**same, "policy": "y"}), solution("other label", [1.0], [0.0], **same)]
-    found = choose([run_of(tmp_path / "s.jsonl", rows)], 10)
+    found = choose_solutions([run_of(tmp_path / "s.jsonl", rows)], 10)
     assert [(item["id"], item["copies"]) for item in found["items"]] == [
         ("s0", 3),
         ("other policy", 1),
@@ -103,20 +105,20 @@ def test_bad_scores_are_named(tmp_path, scores, message):
     row = solution("bad", [1.0, 2.0]) | {"scores": scores}
     path = tmp_path / "s.jsonl"
     with pytest.raises(PQMError, match=message) as error:
-        choose([run_of(path, [row])], 10)
+        choose_solutions([run_of(path, [row])], 10)
     assert str(error.value).startswith(f"{path}: record bad: ")
 
 
 def test_a_bad_correctness_is_named(tmp_path):
     path = tmp_path / "s.jsonl"
     with pytest.raises(PQMError) as error:
-        choose([run_of(path, [solution("bad", [1.0], question_id="q", correct=7)])], 10)
+        choose_solutions([run_of(path, [solution("bad", [1.0], question_id="q", correct=7)])], 10)
     assert str(error.value) == f"{path}: record bad: correct is 7; give true, false or a number from 0 to 1"
     other_field = run_of(path, [solution("fine", [1.0], correct="C")])  # no candidate: not the correctness
-    assert "correct" not in choose([other_field], 10)["items"][0]
+    assert "correct" not in choose_solutions([other_field], 10)["items"][0]
 
 
 def test_a_file_of_something_else(tmp_path):
     path = write_lines(tmp_path / "s.jsonl", [{"a": 1}])
     with pytest.raises(PQMError, match=r"s.jsonl, line 1: fields a are of no known format"):
-        choose([Run(Path("s"), "s", scored=[path])], 10)
+        choose_solutions([Run(Path("s"), "s", scored=[path])], 10)

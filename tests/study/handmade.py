@@ -5,7 +5,7 @@ import json
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
-from pqm_fast.study.pools import read_pool, write_judged
+from pqm_fast.study.judged_pool import read_judged_pool, write_judged_pool
 
 CONFIG = StudyConfig(
     losses=("rank", "bce", "orm"),
@@ -35,8 +35,8 @@ def pool(folder):
         for answer in own
     ]
     (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_judged([str(folder / "pool.jsonl")], ReadOptions(), 2, folder / "judged.jsonl")
-    return read_pool(folder / "judged.jsonl")
+    write_judged_pool([str(folder / "pool.jsonl")], ReadOptions(), 2, folder / "judged.jsonl")
+    return read_judged_pool(folder / "judged.jsonl")
 
 
 def result(tuning=0.5, test=(0.5, 0.5, 0.5), last=None, diverged=None, steps=STEPS):

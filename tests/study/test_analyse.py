@@ -8,8 +8,10 @@ from handmade import CONFIG, STEPS, every, pool, result
 from scipy.stats import t
 
 from pqm_fast.errors import PQMError
-from pqm_fast.study.analyse import analyse, chosen, read_result
+from pqm_fast.study.analyse import analyse
+from pqm_fast.study.choice import choose
 from pqm_fast.study.grid import Cell, Trial, cells
+from pqm_fast.study.trial_result import read_result
 
 
 def tuned(**figures):
@@ -30,8 +32,8 @@ BLOWN = {"diverged": "step 3: loss nan"}
         ({0.1: BLOWN, 0.2: BLOWN}, None),
     ],
 )
-def test_chosen(results, expected):
-    assert chosen(results) == expected
+def test_rate_and_aggregator_are_chosen(results, expected):
+    assert choose(results) == expected
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -65,14 +65,14 @@ BAD = [
     ({"seeds": (0, 0)}, "seeds: 0, 0 given; name at least one, each once"),
     ({"labels": ("given", "given")}, "labels: given, given given"),
     ({"baseline": "mse", "losses": ("rank", "bce")}, "baseline mse: is not among the losses rank, bce"),
-    ({"data": ("a.jsonl",), "test": ("b.jsonl",)}, "data, tuning, test: give all three"),
+    ({"data": ("a.jsonl",), "test": ("b.jsonl",)}, "data, tuning, test: pass all three"),
     ({"n": 0}, "n: 0 was given; it must be at least 1"),
     ({"workers": -1}, "workers: -1 was given; it must be at least 0"),
     ({"learning_rates": (1e-3, 0.0)}, "learning_rates: 0.001, 0.0 given; each must be a finite number above 0"),
     ({"learning_rates": (float("nan"),)}, "learning_rates: nan given"),
-    ({"zetas": (0.0, float("inf"))}, "zetas: 4.0, 0.0, inf given; each must be a finite number from 0 on"),
+    ({"zetas": (0.0, float("inf"))}, "zetas: 4.0, 0.0, inf given; each must be a finite number of at least 0"),
     ({"zeta": -1.0}, "zetas: -1.0, 0.0, 16.0 given"),
-    ({"seeds": (0, -1)}, "seeds: 0, -1 given; each must be a finite number from 0 on"),
+    ({"seeds": (0, -1)}, "seeds: 0, -1 given; each must be a finite number of at least 0"),
     ({"labels": ("monte-carlo",), "data": ("a",), "tuning": ("b",), "test": ("c",)}, "only in the arithmetic world"),
 ]
 

@@ -13,7 +13,7 @@ import torch
 
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
-from pqm_fast.study import run as module
+from pqm_fast.study import schedule
 from pqm_fast.study.analyse import STEP_FIGURES
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.trial import _dtype
@@ -52,7 +52,7 @@ class InThisProcess:
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(schedule, "ProcessPoolExecutor", InThisProcess)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def no_training(monkeypatch):
         raise AssertionError("nothing was left to be trained")
 
     monkeypatch.setattr(InThisProcess, "submit", submit)
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(schedule, "ProcessPoolExecutor", InThisProcess)
 
 
 def study(folder, options):

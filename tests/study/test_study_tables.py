@@ -8,8 +8,10 @@ import pytest
 from handmade import CONFIG, every, pool, result
 
 from pqm_fast.study.analyse import analyse
+from pqm_fast.study.document import document
 from pqm_fast.study.grid import Trial, cells
-from pqm_fast.study.tables import document, select, tables
+from pqm_fast.study.select import select
+from pqm_fast.study.tables import tables
 
 
 def results_of(config, folder, trials=None):

@@ -577,11 +577,11 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):
     assert f"{file}: {reported} damaged lines were taken out" in capsys.readouterr().out
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
-    from pqm_fast.report.find import find
+    from pqm_fast.report.runs import find_runs
 
     file.write_bytes(file.read_bytes() + b'{"kind": "train", "step": 99, "loss": "x"}\n')
     curve.draw_curve(cut)
-    [run] = find([str(cut)])
+    [run] = find_runs([str(cut)])
     assert len(run.metrics) == len(read_metrics(file))
     file.unlink()
     with warnings.catch_warnings(action="error"):

@@ -10,7 +10,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import read_all
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import evaluate_pools
-from pqm_fast.study.pools import read_pool, write_judged
+from pqm_fast.study.judged_pool import read_judged_pool, write_judged_pool
 
 
 def lines(path, rows):
@@ -58,8 +58,8 @@ def test_the_scores_of_these_tests_have_ties_and_gaps(files):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_best_of_n_is_that_of_evaluate(tmp_path, files, n):
-    left_out = write_judged(files, ReadOptions(), n, tmp_path / "out" / "judged.jsonl")
-    pool = read_pool(tmp_path / "out" / "judged.jsonl")
+    left_out = write_judged_pool(files, ReadOptions(), n, tmp_path / "out" / "judged.jsonl")
+    pool = read_judged_pool(tmp_path / "out" / "judged.jsonl")
     original = [(record, q(record)) for record in read_all(files)]
     ns = list(range(1, n + 1))
     scores = [q(record) for record in pool.records]
@@ -67,7 +67,7 @@ def test_best_of_n_is_that_of_evaluate(tmp_path, files, n):
     assert pool.questions == ["p1", "p2", "p3"]
     compared = 0
     for how in ("min", "last", "mean", "prod", "max"):
-        picked = pool.picked(scores, how, ns)
+        picked = pool.best_of_n(scores, how, ns)
         assert picked.shape == (2, 3, n)
         for k, question in enumerate(pool.questions):
             own = [pair for pair in original if pair[0].extra["question_id"] == question]
@@ -88,8 +88,8 @@ def test_best_of_n_is_that_of_evaluate(tmp_path, files, n):
 
 
 def test_what_is_kept_of_a_candidate(tmp_path, files):
-    write_judged(files, ReadOptions(), 1, tmp_path / "judged.jsonl")
-    pool = read_pool(tmp_path / "judged.jsonl")
+    write_judged_pool(files, ReadOptions(), 1, tmp_path / "judged.jsonl")
+    pool = read_judged_pool(tmp_path / "judged.jsonl")
     rows = {
         (r.extra["question_id"], r.extra["policy"], tuple(r.steps), c)
         for r, c in zip(pool.records, pool.correct, strict=True)
@@ -105,15 +105,15 @@ def test_what_is_kept_of_a_candidate(tmp_path, files):
     }
     assert [r.labels for r in pool.records if r.labels is not None] == [[1, None]]
     again = tmp_path / "again.jsonl"  # what was judged may be judged again
-    write_judged([str(tmp_path / "judged.jsonl")], ReadOptions(), 1, again)
+    write_judged_pool([str(tmp_path / "judged.jsonl")], ReadOptions(), 1, again)
     assert [r.extra["correct"] for r in read_records(again)] == pool.correct.tolist()
 
 
 def test_candidates_without_a_policy_are_one(tmp_path):
     rows = [candidate("p", None, ["it is 1"], answer="1"), candidate("p", "a", ["it is 2"], answer="1")]
     rows.append({"prompt": "Q p?", "completions": ["it is 2"], "question_id": "p", "answer": "1"})
-    write_judged([lines(tmp_path / "a.jsonl", rows)], ReadOptions(), 1, tmp_path / "judged.jsonl")
-    pool = read_pool(tmp_path / "judged.jsonl")
+    write_judged_pool([lines(tmp_path / "a.jsonl", rows)], ReadOptions(), 1, tmp_path / "judged.jsonl")
+    pool = read_judged_pool(tmp_path / "judged.jsonl")
     assert {policy: [len(own) for own in groups.values()] for policy, groups in pool.members.items()} == {
         "a": [1],
         "all": [2],
@@ -122,8 +122,8 @@ def test_candidates_without_a_policy_are_one(tmp_path):
 
 def test_questions_of_a_number_for_an_id(tmp_path):
     rows = [candidate(1, "a", ["it is 1"], answer=1), candidate("1", "a", ["it is 2"], answer=1)]
-    write_judged([lines(tmp_path / "a.jsonl", rows)], ReadOptions(), 2, tmp_path / "judged.jsonl")
-    assert read_pool(tmp_path / "judged.jsonl").questions == ["1"]
+    write_judged_pool([lines(tmp_path / "a.jsonl", rows)], ReadOptions(), 2, tmp_path / "judged.jsonl")
+    assert read_judged_pool(tmp_path / "judged.jsonl").questions == ["1"]
 
 
 GOOD = candidate("p", "a", ["it is 1"], answer="1")
@@ -140,14 +140,14 @@ BAD = [
 def test_records_that_are_no_candidates(tmp_path, row, message):
     file = lines(tmp_path / "a.jsonl", [GOOD, row])
     with pytest.raises(PQMError) as found:
-        write_judged([file], ReadOptions(), 1, tmp_path / "judged.jsonl")
+        write_judged_pool([file], ReadOptions(), 1, tmp_path / "judged.jsonl")
     assert message in str(found.value)
     assert str(found.value).startswith(f"{file}: record a:2")
 
 
 def test_no_policy_has_enough(tmp_path, files):
     with pytest.raises(PQMError, match="no policy has 5 candidates of any question; choose a smaller --n"):
-        write_judged(files, ReadOptions(), 5, tmp_path / "judged.jsonl")
+        write_judged_pool(files, ReadOptions(), 5, tmp_path / "judged.jsonl")
 
 
 def test_one_id_of_two_questions_is_refused(tmp_path):
@@ -155,5 +155,5 @@ def test_one_id_of_two_questions_is_refused(tmp_path):
     rows = [GOOD, {**GOOD, "prompt": "Another?", "answer": "2"}]
     files = [lines(tmp_path / f"{i}.jsonl", [row]) for i, row in enumerate(rows)]
     with pytest.raises(PQMError) as found:
-        write_judged(files, ReadOptions(), 1, tmp_path / "judged.jsonl")
+        write_judged_pool(files, ReadOptions(), 1, tmp_path / "judged.jsonl")
     assert "question_id p is of two questions" in str(found.value)

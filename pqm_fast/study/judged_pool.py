@@ -1,9 +1,9 @@
-"""The pools of candidate solutions that every trial scores: read and judged once."""
+"""Pools of candidate solutions, judged once before the trials, and Best-of-N from a trial's scores."""
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,36 +21,43 @@ from pqm_fast.evaluate.pools import judged
 from pqm_fast.scoring.stored import Scores
 
 
-@dataclass
-class Pool:
-    """Judged candidates. `members[policy][question]` are numbers of `records`."""
+@dataclass(frozen=True, slots=True)
+class JudgedPool:
+    """Candidate solutions of questions by several policies, each with its correctness."""
 
-    records: list[Record] = field(default_factory=list)
-    correct: np.ndarray = field(default_factory=lambda: np.empty(0))
+    records: list[Record]
+    correct: np.ndarray
     """[records] in [0, 1]."""
-    questions: list[str] = field(default_factory=list)
+    questions: list[str]
     """Ids."""
-    members: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """By policy and number of the question."""
+    members: dict[str, dict[int, np.ndarray]]
+    """`members[policy][question]`: indices into `records`; the question is an index into `questions`."""
 
-    def picked(self, scores: Sequence[Scores], how: str, ns: Sequence[int]) -> np.ndarray:
-        """[policies, questions, ns] expected correctness of the best of n; NaN where a policy has fewer than n."""
-        aggregated = aggregate_all(scores, how)
-        found = np.full((len(self.members), len(self.questions), len(ns)), np.nan)
-        for p, own in enumerate(self.members.values()):
-            groups = list(own.values())
-            values = expected_best([aggregated[g] for g in groups], [self.correct[g] for g in groups], ns)
-            found[p, list(own)] = values
-        return found
+    def best_of_n(self, scores: Sequence[Scores], aggregator: str, ns: Sequence[int]) -> np.ndarray:
+        """Expected correctness of the candidate with the best score among n, from step scores per record.
+
+        Returns:
+            [policies, questions, ns], float64; NaN where a policy has fewer than n candidates.
+        """
+        aggregated = aggregate_all(scores, aggregator)
+        expected = np.full((len(self.members), len(self.questions), len(ns)), np.nan)
+        for p, groups in enumerate(self.members.values()):
+            indices = list(groups.values())
+            values = expected_best([aggregated[g] for g in indices], [self.correct[g] for g in indices], ns)
+            expected[p, list(groups)] = values
+        return expected
 
 
-def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> list[str]:
-    """Writes the candidates in `files` as records with `question_id`, `policy` and `correct`; returns what it left out.
+def write_judged_pool(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> list[str]:
+    """Writes the candidates in `files` as records with `question_id`, `policy` and `correct`.
 
-    A policy's candidates of a question are left out if they are fewer than `n`.
+    Leaves out a policy's candidates of a question where there are fewer than `n`.
+
+    Returns:
+        A message for each kind of records that was left out.
 
     Raises:
-        PQMError: what cannot be read or judged, or no policy with `n` candidates of any question.
+        PQMError: a record cannot be read or judged, or no policy has `n` candidates of any question.
     """
     names, skipped = ", ".join(files), SkipSummary()
     questions: dict[str, list[Candidate]] = defaultdict(list)
@@ -89,11 +96,10 @@ def write_judged(files: Sequence[str], read: ReadOptions, n: int, out: Path) -> 
 
 
 @lru_cache(maxsize=4)
-def read_pool(path: Path) -> Pool:
-    """What `write_judged` wrote; kept, for one process scores it again and again."""
-    pool = Pool(list(read_records(path)))
-    candidates = [Candidate.of(record, str(path)) for record in pool.records]
-    pool.correct = np.array([candidate.correct for candidate in candidates])
+def read_judged_pool(path: Path) -> JudgedPool:
+    """Reads what `write_judged_pool` wrote. Cached: one process scores the same pool for many trials."""
+    records = list(read_records(path))
+    candidates = [Candidate.of(record, str(path)) for record in records]
     numbers: dict[str, int] = {}
     members: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, candidate in enumerate(candidates):
@@ -101,6 +107,12 @@ def read_pool(path: Path) -> Pool:
         assert candidate.policy is not None
         number = numbers.setdefault(candidate.question_id, len(numbers))
         members[candidate.policy][number].append(i)
-    pool.questions = list(numbers)
-    pool.members = {policy: {q: np.array(own) for q, own in members[policy].items()} for policy in sorted(members)}
-    return pool
+    return JudgedPool(
+        records,
+        correct=np.array([candidate.correct for candidate in candidates]),
+        questions=list(numbers),
+        members={
+            policy: {question: np.array(indices) for question, indices in members[policy].items()}
+            for policy in sorted(members)
+        },
+    )

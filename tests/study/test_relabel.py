@@ -8,21 +8,21 @@ import pytest
 from pqm_fast.data import read_records
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
-from pqm_fast.study.labels import Labels, parse_labels, write_labelled
+from pqm_fast.study.relabel import LabelKind, parse_label_kind, write_relabelled
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("given", Labels("given")),
-        ("first-error", Labels("first-error")),
-        ("monte-carlo", Labels("monte-carlo")),
-        ("flip:0.2", Labels("flip", 0.2)),
-        ("flip:1e-3", Labels("flip", 0.001)),
+        ("given", LabelKind("given")),
+        ("first-error", LabelKind("first-error")),
+        ("monte-carlo", LabelKind("monte-carlo")),
+        ("flip:0.2", LabelKind("flip", 0.2)),
+        ("flip:1e-3", LabelKind("flip", 0.001)),
     ],
 )
 def test_kinds(text, expected):
-    assert parse_labels(text) == expected
+    assert parse_label_kind(text) == expected
 
 
 BAD = ["", "Given", "given:", "given:0.1", "flip", "flip:", "flip:0", "flip:1", "flip:-0.1", "flip:nan", "flip:inf"]
@@ -31,7 +31,7 @@ BAD = ["", "Given", "given:", "given:0.1", "flip", "flip:", "flip:0", "flip:1", 
 @pytest.mark.parametrize("text", [*BAD, "flip:a", "monte-carlo:4", "none"])
 def test_other_words_are_refused(text):
     with pytest.raises(PQMError) as found:
-        parse_labels(text)
+        parse_label_kind(text)
     assert str(found.value).startswith(f"labels {text}: choose given, first-error, monte-carlo or flip:P")
 
 
@@ -46,7 +46,7 @@ def trl(path, labels, ids=True):
 
 
 def written(data, kind, out, read=None):
-    write_labelled([data] if isinstance(data, str) else data, read or ReadOptions(), parse_labels(kind), out)
+    write_relabelled([data] if isinstance(data, str) else data, read or ReadOptions(), parse_label_kind(kind), out)
     return list(read_records(out))
 
 

@@ -1,0 +1,147 @@
+"""The inputs of a report that are under a path: training runs, results of `evaluate` and files of scored solutions."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pqm_fast.common.yaml_file import read_yaml
+from pqm_fast.errors import PQMError
+from pqm_fast.scoring.stored import SCORED_BY
+from pqm_fast.train.metrics_file import read_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The folder of a training run."""
+
+    path: Path
+    metrics: list[dict[str, Any]]
+    """The rows of metrics.jsonl."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """config.yaml, flat: `template.step_token` for an option in a group."""
+
+    @property
+    def model(self) -> str:
+        return str(self.path.resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A file of results that `evaluate` wrote."""
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def model(self) -> str | None:
+        """The model that the file names (`scoring.stored.model_name`), if it names one."""
+        return _text(self.results.get("model"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A file of solutions that `score` wrote."""
+
+    path: Path
+    model: str | None
+    """As in `Evaluation`."""
+
+
+Input = Training | Evaluation | Scored
+
+
+def find_inputs(path: Path) -> list[Input]:
+    """What a file is, or what a folder holds; without a training run in the folder, its subfolders too.
+
+    Raises:
+        PQMError: the path does not exist or holds no input, or a file cannot be read.
+    """
+    if not path.exists():
+        raise PQMError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [_in_file(path)]
+    inputs = _in_folder(path)
+    if not any(isinstance(found, Training) for found in inputs):
+        inputs += [found for child in sorted(path.iterdir()) if child.is_dir() for found in _in_folder(child)]
+    if not inputs:
+        raise PQMError(
+            f"{path}: nothing to report, neither here nor in the folders in it: no metrics.jsonl (pqm-fast train),"
+            " no results (pqm-fast evaluate --out), no scored solutions (pqm-fast score)"
+        )
+    return inputs
+
+
+def _in_folder(folder: Path) -> list[Input]:
+    inputs: list[Input] = []
+    if metrics := _metrics(folder / "metrics.jsonl"):
+        inputs.append(Training(folder, metrics, _options(folder / "config.yaml")))
+    for path in sorted(folder.glob("*.json")):
+        if _is_evaluation(value := _json(path)):
+            inputs.append(Evaluation(path, value))
+    for path in sorted(folder.glob("*.jsonl")):
+        if (row := _first_scored_row(path)) is not None:
+            inputs.append(Scored(path, _text(row.get(SCORED_BY))))
+    return inputs
+
+
+def _in_file(path: Path) -> Input:
+    """Takes a file without results for scored solutions; reading them later reports it if they are not."""
+    if path.suffix == ".json" and _is_evaluation(value := _json(path)):
+        return Evaluation(path, value)
+    if path.name == "metrics.jsonl":
+        raise PQMError(f"{path}: name the run's folder instead, {path.parent}")
+    return Scored(path, _text((_first_scored_row(path) or {}).get(SCORED_BY)))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN is a missing figure
+    except (ValueError, RecursionError) as error:
+        raise PQMError(f"{path}: damaged, not JSON: {error}") from error
+
+
+def _is_evaluation(value: Any) -> bool:
+    if not isinstance(value, dict) or "records" not in value:
+        return False
+    return isinstance(value.get("steps"), dict) or {"overall", "policies"} <= value.keys()
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(path)
+    if not rows and path.exists() and path.stat().st_size:
+        raise PQMError(f"{path}: not the metrics of `pqm-fast train`: no line with `kind` and `step` is intact")
+    return rows
+
+
+def _first_scored_row(path: Path) -> dict[str, Any] | None:
+    """The first line of a file of scored solutions. None for any other file: a folder may hold any JSON lines."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and "completions" in row and "scores" in row else None
+
+
+def _options(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise PQMError(f"{path}: damaged, it holds no options")
+    return dict(_flat(values))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value

@@ -1,0 +1,154 @@
+"""The sections of the page as HTML, and the charts in them as data for charts.js."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from pqm_fast.report.ablation import ablation
+from pqm_fast.report.charts import Chart, best_of_n_charts, step_charts, training_charts
+from pqm_fast.report.groups import Group, group_evaluations
+from pqm_fast.report.html_tables import html_tables
+from pqm_fast.report.runs import Run
+
+FIXED = (
+    "Fixed: at the threshold 0, or at that of `evaluate --threshold`. The comparative losses leave the level of the"
+    " scores free, so figures at a fixed threshold show where the scores lie, not how well they separate steps."
+    " Calibrated: each solution is judged with a threshold that was chosen on other questions; compare models by these"
+    " figures. Position only, length only: the AUROC of a score that knows only a step's number, or its number of"
+    " characters."
+)
+
+
+def page_sections(runs: Sequence[Run], solutions: dict[str, Any]) -> tuple[dict[str, str], dict[str, list[Chart]]]:
+    """({heading: HTML of a section with data}, {name of a `data-charts` element: its charts})."""
+    groups = group_evaluations(runs)
+    charts: dict[str, list[Chart]] = {}
+    sections = {
+        "Runs": _runs(runs),
+        "Training": _training(runs, charts),
+        "Best-of-N": "".join(_best_of_n(group, len(runs), charts, i) for i, group in enumerate(groups)),
+        "Steps": "".join(_steps(group, runs, charts, i) for i, group in enumerate(groups)),
+        "Solutions": _solutions(solutions),
+    }
+    return {name: html for name, html in sections.items() if html}, charts
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    table = ablation(runs)
+    notes = ["A click on a heading sorts."]
+    if len(table.rows) > 1:
+        notes.insert(0, "The options shown are those in which the runs differ. The best value of a figure is marked.")
+    if table.seeds:
+        notes.append("Runs that differ only in the seed share a row: mean ± standard deviation over the seeds.")
+    if any(column.name.endswith(("fixed", "calibrated")) for column in table.columns):
+        notes.append(FIXED)
+    if any(column.intervals != [""] * len(runs) for column in table.columns):
+        notes.append("95% intervals are in the tooltips.")
+    options = "".join(
+        f"<details><summary>{escape(run.name)}: all options</summary><table>"
+        + "".join(
+            f'<tr><td class="text">{escape(k)}</td><td class="text">{escape(str(v))}</td></tr>'
+            for k, v in run.options.items()
+        )
+        + "</table></details>"
+        for run in runs
+        if run.options
+    )
+    if not any(run.evaluations or run.scored for run in runs):
+        notes.append(
+            "For curves of Best-of-N and for solutions, run `pqm-fast evaluate --out RUN/NAME.json` and `pqm-fast score"
+            " --out RUN/NAME.jsonl`, where RUN is the run's folder."
+        )
+    return f'<p class="note">{" ".join(notes)}</p>{html_tables(table)}{options}' if table.columns else options
+
+
+def _training(runs: Sequence[Run], charts: dict[str, list[Chart]]) -> str:
+    charts["training"] = training_charts(runs)
+    if not charts["training"]:
+        return ""
+    note = (
+        "The comparative losses are not meant to reach 0: with equal scores for all correct steps, a loss is at the"
+        " floor shown, and its scale depends on the loss and its margin. Read the held-out accuracies beside it. Curves"
+        " of training are smoothed over a tenth of their points; the pale line behind a curve is what was logged."
+    )
+    return f'<p class="note">{note}</p><div data-charts="training"><div class="charts"></div></div>'
+
+
+def _best_of_n(group: Group, runs: int, charts: dict[str, list[Chart]], number: int) -> str:
+    name = f"pool-{number}"
+    charts[name] = best_of_n_charts(group, colour_by_aggregator=runs == 1)
+    if not charts[name]:
+        return ""
+    choices = list(dict.fromkeys(s["choice"] for chart in charts[name] for s in chart["series"] if "choice" in s))
+    options = (["all"] if runs == 1 and len(choices) > 1 else []) + choices
+    select = "".join(f'<option value="{escape(choice)}">{escape(choice)}</option>' for choice in options)
+    note = (
+        "Expected share of questions answered correctly when the model picks one of N candidates, over all subsets of"
+        " N. Bands are 95% intervals over questions; with more than two curves, they are in the tooltips. The score of"
+        " a solution aggregates the Q-values of its steps:"
+    )
+    return (
+        f'{_heading(group)}<div data-charts="{name}"><p class="note">{note}'
+        f' <select aria-label="aggregator">{select}</select></p><div class="charts"></div></div>'
+    )
+
+
+def _steps(group: Group, runs: Sequence[Run], charts: dict[str, list[Chart]], number: int) -> str:
+    name = f"steps-{number}"
+    charts[name] = step_charts(group)
+    types = _types(group, [run.name for run in runs])
+    if not charts[name] and not types:
+        return ""
+    drawn = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
+    return f"{_heading(group)}{drawn}{types}"
+
+
+def _types(group: Group, names: list[str]) -> str:
+    """PRMScore by kind of error, a row for each run, as in PRMBench."""
+    by_run = {i: results["by_type"] for i, results in group.by_run.items() if "by_type" in results}
+    if not by_run:
+        return ""
+    kinds = list(dict.fromkeys(kind for by_type in by_run.values() for kind in by_type["types"]))
+    head = "".join(f'<th class="text">{escape(kind)}</th>' for kind in kinds)
+    rows = ""
+    for i, by_type in by_run.items():
+        cells = "".join(_prm_score(by_type["types"].get(kind, {})) for kind in kinds)
+        rows += f'<tr><td class="text">{escape(names[i])}</td>{cells}</tr>'
+    return (
+        f"<h4>PRMScore by {escape(next(iter(by_run.values()))['field'])}</h4>"
+        '<p class="note">The mean of two F1 scores over steps, that of the correct and that of the wrong steps'
+        " (PRMBench): calibrated, and below it at the fixed threshold.</p>"
+        f'<div class="scroll"><table><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _prm_score(scores: dict[str, Any]) -> str:
+    calibrated, fixed = (
+        "–" if (value := scores.get(name)) is None else f"{value:.3f}" for name in ("prm_score_calibrated", "prm_score")
+    )
+    return f'<td class="text">{calibrated}<small>{fixed}</small></td>'
+
+
+def _heading(group: Group) -> str:
+    return f"<h3>{escape(group.title)}</h3>" if group.title else ""
+
+
+def _solutions(solutions: dict[str, Any]) -> str:
+    shown = len(solutions["items"])
+    if not shown:
+        return ""
+    total, distinct, worst = (solutions[name] for name in ("total", "distinct", "worst"))
+    selection = f"All {distinct:,} scored solutions"
+    if worst is not None:
+        parts = f"the {worst:,} where the model was most wrong, and a random sample of the others (--solutions)"
+        selection = f"{shown:,} of {distinct:,} scored solutions: {parts}"
+    selection += f"; copies ({total:,} records in all) are shown once." if distinct < total else "."
+    legend = (
+        "How wrong the model was is the largest |sigmoid(q) − label| over a solution's steps; where steps have no"
+        " labels, |sigmoid(q) − correct| of the step with the lowest Q-value. That step is framed. Each step shows its"
+        " Q-value, sigmoid(q), and the label: ✓ correct, ✗ wrong, a number between, · none."
+    )
+    return (
+        f'<p class="note">{selection} {legend}</p><p class="note">Q-value: low<span class="scale"></span>high</p>'
+        '<div id="viewer"></div>'
+    )
