@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(READY): constraints.txt setup.py pyproject.toml
+$(READY): constraints.txt setup.py pyproject.toml kernels/VERSION
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "pqm-fast needs Python 3.10 or later")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -1,4 +1,4 @@
-"""The op of pqm-fast, for any trainer: step scores and ranking losses straight from hidden states."""
+"""The fused op of pqm-fast, for any trainer: from hidden states to step scores and the losses of PRMs."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Which backend computes: "eager" (plain PyTorch), "triton", or "auto", the better of the two."""
+"""The choice of a backend: "eager" (plain PyTorch), "triton", or "auto", the better of the two."""
 
 from collections.abc import Iterable
 
@@ -8,16 +8,16 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def pick_backend(requested: str, device: torch.device, dtypes: Iterable[torch.dtype]) -> str:
-    """`requested`, or for "auto" triton on CUDA where it has the `dtypes` of the inputs, else eager.
+    """The backend to use: `requested`, or for "auto" triton on CUDA if it supports all `dtypes`, else eager.
 
     Raises:
-        ValueError: an unknown backend, or a dtype that triton, if it is requested, does not have.
+        ValueError: an unknown backend, or triton for a dtype that it does not support.
     """
-    missing = [dtype for dtype in dtypes if dtype not in TRITON_DTYPES]
+    unsupported = [dtype for dtype in dtypes if dtype not in TRITON_DTYPES]
     if requested == "auto":
-        return "triton" if device.type == "cuda" and not missing else "eager"
+        return "triton" if device.type == "cuda" and not unsupported else "eager"
     if requested not in ("eager", "triton"):
         raise ValueError(f"unknown backend {requested!r}; known: auto, eager, triton")
-    if requested == "triton" and missing:
-        raise ValueError(f"the triton backend does not take {missing[0]}; use 'eager'")
+    if requested == "triton" and unsupported:
+        raise ValueError(f"the triton backend does not take {unsupported[0]}; use 'eager'")
     return requested

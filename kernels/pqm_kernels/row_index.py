@@ -1,4 +1,4 @@
-"""The inverse of `step_index`: which steps read a row of `hidden`. The backward sums their gradients with it."""
+"""The inverse of `step_index`: the steps that read each row of `hidden`. The backward sums their gradients with it."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StepsByRow(NamedTuple):
-    """The steps of row r are order[first[r] : first[r + 1]], in rising order.
+    """The steps of row r are order[first[r] : first[r + 1]], in ascending order.
 
     Attributes:
         order: [S] int32, the steps sorted by their row.
@@ -19,9 +19,9 @@ class StepsByRow(NamedTuple):
 
 
 def steps_by_row(step_index: Tensor, num_rows: int) -> StepsByRow:
-    """Inverts `step_index` [S], whose values lie in 0..num_rows - 1, on its device and without synchronising it.
+    """Inverts `step_index` [S], whose values lie in 0..num_rows - 1, on its device, which it does not synchronise.
 
-    The sort is stable, so that sums over the steps of a row have one order.
+    The sort is stable, so that sums over the steps of a row always have the same order.
     """
     rows, order = step_index.sort(stable=True)
     every_row = torch.arange(num_rows + 1, device=rows.device, dtype=rows.dtype)

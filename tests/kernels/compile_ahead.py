@@ -61,8 +61,8 @@ def call(
     norm_weight = torch.ones(width, dtype=head) if norm else None
     head_weights = (weight, torch.zeros(1, dtype=head) if bias else None, norm_weight)
     divisor = torch.tensor(3.0) if normalizer else None
-    numbers = (loss, 4.0, 1e-6, 1.0)
-    _, _, work = forward(hidden, *head_weights, step_index, labels, cu_steps, divisor, *numbers)
+    numbers = {"zeta": 4.0, "norm_eps": 1e-6, "scale": 1.0}
+    _, _, work = forward(hidden, *head_weights, step_index, labels, cu_steps, divisor, loss, **numbers)
     order, first = steps_by_row(step_index, rows)
     for needs_hidden, needs_head in needs:
         backward(torch.tensor(1.0), work, hidden, *head_weights, order, first, needs_hidden, needs_head)

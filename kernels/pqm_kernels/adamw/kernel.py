@@ -1,4 +1,4 @@
-"""The Triton kernel of `pqm_kernels.AdamW`: one launch a parameter, each element read once and written once."""
+"""The Triton kernel of `pqm_kernels.AdamW`: one launch per parameter, which reads and writes each element once."""
 
 import torch
 import triton
@@ -18,30 +18,30 @@ def adamw_kernel(
     weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr,
     to_mean, to_square, correction, eps, rate, decay, num_elements, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The twin of `update` in optimizer.py, operation by operation. bfloat16 weights come as int16: SPLIT."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    valid = place < num_elements
-    master = tl.load(weight_ptr + place, mask=valid)
+    """The same operations as `update` in optimizer.py. With SPLIT, bfloat16 weights come as int16."""
+    position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = position < num_elements
+    master = tl.load(weight_ptr + position, mask=valid)
     if SPLIT:
-        low = tl.load(low_ptr + place, mask=valid).to(tl.int32)
+        low = tl.load(low_ptr + position, mask=valid).to(tl.int32)
         master = ((master.to(tl.int32) << 16) + low).to(tl.float32, bitcast=True)
-    gradient = tl.load(gradient_ptr + place, mask=valid).to(tl.float32)
-    mean = tl.load(exp_avg_ptr + place, mask=valid)
-    square = tl.load(exp_avg_sq_ptr + place, mask=valid)
+    gradient = tl.load(gradient_ptr + position, mask=valid).to(tl.float32)
+    mean = tl.load(exp_avg_ptr + position, mask=valid)
+    square = tl.load(exp_avg_sq_ptr + position, mask=valid)
     mean += (gradient - mean) * to_mean
     square += (gradient * gradient - square) * to_square
     direction = tl.div_rn(mean, tl.sqrt_rn(square) * correction + eps)
     master -= direction * rate + master * decay
-    tl.store(exp_avg_ptr + place, mean, mask=valid)
-    tl.store(exp_avg_sq_ptr + place, square, mask=valid)
+    tl.store(exp_avg_ptr + position, mean, mask=valid)
+    tl.store(exp_avg_sq_ptr + position, square, mask=valid)
     if SPLIT:
-        # A NaN of a GPU has all bits set, and would be rounded to a zero.
+        # A NaN made by a GPU has all bits set, and rounding would turn it into zero.
         bits = tl.where(master == master, master.to(tl.int32, bitcast=True), 0x7FC00000)
         high = (bits + 0x8000) >> 16
-        tl.store(weight_ptr + place, high.to(tl.int16), mask=valid)
-        tl.store(low_ptr + place, (bits - (high << 16)).to(tl.int16), mask=valid)
+        tl.store(weight_ptr + position, high.to(tl.int16), mask=valid)
+        tl.store(low_ptr + position, (bits - (high << 16)).to(tl.int16), mask=valid)
     else:
-        tl.store(weight_ptr + place, master, mask=valid)
+        tl.store(weight_ptr + position, master, mask=valid)
 
 
 def update(
@@ -55,4 +55,4 @@ def update(
     key = (*map(aligned_key, tensors), num_elements)
     arguments = (*tensors, *numbers, num_elements, low is not None, BLOCK)
     adamw_kernel.launch(weight, key, (triton.cdiv(num_elements, BLOCK), 1, 1), arguments)
-    torch.autograd.graph.increment_version(weight)  # autograd has not seen the write
+    torch.autograd.graph.increment_version(weight)  # autograd does not see what the kernel writes

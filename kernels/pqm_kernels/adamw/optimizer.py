@@ -1,7 +1,7 @@
-"""AdamW for bfloat16 weights that loses nothing to their rounding, in 14 bytes a parameter with its gradient.
+"""AdamW that trains bfloat16 weights with float32 precision, in 14 bytes per parameter including its gradient.
 
-A step of 1e-6 is far below what a bfloat16 weight can show. So each weight has a float32 master, of which the
-parameter holds the upper half, rounded to nearest, and the optimizer the 16 bits that are missing ("low"):
+A step of 1e-6 is far below the resolution of a bfloat16 weight. So each weight has a float32 master. The parameter
+holds the upper half of the master, rounded to nearest, and the optimizer holds the 16 missing bits ("low"):
 
     master bits = (weight bits << 16) + low,  weight bits = (master bits + 0x8000) >> 16,  -2^15 <= low < 2^15
 
@@ -15,34 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a parameter of each dtype has in `state`, beside the number of steps taken; each tensor in its shape.
+# The tensors in the `state` of a parameter of each dtype, in its shape, beside the number of steps taken.
 MOMENTS = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
 STATE = {torch.float32: MOMENTS, torch.bfloat16: MOMENTS | {"low": torch.int16}}
-# Elements at a time in plain PyTorch: bounds what a large parameter takes beside its state.
+# Elements updated at a time in plain PyTorch: bounds the temporary memory that a large parameter takes.
 CHUNK = 2**18
 
 
 class AdamW(torch.optim.Optimizer):
-    """`torch.optim.AdamW` on float32 masters of bfloat16 weights; for float32 weights these are their own masters.
+    """`torch.optim.AdamW` on float32 masters of bfloat16 weights; float32 weights are their own masters.
 
     Per step t, with gradient g: m += (1 - beta1) (g - m), v += (1 - beta2) (g^2 - v) and
     master -= lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + lr weight_decay master,
-    in float32, each operation rounded once: both backends give the same bits, on the CPU and on CUDA. Nothing
-    synchronises the device. A gradient that is not finite makes the weight NaN, and a weight beyond what bfloat16 can
-    show is infinite there.
+    in float32, with each operation rounded once, so that both backends give the same bits, on the CPU and on CUDA.
+    Nothing synchronises the device. A gradient that is not finite makes the weight NaN, and a weight beyond the range
+    of bfloat16 becomes infinite.
 
-    The low halves belong to the weights they were split from: whoever sets weights anew between steps must also
-    `del optimizer.state[param]`, or load a state that was saved with the new ones.
+    The low halves belong to the weights that they were split from. Code that replaces weights between steps must also
+    `del optimizer.state[param]`, or load a state that was saved with the new weights.
 
     Args:
         params: parameters or groups of them, as for any optimizer: bfloat16 or float32, contiguous. Gradients are
-            bfloat16 or float32, whatever the weight (`param.grad_dtype = torch.float32` lets PyTorch add up those of
-            several backward passes in float32), of any strides; parameters without one are left alone.
-        lr: a Python number, as are all others; a group may have its own, and a schedule may change them.
-        betas: of m and v, in [0, 1).
-        eps: beside sqrt(v).
-        weight_decay: decoupled.
-        backend: "eager" (plain PyTorch, any device), "triton" (one launch a parameter), or "auto": triton on CUDA.
+            bfloat16 or float32, independently of the weight, and may have any strides (with `param.grad_dtype =
+            torch.float32` PyTorch accumulates several backward passes in float32). Parameters without a gradient are
+            left unchanged.
+        lr: learning rate. All numbers are Python numbers; a group may have its own, and a schedule may change them.
+        betas: decay rates of m and v, in [0, 1).
+        eps: added to sqrt(v).
+        weight_decay: decoupled weight decay.
+        backend: "eager" (plain PyTorch, any device), "triton" (one launch per parameter), or "auto": triton on CUDA.
 
     Raises:
         ValueError: an unknown backend; a number, parameter or gradient that does not fit.
@@ -67,7 +68,7 @@ class AdamW(torch.optim.Optimizer):
         return super().__getstate__() | {"backend": self.backend}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As for any optimizer; checks the numbers of the group and its parameters."""
+        """Adds a group, as in any optimizer, and checks its numbers and parameters."""
         super().add_param_group(param_group)
         try:
             _check_group(self.param_groups[-1])
@@ -77,7 +78,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Returns what `closure`, if given, returns."""
+        """Updates every parameter that has a gradient. Returns the result of `closure`, if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -119,17 +120,17 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def master(self, param: Tensor) -> Tensor:
-        """The float32 weights behind a parameter of this optimizer, a new tensor of its shape."""
+        """The float32 master of a parameter of this optimizer, as a new tensor of its shape."""
         if all(param is not known for group in self.param_groups for known in group["params"]):
             raise ValueError(f"not a parameter of this optimizer: {param.dtype} {list(param.shape)}")
         low = self.state.get(param, {}).get("low")
         return param.detach().to(torch.float32, copy=True) if low is None else join(param.detach(), low)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave, bit for bit. As in any optimizer, tensors on the right device are not copied.
+        """Loads the result of `state_dict` bit for bit. As usual, tensors that are on the right device are not copied.
 
-        Raises ValueError if it does not fit the parameters. Hooks see no state: `Optimizer` itself, which calls
-        them, would cast it all to the dtype of the weights.
+        Raises ValueError if it does not fit the parameters. Hooks do not see the state, because `Optimizer`, which
+        calls them, would cast all of it to the dtype of the weights.
         """
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
@@ -160,8 +161,9 @@ def update(
 ) -> None:  # fmt: skip
     """One step in place, in plain PyTorch. All tensors are [N]; `low` is None for float32 weights.
 
-    Moments move by the shares `to_mean` and `to_square`; sqrt(v) is multiplied by `correction`, the direction by `rate`
-    and the weight by `decay`. No operation that PyTorch might fuse: its rounding would depend on the device.
+    The moments move towards g and g^2 by the fractions `to_mean` and `to_square`; sqrt(v) is multiplied by
+    `correction`, the direction by `rate` and the weight by `decay`. No operation here is one that PyTorch might fuse,
+    because its rounding would then depend on the device.
     """
     for first in range(0, len(weight), CHUNK):
         chunk = slice(first, first + CHUNK)
@@ -169,7 +171,7 @@ def update(
         m += (g - m) * to_mean
         v += (g * g - v) * to_square
         direction = m / (_sqrt(v) * correction + eps)
-        # Decay and step are added before they meet the weight: apart, a decay of 1e-8 would be rounded away.
+        # Decay and step are added first and subtracted from the weight together: alone, a decay of 1e-8 would be lost.
         master = weight[chunk] if low is None else join(weight[chunk], low[chunk])
         master -= direction * rate + master * decay
         if low is not None:
@@ -177,7 +179,7 @@ def update(
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Rounded correctly, as a GPU does. On the CPU PyTorch's own is the other neighbour for one number in five."""
+    """The correctly rounded root, as a GPU computes it. PyTorch on the CPU rounds one root in five the other way."""
     return x.double().sqrt().float() if x.device.type == "cpu" else x.sqrt()
 
 
@@ -189,8 +191,8 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a Python number in [0, {bound}), found {value!r}")
     for param in group["params"]:
         if param.dtype not in STATE or not param.is_contiguous() or type(param).__name__ == "DTensor":
-            found = f"{type(param).__name__} {param.dtype} {list(param.shape)} of strides {param.stride()}"
-            raise ValueError(f"parameters must be bfloat16 or float32, contiguous and no DTensor, found {found}")
+            found = f"{type(param).__name__} {param.dtype} {list(param.shape)} with strides {param.stride()}"
+            raise ValueError(f"parameters must be bfloat16 or float32, contiguous and not a DTensor, found {found}")
 
 
 def _loaded(saved: dict[str, Any], param: Tensor, number: int) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def step_loss(
         q = _scores(hidden, step_index, weight, bias, norm_weight, norm_eps)
         total = trajectory_losses(q, labels, cu_steps, loss, zeta).sum()
         if normalizer is not None:
-            return StepLoss(loss=total / normalizer.to(total.dtype), q=q.detach())  # without the cast, it could promote
+            total = total / normalizer.to(total.dtype)  # a normalizer in float64 would make the loss float64
+            return StepLoss(loss=total, q=q.detach())
         divisor = divisor or default_normalizer(loss, len(step_index), len(cu_steps) - 1)
         return StepLoss(loss=total / divisor, q=q.detach())
     order, first_step = steps_by_row or (None, None)

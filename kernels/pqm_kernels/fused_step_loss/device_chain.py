@@ -53,7 +53,7 @@ def chain(
         m, s = join(last_m, last_s, member_m, member_s)
 
     # Sweep down: u after each step is a scan too, over the steps shifted by one, starting from the last step.
-    tl.debug_barrier()  # x is read by other threads than wrote it
+    tl.debug_barrier()  # threads read values of x that other threads wrote
     u = 0.0
     for first in range(0, length, BLOCK):
         position = length - 1 - first - offset

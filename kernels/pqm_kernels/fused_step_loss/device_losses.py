@@ -57,12 +57,8 @@ def pairwise(q_ptr, labels_ptr, dq_ptr, start, end, zeta, scale):
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
         wrong = has_label(False, labels_ptr, step, inside)
-        position = tl.where(
-            wrong,
-            step - start + 1,
-            start - step - 1,
-            # The position in the chain: that of Q_0 is 0, and scores that should be lower have higher positions.
-        )
+        # The position in the chain: that of Q_0 is 0, and scores that should be lower have higher positions.
+        position = tl.where(wrong, step - start + 1, start - step - 1)
         # The pair with Q_0.
         sign = tl.where(wrong, 1.0, -1.0)
         excess = sign * q + tl.where(wrong, zeta, 0.0)

@@ -147,7 +147,7 @@ def forward_kernel(
     )  # fmt: skip
     if normalizer_ptr is not None:
         scale /= tl.load(normalizer_ptr).to(tl.float32)
-    tl.debug_barrier()  # q is read by other threads than wrote it
+    tl.debug_barrier()  # threads read scores that other threads wrote
     is_last = (end - start <= PART) & (program >= num_windows)
     if (end - start > PART) & (scored_from < scored_to):
         # The barrier and the atomic together publish this program's scores and receive those of the others.
@@ -159,7 +159,7 @@ def forward_kernel(
     if is_last:
         loss = trajectory_loss(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS, BLOCK_SWEEP)
         tl.store(losses_ptr + trajectory, loss, mask=exists)
-    tl.debug_barrier()  # so is the loss
+    tl.debug_barrier()  # the same for the losses
     if tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1:
         total = tl.zeros([BLOCK_LOSSES], tl.float32)
         for first in range(0, num_trajectories, BLOCK_LOSSES):

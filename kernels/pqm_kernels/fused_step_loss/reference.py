@@ -1,11 +1,11 @@
-"""Every loss over the step scores of a trajectory, in plain PyTorch: what all else is tested against.
+"""Every loss over the step scores of a trajectory, in plain PyTorch. All other implementations are tested against it.
 
 Each loss is one short function `(q, y, valid, zeta) -> [...]` that reduces the last dimension: scores `q`
 [..., L], labels `y` [..., L] (1 correct, 0 wrong) and `valid` [..., L], False where a row is padded. One
 trajectory is [L], a batch [B, L]. Q_0 = 0 is the value of the question; C and W are the correct and the wrong
-steps in order; N is the sum of e^(q_w + zeta) over W. Scores may be as large as 1e4, and time is linear in L
-except for `pairwise`, which looks at every pair. A loss near 0 and its gradient keep their digits: small terms are
-not what is left of large ones.
+steps in order; N is the sum of e^(q_w + zeta) over W. Scores may be as large as 1e4. Time is linear in L, except for
+`pairwise`, which computes every pair. A loss near 0 and its gradient keep their precision, because no small term is
+the difference of large ones.
 
 Sources: PQM, "Process Reward Model with Q-Value Rankings" (ICLR 2025, arXiv 2410.11287), and CRM, "Linking
 Process to Outcome: Conditional Reward Modeling for LLM Reasoning" (ICLR 2026, arXiv 2509.26578).
@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from pqm_kernels.fused_step_loss.checks import check_steps
 
-# "Not in this sum" under a log-sum-exp: its exp is exactly 0 beside any score and, unlike that of -inf, its
-# gradient is never 0 * inf = NaN in a row where nothing is summed.
+# Leaves an element out of a log-sum-exp: its exp is exactly 0 beside any score and, unlike with -inf, its gradient is
+# never 0 * inf = NaN in a row without any element.
 ABSENT = -1e30
-# How many pairs of scores `pairwise` holds in memory at a time.
+# Pairs of scores that `pairwise` holds in memory at a time.
 PAIRS_AT_ONCE = 2**22
-# A batch that takes up to this many scores when padded is padded as one, however uneven.
+# A batch with at most this many scores after padding is padded as a whole, however uneven its lengths.
 SMALL_BATCH = 2**12
 
 Function = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -34,13 +34,13 @@ FUNCTIONS: dict[str, Function] = {}
 
 
 def _computes(loss: str) -> Callable[[Function], Function]:
-    """Enters the decorated function in `FUNCTIONS`."""
+    """Registers the decorated function in `FUNCTIONS`."""
 
-    def entered(function: Function) -> Function:
+    def register(function: Function) -> Function:
         FUNCTIONS[loss] = function
         return function
 
-    return entered
+    return register
 
 
 @_computes("rank")
@@ -54,8 +54,8 @@ def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over w in W but its last."""
     correct, wrong = _split(y, valid)
-    # Below the last wrong step nothing is left: its term is softplus(ABSENT - q_w) = 0. So it may stay, and there
-    # are as many terms as steps.
+    # No step ranks below the last wrong one, so its term is softplus(ABSENT - q_w) = 0. It may stay, and there are as
+    # many terms as steps.
     later = F.pad(torch.where(wrong, q, ABSENT), (0, 1), value=ABSENT).flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
     total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, -F.logsigmoid(q - later), 0.0).sum(-1)
     return total / valid.sum(-1).clamp(min=1)
@@ -79,9 +79,9 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """
     correct, wrong = _split(y, valid)
     step = torch.arange(1, q.shape[-1] + 1, device=q.device)
-    place = torch.where(correct, -step, torch.where(wrong, step, len(step) + 1))
+    position = torch.where(correct, -step, torch.where(wrong, step, len(step) + 1))
     scores = torch.where(correct, q, q + zeta)
-    chain = F.pad(scores, (1, 0)).gather(-1, F.pad(place, (1, 0)).argsort(-1))
+    chain = F.pad(scores, (1, 0)).gather(-1, F.pad(position, (1, 0)).argsort(-1))
     steps = valid.sum(-1)
 
     def pairs_below(begin: int, end: int) -> Tensor:
@@ -94,7 +94,7 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     block = max(1, PAIRS_AT_ONCE // max(chain.numel(), 1))
     if block >= len(step):
         total = pairs_below(0, len(step))
-    else:  # each block is computed again in the backward, so that memory holds one at a time
+    else:  # each block is computed again in the backward, so that memory holds one block at a time
         total = torch.zeros_like(chain[..., 0])
         for begin in range(0, len(step), block):
             total = total + checkpoint(pairs_below, begin, begin + block, use_reentrant=False)
@@ -109,7 +109,7 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     errors = wrong.cumsum(-1)
     survived = torch.where(valid & (errors == 0), -F.logsigmoid(q), 0.0).sum(-1)
     erred = torch.where(wrong & (errors == 1), -F.logsigmoid(-q), 0.0).sum(-1)
-    # H underflows where every score is large but log H does not: log h = -q - e^-q / 2 + ... there.
+    # Where every score is large, H underflows but log H does not: there log h = -q - e^-q / 2 + ...
     large = -q - torch.exp(-q.clamp(min=16.0)) / 2
     log_h = torch.where(q > 16.0, large, torch.log(-F.logsigmoid(q.clamp(max=16.0))))
     failed = -_log1mexp(torch.where(valid, log_h, ABSENT).logsumexp(-1))
@@ -125,7 +125,7 @@ def bce(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 @_computes("mse")
 def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels; zeta is not used."""
-    # sigmoid(q) - y; the derivative p (1 - p) of sigmoid itself would lose what is left of 1 - p
+    # sigmoid(q) - y; autograd's derivative p (1 - p) of sigmoid would lose the digits of 1 - p
     error = (1 - y) * F.logsigmoid(q).exp() - y * F.logsigmoid(-q).exp()
     return torch.where(valid, error.square(), 0.0).sum(-1)
 
@@ -145,20 +145,20 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
 
     Args:
         q: [S] step scores, any float dtype. Arithmetic is float64 (float32 on "mps", which has no other): a
-            log-sum-exp near 1e4 is known to 1e-3 in float32.
+            log-sum-exp near 1e4 is exact to 1e-3 only in float32.
         labels: [S] of any dtype: 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
         cu_steps: [B + 1] int32 or int64, rising from 0 to S; a trajectory may have no steps.
         loss: a key of `LOSSES`.
         zeta: margin between correct and wrong steps, for the losses that have one.
 
     Returns:
-        [B] in the dtype of `q` (float32 for half precision). A trajectory without a term gives 0 and no
+        [B] in the dtype of `q` (float32 for half precision). A trajectory without a term has loss 0 and no
         gradient; a score that is not finite makes the loss of its own trajectory NaN. For bce and mse a
         trajectory's loss is the sum over its steps: a batch divides by S.
 
     Raises:
         ValueError: an unknown loss; shapes that do not fit; on the CPU, values of labels or cu_steps that do
-            not. On other devices and under torch.compile these are not looked at, though lengths are read back.
+            not. On other devices and under torch.compile values are not checked, though lengths are read back.
     """
     if q.dim() != 1 or not q.is_floating_point():
         raise ValueError(f"q must be floating point [S], found {q.dtype} {list(q.shape)}")
@@ -169,14 +169,14 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
     longest = int(lengths.max()) if len(lengths) else 0
     if len(lengths) * longest <= max(4 * len(q), SMALL_BATCH):
         return _padded_losses(q, labels, lengths, longest, loss, zeta).to(out_dtype)
-    # One long trajectory among many short ones: pad those of 2^(n-1) < steps <= 2^n together.
+    # One long trajectory among many short ones: pad trajectories of 2^(n-1) < steps <= 2^n together.
     size = lengths.clamp(min=1).log2().ceil()
     size_of_step = size.repeat_interleave(lengths)
     losses = q.new_zeros(len(lengths))
     for n in size.unique():
         members, steps = size == n, size_of_step == n
-        among = lengths[members]
-        part = _padded_losses(q[steps], labels[steps], among, int(among.max()), loss, zeta)
+        member_lengths = lengths[members]
+        part = _padded_losses(q[steps], labels[steps], member_lengths, int(member_lengths.max()), loss, zeta)
         losses = losses.masked_scatter(members, part)
     return losses.to(out_dtype)
 
@@ -186,19 +186,19 @@ def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, los
     valid = torch.arange(max(longest, 1), device=q.device) < lengths[:, None]
     padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
     y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
-    # Some losses do not see an infinite score; 0 * inf shows it.
+    # Some losses do not depend on an infinite score; adding 0 * inf makes them NaN.
     return FUNCTIONS[loss](padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
 
 
 def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks of the correct and of the wrong steps."""
+    """The masks of the correct and of the wrong steps."""
     return valid & (y > 0.5), valid & (y <= 0.5)
 
 
 def _rank_terms(q: Tensor, correct: Tensor, wrong: Tensor, zeta: float) -> Tensor:
     """Sum of the terms of `rank`: S_0 = log(1 + N) and S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck).
 
-    S_i - q_ci is small where q_ci is large, so it is not subtracted but taken as softplus(S_{i-1} - q_ci).
+    S_i - q_ci is small where q_ci is large, so it is not computed as a difference but as softplus(S_{i-1} - q_ci).
     """
     s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1, keepdim=True))  # 0 without any W
     s_before = torch.cat([s_0, torch.where(correct, q, ABSENT)[..., :-1]], -1).logcumsumexp(-1)
@@ -209,6 +209,6 @@ def _log1mexp(log_x: Tensor) -> Tensor:
     """log(1 - exp(-x)) for x > 0 of any size, from log(x): where x is small, log(x) - x/2 + x^2/24 - ..."""
     x = log_x.exp()
     rest = x.clamp(min=1e-3)
-    # below log 2 the difference 1 - e^-x is what is small, above it e^-x
+    # below log 2 the difference 1 - e^-x is small, above it e^-x is
     usual = torch.where(rest < 0.6931, torch.log(-torch.expm1(-rest)), torch.log1p(-torch.exp(-rest)))
     return torch.where(x < 1e-3, log_x - x / 2 + x.square() / 24, usual)

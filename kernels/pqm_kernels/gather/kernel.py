@@ -1,4 +1,4 @@
-"""The Triton kernel of `pqm_kernels.gather_rows`: the gradients of each row's copies summed, and written once."""
+"""The Triton kernel of `pqm_kernels.gather_rows`: it sums the gradients of the copies of each row."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from pqm_kernels.launch import NO_FUSED_MULTIPLY_ADD, aligned_key, with_options
 from pqm_kernels.tiles import columns_per_tile
 
 COPIES_PER_TILE = 4
-TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the one warp
+TILE_WIDTH = 1024  # bytes of a copy: two loads of 16 bytes for each thread of the only warp
 OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 1}
 
 
@@ -17,16 +17,16 @@ OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 1}
 @triton.jit(do_not_specialize_on_alignment=["order_ptr", "first_ptr"])
 def sum_rows_kernel(source_ptr, order_ptr, first_ptr, target_ptr, W, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
     """A program takes one row and a slice of its columns, and reads BLOCK_S copies at a time; most rows have one or
-    two. Sums are float32 and have one order."""
+    two. It writes the row once. Sums are float32 and have a fixed order."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin = tl.load(first_ptr + row)
     end = tl.load(first_ptr + row + 1)
     total = tl.zeros([BLOCK_D], tl.float32)
     for start in range(begin, end, BLOCK_S):
-        place = start + tl.arange(0, BLOCK_S)
-        copy = tl.load(order_ptr + place, mask=place < end, other=0).to(tl.int64)
-        read = (place < end)[:, None] & (column < W)[None, :]
+        position = start + tl.arange(0, BLOCK_S)
+        copy = tl.load(order_ptr + position, mask=position < end, other=0).to(tl.int64)
+        read = (position < end)[:, None] & (column < W)[None, :]
         total += tl.sum(
             tl.load(source_ptr + copy[:, None] * W + column[None, :], mask=read, other=0.0).to(tl.float32), 0
         )
@@ -34,7 +34,8 @@ def sum_rows_kernel(source_ptr, order_ptr, first_ptr, target_ptr, W, BLOCK_S: tl
 
 
 def sum_rows(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
-    """Launches the kernel: [T, W] in the dtype of `source` [P, W], contiguous; see `pqm_kernels.gather_rows`."""
+    """Launches the kernel. Returns [T, W] in the dtype of `source` [P, W], which must be contiguous: row t is the sum
+    of source[order[first[t] : first[t + 1]]]."""
     num_rows, width = len(first) - 1, source.shape[1]
     target = torch.empty(num_rows, width, dtype=source.dtype, device=source.device)
     if target.numel():

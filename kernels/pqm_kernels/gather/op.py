@@ -1,6 +1,6 @@
-"""Rows gathered by index, whose gradients are summed back in float32 and in a fixed order.
+"""Gathers rows by index; the backward sums their gradients in float32 and in a fixed order.
 
-PyTorch's own `index_select` sums them in the dtype of the rows, and on a GPU with atomics: in another order each time.
+PyTorch's `index_select` sums them in the dtype of the rows, and on a GPU with atomics, in a different order each time.
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ from pqm_kernels.row_index import StepsByRow
 def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = "auto") -> Tensor:
     """`x[index]`: [P, N, ...] of x [T, N, ...], with a first derivative that repeats bit for bit.
 
-    Nothing synchronises the device, and the values of `index` and `by_row` are not looked at.
+    Nothing synchronises the device. The values of `index` and `by_row` are not checked.
 
     Args:
         x: [T, N, ...], of any float dtype and strides.
-        index: [P] int32 or int64, rows of `x`; rows may be repeated, or left out.
-        by_row: `steps_by_row(index, T)`. Entries of `index` that are left out of it pass no gradient back: those whose
-            copies nobody reads.
-        backend: of the sum: "eager" (PyTorch's `embedding_bag`), "triton" (one launch), or "auto": triton on CUDA
-            where it has the dtype, else eager.
+        index: [P] int32 or int64, rows of `x`; rows may be repeated or left out.
+        by_row: `steps_by_row(index, T)`. It may leave out entries of `index` whose copies are never read; these pass no
+            gradient back.
+        backend: how gradients are summed: "eager" (PyTorch's `embedding_bag`), "triton" (one launch), or "auto": triton
+            on CUDA if it supports the dtype, else eager.
 
     Raises:
-        ValueError: an unknown backend, a dtype that triton does not have, or shapes and dtypes that do not fit.
+        ValueError: an unknown backend, a dtype that triton does not support, or shapes and dtypes that do not fit.
     """
     order, first = by_row
     if x.dim() < 2 or len(first) != len(x) + 1 or not order.dtype == first.dtype == torch.int32:
@@ -49,7 +49,8 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         order, first = ctx.saved_tensors
         summed = (_sum_fused if ctx.fused else _sum_eager)(upstream.flatten(1), order, first)
-        return summed.unflatten(1, upstream.shape[1:]), None, None, None, None
+        dx = summed.unflatten(1, upstream.shape[1:])
+        return dx, None, None, None, None  # index, order, first and fused get none
 
 
 def _sum_eager(source: Tensor, order: Tensor, first: Tensor) -> Tensor:
