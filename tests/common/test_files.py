@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whoever writes beside them and however that ends."""
+"""Files and folders appear whole or not at all, even if writers collide or are killed."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path, kind):
     assert died.returncode == -signal.SIGKILL
     [left] = tmp_path.iterdir()
     write_json(tmp_path / "other", 1)
-    assert left.exists()  # not of this name
+    assert left.exists()  # it belongs to another name
     with atomic_file(path) as living:
         living.write_text("new")
         remove_leftovers(tmp_path)
@@ -89,7 +89,7 @@ def test_links_are_not_followed(tmp_path):
     assert (out / "a").read_text() == "whole"
 
 
-def test_what_appears_has_the_usual_permissions(tmp_path):
+def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     write_json(tmp_path / "file", 1)
     with atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("")
@@ -100,7 +100,7 @@ def test_what_appears_has_the_usual_permissions(tmp_path):
 
 
 def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
-    """It may be that its writer is just about to make one."""
+    """Its writer may be about to make one."""
     left = tmp_path / ".out.tmp-abcdefgh"
     left.mkdir()
     remove_leftovers(tmp_path)
@@ -110,10 +110,10 @@ def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
     assert not left.exists()
 
 
-def test_a_link_stays_one(tmp_path):
+def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
-    for name in ("old", "new"):  # the second leads to nothing yet
+    for name in ("old", "new"):  # the target of the second does not exist yet
         (tmp_path / name).symlink_to(f"a/{name}")
         write_json(tmp_path / name, 7)
         assert (tmp_path / name).is_symlink()
@@ -130,7 +130,7 @@ def test_a_link_stays_one(tmp_path):
         ("file/a/b.html", "file is a file, so nothing can be below it; name another"),
     ],
 )
-def test_what_is_no_file_is_not_replaced(tmp_path, capsys, name, message):
+def test_only_regular_files_are_replaced(tmp_path, capsys, name, message):
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "pipe.html")
@@ -144,7 +144,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path, capsys, name, message):
     path = tmp_path / name
     with pytest.raises(PQMError, match=re.escape(message)):
         write_json(path, 1)
-    # found before anything is read
+    # checked before anything is read
     for command in (["evaluate"], ["report", "nowhere"], ["score", "--model", "nowhere"]):
         data = [] if command[0] == "report" else ["--data", "nowhere"]
         assert main([*command, *data, "--out", str(path)]) == 1

@@ -1,4 +1,4 @@
-"""What a run has got so far: every intact row is kept, every other one is named and done again, none is there twice."""
+"""OUT.part: intact rows are kept, damaged ones are named and done again, and no row appears twice."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def written(out: Path, numbers) -> Journal:
 
 def replayed(out: Path) -> tuple[Journal, list[dict]]:
     journal, rows = Journal(out, INPUTS), []
-    journal.replay(lambda place, found: rows.append(row(found["number"]) and found))
+    journal.replay(lambda offset, stored: rows.append(row(stored["number"]) and stored))
     return journal, rows
 
 
@@ -102,24 +102,24 @@ def test_damaged_lines_are_done_again(tmp_path, capsys, damage, lines, kept):
     named = [f"{part}: 1 damaged (line {line}): rows are done again, the others kept\n" for line in lines]
     assert capsys.readouterr().out == "".join(named)
     missing = [i for i in range(6) if i not in kept]
-    places = {i: journal.append(row(i)) for i in missing}
-    assert all(journal.row(place) == row(i) for i, place in places.items())
+    offsets = {i: journal.append(row(i)) for i in missing}
+    assert all(journal.row(offset) == row(i) for i, offset in offsets.items())
     journal.close()
     _, rows = replayed(out)
     assert rows == [row(i) for i in (*kept, *missing)]
 
 
 def test_a_part_file_without_its_beginning(tmp_path):
-    """Rows are known by their checksums; where none is of these options, they are left to the user."""
+    """Rows are recognised by their checksums. If none belongs to these options, the file is left to the user."""
     part = written(tmp_path / "out", range(2)).path
     content = part.read_bytes()
     part.write_bytes(b"x" + content)
-    assert [found["number"] for found in replayed(tmp_path / "out")[1]] == [0, 1]
+    assert [stored["number"] for stored in replayed(tmp_path / "out")[1]] == [0, 1]
     other = Journal(tmp_path / "out", {"seed": 2})
     with pytest.raises(PQMError, match=r"its first line, .* no row belongs to these options; use the options it was"):
-        other.replay(lambda place, found: None)
+        other.replay(lambda offset, stored: None)
     assert part.read_bytes() == b"x" + content
-    part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row was lost: it begins again
+    part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row is lost, so it starts over
     journal, rows = replayed(tmp_path / "out")
     assert rows == []
     journal.append(row(0))
@@ -153,7 +153,7 @@ def test_no_room(tmp_path, file_size_limit):
     assert rows == [row(i) for i in range(len(rows))]
     journal.append(row(len(rows)))
     journal.close()
-    assert [found["number"] for found in replayed(out)[1]] == list(range(len(rows) + 1))
+    assert [stored["number"] for stored in replayed(out)[1]] == list(range(len(rows) + 1))
 
 
 @pytest.mark.fault(

@@ -64,8 +64,8 @@ def test_heads_are_repeated_in_the_order_of_grouped_ones(key_heads):
 @pytest.mark.parametrize("window", [None, 150])
 @pytest.mark.parametrize("name", ["large", "long"])
 def test_on_a_gpu_with_gradients(name, window, size, dtype):
-    """The error is at most three times that on a CPU, or 1e-5 because float32 products on a GPU use TF32. Heads of 36 are
-    not a multiple of 16 bytes in bfloat16."""
+    """The error is at most three times that on a CPU, or 1e-5, because float32 products on a GPU use TF32. Heads of 36
+    are not a multiple of 16 bytes in bfloat16."""
     batch, sees = BATCHES[name]()
     plan = Planner("sdpa")(batch).attention
     generator = torch.Generator().manual_seed(0)
