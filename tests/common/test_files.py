@@ -29,7 +29,7 @@ with (atomic_folder if sys.argv[2] == "folder" else atomic_file)(path) as tempor
 @pytest.mark.fault(
     "a process is killed while it writes a file or folder",
     how="`kill -9` in the middle of `atomic_file` and `atomic_folder`",
-    lost="what was being written; what had the name before stays",
+    lost="what was being written; an earlier file of that name stays",
     recovers="the next writer of that name removes the temporary folder, whose lock nobody holds any more",
 )
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -50,10 +50,10 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path, kind):
 
 
 @pytest.mark.fault(
-    "two processes with equal numbers write one name, as in two containers that share a folder",
+    "two processes with the same number write one file, as in two containers that share a folder",
     how="two writers at once in one process",
     lost="nothing",
-    recovers="each has a temporary folder whose name cannot be guessed; the last one to end is what stays",
+    recovers="each has a temporary folder whose name cannot be guessed; the last one to finish wins",
 )
 def test_writers_with_one_process_number_do_not_meet(tmp_path):
     with atomic_folder(tmp_path / "out") as first:
@@ -68,10 +68,10 @@ def test_writers_with_one_process_number_do_not_meet(tmp_path):
 
 
 @pytest.mark.fault(
-    "a link lies where a temporary file will be",
-    how="symbolic links in the output folder, under the former name and in the shape of the new ones",
+    "a link is in the place of a temporary file",
+    how="symbolic links in the output folder, with a guessable name and in the form of the real ones",
     lost="nothing",
-    recovers="the link is not followed: temporary folders have names of their own, for their user alone",
+    recovers="the link is not followed: temporary folders have random names and are private to their user",
 )
 def test_links_are_not_followed(tmp_path):
     precious = tmp_path / "precious"

@@ -70,11 +70,11 @@ def torn(lines: list[bytes]) -> None:
 
 
 @pytest.mark.fault(
-    "what an interrupted `score`, `sample` or `annotate` has got so far is damaged",
-    how="a flipped bit, also in the first line, of what it was begun with; a lost line feed, a foreign line, zeros in "
+    "the finished rows of an interrupted `score`, `sample` or `annotate` are damaged",
+    how="a flipped bit, also in the first line, which holds the options; a lost line feed, a foreign line, zeros in "
     "place of lines, a last line that is cut off",
     lost="the damaged rows",
-    recovers="they are named and done again; the others are kept, and none stands there twice",
+    recovers="they are named and done again; the others are kept, and no row appears twice",
 )
 @pytest.mark.parametrize(
     ("damage", "lines", "kept"),
@@ -130,10 +130,10 @@ def test_a_part_file_without_its_beginning(tmp_path):
 
 
 @pytest.mark.fault(
-    "the disk is full while results are written down",
+    "the disk is full while results are written",
     how="a limit on the size of files (RLIMIT_FSIZE) in the middle of a line",
     lost="nothing: that line is done again",
-    recovers="one message with the file and what is kept; the same command goes on once there is room",
+    recovers="one message names the file and what is kept; the same command continues once there is room",
 )
 def test_no_room(tmp_path, file_size_limit):
     out = tmp_path / "out"
@@ -160,7 +160,7 @@ def test_no_room(tmp_path, file_size_limit):
     "the output folder is removed while a command writes there",
     how="`OUT.part` removed between two rows, or another file in its place",
     lost="what was removed",
-    recovers="noticed at the next row, with a message, instead of at the end",
+    recovers="a message at the next row instead of at the end",
 )
 @pytest.mark.parametrize("instead", [False, True])
 def test_a_part_file_that_is_removed_is_noticed(tmp_path, instead):

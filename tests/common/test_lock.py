@@ -42,9 +42,9 @@ def hold():
 
 @pytest.mark.fault(
     "a process that holds a lock is killed",
-    how="`kill -9` of a process that holds it",
+    how="`kill -9` of the process",
     lost="nothing",
-    recovers="the system lets the lock go with its holder; the next command takes it and cleans up",
+    recovers="the system releases the lock; the next command takes it and cleans up",
 )
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
@@ -64,8 +64,8 @@ def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
 
 
 @pytest.mark.fault(
-    "two commands write to one place",
-    how="each command with an output that another one holds the lock on",
+    "two commands write to the same output",
+    how="each command with an output that another one has locked",
     lost="nothing",
     recovers="the second ends at once with code 1 and says who writes there: command, process, host, since when",
 )

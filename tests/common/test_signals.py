@@ -24,10 +24,10 @@ with stop_requested() as stop:
 
 
 @pytest.mark.fault(
-    "a second signal while the first is being obeyed",
+    "a second signal arrives while the first is being handled",
     how="SIGTERM or SIGINT twice to a process that takes a minute to end",
     lost="what had not been saved",
-    recovers="the process ends at once; the next run goes on from what was saved before",
+    recovers="the process ends at once; the next run continues from what was saved",
 )
 @pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
