@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whoever writes beside them and however that ends."""
+"""Files and folders appear whole or not at all, even if writers collide or are killed."""
 
 import os
 import re
@@ -29,7 +29,7 @@ with (atomic_folder if sys.argv[2] == "folder" else atomic_file)(path) as tempor
 @pytest.mark.fault(
     "a process is killed while it writes a file or folder",
     how="`kill -9` in the middle of `atomic_file` and `atomic_folder`",
-    lost="what was being written; what had the name before stays",
+    lost="what was being written; an earlier file of that name stays",
     recovers="the next writer of that name removes the temporary folder, whose lock nobody holds any more",
 )
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -39,7 +39,7 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path, kind):
     assert died.returncode == -signal.SIGKILL
     [left] = tmp_path.iterdir()
     write_json(tmp_path / "other", 1)
-    assert left.exists()  # not of this name
+    assert left.exists()  # it belongs to another name
     with atomic_file(path) as living:
         living.write_text("new")
         remove_leftovers(tmp_path)
@@ -50,10 +50,10 @@ def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path, kind):
 
 
 @pytest.mark.fault(
-    "two processes with equal numbers write one name, as in two containers that share a folder",
+    "two processes with the same number write one file, as in two containers that share a folder",
     how="two writers at once in one process",
     lost="nothing",
-    recovers="each has a temporary folder whose name cannot be guessed; the last one to end is what stays",
+    recovers="each has a temporary folder whose name cannot be guessed; the last one to finish wins",
 )
 def test_writers_with_one_process_number_do_not_meet(tmp_path):
     with atomic_folder(tmp_path / "out") as first:
@@ -68,10 +68,10 @@ def test_writers_with_one_process_number_do_not_meet(tmp_path):
 
 
 @pytest.mark.fault(
-    "a link lies where a temporary file will be",
-    how="symbolic links in the output folder, under the former name and in the shape of the new ones",
+    "a link is in the place of a temporary file",
+    how="symbolic links in the output folder, with a guessable name and in the form of the real ones",
     lost="nothing",
-    recovers="the link is not followed: temporary folders have names of their own, for their user alone",
+    recovers="the link is not followed: temporary folders have random names and are private to their user",
 )
 def test_links_are_not_followed(tmp_path):
     precious = tmp_path / "precious"
@@ -89,7 +89,7 @@ def test_links_are_not_followed(tmp_path):
     assert (out / "a").read_text() == "whole"
 
 
-def test_what_appears_has_the_usual_permissions(tmp_path):
+def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     write_json(tmp_path / "file", 1)
     with atomic_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("")
@@ -100,7 +100,7 @@ def test_what_appears_has_the_usual_permissions(tmp_path):
 
 
 def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
-    """It may be that its writer is just about to make one."""
+    """Its writer may be about to make one."""
     left = tmp_path / ".out.tmp-abcdefgh"
     left.mkdir()
     remove_leftovers(tmp_path)
@@ -110,10 +110,10 @@ def test_a_temporary_folder_without_a_lock_stays_for_an_hour(tmp_path):
     assert not left.exists()
 
 
-def test_a_link_stays_one(tmp_path):
+def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
-    for name in ("old", "new"):  # the second leads to nothing yet
+    for name in ("old", "new"):  # the target of the second does not exist yet
         (tmp_path / name).symlink_to(f"a/{name}")
         write_json(tmp_path / name, 7)
         assert (tmp_path / name).is_symlink()
@@ -130,7 +130,7 @@ def test_a_link_stays_one(tmp_path):
         ("file/a/b.html", "file is a file, so nothing can be below it; name another"),
     ],
 )
-def test_what_is_no_file_is_not_replaced(tmp_path, capsys, name, message):
+def test_only_regular_files_are_replaced(tmp_path, capsys, name, message):
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "pipe.html")
@@ -144,7 +144,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path, capsys, name, message):
     path = tmp_path / name
     with pytest.raises(PQMError, match=re.escape(message)):
         write_json(path, 1)
-    # found before anything is read
+    # checked before anything is read
     for command in (["evaluate"], ["report", "nowhere"], ["score", "--model", "nowhere"]):
         data = [] if command[0] == "report" else ["--data", "nowhere"]
         assert main([*command, *data, "--out", str(path)]) == 1

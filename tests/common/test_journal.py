@@ -1,4 +1,4 @@
-"""What a run has got so far: every intact row is kept, every other one is named and done again, none is there twice."""
+"""OUT.part: intact rows are kept, damaged ones are named and done again, and no row appears twice."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def written(out: Path, numbers) -> Journal:
 
 def replayed(out: Path) -> tuple[Journal, list[dict]]:
     journal, rows = Journal(out, INPUTS), []
-    journal.replay(lambda place, found: rows.append(row(found["number"]) and found))
+    journal.replay(lambda offset, stored: rows.append(row(stored["number"]) and stored))
     return journal, rows
 
 
@@ -70,11 +70,11 @@ def torn(lines: list[bytes]) -> None:
 
 
 @pytest.mark.fault(
-    "what an interrupted `score`, `sample` or `annotate` has got so far is damaged",
-    how="a flipped bit, also in the first line, of what it was begun with; a lost line feed, a foreign line, zeros in "
+    "the finished rows of an interrupted `score`, `sample` or `annotate` are damaged",
+    how="a flipped bit, also in the first line, which holds the options; a lost line feed, a foreign line, zeros in "
     "place of lines, a last line that is cut off",
     lost="the damaged rows",
-    recovers="they are named and done again; the others are kept, and none stands there twice",
+    recovers="they are named and done again; the others are kept, and no row appears twice",
 )
 @pytest.mark.parametrize(
     ("damage", "lines", "kept"),
@@ -102,24 +102,24 @@ def test_damaged_lines_are_done_again(tmp_path, capsys, damage, lines, kept):
     named = [f"{part}: 1 damaged (line {line}): rows are done again, the others kept\n" for line in lines]
     assert capsys.readouterr().out == "".join(named)
     missing = [i for i in range(6) if i not in kept]
-    places = {i: journal.append(row(i)) for i in missing}
-    assert all(journal.row(place) == row(i) for i, place in places.items())
+    offsets = {i: journal.append(row(i)) for i in missing}
+    assert all(journal.row(offset) == row(i) for i, offset in offsets.items())
     journal.close()
     _, rows = replayed(out)
     assert rows == [row(i) for i in (*kept, *missing)]
 
 
 def test_a_part_file_without_its_beginning(tmp_path):
-    """Rows are known by their checksums; where none is of these options, they are left to the user."""
+    """Rows are recognised by their checksums. If none belongs to these options, the file is left to the user."""
     part = written(tmp_path / "out", range(2)).path
     content = part.read_bytes()
     part.write_bytes(b"x" + content)
-    assert [found["number"] for found in replayed(tmp_path / "out")[1]] == [0, 1]
+    assert [stored["number"] for stored in replayed(tmp_path / "out")[1]] == [0, 1]
     other = Journal(tmp_path / "out", {"seed": 2})
     with pytest.raises(PQMError, match=r"its first line, .* no row belongs to these options; use the options it was"):
-        other.replay(lambda place, found: None)
+        other.replay(lambda offset, stored: None)
     assert part.read_bytes() == b"x" + content
-    part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row was lost: it begins again
+    part.write_bytes(b"x" + content.splitlines(keepends=True)[0])  # no row is lost, so it starts over
     journal, rows = replayed(tmp_path / "out")
     assert rows == []
     journal.append(row(0))
@@ -130,10 +130,10 @@ def test_a_part_file_without_its_beginning(tmp_path):
 
 
 @pytest.mark.fault(
-    "the disk is full while results are written down",
+    "the disk is full while results are written",
     how="a limit on the size of files (RLIMIT_FSIZE) in the middle of a line",
     lost="nothing: that line is done again",
-    recovers="one message with the file and what is kept; the same command goes on once there is room",
+    recovers="one message names the file and what is kept; the same command continues once there is room",
 )
 def test_no_room(tmp_path, file_size_limit):
     out = tmp_path / "out"
@@ -153,14 +153,14 @@ def test_no_room(tmp_path, file_size_limit):
     assert rows == [row(i) for i in range(len(rows))]
     journal.append(row(len(rows)))
     journal.close()
-    assert [found["number"] for found in replayed(out)[1]] == list(range(len(rows) + 1))
+    assert [stored["number"] for stored in replayed(out)[1]] == list(range(len(rows) + 1))
 
 
 @pytest.mark.fault(
     "the output folder is removed while a command writes there",
     how="`OUT.part` removed between two rows, or another file in its place",
     lost="what was removed",
-    recovers="noticed at the next row, with a message, instead of at the end",
+    recovers="a message at the next row instead of at the end",
 )
 @pytest.mark.parametrize("instead", [False, True])
 def test_a_part_file_that_is_removed_is_noticed(tmp_path, instead):

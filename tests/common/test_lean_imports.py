@@ -1,4 +1,4 @@
-"""What a command loads and prints that is not its own: optional packages only where they are used, no foreign line."""
+"""Commands load optional packages only where they are used, and print no messages of other packages."""
 
 import importlib.util
 import json
@@ -25,14 +25,14 @@ add_adapters(StepQModel.from_pretrained(run), 2, 4)
 adapting = [name for name in optional if name in sys.modules]
 from transformers.utils import is_torchao_available
 import importlib.util
-assert is_torchao_available() == (importlib.util.find_spec("torchao") is not None)  # for who asks later
+assert is_torchao_available() == (importlib.util.find_spec("torchao") is not None)  # for later calls
 print(json.dumps([scoring, adapting]))
 """
 
 
 def test_commands_load_only_what_they_use(tmp_path):
-    """Scoring, then adapters: torchao, which transformers and peft import for any model where it is installed, stays
-    out, and there is no line but the command's own."""
+    """Scoring, then adapters. transformers and peft would import torchao for any model; here it is not loaded, and only
+    the command's own line is printed."""
     if importlib.util.find_spec("torchao") is None:
         pytest.skip("torchao is not installed, so nothing could load it")
     model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "model", num_hidden_layers=1)))

@@ -1,4 +1,4 @@
-"""Two writers at once: the second is told who the first is."""
+"""Two writers at once: the second gets an error that names the first."""
 
 import os
 import signal
@@ -42,9 +42,9 @@ def hold():
 
 @pytest.mark.fault(
     "a process that holds a lock is killed",
-    how="`kill -9` of a process that holds it",
+    how="`kill -9` of the process",
     lost="nothing",
-    recovers="the system lets the lock go with its holder; the next command takes it and cleans up",
+    recovers="the system releases the lock; the next command takes it and cleans up",
 )
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
@@ -64,8 +64,8 @@ def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
 
 
 @pytest.mark.fault(
-    "two commands write to one place",
-    how="each command with an output that another one holds the lock on",
+    "two commands write to the same output",
+    how="each command with an output that another one has locked",
     lost="nothing",
     recovers="the second ends at once with code 1 and says who writes there: command, process, host, since when",
 )
@@ -81,7 +81,7 @@ def test_the_second_is_told_who_holds_it(hold, tmp_path, kind):
     ],
 )
 def test_each_command_takes_the_lock(tmp_path, capsys, command, folder):
-    """Before it looks at anything else: models and data that are not there are not what it ends with."""
+    """It does so before anything else: missing models and data are not reported first."""
     out = tmp_path / "out"
     with locked(out, "train", folder=folder):
         assert main([*command.split(), "--out", str(out)]) == 1
@@ -100,16 +100,16 @@ def test_nothing_is_left(tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "pool.jsonl"]
     with locked(tmp_path / "gone" / "run", "train", folder=True):
         (tmp_path / "gone" / "run" / ".lock").unlink()
-        (tmp_path / "gone" / "run").rmdir()  # noticed by whoever writes there, not here
+        (tmp_path / "gone" / "run").rmdir()  # the writer notices this, not the lock
 
 
 def test_a_lock_that_was_removed_is_not_held(tmp_path):
-    """A run folder that was deleted and made anew belongs to who made it."""
+    """A run folder that was deleted and made again belongs to the process that made it."""
     first = locked(tmp_path / "out", "score")
     first.__enter__()
     os.unlink(tmp_path / ".out.lock")
     with locked(tmp_path / "out", "score"):
-        first.__exit__(None, None, None)  # must not take the other's file away
+        first.__exit__(None, None, None)  # must not remove the other's file
         assert (tmp_path / ".out.lock").exists()
         with pytest.raises(PQMError, match="writes there"), locked(tmp_path / "out", "score"):
             pytest.fail("two hold it")

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks, the second ends the process at once."""
+"""SIGTERM, SIGINT and SIGUSR1: the first asks a process to end, the second ends it at once."""
 
 import os
 import signal
@@ -24,10 +24,10 @@ with stop_requested() as stop:
 
 
 @pytest.mark.fault(
-    "a second signal while the first is being obeyed",
+    "a second signal arrives while the first is being handled",
     how="SIGTERM or SIGINT twice to a process that takes a minute to end",
     lost="what had not been saved",
-    recovers="the process ends at once; the next run goes on from what was saved before",
+    recovers="the process ends at once; the next run continues from what was saved",
 )
 @pytest.mark.usefixtures("sigint_taken")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -35,7 +35,7 @@ def test_the_second_signal_ends_at_once(number):
     child = subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "working\n"
     child.send_signal(number)
-    child.send_signal(number)  # as `timeout` sends it, once to the process and once to its group
+    child.send_signal(number)  # like `timeout`, which signals the process and its group
     assert child.stdout.readline() == "saving\n"
     time.sleep(2 * BURST)
     assert child.poll() is None
@@ -44,7 +44,7 @@ def test_the_second_signal_ends_at_once(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_handlers_are_those_from_before_at_the_end(number):
+def test_previous_handlers_are_restored(number):
     def mine(*_):
         raise AssertionError
 
@@ -64,19 +64,19 @@ def test_handlers_are_those_from_before_at_the_end(number):
         signal.signal(number, signal.SIG_IGN)
         with stop_raises(), stop_requested() as stop:
             os.kill(os.getpid(), number)
-            assert not stop  # what is ignored stays so
+            assert not stop  # an ignored signal stays ignored
     finally:
         signal.signal(number, before)
 
 
 def test_another_thread_changes_nothing():
-    found = []
+    stops = []
 
     def work():
         with stop_requested() as stop, stop_raises():
-            found.append(stop)
+            stops.append(stop)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert not found[0]
+    assert not stops[0]

@@ -1,4 +1,4 @@
-"""Which backend a model takes on a device, and what is said where it cannot."""
+"""The backend that is chosen for a model on a device, and the messages if one cannot be used."""
 
 import pytest
 import tiny
@@ -14,7 +14,7 @@ FLASH_2, FLASH_3, FLASH_4 = "flash-attn", "flash-attn-3", "flash-attn-4"
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Call with what is there."""
+    """Call with the installed packages and the abilities of the machine."""
 
     def set_up(*installed, capability=9, varlen=True):
         monkeypatch.setattr(kernels, "is_installed", lambda kernel: kernel.distribution in installed)
@@ -65,7 +65,7 @@ def test_auto_takes_the_fastest_that_serves(machine, installed, changes, expecte
     machine(*installed, **there)
     given = {"device": CUDA, "dtype": torch.bfloat16, "config": config()} | changes
     assert choose_backend("auto", **given) == expected
-    assert choose_backend(expected, **given) == expected  # what it takes can be asked for
+    assert choose_backend(expected, **given) == expected  # the same can be requested by name
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_auto_takes_the_fastest_that_serves(machine, installed, changes, expecte
         ),
     ],
 )
-def test_what_cannot_be_is_said(machine, requested, installed, changes, message):
+def test_messages_for_backends_that_cannot_be_used(machine, requested, installed, changes, message):
     there = {name: changes.pop(name) for name in ("capability", "varlen") if name in changes}
     machine(*installed, **there)
     given = {"device": CUDA, "dtype": torch.bfloat16, "config": config()} | changes
@@ -111,7 +111,7 @@ def test_sdpa_serves_everything_on_a_cpu():
 
 
 def test_heads_of_latent_attention(machine):
-    """Keys and values of different sizes, and a head_dim that is a part of them."""
+    """Keys and values have different sizes, and head_dim is only a part of them."""
     machine(FLASH_2)
     latent = tiny.AutoConfig.for_model("deepseek_v3")
     assert (latent.qk_nope_head_dim + latent.qk_rope_head_dim, latent.v_head_dim) == (192, 128)

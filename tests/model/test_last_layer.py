@@ -9,7 +9,7 @@ import pytest
 import stand_ins
 import tiny
 import torch
-from test_model import STEP_ROWS, assert_same, gradients, make_model, one_by_one, solutions, trajectories
+from packed_models import STEP_ROWS, assert_same, gradients, make_model, one_by_one, solutions, trajectories
 from torch import nn
 
 from pqm_fast.data.pack import pack, pack_trees
@@ -21,7 +21,7 @@ from pqm_fast.train.layers import recompute
 
 
 def rows_of_last_layer(model, batch, part="mlp"):
-    """How many rows a part of the last layer computes for a batch."""
+    """The number of rows that a part of the last layer computes for a batch."""
     seen = []
     module = model.backbone.layers[-1].get_submodule(part)
     hook = module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
@@ -45,14 +45,14 @@ def test_only_rows_that_steps_read_are_computed(tmp_path, architecture):
     assert {part: rows_of_last_layer(model, batch, part) for part in needed} == dict.fromkeys(needed, 128)
 
 
-def test_it_can_be_left_out(tmp_path):
+def test_it_can_be_switched_off(tmp_path):
     model = make_model(tmp_path, step_rows_only=False)
     assert not model.step_rows_only
     assert type(model.backbone.layers[-1]).__name__ == "LlamaDecoderLayer"
 
 
 @pytest.mark.parametrize("architecture", [a for a in tiny.ARCHITECTURES if a not in STEP_ROWS])
-def test_others_compute_every_row(tmp_path, architecture):
+def test_other_architectures_compute_every_row(tmp_path, architecture):
     model = make_model(tmp_path, architecture)
     before = type(model.backbone.layers[-1]) if hasattr(model.backbone, "layers") else None
     assert not model.step_rows_only
@@ -60,7 +60,7 @@ def test_others_compute_every_row(tmp_path, architecture):
     assert before is None or type(model.backbone.layers[-1]) is before
 
 
-def test_a_layer_derived_from_a_known_one_is_not_taken_for_it(tmp_path):
+def test_a_subclass_of_a_known_layer_is_not_changed(tmp_path):
     """It may compute something else."""
     model = make_model(tmp_path, step_rows_only=False)
     layer = model.backbone.layers[-1]
@@ -95,7 +95,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_the_layer(tmp_path, variant):
     model = make_model(tmp_path, variant.split("-")[0], **VARIANTS[variant])
-    for parameter in model.parameters():  # fresh biases are zero and would not be missed
+    for parameter in model.parameters():  # new biases are zero, so leaving them out would not show
         nn.init.normal_(parameter, std=0.2)
     groups = solutions()
     expected = one_by_one(model, [t for group in groups for _, t in group])
@@ -133,7 +133,7 @@ def test_odd_batches(tmp_path, made):
 
 @pytest.mark.parametrize("pad_to", [None, 64])
 def test_no_steps_at_all(tmp_path, pad_to):
-    """Loss 0 and a gradient of zeros, not none, for every parameter: what workers of one training wait for."""
+    """The loss is 0, and every parameter has a gradient of zeros, not None: distributed workers wait for gradients."""
     model = make_model(tmp_path)
     for batch in (pack(enumerate(made_of(([], 9), ([], 20))), pad_to=pad_to), pack([], pad_to=pad_to or 1)):
         model.zero_grad()
@@ -146,7 +146,7 @@ def test_no_steps_at_all(tmp_path, pad_to):
 
 @pytest.mark.parametrize("architecture", STEP_ROWS)
 def test_scores_are_those_of_the_whole_layer(tmp_path, architecture, monkeypatch):
-    """Through the kernels for a GPU too, by a function with the signature of one."""
+    """Also through the code for GPU kernels, with a stand-in of the same signature."""
     model = make_model(tmp_path, architecture).eval()
     batch = pack_trees(solutions(), pad_to=256)
     narrow_scores = model.scores(batch)
@@ -176,7 +176,7 @@ def test_activation_checkpointing_recomputes_the_narrow_layer(tmp_path, trees):
 
 
 def test_autocast_rounds_as_the_whole_layer_does(tmp_path):
-    """bfloat16 compute: no further from float32 than the whole layer."""
+    """Computed in bfloat16, it is about as close to float32 as the whole layer is."""
     model = make_model(tmp_path, "qwen2", hidden_size=64, num_hidden_layers=1)
     batch = pack_trees(solutions())
 
@@ -193,7 +193,7 @@ def test_autocast_rounds_as_the_whole_layer_does(tmp_path):
 
 
 class LowRank(nn.Module):
-    """What LoRA puts in the place of a linear layer."""
+    """The replacement of a linear layer in LoRA."""
 
     def __init__(self, base):
         super().__init__()
@@ -218,7 +218,7 @@ def test_low_rank_adapters_take_part(tmp_path):
     assert_same(model, [pack_trees(groups)], expected)
 
 
-def test_a_copy_stands_alone(tmp_path):
+def test_a_copy_is_independent(tmp_path):
     """Parameter names are transformers' own, and a copy does not compute with the weights of its model."""
     model = make_model(tmp_path)
     whole = make_model(tmp_path, step_rows_only=False)

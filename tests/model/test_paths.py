@@ -1,4 +1,4 @@
-"""Attention of packed tokens: every way of computing it against who sees whom, pair by pair."""
+"""Attention of packed tokens: every backend against the definition, pair by pair."""
 
 import itertools
 
@@ -24,7 +24,7 @@ KERNELS = {
 def test_a_sequence_sees_the_path_that_ends_with_it():
     batch, _ = forest([(1, 2, 3), (1, 2, 4, 5), (1, 2, 4), (6,)], pad=7)
     paths = AttentionPaths.of(batch)
-    assert paths.queries.tolist() == [3, 2, 1, 3, 3, 1]  # padding is sequences no longer than the longest
+    assert paths.queries.tolist() == [3, 2, 1, 3, 3, 1]  # padding sequences are no longer than the longest real one
     assert paths.keys.tolist() == [3, 4, 1, 3, 3, 1]
     assert paths.rows.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, *range(6, 13)]
 
@@ -42,7 +42,7 @@ def test_a_sequence_sees_the_path_that_ends_with_it():
         pytest.param((), 300, [128, 256, 300], id="padding alone"),
     ],
 )
-def test_padding_is_sequences_no_longer_than_the_longest(lengths, total, ends):
+def test_padding_sequences_are_no_longer_than_the_longest(lengths, total, ends):
     batch = plain(lengths, total - sum(lengths))[0]
     paths = AttentionPaths.of(batch)
     with pytest.raises(ValueError, match="a batch without a row was given"):
@@ -56,7 +56,7 @@ def test_padding_is_sequences_no_longer_than_the_longest(lengths, total, ends):
     ("kernel", "name"),
     [*itertools.product(["sdpa", "flash_2"], BATCHES), *itertools.product(list(KERNELS)[1:], ["plain", "tree"])],
 )
-def test_attention_is_the_rule_pair_by_pair_with_gradients(monkeypatch, kernel, name, key_heads, window, softcap):
+def test_attention_equals_its_definition_with_gradients(monkeypatch, kernel, name, key_heads, window, softcap):
     """In float64, through functions with the signatures of the kernels."""
     softcap = softcap if kernel in ("sdpa", "flash_2", "flash_3") else None
     monkeypatch.setattr(kernels, "HALF", (torch.float64,))
@@ -74,9 +74,9 @@ def test_attention_is_the_rule_pair_by_pair_with_gradients(monkeypatch, kernel, 
     assert got.shape == (1, total, 4, size)
     assert got.isfinite().all()  # padding too
     expected = dense(q, k, v, seen(batch, sees, window), 0.9, softcap)
-    own = (torch.arange(total) < real)[None, :, None, None]
-    upstream = torch.randn(got.shape, generator=generator, dtype=torch.float64) * own
-    assert torch.allclose(got * own, expected * own, atol=1e-12)
+    is_real = (torch.arange(total) < real)[None, :, None, None]
+    upstream = torch.randn(got.shape, generator=generator, dtype=torch.float64) * is_real
+    assert torch.allclose(got * is_real, expected * is_real, atol=1e-12)
     gradients = [torch.autograd.grad((x * upstream).sum(), (q, k, v)) for x in (got, expected)]
     for a, b in zip(*gradients, strict=True):
         assert a.isfinite().all()

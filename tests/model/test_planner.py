@@ -1,4 +1,4 @@
-"""What a planner makes of a batch, where it may run, and how it travels."""
+"""The plan of a batch: its contents, where it may be made, and how it reaches the device."""
 
 import pickle
 from dataclasses import fields, is_dataclass
@@ -15,7 +15,7 @@ from pqm_fast.model.attention.varlen import VarlenAttention
 
 
 def tensors(x):
-    """All of a plan."""
+    """All tensors of a plan."""
     if torch.is_tensor(x):
         return [x]
     if is_dataclass(x):
@@ -25,7 +25,7 @@ def tensors(x):
     return [t for part in x for t in tensors(part)] if isinstance(x, list | tuple) else []
 
 
-def test_packing_lists_each_row_once():
+def test_a_plan_lists_each_row_once():
     batch, _ = forest([(1, 2, 3), (1, 2, 4), (5, 6)], step_tokens=(1, 2, 1, 3, 5))
     plan = Planner("sdpa", step_rows_only=True)(batch)
     assert plan.head.tokens.tolist() == [1, 2, 3, 5]
@@ -36,7 +36,7 @@ def test_packing_lists_each_row_once():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("steps", "padded"), [(1, 16), (16, 16), (17, 32), (400, 400)])
-def test_rows_come_in_sixteens_for_a_gpu(backend, steps, padded):
+def test_rows_are_padded_to_a_multiple_of_16(backend, steps, padded):
     rows = list(range(3, 3 + steps))
     batch, _ = plain((500,), 12, step_tokens=rows)
     plan = Planner(backend, step_rows_only=True, row_multiple=16)(batch)
@@ -44,7 +44,7 @@ def test_rows_come_in_sixteens_for_a_gpu(backend, steps, padded):
     assert plan.head.tokens[plan.head.step_index].tolist() == rows
 
 
-def test_what_serves_what():
+def test_each_backend_has_its_attention():
     tree, _ = forest([(1, 2, 3), (1, 2, 4)], step_tokens=(2,))
     straight, _ = plain((4, 5), step_tokens=(2,))
     for backend in BACKENDS:
@@ -56,7 +56,7 @@ def test_what_serves_what():
 
 @pytest.fixture
 def any_kernel(monkeypatch):
-    """In place of one for a GPU: what came in, so that equal calls give equal results."""
+    """A stand-in for a GPU kernel that depends on all of its arguments, so that equal calls give equal results."""
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
 
     def called(q, k, v, *, cu_queries, cu_keys, longest_query, longest_key, **options):
@@ -67,7 +67,7 @@ def any_kernel(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_packing_travels_between_processes(any_kernel, backend, name):
+def test_a_plan_can_be_pickled(any_kernel, backend, name):
     batch, sees = BATCHES[name]()
     planner = pickle.loads(pickle.dumps(Planner(backend, step_rows_only=True)))
     plan = planner(batch)
@@ -90,19 +90,19 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["tree", "plain"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_layer_leaves_attention_out(any_kernel, backend, name):
-    """One graph before it and one after it, which serve batches of every layout."""
+def test_attention_is_not_compiled_with_its_layer(any_kernel, backend, name):
+    """There is one graph before it and one after it, which serve batches of every layout."""
     torch._dynamo.reset()
     layer, graphs = Layer(), []
     compiled = torch.compile(layer, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
-    for seed in range(9):  # one more than torch.compile tries by itself
+    for seed in range(9):  # one more than the recompile limit of torch.compile
         rng = np.random.default_rng(seed)
         batch, sees = forest(random_tree(rng, 5, 20, 3)) if name == "tree" else plain(rng.integers(1, 9, seed + 1), 2)
         x = torch.randn(1, 200, 8)[:, : len(sees)]
         with torch.no_grad():
             plan = Planner(backend)(batch).to("cpu")
             assert torch.allclose(compiled(x, plan), layer(x, plan), atol=1e-5)
-    assert len(graphs) <= 4  # two, and two again once the number of tokens is seen to vary
+    assert len(graphs) <= 4  # two, and two more once the number of tokens is known to vary
     assert all(sum("linear" in str(n.target) for n in g.graph.nodes) == 1 for g in graphs)
     torch._dynamo.reset()
 
@@ -152,7 +152,7 @@ def test_every_tensor_is_pinned(monkeypatch, backend, name):
 def test_a_loader_pins_it_and_nothing_waits(backend, name):
     planner = Planner(backend, step_rows_only=True)
     [plan] = DataLoader([name], batch_size=1, pin_memory=True, collate_fn=lambda names: planner(BATCHES[name]()[0]))
-    assert all(t.is_pinned() for t in tensors(plan) if t.numel())  # what is empty has no memory to pin
+    assert all(t.is_pinned() for t in tensors(plan) if t.numel())  # an empty tensor has no memory to pin
     torch.cuda.set_sync_debug_mode("error")
     try:
         moved = plan.to("cuda")

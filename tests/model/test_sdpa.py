@@ -1,4 +1,4 @@
-"""Padded batches through SDPA: masks made once, and on a GPU no kernel that keeps the scores."""
+"""Padded batches through SDPA: masks are made once, and on a GPU no kernel keeps the scores."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_plain_packing_needs_no_mask():
     assert plan.attention.masks == {}
 
 
-def test_masks_are_made_once_for_what_is_computed():
+def test_masks_are_made_once_and_no_larger_than_needed():
     sequences = [(t, *s) for t in range(4) for s in random_tree(np.random.default_rng(t), 4, 12, 2)]
     batch, _ = forest(sequences)
     attention = Planner("sdpa")(batch).to("cpu").attention
@@ -37,8 +37,8 @@ def test_masks_are_made_once_for_what_is_computed():
 
 
 @pytest.mark.parametrize("name", ["tree", "deep", "large"])
-def test_masks_are_laid_out_as_kernels_take_them(name):
-    """Whatever the number of keys: of other strides SDPA makes a copy for every layer."""
+def test_masks_have_the_strides_that_kernels_need(name):
+    """For any number of keys. SDPA would copy a mask with other strides in every layer."""
     batch, sees = BATCHES[name]()
     attention = Planner("sdpa")(batch).to("cpu").attention
     q = torch.randn(1, 2, len(sees), 16)
@@ -64,8 +64,8 @@ def test_heads_are_repeated_in_the_order_of_grouped_ones(key_heads):
 @pytest.mark.parametrize("window", [None, 150])
 @pytest.mark.parametrize("name", ["large", "long"])
 def test_on_a_gpu_with_gradients(name, window, size, dtype):
-    """At most three times as far from float64 as on a CPU, or 1e-5: its float32 is made of products in TF32. Heads
-    of 36 are no whole 16 bytes in bfloat16."""
+    """The error is at most three times that on a CPU, or 1e-5, because float32 products on a GPU use TF32. Heads of 36
+    are not a multiple of 16 bytes in bfloat16."""
     batch, sees = BATCHES[name]()
     plan = Planner("sdpa")(batch).attention
     generator = torch.Generator().manual_seed(0)
@@ -82,13 +82,13 @@ def test_on_a_gpu_with_gradients(name, window, size, dtype):
     allowed = seen(batch, sees, window)
     exact = run(lambda qkv: dense(*qkv, allowed, 0.125), "cpu")
 
-    def of_ours(device):
+    def padded_attention(device):
         moved = plan.map_tensors(lambda x: x.to(device))
         return run(lambda qkv: moved.attend(*qkv, scaling=0.125, window=window), device)
 
-    for found, reference, expected in zip(of_ours("cuda"), of_ours("cpu"), exact, strict=True):
-        limit = max(3 * tiny.relative_error(reference, expected), 1e-5)
-        assert tiny.relative_error(found, expected) <= limit
+    for on_gpu, on_cpu, expected in zip(padded_attention("cuda"), padded_attention("cpu"), exact, strict=True):
+        limit = max(3 * tiny.relative_error(on_cpu, expected), 1e-5)
+        assert tiny.relative_error(on_gpu, expected) <= limit
 
 
 @pytest.mark.gpu
@@ -98,7 +98,7 @@ def test_on_a_gpu_with_gradients(name, window, size, dtype):
 )
 @pytest.mark.parametrize("trees", [False, True])
 def test_no_scores_are_kept(trees, dtype, size, dropout):
-    """Of a tree or a sequence of 4,096 tokens; with them it would be several times as much."""
+    """In a tree and in a sequence of 4,096 tokens. With them, memory would be several times as large."""
     lengths = (np.array([2048, 2048]), np.array([2048, 4096])) if trees else (np.array([4096]), np.array([4096]))
     rows = np.concatenate([np.arange(2048), np.arange(4096)]) if trees else None
     plan = PaddedAttention.of(AttentionPaths(*lengths, rows)).map_tensors(lambda x: x.cuda())

@@ -1,4 +1,4 @@
-"""Sequences end to end for the varlen kernels: what they are told, and which of them is called."""
+"""Sequences laid end to end for the varlen kernels: the arguments they get, and which kernel is called."""
 
 import inspect
 import sys
@@ -16,8 +16,8 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.attention import Planner, kernels
 
 
-def test_nothing_is_computed_or_copied_in_a_layer(monkeypatch):
-    """Every layer gives the kernel the tensors of the plan themselves."""
+def test_a_layer_neither_computes_nor_copies_arguments(monkeypatch):
+    """Every layer passes the tensors of the plan to the kernel."""
     calls = []
     monkeypatch.setattr(kernels, "HALF", (torch.float32,))
     monkeypatch.setattr(
@@ -34,18 +34,18 @@ def test_nothing_is_computed_or_copied_in_a_layer(monkeypatch):
         longest = [options["longest_query"], options["longest_key"]]
         assert longest == [17, 17]
         assert all(type(length) is int for length in longest)
-    assert calls[0][0].data_ptr() == q.data_ptr()  # of plain packing nothing is gathered
+    assert calls[0][0].data_ptr() == q.data_ptr()  # plain packing gathers nothing
 
 
-def test_half_precision_is_asked_for():
+def test_half_precision_is_required():
     plan = Planner("varlen")(plain((9, 17), 4)[0]).to("cpu")
     q = torch.randn(1, 2, 30, 16)
     with pytest.raises(ValueError, match=r"'varlen' take float16 and bfloat16, not torch\.float32"):
         plan.attention.attend(q, q, q, scaling=None)
 
 
-def test_autocast_says_what_is_computed_in(monkeypatch):
-    """Rotary embeddings leave queries and keys in float32 under it."""
+def test_attention_computes_in_the_dtype_of_autocast(monkeypatch):
+    """Under autocast, rotary embeddings leave queries and keys in float32."""
     seen = []
     monkeypatch.setattr(kernels, "find", lambda *a, **h: lambda *qkv, **how: seen.extend(qkv[:3]) or qkv[0])
     plan = Planner("flash")(plain((9, 17), 4)[0]).to("cpu")
@@ -85,30 +85,30 @@ def test_dropout_and_determinism_reach_flash_attn():
         "dropout_p",
         "softcap",
         "window_size",
-    }  # not every release has them, or writes none alike
+    }  # not every release has them, or writes "none" in the same way
     for stand_in in (stand_ins.flash_2, stand_ins.flash_3, stand_ins.flash_4):
         assert set(inspect.signature(stand_in).parameters) >= kernels._ARGUMENTS
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_this_pytorch_takes_what_is_given(monkeypatch, window):
-    """The signature of the varlen_attn that is installed, and its own checks, up to where the GPU would come in."""
+def test_the_installed_pytorch_accepts_the_arguments(monkeypatch, window):
+    """Passes the signature of the installed varlen_attn and its own checks, up to the call on a GPU."""
     reached = []
-    found = inspect.signature(varlen_attn)
+    signature = inspect.signature(varlen_attn)
 
     def bound(*args, **keywords):
-        found.bind(*args, **keywords)
+        signature.bind(*args, **keywords)
         reached.append(keywords)
         return args[0]
 
-    bound.__signature__ = found
+    bound.__signature__ = signature
     call(kernels.calling_varlen(bound), window=window)
     assert reached[0]["window_size"] == ((-1, 0) if window is None else (2, 0))
     with pytest.raises(NotImplementedError, match="_flash_attention_forward"):  # no such kernel on a CPU
         call(kernels.calling_varlen(varlen_attn), window=window)
 
 
-CASES = {  # installed, compute capability, head size, softcap, dropout -> which
+CASES = {  # installed, compute capability, head size, softcap, dropout -> the kernel
     "newest": (("flash-attn", "flash-attn-3", "flash-attn-4"), 9, 128, False, False, "flash-attn-4"),
     "on Blackwell": (("flash-attn", "flash-attn-3"), 10, 128, False, False, "flash-attn"),
     "on Ampere": (("flash-attn", "flash-attn-3", "flash-attn-4"), 8, 128, False, False, "flash-attn"),
@@ -127,11 +127,11 @@ CASES = {  # installed, compute capability, head size, softcap, dropout -> which
 def test_the_newest_release_that_serves(monkeypatch, case):
     installed, capability, head_dim, softcap, dropout, expected = CASES[case]
     monkeypatch.setattr(kernels, "is_installed", lambda kernel: kernel.distribution in installed)
-    found = kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=dropout)
-    assert (found and found.distribution) == expected
+    kernel = kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=dropout)
+    assert (kernel and kernel.distribution) == expected
 
 
-def test_installed_goes_by_the_distribution(monkeypatch):
+def test_a_release_is_recognised_by_its_distribution(monkeypatch):
     """flash-attn 2 and 4 share a package."""
     kernels.is_installed.cache_clear()
     assert kernels.is_installed(kernels.VARLEN)
@@ -163,7 +163,7 @@ def test_a_release_built_for_another_pytorch_is_named(monkeypatch):
         kernels.load(broken)
 
 
-def test_what_no_kernel_does_is_said(monkeypatch):
+def test_an_error_says_what_no_kernel_supports(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     kernels.find.cache_clear()
     with pytest.raises(ValueError, match=r"no kernel of 'varlen' here for heads of 64, softcap=True, dropout=False"):
@@ -178,8 +178,8 @@ def test_what_no_kernel_does_is_said(monkeypatch):
 @pytest.mark.parametrize("key_heads", [2, 4])
 @pytest.mark.parametrize("backend", ["varlen", "flash"])
 def test_the_kernels_themselves_with_gradients(backend, key_heads, window, softcap, name):
-    """bfloat16: at most three times as far from float64 as SDPA; padding finite, with gradients of 0 behind it; and the
-    same bits again."""
+    """In bfloat16 the error is at most three times that of SDPA. Padding is finite and passes no gradient on. A second
+    run gives the same bits."""
     capability, _ = torch.cuda.get_device_capability()
     if backend == "varlen" and softcap:
         pytest.skip("varlen has no soft caps")
@@ -193,26 +193,26 @@ def test_the_kernels_themselves_with_gradients(backend, key_heads, window, softc
     ]
     allowed = seen(batch, sees, window).cuda()
     upstream = torch.randn(1, len(sees), 4, 64, generator=generator)
-    upstream[:, batch.num_tokens :] = 0  # of the padding nothing is read
+    upstream[:, batch.num_tokens :] = 0  # padding is not read
     upstream = upstream.cuda()
 
-    def found(attend):
+    def run_with(attend):
         out = attend(*tensors)
         gradients = torch.autograd.grad((out * upstream).sum(), tensors)
         assert out.isfinite().all()
         return [out * (upstream != 0), *gradients]
 
-    def run(which):
-        attention = Planner(which)(batch).pin_memory().to("cuda").attention
-        return found(lambda q, k, v: attention.attend(q, k, v, scaling=0.125, window=window, softcap=softcap))
+    def run(backend):
+        attention = Planner(backend)(batch).pin_memory().to("cuda").attention
+        return run_with(lambda q, k, v: attention.attend(q, k, v, scaling=0.125, window=window, softcap=softcap))
 
-    exact = found(lambda q, k, v: dense(q, k, v, allowed, 0.125, softcap))
+    exact = run_with(lambda q, k, v: dense(q, k, v, allowed, 0.125, softcap))
     torch.use_deterministic_algorithms(True)
     try:
-        ours, again, theirs = run(backend), run(backend), run("sdpa")
+        result, again, padded = run(backend), run(backend), run("sdpa")
     finally:
         torch.use_deterministic_algorithms(False)
-    assert all(map(torch.equal, ours, again))
-    for own, other, right in zip(ours, theirs, exact, strict=True):
-        assert own.isfinite().all()
-        assert tiny.relative_error(own, right) <= 3 * tiny.relative_error(other, right)
+    assert all(map(torch.equal, result, again))
+    for ours, sdpa, expected in zip(result, padded, exact, strict=True):
+        assert ours.isfinite().all()
+        assert tiny.relative_error(ours, expected) <= 3 * tiny.relative_error(sdpa, expected)

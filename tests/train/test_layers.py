@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_model import gradients, make_model, solutions, trajectories
+from packed_models import gradients, make_model, solutions, trajectories
 from torch._dynamo.utils import counters
 
 from pqm_fast.data.pack import pack, pack_trees

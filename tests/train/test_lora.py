@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_model import make_model, trajectories
+from packed_models import make_model, trajectories
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.data.pack import pack

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_models import make_model
 from pqm_kernels import AdamW
-from test_model import make_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny
 import torch
-from test_model import gradients, make_model, trajectories
+from packed_models import gradients, make_model, trajectories
 
 from pqm_fast.data.pack import pack
 from pqm_fast.train.step import Objective, clip_gradients, train_step
