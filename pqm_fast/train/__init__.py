@@ -1,1 +1,1 @@
-"""Training: config -> loop -> checkpoint."""
+"""Training: options -> run -> loop -> checkpoints and a finished model."""

@@ -37,7 +37,7 @@ class Start:
 
     @property
     def dtype(self) -> str:
-        """A name of torch's, or auto."""
+        """The name of a torch dtype, or auto."""
         if self.checkpoint is None or self.config.dtype != "auto":
             return self.config.dtype
         return self.checkpoint.state["dtype"]
@@ -53,8 +53,8 @@ class Start:
         return self.config.accumulation if self.checkpoint is None else self.checkpoint.state["accumulation"]
 
     def repeats(self, kind: str, step: int, total_steps: int) -> bool:
-        """Whether the run writes a row of `kind` (train or eval) for `step` into metrics.jsonl, so that one from before
-        must go. The final evaluation follows the last checkpoint, and is always repeated."""
+        """Whether the run will write a row of `kind` (train or eval) for `step` into metrics.jsonl, so that an earlier
+        row for it must go. The final evaluation follows the last checkpoint, so it is always repeated."""
         last = min(self.step, total_steps - 1) if kind == "eval" else self.step
         return step > last
 
