@@ -1,4 +1,4 @@
-"""Each format from small records written by hand, with the exact records expected; then every fault."""
+"""Each format: small records written by hand, with the exact `Record`s expected; then every fault."""
 
 import copy
 from typing import get_args
@@ -261,7 +261,7 @@ def test_fields_of_other_names():
     "name", ["trl", "openr", "openrlhf", "math-shepherd", "pool", "versaprm", "prm800k", "rlhflow"]
 )
 def test_a_label_map_says_what_labels_mean(name):
-    """Every format whose labels are the file's own; what the map does not know is a fault."""
+    """In every format with a label per step; a label that is not in the map is a fault."""
     raw = copy.deepcopy(VALID[name])
     if name == "pool":
         raw["responses"][0]["labels"] = [1, -1]
@@ -326,7 +326,7 @@ def test_pool_with_labels():
 
 
 def test_an_empty_candidate_of_a_pool_is_a_failed_attempt():
-    """It neither vanishes nor takes the other candidates with it."""
+    """It is neither dropped, nor does it make the other candidates bad."""
     empty = [
         {"text": " \n"},
         {"text": "A: 42"},
@@ -608,7 +608,7 @@ def test_bad_options(name, value):
 
 
 def paths(value, path=()):
-    """Where every value inside nested objects and lists stands."""
+    """The path to every value inside nested objects and lists."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -1,4 +1,4 @@
-"""Files of every kind, the real ones with the counts their README gives, and every way to be bad."""
+"""Files of every kind, real ones with the counts in their README, and every way in which they can be bad."""
 
 import bz2
 import gzip
@@ -82,7 +82,7 @@ def write(tmp_path):
 
 
 def refused(path, options=SKIP, format="auto"):
-    """The message of the error that reading raises, whatever is skipped."""
+    """The message of the error that reading raises even with `skip_bad`."""
     with pytest.raises(PQMError) as caught:
         list(read_records(path, format, options=options))
     assert str(caught.value).startswith(str(path))
@@ -378,7 +378,7 @@ def test_prm800k(shared_data):
     assert (len(labels), labels.count(0.0)) == (71, 15)
 
 
-def test_every_example_of_the_documentation_is_of_the_format_it_stands_for(write):
+def test_every_example_in_the_documentation_has_its_format(write):
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     examples = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*: .*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
     assert {name for name, _ in examples} == set(FORMATS)
@@ -563,7 +563,7 @@ def test_deep_nesting_is_a_bad_record(write):
 
 
 def test_parquet_that_is_not_utf8(tmp_path):
-    """One bad row in a batch of good ones: it alone is bad, in text, in lists of it and in bytes that hold text."""
+    """One bad row among good ones: only it is bad, in text, in lists of texts and in bytes that hold text."""
     path = tmp_path / "f.parquet"
     prompts = pyarrow.array([b"q1", b"q\xff", b"q3", b"q4"])
     steps = pyarrow.array([[b"a"], [b"b"], [b"c", b"\xe9"], [b"d"]])
