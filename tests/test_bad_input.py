@@ -96,8 +96,8 @@ def fails(capfd, tmp_path):
 # ---- records --------------------------------------------------------------------------------------------------------
 
 BAD_LINES = {
-    "no JSON": ('{"prompt": "w3", ', "no JSON", "write one JSON object per line"),
-    "no object": ("[1, 2]", "[1, 2] is no JSON object"),
+    "no JSON": ('{"prompt": "w3", ', "not JSON", "write one JSON object per line"),
+    "no object": ("[1, 2]", "[1, 2] is not a JSON object"),
     "a field missing": ({"id": "bad", "prompt": "w3"}, "(record bad)", "(id, prompt) do not fit trl", "completions"),
     "an empty field": ({"id": "bad", "prompt": None, "completions": ["w4"]}, "(record bad)", "do not fit trl"),
     "of another type": ({"id": "bad", "prompt": 3, "completions": ["w4"]}, "prompt is 3 (int); it must be text"),
@@ -255,7 +255,7 @@ def test_other_sources_that_cannot_be_read(command, fails, tmp_path, name):
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "data.jsonl", GOOD)
     (tmp_path / "folder" / "more.csv").write_text("a,b")
-    fails(command(name, data=tmp_path / "folder"), tmp_path / "folder", "holds more.csv, which is no data file")
+    fails(command(name, data=tmp_path / "folder"), tmp_path / "folder", "holds more.csv, which is not a data file")
     fails(command(name, data=tmp_path / "*.txt"), "*.txt: matches no file")
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(parquet(tmp_path / "whole.parquet")[:-30])
@@ -775,7 +775,7 @@ KINDS = (
     "2 labels and steps of different length",
     "2 step token in the text",
     "2 another format",
-    "1 no JSON",
+    "1 not JSON",
     "1 not an object",
     "1 no steps",
     "1 empty step",
@@ -794,7 +794,7 @@ def test_skip_bad_while_training(command, mixed, capfd, tmp_path):
     assert f"skipped {bad + 1} bad records (" in out
     for kind in (*KINDS, "1 no labels", "2 question longer than the context"):
         assert kind in out
-    assert f"{data}, line 2: no JSON" in out  # the first few are shown
+    assert f"{data}, line 2: not JSON" in out  # the first few are shown
     [cached] = (tmp_path / "cache").iterdir()
     dataset = TrajectoryDataset(cached)
     assert [dataset.name(i) for i in range(len(dataset))] == [row["id"] for row in GOOD]

@@ -1,4 +1,4 @@
-"""Whether step labels tell right from wrong at all."""
+"""A check that step labels include enough of both classes, correct and wrong."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ RARE = 0.01  # a class with a smaller share of the labels is too rare to learn o
 
 
 def one_sided(labels: np.ndarray, threshold: float = 0.5) -> str | None:
-    """What to say where (nearly) all labels say the same; None where both classes are there.
+    """A warning if (nearly) all labels are of one class; None if both classes occur.
 
-    `labels` [S], NaN for none: correct from `threshold` on.
+    `labels` [S], NaN for a step without a label. A step is correct if its label is `threshold` or more.
     """
     known = labels[~np.isnan(labels)]
     wrong = int((known < threshold).sum())
@@ -16,11 +16,11 @@ def one_sided(labels: np.ndarray, threshold: float = 0.5) -> str | None:
     if not total or min(wrong, total - wrong) >= RARE * total:
         return None
     if wrong in (0, total):
-        found = f"all {total:,} step labels are {'correct' if wrong == 0 else 'wrong'}"
+        balance = f"all {total:,} step labels are {'correct' if wrong == 0 else 'wrong'}"
     else:
         rare = "wrong" if wrong < total - wrong else "correct"
-        found = f"only {min(wrong, total - wrong):,} of {total:,} step labels are {rare}"
+        balance = f"only {min(wrong, total - wrong):,} of {total:,} step labels are {rare}"
     return (
-        f"{found}: a model that gives every step one score looks right on them, so nothing can be told apart; "
-        "add solutions of the other kind"
+        f"{balance}: a model that gives every step the same score looks right on them, and cannot be told from a good "
+        "one; add solutions of the other kind"
     )

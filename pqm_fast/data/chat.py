@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template makes of messages."""
+"""Chat messages as text, by a tokenizer's chat template."""
 
 from typing import TYPE_CHECKING
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
 
 
 def chat_text(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], what: str, *, answer_follows: bool
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], option: str, *, answer_follows: bool
 ) -> str:
-    """The messages as one text, with `answer_follows` up to where the next answer begins; `what` is the option in
-    messages of errors.
+    """The messages as one text; with `answer_follows`, up to the place where the next answer begins.
 
-    Raises PQMError for a tokenizer without a template, and for a template that rejects these messages.
+    Raises PQMError, which names `option`, for a tokenizer without a template and for a template that rejects these
+    messages.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise PQMError(f"{what}: the tokenizer has no chat template; give the text instead")
+        raise PQMError(f"{option}: the tokenizer has no chat template; pass the text instead")
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows))
-    except Exception as error:  # a template raises whatever it likes
-        raise PQMError(f"{what}: the chat template rejects the messages: {error}") from error
+    except Exception as error:  # a template can raise anything
+        raise PQMError(f"{option}: the chat template rejects the messages: {error}") from error

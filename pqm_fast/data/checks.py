@@ -1,15 +1,15 @@
-"""What every raw record must satisfy, whatever its format, and how a message says what it does not."""
+"""Checks that raw records of every format must pass, and how their error messages quote what is wrong."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pqm_fast.data.records import EMPTY_STEP, Record
+from pqm_fast.data.records import Record
 
 
 class FormatError(ValueError):
-    """A raw record that cannot be used: the text is "what was found; what to do", `kind` groups them."""
+    """A raw record that cannot be used. The message is "what is wrong; what to do"; `kind` groups such errors."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -17,49 +17,49 @@ class FormatError(ValueError):
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
-    """Puts `place` before the message of a `FormatError` that is raised inside."""
+def at(location: str) -> Iterator[None]:
+    """Puts `location` before the message of a `FormatError` that is raised inside."""
     try:
         yield
     except FormatError as error:
-        raise FormatError(error.kind, f"{place}: {error}") from None
+        raise FormatError(error.kind, f"{location}: {error}") from None
 
 
 def show(value: Any) -> str:
-    """`value` as a message quotes it: short."""
+    """`value` as a message quotes it, shortened to 60 characters."""
     try:
         text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+    except (RecursionError, ValueError):  # nested too deeply, or an integer with thousands of digits
         text = f"a long {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# JSON may spell one as an escape; no tokenizer and no file takes it
+# JSON can write one as an escape, but no tokenizer accepts it and no file can hold it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_DEEPEST = 100  # far beyond any format; what reads and writes JSON calls itself once a level
+_MOST_LEVELS = 100  # far beyond any format; JSON readers and writers recurse once per level
 _TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
 
 
 def typed(value: Any, name: str, kind: type) -> Any:
-    """`value`, checked to be a `kind`; `name` is how a message calls it. 2.0 is the whole number 2, for tables with
-    missing numbers store them so. Raises `FormatError`."""
+    """`value`, checked to be of type `kind`; messages call it `name`. 2.0 counts as the whole number 2, because tables
+    with missing numbers store whole numbers like that. Raises `FormatError`."""
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    found, wanted = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
+    actual, expected = f"{show(value)} ({type(value).__name__})", _TYPE_NAMES[kind]
     if kind is str and isinstance(value, list) and all(isinstance(v, dict) and "role" in v for v in value):
-        found, wanted = "a list of chat messages", "text: give the content of the message alone"
-    raise FormatError("wrong type", f"{name} is {found}; it must be {wanted}")
+        actual, expected = "a list of chat messages", "text: give the content of the message alone"
+    raise FormatError("wrong type", f"{name} is {actual}; it must be {expected}")
 
 
 def check_values(raw: dict[str, Any]) -> None:
-    """Every text in a raw record can be encoded, whatever field it is in and however deep; nothing is nested deeper
-    than 100 levels. Raises `FormatError` naming the field."""
+    """Raises `FormatError`, naming the field, for a text anywhere in a raw record that UTF-8 cannot encode, and for
+    nesting deeper than 100 levels."""
     for name, value in raw.items():
         level: list[Any] = [name, value]
         broken: str | None = None
-        for _ in range(_DEEPEST):
+        for _ in range(_MOST_LEVELS):
             inner: list[Any] = []
             for item in level:
                 if isinstance(item, str):
@@ -73,53 +73,56 @@ def check_values(raw: dict[str, Any]) -> None:
                 break
             level = inner
         else:
-            raise FormatError("nested too deeply", f"{name!a} has more than {_DEEPEST} levels; flatten it")
+            raise FormatError("nested too deeply", f"{name!a} has more than {_MOST_LEVELS} levels; flatten it")
         if broken is not None:
-            place = ", ".join(_path({name: value}, broken))
-            raise FormatError("broken text", f"{place} holds half a surrogate pair; repair its encoding")
+            location = ", ".join(_path({name: value}, broken))
+            raise FormatError("broken text", f"{location} holds half a surrogate pair; repair its encoding")
 
 
 def _path(value: Any, sought: str) -> list[str]:
-    """The names and numbers that lead to a text inside of objects and lists; [] where it is not."""
+    """The field names and entry numbers that lead to a text inside objects and lists; [] if it is not there."""
     items = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
     for key, inner in items:
         if key is sought:
             return [f"the field name {key!a}"]
-        own = f"entry {key}" if isinstance(key, int) else key
+        name = f"entry {key}" if isinstance(key, int) else key
         if inner is sought:
-            return [own]
+            return [name]
         if below := _path(inner, sought):
-            return [own, *below]
+            return [name, *below]
     return []
 
 
 def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:
-    """Field `name` of `raw`, checked to be there (null: absent) and of type `kind`. Raises `FormatError`."""
+    """Field `name` of `raw`, checked to be there (null counts as absent) and of type `kind`. Raises `FormatError`.
+
+    Messages put `owner`, such as "turn 1: ", before the name.
+    """
     if raw.get(name) is None:
-        found = ", ".join(raw) or "none"
-        raise FormatError("missing field", f"field {owner}{name} is missing (fields found: {found}); add it")
+        present = ", ".join(raw) or "none"
+        raise FormatError("missing field", f"field {owner}{name} is missing (fields found: {present}); add it")
     return typed(raw[name], f"{owner}{name}", kind)
 
 
 def rest(raw: dict[str, Any], *used: str) -> dict[str, Any]:
-    """The fields of `raw` that are neither `used` nor its id: what `Record.extra` keeps."""
+    """The fields of `raw` for `Record.extra`: all except its id and those that are `used`."""
     return {key: value for key, value in raw.items() if key not in used and key != "id"}
 
 
-def _label(value: Any, place: str) -> float | None:
+def _label(value: Any, name: str) -> float | None:
     if value is None:
         return None
     # NaN fails the comparison too
     if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
         raise FormatError(
             "bad label",
-            f"{place} is {show(value)}; give true, false, a number from 0 to 1, or null for no label",
+            f"{name} is {show(value)}; give true, false, a number from 0 to 1, or null for no label",
         )
     return float(value)
 
 
 def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any]) -> Record:
-    """The record, after the checks that all formats share. Raises `FormatError`."""
+    """The record, after the checks that are the same for all formats. Raises `FormatError`."""
     if not prompt.strip():
         raise FormatError("empty question", "the question is empty; give its text or remove the record")
     if not steps:
@@ -139,18 +142,8 @@ def record(id: str, prompt: str, steps: Any, labels: Any, extra: dict[str, Any])
     return Record(id, prompt, steps, labels, extra)
 
 
-def candidate(steps: list[Any], labels: Any, extra: dict[str, Any]) -> tuple[list[Any], Any]:
-    """Steps and labels of a candidate in a pool. An empty one is a failed attempt: refused, it would take the whole
-    question with it. It gets one step instead, and null as its score where `extra` has an empty list of scores."""
-    if any(not isinstance(step, str) or step.strip() for step in steps):
-        return steps, labels
-    if extra.get("scores") == []:
-        extra["scores"] = [None]
-    return [EMPTY_STEP], None if labels == [] else labels
-
-
 def explicit_id(raw: dict[str, Any], name: str = "id") -> str | None:
-    """The record's own id as text, None where it has none. Raises `FormatError`."""
+    """The id in field `name` as text, None if there is none. Raises `FormatError`."""
     value = raw.get(name)
     if value is None:
         return None

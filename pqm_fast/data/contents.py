@@ -1,11 +1,11 @@
-"""Files that are no data, told by their first bytes (tables: by their name), and called by what they are."""
+"""Recognises files that are not data by their first bytes (text tables: by their name), and says what they are."""
 
 import re
 from pathlib import Path
 
 from pqm_fast.errors import PQMError
 
-_UNPACK = "unpack it first (of compressed files, only gzip is read as it is)"
+_UNPACK = "unpack it first (of compressed files, only gzip is read directly)"
 _CONVERT = "convert it to JSON lines or Parquet"
 _KINDS: dict[bytes, tuple[str, str]] = {
     b"PK\x03\x04": ("a zip archive", _UNPACK),
@@ -35,19 +35,19 @@ _PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error>")
 
 
 def check_contents(path: Path, head: bytes) -> None:
-    """`head`: the first 512 bytes of a file, decompressed if it is gzipped. Raises `PQMError` for what is no data."""
-    for magic, (what, remedy) in _KINDS.items():
+    """Raises `PQMError` for a file that is not data. `head` is its first 512 bytes, decompressed if it is gzipped."""
+    for magic, (kind, remedy) in _KINDS.items():
         if head.startswith(magic):
-            raise PQMError(f"{path}: is {what}; {remedy}")
+            raise PQMError(f"{path}: is {kind}; {remedy}")
     if head[257:262] == b"ustar":
         raise PQMError(f"{path}: is a tar archive; {_UNPACK}")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for name, (pattern, command) in _POINTERS.items():
         if pattern.match(text):
-            raise PQMError(f"{path}: is a {name} pointer and not the data; fetch that with `{command}`")
+            raise PQMError(f"{path}: is a {name} pointer, not the data; fetch the data with `{command}`")
     table = next((_TABLES[suffix.lower()] for suffix in path.suffixes[-2:] if suffix.lower() in _TABLES), None)
     if table and text and not text.startswith((b"{", b"[", b"PAR1")):
         raise PQMError(f"{path}: is {table}; {_CONVERT}")
     if text.lower().startswith(_PAGES):
-        what = "a web page (HTML or XML), perhaps an error or a login that was saved in place of the data"
-        raise PQMError(f"{path}: is {what}; open it to see what it says, and fetch the data again")
+        page = "a web page (HTML or XML), perhaps an error or login page that was saved in place of the data"
+        raise PQMError(f"{path}: is {page}; open it to see what it says, and fetch the data again")

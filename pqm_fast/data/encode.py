@@ -1,7 +1,7 @@
-"""Text to tokens: the one template that training and scoring share, and the token where each Q-value is read.
+"""Text to tokens: the template that training and scoring share, and the token at which each Q-value is read.
 
 A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step token], ...
-Pieces are tokenised separately, so that a step has the same tokens whatever stands around it.
+Pieces are tokenised separately, so that the tokens of a step do not depend on the text around it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-LAST = "last"
+LAST = "last"  # in place of a step token: Q-values are read at the last token of each step
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a question and its steps are written; stored in the checkpoint under `pqm_fast` in config.json."""
+    """How a question and its steps are written. It is stored in config.json of a checkpoint, under `pqm_fast`."""
 
     prompt_format: Text = "{prompt}\n"
-    """Text of the question; {prompt} stands for it. `chat`: the tokenizer's own chat template."""
+    """Text of the question, with {prompt} in its place. `chat`: the tokenizer's chat template."""
     step_format: Text = "{step}\n"
-    """Text of one step; {step} stands for it."""
+    """Text of one step, with {step} in its place."""
     step_token: Text = "<|step|>"
-    """Token put after each step, where its Q-value is read; added if new. `last`: read at the step's last token."""
+    """Token after each step, at which its Q-value is read; it is added if it is new. `last`: no token is added, and the
+    Q-value is read at the step's last token."""
 
     def __post_init__(self):
         check_placeholders(self.prompt_format, self.step_format, ("chat",))
@@ -40,7 +41,7 @@ class Template:
             raise PQMError("step token: empty; name a token such as '<|step|>', or 'last' to use none")
 
     def resolve(self, tokenizer: "PreTrainedTokenizerBase") -> "Template":
-        """The template with `chat` written out through the tokenizer, so that it can be stored and read as text."""
+        """The template with the tokenizer's chat template written out, so that it can be stored as text."""
         if self.prompt_format != "chat":
             return self
         messages = [{"role": "user", "content": "{prompt}"}]
@@ -52,20 +53,20 @@ class Template:
 
 
 def check_placeholders(prompt_format: str, step_format: str, words: tuple[str, ...]) -> None:
-    """Raises `PQMError` for a format without its placeholder; the question's may be one of `words` instead."""
+    """Raises `PQMError` for a format without its placeholder. `prompt_format` may be one of `words` instead."""
     if prompt_format.count("{prompt}") != 1 and prompt_format not in words:
-        raise PQMError(f"prompt_format {prompt_format!r}: {{prompt}} must stand in it exactly once")
+        raise PQMError(f"prompt_format {prompt_format!r}: {{prompt}} must occur in it exactly once")
     if step_format.count("{step}") != 1:
-        raise PQMError(f"step_format {step_format!r}: {{step}} must stand in it exactly once")
+        raise PQMError(f"step_format {step_format!r}: {{step}} must occur in it exactly once")
 
 
 def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
-    """Makes `token` one id of the tokenizer. Returns whether it had to be added (its embedding is then new)."""
+    """Makes sure that the tokenizer has `token` as one id. Returns whether it was added; its embedding is then new."""
     if token == LAST or single_id(tokenizer, token) is not None:
         return False
     from transformers import AddedToken
 
-    # special and not normalised: it is cut out of the text before anything else happens to it
+    # special and not normalised: it is split off before anything else happens to the text
     added = AddedToken(token, special=True, normalized=False, lstrip=False, rstrip=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [added]}, replace_extra_special_tokens=False)
     if single_id(tokenizer, token) is None:
@@ -74,21 +75,24 @@ def ensure_step_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> bool:
 
 
 def single_id(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
-    """The id of `text` if the tokenizer knows it as one token."""
+    """The id of `text` if it is one token of the tokenizer, otherwise None."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
 def bos_ids(tokenizer: "PreTrainedTokenizerBase", prompt_format: str) -> list[int]:
-    """What the tokenizer puts before a text (a BOS token or nothing), unless the format writes it itself."""
+    """The ids that the tokenizer puts before a text: a BOS token or nothing. Nothing if the format begins with BOS."""
     bos = tokenizer.bos_token_id
     starts_with_bos = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
-    written = tokenizer.bos_token and prompt_format.startswith(tokenizer.bos_token)
-    return [bos] if starts_with_bos and not written else []
+    in_format = tokenizer.bos_token and prompt_format.startswith(tokenizer.bos_token)
+    return [bos] if starts_with_bos and not in_format else []
 
 
 class OverLong(RecordError):
-    """The first step of a record does not fit, so that none can be read. `needed`: tokens up to its end."""
+    """The first step of a record does not fit, so that no step can be scored.
+
+    `needed`: tokens up to the end of that step. `steps`: how many steps the record has.
+    """
 
     def __init__(self, record: Record, needed: int, limit: int):
         self.steps = len(record.steps)
@@ -101,49 +105,46 @@ class OverLong(RecordError):
 
 @dataclass(slots=True)
 class Encoded:
-    """One trajectory as tokens: `input_ids` [L] int32 and `step_tokens` [K] int32, the row of each step's Q-value.
+    """One trajectory as L tokens, with the K steps that fit."""
 
-    K is the number of steps kept; `steps_cut` further ones did not fit.
-    """
-
-    input_ids: np.ndarray
-    step_tokens: np.ndarray
-    steps_cut: int
+    input_ids: np.ndarray  # [L] int32
+    step_tokens: np.ndarray  # [K] int32, the token at which the Q-value of each step is read
+    steps_cut: int  # how many more steps did not fit
 
 
 def piece_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dict[str, list[int]]:
-    """The ids of each text by itself, without special tokens; {} for none."""
-    # solutions of one question share its text and often steps: tokenise each text once
+    """text -> its ids, each text tokenised separately and without special tokens."""
+    # solutions of one question share its text, and often steps: tokenise each text once
     if not (unique := list(dict.fromkeys(texts))):
         return {}
     return dict(zip(unique, tokenizer(unique, add_special_tokens=False, verbose=False)["input_ids"], strict=True))
 
 
 def join(record: Record, start: list[int], steps: list[list[int]], marker: list[int], limit: int) -> Encoded | OverLong:
-    """`start`, then each step with `marker` behind it, read at the last of their tokens; cut as `cut` says."""
-    ids, rows = [*start], []
+    """`start`, then each step followed by `marker`; a step is read at the last of these tokens. Cut by `cut`."""
+    ids, step_tokens = [*start], []
     for step in steps:
         ids += [*step, *marker]
-        rows.append(len(ids) - 1)
-    return cut(record, ids, rows, limit)
+        step_tokens.append(len(ids) - 1)
+    return cut(record, ids, step_tokens, limit)
 
 
-def cut(record: Record, ids: list[int], rows: list[int], limit: int) -> Encoded | OverLong:
-    """The tokens up to the last step that ends within `limit`; `rows`, in rising order, is where each is read."""
-    kept = [row for row in rows if row < limit]
+def cut(record: Record, ids: list[int], step_tokens: list[int], limit: int) -> Encoded | OverLong:
+    """The tokens up to the last step that ends within `limit` tokens; `step_tokens` are in increasing order."""
+    kept = [token for token in step_tokens if token < limit]
     if not kept:
-        return OverLong(record, rows[0] + 1, limit)
+        return OverLong(record, step_tokens[0] + 1, limit)
     return Encoded(
         np.array(ids[: kept[-1] + 1], dtype=np.int32),
         np.array(kept, dtype=np.int32),
-        steps_cut=len(rows) - len(kept),
+        steps_cut=len(step_tokens) - len(kept),
     )
 
 
 class Encoder:
-    """Records to tokens under one template. Over-long records keep the question and are cut at a step boundary.
+    """Encodes records with one template. A record that is too long is cut at the end of a step.
 
-    `max_length` is the longest trajectory in tokens. The tokenizer must already hold the step token
+    `max_length` is the longest trajectory in tokens. The tokenizer must already have the step token
     (`ensure_step_token`).
     """
 
@@ -159,23 +160,23 @@ class Encoder:
         self.bos = bos_ids(tokenizer, template.prompt_format)
 
     def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
-        """Encodes many records at once (fast tokenizers use every core). A record that cannot be encoded gives its
-        error in its place, naming the record, for the caller to raise or count."""
+        """Encodes many records at once (fast tokenizers use every core). For a record that cannot be encoded, the
+        result is an error that names it, for the caller to raise or count."""
         prompts = [self.template.prompt_format.replace("{prompt}", r.prompt) for r in records]
         steps = [[self.template.step_format.replace("{step}", s) for s in r.steps] for r in records]
         pieces = piece_ids(self.tokenizer, [*prompts, *chain.from_iterable(steps)])
         return [
-            self._join(record, pieces[prompt], [pieces[s] for s in own])
-            for record, prompt, own in zip(records, prompts, steps, strict=True)
+            self._join(record, pieces[prompt], [pieces[s] for s in record_steps])
+            for record, prompt, record_steps in zip(records, prompts, steps, strict=True)
         ]
 
     def _join(self, record: Record, prompt: list[int], steps: list[list[int]]) -> Encoded | RecordError:
         ids = [*self.bos, *prompt]
         marker = [] if self.step_id is None else [self.step_id]
         if marker and (self.step_id in prompt or any(self.step_id in s for s in steps)):
-            where = "its question" if self.step_id in prompt else "one of its steps"
+            text = "its question" if self.step_id in prompt else "one of its steps"
             return RecordError(
-                f"record {record.id}: the step token {self.template.step_token!r} occurs in {where}; "
+                f"record {record.id}: the step token {self.template.step_token!r} occurs in {text}; "
                 "choose another with --step-token",
                 kind="step token in the text",
             )

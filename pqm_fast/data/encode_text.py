@@ -1,4 +1,5 @@
-"""Text to tokens as other PRMs were trained on it: mostly one text, tokenised at once, each step read at its end."""
+"""Text to tokens as third-party PRMs were trained on it: mostly a solution tokenised as one text, each step read at its
+end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextLayout:
-    """prompt_format, then for each step: step_format, step_token (where it is read; `last`: nothing), step_separator.
+    """The text of a solution: prompt_format, then for each step step_format, step_token and step_separator.
 
-    `in_pieces`: question, step and step token are tokenised one by one, not the whole text at once.
+    A step is read at its step token (`last`: there is none, and a step is read at its last token). `in_pieces`:
+    question, steps and step tokens are tokenised separately, not the whole text at once.
     """
 
     prompt_format: str
@@ -32,18 +34,18 @@ class TextLayout:
         if not self.step_token:
             raise PQMError("step_token: empty; name a token such as '<extra_0>', or 'last' to use none")
         if self.in_pieces and self.step_separator:
-            raise PQMError("step_separator: this preset has none; give what follows a step as the step token")
+            raise PQMError("step_separator: this preset has none; set the step token to the text that follows a step")
 
 
 class TextEncoder:
-    """Records to tokens under a layout, as `Encoder`: over-long records are cut at a step."""
+    """Encodes records with one layout. As in `Encoder`, a record that is too long is cut at the end of a step."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: TextLayout, max_length: int):
         self.tokenizer, self.layout, self.max_length = tokenizer, layout, max_length
         self.step_id: int | None = None
         self.marker: list[int] = []
         if layout.in_pieces:
-            # TRL puts it before every text, whether the tokenizer does or not
+            # TRL puts BOS before every text, whether or not the tokenizer does
             self.bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             if layout.step_token != LAST:
                 self.marker = tokenizer.encode(layout.step_token, add_special_tokens=False)
@@ -53,67 +55,67 @@ class TextEncoder:
                 self.step_id = single_id(tokenizer, layout.step_token)
                 if self.step_id is None:
                     raise PQMError(
-                        f"step token {layout.step_token!r} is not one token of the tokenizer; give the model's own"
+                        f"step token {layout.step_token!r} is not one token of the tokenizer; set it to the model's"
                     )
             if not tokenizer.is_fast:
-                raise PQMError("the tokenizer does not tell where its tokens stand in the text: a fast one is needed")
+                raise PQMError("the tokenizer does not give the positions of its tokens in the text; use a fast one")
 
     def __call__(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
-        """A record that cannot be encoded gives its error in its place."""
+        """For a record that cannot be encoded, the result is an error that names it."""
         if not records:
             return []
         return self._in_pieces(records) if self.layout.in_pieces else self._at_once(records)
 
     def _in_pieces(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
-        written = [self._pieces(record) for record in records]
-        ids = piece_ids(self.tokenizer, (text for prompt, steps in written for text in (prompt, *steps)))
+        pieces = [self._pieces(record) for record in records]
+        ids = piece_ids(self.tokenizer, (text for prompt, steps in pieces for text in (prompt, *steps)))
         return [
             join(record, [*self.bos, *ids[prompt]], [ids[step] for step in steps], self.marker, self.max_length)
-            for record, (prompt, steps) in zip(records, written, strict=True)
+            for record, (prompt, steps) in zip(records, pieces, strict=True)
         ]
 
     def _at_once(self, records: Sequence[Record]) -> list[Encoded | RecordError]:
         texts, ends = [], []
         for record in records:
             text, steps = self._pieces(record)
-            own = []
+            step_ends = []
             for number, step in enumerate(steps):
                 text += step if number == 0 else self.layout.step_separator + step
-                own.append(len(text))
+                step_ends.append(len(text))
             texts.append(text)
-            ends.append(own)
+            ends.append(step_ends)
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [
-            self._read(record, ids, np.array(spans).reshape(-1, 2), own)
-            for record, ids, spans, own in zip(
+            self._read(record, ids, np.array(spans).reshape(-1, 2), step_ends)
+            for record, ids, spans, step_ends in zip(
                 records, encoded["input_ids"], encoded["offset_mapping"], ends, strict=True
             )
         ]
 
     def _pieces(self, record: Record) -> tuple[str, list[str]]:
-        """The question's text, and each step's up to where it is read."""
+        """The text of the question, and the text of each step up to the place where it is read."""
         marker = "" if self.layout.in_pieces or self.layout.step_token == LAST else self.layout.step_token
-        # the placeholders of a format are not those of a text put into another
+        # split, not replaced: a question or step may itself contain a placeholder
         before, after = self.layout.step_format.split("{step}")
         steps = [before + step + after + marker for step in record.steps]
         return self.layout.prompt_format.replace("{prompt}", record.prompt), steps
 
     def _read(self, record: Record, ids: list[int], spans: np.ndarray, ends: list[int]) -> Encoded | RecordError:
-        """`spans` [L, 2]: where each token stands in the text; `ends`: where each step is read."""
-        # the last token that begins before the end
-        rows = [int(row) - 1 for row in np.searchsorted(spans[:, 0], ends, side="left")]
-        if any(spans[row, 1] > end for row, end in zip(rows, ends, strict=True)):
+        """`spans` [L, 2]: start and end of each token in the text; `ends` [K]: the place where each step is read."""
+        # of each step, the last token that begins before its end
+        step_tokens = [int(token) - 1 for token in np.searchsorted(spans[:, 0], ends, side="left")]
+        if any(spans[token, 1] > end for token, end in zip(step_tokens, ends, strict=True)):
             return RecordError(
-                f"record {record.id}: a token reaches from the end of a step into what follows it; give another "
+                f"record {record.id}: a token reaches from the end of a step into what follows it; choose another "
                 "--step-token or --step-separator",
                 kind="step end inside a token",
             )
         if self.step_id is not None and (
-            ids.count(self.step_id) != len(rows) or any(ids[row] != self.step_id for row in rows)
+            ids.count(self.step_id) != len(step_tokens) or any(ids[token] != self.step_id for token in step_tokens)
         ):
             return RecordError(
                 f"record {record.id}: the step token {self.layout.step_token!r} occurs in its question or steps, or "
                 "becomes another token there; reword it or leave the record out",
                 kind="step token in the text",
             )
-        return cut(record, [*self.bos, *ids], [len(self.bos) + row for row in rows], self.max_length)
+        return cut(record, [*self.bos, *ids], [len(self.bos) + token for token in step_tokens], self.max_length)

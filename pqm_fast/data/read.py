@@ -1,4 +1,4 @@
-"""Sources -> `Record`s, one at a time; every bad record is named, or skipped and counted."""
+"""Sources -> `Record`s, one at a time. A bad record is an error that names it, or is skipped and counted."""
 
 import os
 import warnings
@@ -21,9 +21,9 @@ CHUNK = 2000  # records to tokenise at a time: enough to keep every core busy, a
 
 
 class BadRecord(PQMError):
-    """One raw record that cannot be used: "FILE, line N (record ID): what was found; what to do".
+    """A raw record that cannot be used: "FILE, line N (record ID): what is wrong; what to do".
 
-    `path` and `line` (else the record's number) say where it stands, `kind` groups equal faults.
+    `path` and `line` (or the number of the record) say where it is; `kind` groups records with the same fault.
     """
 
     def __init__(self, place: Place, error: FormatError, id: str | None = None) -> None:
@@ -36,7 +36,7 @@ class BadRecord(PQMError):
 
 @dataclass
 class SkipSummary:
-    """What was skipped: how many of each kind of fault, and the messages of the first few."""
+    """Skipped records: how many with each kind of fault, and the messages of the first three."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -65,16 +65,16 @@ def read_records(
     options: ReadOptions = DEFAULT_OPTIONS,
     skipped: SkipSummary | None = None,
 ) -> Iterator[Record]:
-    """The records of one source, read as they are asked for.
+    """The records of one source, read lazily.
 
     Args:
         path: a file with JSON lines, a JSON list or one JSON object (all may be gzipped), or Parquet; a
             folder of such files, or a pattern for them (`data/*.jsonl`); a folder that `datasets` saved; or a
-            hub data set, `org/name`, where there is no such path. The last two take a split: `path:split`.
-            Only a JSON list is held in memory.
+            hub data set, `org/name`, if there is no such path. The last two take a split: `path:split`.
+            A JSON list is held in memory as a whole; everything else is read as a stream.
         format: overrides `options.format` unless it is "auto".
         options: how to read, see `ReadOptions`.
-        skipped: collects what `options.skip_bad` leaves out; without it a warning says so at the end.
+        skipped: collects what `options.skip_bad` leaves out; without it, a warning at the end sums that up.
 
     Raises:
         BadRecord: a record that cannot be used, unless `options.skip_bad`.
@@ -88,12 +88,12 @@ def read_records(
 def read_all(
     paths: Iterable[StrPath], options: ReadOptions = DEFAULT_OPTIONS, skipped: SkipSummary | None = None
 ) -> Iterator[Record]:
-    """The records of several sources in turn, as `read_records`. Ids are unique over all of them."""
+    """The records of several sources in turn, as in `read_records`. Ids are unique over all of them."""
     summary = SkipSummary() if skipped is None else skipped
     taken: dict[str, Place] = {}
     stems: set[str] = set()
     if not (paths := list(paths)):
-        raise PQMError("data: no source is named; give a file, a folder, a pattern or a hub data set")
+        raise PQMError("data: no source is named; name a file, a folder, a pattern or a hub data set")
     for source in expand(os.fspath(path) for path in paths):
         yield from _read_source(source, options, summary, taken, stems)
     if skipped is None and summary.total:
@@ -110,7 +110,7 @@ def _read_source(
     source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place], stems: set[str]
 ) -> Iterator[Record]:
     stem, raws = open_source(source)
-    if stem in stems:  # files of one name in two folders: the path tells their records apart
+    if stem in stems:  # files with one name in two folders: ids with the whole path differ
         stem = source
     stems.add(stem)
     format: str = options.format
@@ -146,7 +146,7 @@ def _checked_object(raw: Any) -> dict[str, Any]:
     if isinstance(raw, FormatError):
         raise raw
     if not isinstance(raw, dict):
-        raise FormatError("not an object", f"{show(raw)} is no JSON object; give one object per record")
+        raise FormatError("not an object", f"{show(raw)} is not a JSON object; give one object per record")
     return raw
 
 
@@ -156,7 +156,7 @@ def _check_same_format(raw: dict[str, Any], format: str) -> None:
         raise FormatError(
             "another format",
             f"its fields ({', '.join(raw) or 'none'}) do not fit {format} ({expected}), "
-            "with which the file began; add what is missing, or keep one format per file",
+            "which is the format of its first record; add what is missing, or keep one format per file",
         )
 
 

@@ -1,4 +1,4 @@
-"""Where raw records come from: JSON and Parquet files, saved and hub data sets; each with its place."""
+"""Raw records and their places, from JSON and Parquet files and from saved and hub data sets."""
 
 import glob
 import gzip
@@ -19,11 +19,11 @@ from pqm_fast.errors import PQMError
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SAVED = ("state.json", "dataset_dict.json")  # what `datasets` puts beside its tables
+_SAVED = ("state.json", "dataset_dict.json")  # files that `datasets` saves beside its tables
 
 
 class Place(NamedTuple):
-    """Where a raw record stands: a line of JSON lines, else a record; counted from 1."""
+    """Where a raw record is: the number, from 1, of a line in JSON lines, otherwise of a record."""
 
     source: str
     unit: str
@@ -33,23 +33,23 @@ class Place(NamedTuple):
         return f"{self.source}, {self.unit} {self.number}"
 
 
-# The value is a `FormatError` where a record could not be read: the reader may go on with the next one.
+# A record that could not be read is a `FormatError`, so that the reader can continue with the next one.
 Raw = tuple[Place, Any]
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """The sources that some names stand for, in turn: the data files of a folder, in the order of their names, the
-    files that a pattern (`*`, `?`, `[...]`, `**`) matches, else what is named.
+    """The sources that the names refer to, in turn: for a folder, its data files sorted by name; for a pattern (`*`,
+    `?`, `[...]`, `**`), the files that it matches; otherwise the name itself.
 
-    Raises `PQMError` for a folder with files that are neither data nor hidden nor its README, licence or other `.md`,
-    since nothing else is left out silently, where there is no file, and for data that is named twice.
+    Raises `PQMError` for a name without files, for data that is named twice, and for a folder with other files than
+    data: only hidden files, README, licence and `.md` files are left out silently.
     """
-    found: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
+    known: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
     sources = []
     for source in (source for name in names for source in _expanded(name)):
         base, split = base_and_split(source)
-        splits = found.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
-        # without its split a data set is the only one that it has
+        splits = known.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
+        # a data set named without a split is its only split
         if taken := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
             also = "" if taken == source else f", also as {taken}"
             raise PQMError(f"{source}: is named twice{also}; name it once, or its records count double")
@@ -59,18 +59,18 @@ def expand(names: Iterable[str]) -> list[str]:
 
 
 def base_and_split(source: str) -> tuple[str, str]:
-    """NAME:SPLIT -> (NAME, SPLIT), and (`source`, "") where there is no split or the whole is the name of a file."""
+    """NAME:SPLIT -> (NAME, SPLIT); (`source`, "") if there is no split, or if `source` is the name of a file."""
     base, _, split = source.rpartition(":")
     return (base, split) if base and not Path(source).exists() else (source, "")
 
 
 def _expanded(source: str) -> list[str]:
     if is_pattern(source):
-        found = sorted(glob.glob(source, recursive=True))
-        if not found:
+        names = sorted(glob.glob(source, recursive=True))
+        if not names:
             raise PQMError(f"{redacted(source)}: matches no file; check the pattern")
         # `**` matches a folder and the files in it
-        return list({os.path.normpath(file): file for name in found for file in _expanded(name)}.values())
+        return list({os.path.normpath(file): file for name in names for file in _expanded(name)}.values())
     folder = Path(source)
     if not folder.is_dir() or any((folder / name).exists() for name in _SAVED):
         return [source]
@@ -78,22 +78,23 @@ def _expanded(source: str) -> list[str]:
     data = [path for path in files if path.name.endswith(_DATA_SUFFIXES)]
     if not data:
         raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
-    # a README, a licence and other .md files are about the data; nothing else is passed over
+    # README, licence and .md files describe the data; nothing else is left out
     others = [p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))]
     if others:
         raise PQMError(
-            f"{source}: holds {others[0].relative_to(folder)}, which is no data file ({', '.join(_DATA_SUFFIXES)}); "
-            f"remove it, or name what is to be read: {folder / f'*{data[0].suffix}'}"
+            f"{source}: holds {others[0].relative_to(folder)}, which is not a data file ({', '.join(_DATA_SUFFIXES)}); "
+            f"remove it, or name the files to read: {folder / f'*{data[0].suffix}'}"
         )
     return list(map(str, data))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders, but for hidden ones. Raises `PQMError` for what is neither."""
+    """The files in a folder and its subfolders, without hidden ones. Raises `PQMError` for what is neither a file nor a
+    folder, and for a link to a folder."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise PQMError(f"{folder}: cannot be read ({error.strerror}); check that it is yours to read") from error
+        raise PQMError(f"{folder}: cannot be read ({error.strerror}); check that you may read it") from error
     for path in entries:
         if path.name.startswith("."):
             continue
@@ -102,19 +103,25 @@ def _files(folder: Path) -> Iterator[Path]:
         elif path.is_dir() and not path.is_symlink():
             yield from _files(path)
         else:
-            what = "a link to a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "no file"
-            raise PQMError(f"{path}: is {what}; remove it, or name what is to be read")
+            kind = (
+                "a link to a folder"
+                if path.is_dir()
+                else "a broken link"
+                if path.is_symlink()
+                else "neither a file nor a folder"
+            )
+            raise PQMError(f"{path}: is {kind}; remove it, or name the files to read")
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a source is a pattern for the names of files; a file may have such a name itself."""
+    """Whether a source is a pattern for file names. A file may have such a name itself; then it is not a pattern."""
     return glob.has_magic(source) and not Path(source).exists()
 
 
 def open_source(source: str) -> tuple[str, Iterator[Raw]]:
-    """(what the ids of its records begin with, its raw records) of one of the sources that `expand` gives.
+    """(the start of the ids of its records, its raw records) of a source that `expand` returned.
 
-    Raises `PQMError` where there is no such source, and while reading where it is damaged.
+    Raises `PQMError` if there is no such source, and during reading if it is damaged.
     """
     path = Path(source)
     if path.is_file():
@@ -125,7 +132,7 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
     if path.is_dir():
         return _open_data_set(source, None)
     if path.is_symlink():
-        raise PQMError(f"{redacted(source)}: is a broken link to {os.readlink(path)}; fetch what it stands for")
+        raise PQMError(f"{redacted(source)}: is a broken link to {os.readlink(path)}; fetch that file")
     name, split = base_and_split(source)
     if name != source and Path(name).is_file():
         raise PQMError(f"{redacted(source)}: {name} is a file, which has no splits; name the file alone")
@@ -139,29 +146,29 @@ def _open_data_set(name: str, split: str | None) -> tuple[str, Iterator[Raw]]:
 
     folder = Path(name)
     # never load_dataset on a folder: it guesses which of the files belong to a split and leaves out the others
-    load, found, hint = datasets.load_dataset, "no such file or folder, and it", "check the name and the network"
+    load, subject, hint = datasets.load_dataset, "no such file or folder, and it", "check the name and the network"
     if folder.is_dir():
-        load, found, hint = (
+        load, subject, hint = (
             datasets.load_from_disk,
             "the folder",
             "a folder of data files has no splits: name it, or some of its files, alone",
         )
     try:
         data = load(name)
-    except Exception as error:  # what datasets raises has no common class
+    except Exception as error:  # the errors that datasets raises have no common class
         reason = f"{type(error).__name__}: {error}"
-        raise PQMError(f"{name}: {found} cannot be loaded as a data set ({reason}); {hint}") from error
+        raise PQMError(f"{name}: {subject} cannot be loaded as a data set ({reason}); {hint}") from error
     stem = folder.resolve().name
     if isinstance(data, dict):
         if split is None and len(data) == 1:
             (split,) = data
         if split not in data:
-            found = "has several splits" if split is None else f"has no split {split}"
-            raise PQMError(f"{name}: {found}; choose one: {', '.join(f'{name}:{key}' for key in data)}")
+            problem = "has several splits" if split is None else f"has no split {split}"
+            raise PQMError(f"{name}: {problem}; choose one: {', '.join(f'{name}:{key}' for key in data)}")
         data, stem, name = data[split], f"{stem}:{split}", f"{name}:{split}"
     elif split is not None:
         raise PQMError(f"{name}: has no splits; leave out :{split}")
-    # as Arrow tables, whatever format the set was saved in
+    # as Arrow tables, whatever format the data set was saved with
     tables = data.with_format("arrow").iter(1024)
     return stem, _numbered(name, "record", chain.from_iterable(map(table_rows, tables)))
 
@@ -171,7 +178,7 @@ def _numbered(source: str, unit: str, values: Iterable[Any]) -> Iterator[Raw]:
 
 
 def _read_file(path: Path) -> Iterator[Raw]:
-    """The raw records of a file. Its first bytes, not its name, say what it is."""
+    """The raw records of a file, whose type is recognised by its first bytes, not by its name."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -182,7 +189,7 @@ def _read_file(path: Path) -> Iterator[Raw]:
         yield from _read_parquet(path) if head.startswith(b"PAR1") and not gzipped else _read_json(path, gzipped)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PQMError(f"{path}: cannot be read ({reason}); check that it is whole and yours to read") from error
+        raise PQMError(f"{path}: cannot be read ({reason}); check that it is whole and that you may read it") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Raw]:
@@ -198,7 +205,7 @@ def _read_parquet(path: Path) -> Iterator[Raw]:
 
 
 def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
-    """JSON lines, unless the text begins with a list, or with an object that is not complete on its line."""
+    """JSON lines; or one JSON value, if the text begins with a list or with an object that does not end on its line."""
     with gzip.open(path) if gzipped else path.open("rb") as file:
         lines = _decoded_lines(path, file)
         first = next(((number, line) for number, line in lines if line.strip()), None)
@@ -206,16 +213,16 @@ def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
             return
         opening = first[1].strip()
         if opening.startswith("[") or (opening.startswith("{") and not opening.endswith("}")):
-            held = [first, *lines]
+            all_lines = [first, *lines]
             try:
-                whole = json.loads("".join(line for _, line in held))
+                whole = json.loads("".join(line for _, line in all_lines))
             except (ValueError, RecursionError) as error:
                 if opening.startswith("["):
                     number = first[0] + getattr(error, "lineno", 1) - 1
                     reason = getattr(error, "msg", error)
-                    message = f"{path}, line {number}: damaged JSON list ({reason}); mend it or write JSON lines"
+                    message = f"{path}, line {number}: damaged JSON list ({reason}); repair it or write JSON lines"
                     raise PQMError(message) from None
-                lines = iter(held[1:])
+                lines = iter(all_lines[1:])
             else:
                 yield from _numbered(str(path), "record", whole if isinstance(whole, list) else [whole])
                 return
@@ -225,7 +232,7 @@ def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
 
 
 def _decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines. A line ends at a line feed alone: U+2028 may stand inside a string."""
+    """(number, text) of the lines. Only a line feed ends a line: U+2028 may occur inside a string."""
     for number, line in enumerate(file, 1):
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -241,4 +248,4 @@ def _parse_line(line: str) -> Any:
         return json.loads(line.strip())
     except (ValueError, RecursionError) as error:
         reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        return FormatError("no JSON", f"no JSON ({reason}); write one JSON object per line")
+        return FormatError("not JSON", f"not JSON ({reason}); write one JSON object per line")

@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as raw records: what JSON could hold, and a `FormatError` for a row that cannot be read."""
+"""Rows of Arrow tables as raw records, with values that JSON could hold."""
 
 from collections.abc import Iterator
 from datetime import date, time
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def table_rows(table: "pyarrow.Table | pyarrow.RecordBatch") -> Iterator[Any]:
-    """The rows in order, a dict or a `FormatError` each. One that cannot be read leaves the others as they are."""
+    """The rows in order, each as a dict, or as a `FormatError` if it cannot be read; the others are not affected."""
     try:
         rows = table.to_pylist()
-    except (ValueError, OverflowError):  # bytes that are not UTF-8, or a date that Python has no name for
+    except (ValueError, OverflowError):  # bytes that are not UTF-8, or a date that Python cannot represent
         rows = [_row(table.slice(number, 1)) for number in range(table.num_rows)]
     for row in rows:
         try:
@@ -32,7 +32,7 @@ def _row(table: "pyarrow.Table | pyarrow.RecordBatch") -> Any:
         except UnicodeDecodeError:
             return FormatError("broken text", f"field {name} holds bytes that are not UTF-8; convert it to UTF-8")
         except (ValueError, OverflowError) as error:
-            return FormatError("unreadable value", f"field {name} cannot be read ({error}); mend or remove it")
+            return FormatError("unreadable value", f"field {name} cannot be read ({error}); repair or remove it")
     return row
 
 
@@ -44,7 +44,7 @@ def _plain(value: Any, name: str) -> Any:
         return [_plain(inner, name) for inner in value]
     if isinstance(value, dict):
         return {key: _plain(inner, name) for key, inner in value.items()}
-    if isinstance(value, bytes):  # some programs do not mark text as such
+    if isinstance(value, bytes):  # some programs do not mark text as text
         try:
             return value.decode()
         except UnicodeDecodeError:

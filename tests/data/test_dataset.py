@@ -1,4 +1,4 @@
-"""Stored tokens: whole, or made again; never another data set, never a part of one."""
+"""The token cache: stored tokens are intact or made again, never those of another data set or of a part of one."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ def data(tmp_path):
 
 
 class Slow:
-    """Encodes, and then waits until it may go on."""
+    """Encodes only after an event, and signals when it has been called."""
 
     def __init__(self, encoder: Encoder, after: threading.Event, reached: threading.Event):
         self.encoder, self.after, self.reached = encoder, after, reached
@@ -51,18 +51,18 @@ def load(data, cache: Path, by=None):
     recovers="each writes a folder of its own; the first one that is whole takes the name, and both train on it",
 )
 def test_two_writers_with_one_process_number(data, tmp_path):
-    go_on, reached, found = threading.Event(), threading.Event(), []
+    go_on, reached, loaded = threading.Event(), threading.Event(), []
     slow = Slow(encoder(), go_on, reached)
-    first = threading.Thread(target=lambda: found.append(load(data, tmp_path / "cache", slow)))
+    first = threading.Thread(target=lambda: loaded.append(load(data, tmp_path / "cache", slow)))
     first.start()
     assert reached.wait(30)
-    found.append(load(data, tmp_path / "cache"))
+    loaded.append(load(data, tmp_path / "cache"))
     go_on.set()
     first.join(30)
-    assert [len(one) for one in found] == [30, 30]
-    assert len({one.digest for one in found}) == 1
+    assert [len(dataset) for dataset in loaded] == [30, 30]
+    assert len({dataset.digest for dataset in loaded}) == 1
     for name in COLUMNS:
-        np.testing.assert_array_equal(found[0].columns[name], found[1].columns[name])
+        np.testing.assert_array_equal(loaded[0].columns[name], loaded[1].columns[name])
     assert [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")] == []
 
 
@@ -111,7 +111,7 @@ def test_an_edit_of_the_same_size_and_time_is_found(data, tmp_path):
 
 
 def test_an_edit_while_the_data_are_read_is_found(data, tmp_path):
-    """Otherwise the tokens of one state would be kept under the name of another."""
+    """Otherwise the tokens of one state of the data would be stored under the key of another."""
 
     class Edits(Slow):
         def __call__(self, records):

@@ -1,4 +1,4 @@
-"""Text to tokens: step tokens, cutting at step boundaries, and what is refused."""
+"""Text to tokens: step tokens, cutting at the end of a step, and records that are refused."""
 
 import numpy as np
 import pytest
@@ -105,7 +105,8 @@ def test_braces_in_a_question_are_text_and_no_placeholder(qwen2):
 @pytest.mark.parametrize("prompt_format", ["{prompt}\n", "chat"])
 @pytest.mark.parametrize(("first", "joins"), [("8/4 = 2", False), (" 8/4 = 2", False), ("\n8/4 = 2", True)])
 def test_pieces_and_the_whole_text_differ_where_line_breaks_meet(qwen2, prompt_format, first, joins):
-    """A server that is sent text joins the break that ends the question's piece with the one that begins the step."""
+    """A server that tokenises the whole text joins the line break that ends the question with the one that begins the
+    step."""
     question, steps = "What is 8/4+7?", [first, "2+7 = 9"]
     template = Template(prompt_format=prompt_format, step_token="last").resolve(qwen2)
     [got] = encode(qwen2, record(*steps, prompt=question), template=template)

@@ -1,4 +1,4 @@
-"""Each format from small records written by hand, with the exact records expected; then every fault."""
+"""Each format: small records written by hand, with the exact `Record`s expected; then every fault."""
 
 import copy
 from typing import get_args
@@ -120,7 +120,7 @@ def test_long_hostile_texts_take_no_longer_than_others(text):
     if not blank.strip():
         turns[0]["content"] = f"a{blank}."
         assert parse({"conversations": turns})[0].steps == ["."]
-    assert "no list in writing" in fault(edited(VERSAPRM, chain_of_thoughts=text.replace("#", "[").replace("*", "'")))
+    assert "not a list" in fault(edited(VERSAPRM, chain_of_thoughts=text.replace("#", "[").replace("*", "'")))
 
 
 def test_line_breaks_as_markers():
@@ -261,7 +261,7 @@ def test_fields_of_other_names():
     "name", ["trl", "openr", "openrlhf", "math-shepherd", "pool", "versaprm", "prm800k", "rlhflow"]
 )
 def test_a_label_map_says_what_labels_mean(name):
-    """Every format whose labels are the file's own; what the map does not know is a fault."""
+    """In every format with a label per step; a label that is not in the map is a fault."""
     raw = copy.deepcopy(VALID[name])
     if name == "pool":
         raw["responses"][0]["labels"] = [1, -1]
@@ -326,7 +326,7 @@ def test_pool_with_labels():
 
 
 def test_an_empty_candidate_of_a_pool_is_a_failed_attempt():
-    """It neither vanishes nor takes the other candidates with it."""
+    """It is neither dropped, nor does it make the other candidates bad."""
     empty = [
         {"text": " \n"},
         {"text": "A: 42"},
@@ -424,7 +424,7 @@ LABEL = "bad label: label 2 is "
         (edited(TRL, completions=["a", "\t"]), "empty step: step 2 of 2 is empty"),
         (edited(TRL, completions=[], labels=[]), "no steps"),
         (edited(SHEPHERD, input="How many? ки"), 'no first step: input holds no "Step 1:"'),
-        (edited(SHEPHERD, input="Q ки Step 1: a ки"), "step markers: a step marker 'ки' stands before"),
+        (edited(SHEPHERD, input="Q ки Step 1: a ки"), "step markers: a step marker 'ки' comes before"),
         (edited(SHEPHERD, input="Step 1: a ки", label="Step 1: a +"), "empty question"),
         (edited(SHEPHERD, input="Q Step 1: a"), "step markers: no step marker 'ки' in the text"),
         (
@@ -439,7 +439,7 @@ LABEL = "bad label: label 2 is "
         (edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: a "), "step markers: label reads"),
         (
             edited(SHEPHERD, input="Q Step 1: a ки", label="Q Step 1: a + b -"),
-            "step markers: label goes on after the last step: ' b -'",
+            "step markers: label continues after the last step: ' b -'",
         ),
         (edited(SHEPHERD, input="Q Step 1: a ки ки", label="Q Step 1: a + +"), "empty step: step 2 of 2"),
         (edited(SHEPHERD, label=[1, 0]), "wrong type: label is [1, 0] (list); it must be text"),
@@ -520,12 +520,12 @@ LABEL = "bad label: label 2 is "
             "bad label: model_output_solution_correctness is",
         ),
         (edited(VERSAPRM, labels="[1, 2]"), "bad label: label 2 is 2; it must be 1, 0, -1 or null"),
-        (edited(VERSAPRM, chain_of_thoughts="[a"), "wrong type: chain_of_thoughts is '[a', no list in writing"),
+        (edited(VERSAPRM, chain_of_thoughts="[a"), "wrong type: chain_of_thoughts is '[a', which is not a list"),
         *[
-            (edited(VERSAPRM, chain_of_thoughts=text), "no list in writing (two texts with no comma between them)")
+            (edited(VERSAPRM, chain_of_thoughts=text), "not a list (two texts with no comma between them)")
             for text in ("['a' 'b']", "['a'\n \"b's\"]", "['a', 'b' 'c']", "['a' # so\n 'b']")
         ],
-        (edited(VERSAPRM, labels="[1 -1]"), "wrong type: labels is '[1 -1]', no list in writing"),
+        (edited(VERSAPRM, labels="[1 -1]"), "wrong type: labels is '[1 -1]', which is not a list"),
         (
             edited(VERSAPRM, parsed_answer_correctness="yes"),
             "bad label: parsed_answer_correctness is 'yes'; give true, false or null",
@@ -543,7 +543,7 @@ LABEL = "bad label: label 2 is "
                     {"completions": [completion(text, None) for text in open_texts], "chosen_completion": None},
                     {"completions": [completion("c", 1)], "chosen_completion": chosen},
                 ),
-                "nothing chosen: step 3 goes on though nothing was chosen in step 2; choose there",
+                "nothing chosen: step 3 continues although nothing was chosen in step 2; choose there",
             )
             for open_texts in (["b", "b2"], [])
             for chosen in (0, None)
@@ -608,7 +608,7 @@ def test_bad_options(name, value):
 
 
 def paths(value, path=()):
-    """Where every value inside nested objects and lists stands."""
+    """The path to every value inside nested objects and lists."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -1,4 +1,4 @@
-"""The loader: what worker processes make is what this process would make, and nothing of them stays behind."""
+"""The loader: worker processes make the same batches as this process would, and no process is left behind."""
 
 import json
 import multiprocessing
@@ -64,7 +64,7 @@ class Make:
 
 @dataclass
 class Plan:
-    """Stands for an attention plan, which the loader knows nothing of; and says where it was made."""
+    """In place of an attention plan, whose type the loader does not depend on; records where it was made."""
 
     tokens: torch.Tensor
     kept: dict[int | None, tuple[torch.Tensor, ...]]
@@ -79,7 +79,7 @@ def make_plan(batch: PackedBatch) -> Plan:
 
 
 def steps_of(dataset, trees):
-    """Optimizer steps of three micro-batches; one step of none at all, and one at the end."""
+    """Optimizer steps of three micro-batches, with an empty step after the first and at the end."""
     everything = np.arange(len(dataset))
     if trees:
         units = PackingUnits.prefix_trees(everything, dataset.question, lambda i: dataset[i].input_ids, BUDGET)

@@ -1,4 +1,4 @@
-"""Packing: nothing lost, nothing twice, full batches, and the layout that the model reads."""
+"""Packing: every trajectory exactly once, full batches, and the layout that the model reads."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_plan_depends_on_seed_and_epoch_alone():
 
 
 def test_long_trajectories_weigh_no_more_than_short_ones():
-    """A mean over the trajectories of a batch gives each the weight 1 / batch size: it must not go with length."""
+    """A mean over the trajectories of a batch gives each the weight 1 / batch size: it must not depend on length."""
     lengths = math_shepherd_lengths(40_000)
     weight = np.zeros(len(lengths))
     for batch in plan_batches(lengths, 16384):

@@ -1,4 +1,4 @@
-"""Files of every kind, the real ones with the counts their README gives, and every way to be bad."""
+"""Files of every kind, real ones with the counts in their README, and every way in which they can be bad."""
 
 import bz2
 import gzip
@@ -82,7 +82,7 @@ def write(tmp_path):
 
 
 def refused(path, options=SKIP, format="auto"):
-    """The message of the error that reading raises, whatever is skipped."""
+    """The message of the error that reading raises even with `skip_bad`."""
     with pytest.raises(PQMError) as caught:
         list(read_records(path, format, options=options))
     assert str(caught.value).startswith(str(path))
@@ -214,7 +214,9 @@ def test_folders_and_patterns(write, tmp_path):
     assert [r.id for r in read_records(f"{folder}/b/**")] == ["f:1"]  # the folder and the file in it
     assert "matches no file; check the pattern" in refused(f"{folder}/*.csv")
     write(b"a,b", "set/d.csv")
-    assert f"holds d.csv, which is no data file ({', '.join(sources._DATA_SUFFIXES)}); remove it, or" in refused(folder)
+    assert f"holds d.csv, which is not a data file ({', '.join(sources._DATA_SUFFIXES)}); remove it, or" in refused(
+        folder
+    )
     # a name that a pattern could be is a name if there is such a file
     assert [r.id for r in read_records(write(RAWS[1:], "x[1].jsonl"))] == ["x[1]:1"]
 
@@ -230,10 +232,10 @@ def test_a_folder_leaves_nothing_out_but_hidden_files(write, tmp_path):
         assert refused(folder).startswith(f"{folder / name}: is {what}")
         (folder / name).unlink()
     os.mkfifo(folder / "pipe.jsonl")
-    assert refused(folder).startswith(f"{folder / 'pipe.jsonl'}: is no file; remove it")
+    assert refused(folder).startswith(f"{folder / 'pipe.jsonl'}: is neither a file nor a folder; remove it")
     (folder / "pipe.jsonl").unlink()
     write(b"", "set/_SUCCESS")
-    assert "holds _SUCCESS, which is no data file" in refused(folder)
+    assert "holds _SUCCESS, which is not a data file" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +378,7 @@ def test_prm800k(shared_data):
     assert (len(labels), labels.count(0.0)) == (71, 15)
 
 
-def test_every_example_of_the_documentation_is_of_the_format_it_stands_for(write):
+def test_every_example_in_the_documentation_has_its_format(write):
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
     examples = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*: .*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
     assert {name for name, _ in examples} == set(FORMATS)
@@ -391,18 +393,18 @@ def test_every_example_of_the_documentation_is_of_the_format_it_stands_for(write
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (b"no JSON", ": no JSON (Expecting value, column 1); write one JSON object per line"),
-        (b'{"prompt": "q', ": no JSON (Unterminated string"),
-        (b"[1, 2]", ": [1, 2] is no JSON object"),
-        (b"7", ": 7 is no JSON object"),
-        (b"[" * 100000, ": no JSON ("),
+        (b"no JSON", ": not JSON (Expecting value, column 1); write one JSON object per line"),
+        (b'{"prompt": "q', ": not JSON (Unterminated string"),
+        (b"[1, 2]", ": [1, 2] is not a JSON object"),
+        (b"7", ": 7 is not a JSON object"),
+        (b"[" * 100000, ": not JSON ("),
         (b'{"id": "x", "prompt": "q", "completions": []}', " (record x): there are no steps"),
         (b'{"id": 3, "prompt": "q", "completions": ["s"], "labels": [2]}', " (record 3): label 1 is 2; give"),
         (b'{"prompt": "q", "completions": ["s"], "labels": [NaN]}', ": label 1 is nan; give"),
         (b'{"id": [], "prompt": "q", "completions": ["s"]}', ": id is []; it must be"),
         (
             b'{"question": "q", "process": "s"}',
-            ": its fields (question, process) do not fit trl (prompt, completions or steps), with which the file",
+            ": its fields (question, process) do not fit trl (prompt, completions or steps), which is the",
         ),
         (b'{"id": "a", "prompt": "q", "completions": ["s"]}', " (record a): the id a is taken by F, line 1"),
     ],
@@ -433,7 +435,7 @@ def test_bad_first_line_can_be_skipped(write, first):
 
 def test_records_of_a_list_are_numbered(write):
     path = write(json.dumps([RAWS[0], 5]).encode(), "f.json")
-    assert refused(path, ReadOptions()) == f"{path}, record 2: 5 is no JSON object; give one object per record"
+    assert refused(path, ReadOptions()) == f"{path}, record 2: 5 is not a JSON object; give one object per record"
 
 
 def test_many_bad_records_in_one_paragraph(write):
@@ -493,16 +495,16 @@ PACKED = "compressed with {}; unpack it first"
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-            "is a Git LFS pointer and not the data; fetch that with `git lfs pull`",
+            "is a Git LFS pointer, not the data; fetch the data with `git lfs pull`",
         ),
         (BOM + b"version https://git-lfs.github.com/spec/v1\r\noid", "is a Git LFS pointer"),
         (b"version https://hawser.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (
             b"/annex/objects/SHA256E-s9--0.jsonl\n",
-            "is a git-annex pointer and not the data; fetch that with `git annex",
+            "is a git-annex pointer, not the data; fetch the data with `git annex",
         ),
         (b"../.git/annex/objects/a/b/SHA256E-s9--0/SHA256E-s9--0", "is a git-annex pointer"),
-        (b"\n <!DOCTYPE html><html>", "is a web page (HTML or XML), perhaps an error or a login"),
+        (b"\n <!DOCTYPE html><html>", "is a web page (HTML or XML), perhaps an error or login page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
         (zipped(), "is a zip archive; unpack it first"),
         (tarred(), "is a tar archive"),
@@ -561,7 +563,7 @@ def test_deep_nesting_is_a_bad_record(write):
 
 
 def test_parquet_that_is_not_utf8(tmp_path):
-    """One bad row in a batch of good ones: it alone is bad, in text, in lists of it and in bytes that hold text."""
+    """One bad row among good ones: only it is bad, in text, in lists of texts and in bytes that hold text."""
     path = tmp_path / "f.parquet"
     prompts = pyarrow.array([b"q1", b"q\xff", b"q3", b"q4"])
     steps = pyarrow.array([[b"a"], [b"b"], [b"c", b"\xe9"], [b"d"]])

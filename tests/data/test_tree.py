@@ -1,4 +1,4 @@
-"""Prefix trees: each trajectory sees exactly itself, nothing that could be shared stands there twice."""
+"""Prefix trees: each trajectory attends to exactly itself, and no token that could be shared occurs twice."""
 
 import math
 from dataclasses import replace
@@ -35,12 +35,12 @@ def prefixes(sequences):
 
 
 def seen(batch):
-    """What each row sees, by the rows that each sequence has and the path that ends with them."""
+    """The rows that each row attends to, from the rows of each sequence and the path that ends with them."""
     paths = np.split(batch.paths.numpy(), np.cumsum(batch.path_lengths, dtype=int))[:-1]
     visible = []
-    for own, path in zip(batch.lengths, paths, strict=True):
-        assert path[-own:].tolist() == list(range(len(visible), len(visible) + own))
-        visible += [path[: len(path) - back].tolist() for back in reversed(range(own))]
+    for length, path in zip(batch.lengths, paths, strict=True):
+        assert path[-length:].tolist() == list(range(len(visible), len(visible) + length))
+        visible += [path[: len(path) - back].tolist() for back in reversed(range(length))]
     return visible
 
 

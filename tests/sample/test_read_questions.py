@@ -36,7 +36,7 @@ def test_questions_of_other_kinds(tmp_path):
         ('{"question": "Why?", "id": "a"}', "the id a is taken by"),
         ('{"question": "half \\ud83d"}', "question holds half a surrogate pair"),
         ("[1]", "is not a JSON object"),
-        ("{]", "no JSON"),
+        ("{]", "not JSON"),
     ],
 )
 def test_bad_questions(tmp_path, capfd, line, part):

@@ -1,4 +1,4 @@
-"""Scoring in prefix trees: the scores of plain packing, from fewer tokens."""
+"""Scorer: prefix trees give the scores of plain packing from fewer tokens; scores that are not finite; no solutions."""
 
 import numpy as np
 import pytest

@@ -300,7 +300,7 @@ def test_a_chat_template_that_rejects_the_turns():
     ("options", "message"),
     [
         ({"step_token": "<extra_0>"}, "set --preset, or at least --head and --prompt-format"),
-        ({"preset": "trl", "prompt_format": "no place"}, "{prompt} must stand in it exactly once"),
+        ({"preset": "trl", "prompt_format": "no place"}, "{prompt} must occur in it exactly once"),
         (
             {"preset": "foo"},
             "preset: 'foo' was given; choose one of none, trl, qwen2.5-math-prm, math-shepherd, rlhflow",

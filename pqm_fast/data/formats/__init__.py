@@ -1,7 +1,7 @@
-"""The data formats in use: how each is recognised from its fields, and its raw record -> `Record`s.
+"""The data formats: how each is recognised by its fields, and how its raw records become `Record`s.
 
-Every `parse` function takes (raw object, record id, options), raises `FormatError` for what it cannot use
-and builds its records with `record`, where steps and labels are checked once for all formats.
+Every `parse` function takes (raw object, record id, options), raises `FormatError` for what it cannot use, and builds
+its records with `record`, which checks steps and labels for all formats.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ __all__ = ["FORMATS", "FormatName", "ReadOptions", "recognise"]
 
 @dataclass(frozen=True)
 class Format:
-    """The fields that tell a format (a dot goes into an object, any of several with |), and its parser."""
+    """The fields by which a format is recognised (a dot goes into an object, `|` separates alternatives), and its
+    parser."""
 
     fields: tuple[str, ...]
     parse: Callable[[dict[str, Any], str, ReadOptions], list[Record]]
@@ -34,7 +35,7 @@ class Format:
         return ", ".join(names.replace("|", " or ") for names in self.fields)
 
 
-# openrlhf before math-shepherd: the copies of Math-Shepherd made for it keep `label` beside `value`
+# openrlhf before math-shepherd: OpenRLHF's copies of Math-Shepherd keep `label` beside `value`
 FORMATS: dict[str, Format] = {
     "trl": Format(("prompt", "completions|steps"), parse_trl),
     "openrlhf": Format(("input", "value"), parse_openrlhf),
@@ -43,7 +44,7 @@ FORMATS: dict[str, Format] = {
     "math-aps": Format(("question", "reasoning_steps"), parse_math_aps),
     "rlhflow": Format(("conversations",), parse_rlhflow),
     "pool": Format(("question", "responses"), parse_pool),
-    # completions alone may be the steps of one solution
+    # a record with only completions may hold the steps of one solution
     "search-and-learn": Format(
         ("problem|question", "completions", "scores|pred|completion_tokens"), parse_search_and_learn
     ),
@@ -63,12 +64,12 @@ def _has(raw: Any, name: str) -> bool:
 
 def recognise(raw: dict[str, Any]) -> str:
     """The name of the format that has the fields of `raw`. Raises `FormatError`."""
-    for name, known in FORMATS.items():
-        if known.fits(raw):
+    for name, candidate in FORMATS.items():
+        if candidate.fits(raw):
             return name
-    formats = ", ".join(f"{name} ({known})" for name, known in FORMATS.items())
+    formats = ", ".join(f"{name} ({fields})" for name, fields in FORMATS.items())
     raise FormatError(
         "unknown format",
         f"fields {', '.join(raw) or 'none'} are of no known format; the formats are {formats}; "
-        "if others hold the question, the steps and the labels, name them with --field",
+        "if other fields hold the question, the steps and the labels, name them with --field",
     )

@@ -1,4 +1,4 @@
-"""Solutions of which the first wrong step is known: ProcessBench, ReasonEval's meta-evaluation and MR-GSM8K."""
+"""Formats that state the first wrong step of a solution: ProcessBench, ReasonEval's meta-evaluation and MR-GSM8K."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from pqm_fast.data.records import Record
 
 
 def _labels(count: int, first: int | None, options: ReadOptions) -> list[float | None]:
-    """Labels of `count` steps of which `first`, counted from 0, is the first wrong one; None: all are correct."""
+    """Labels of `count` steps. `first` is the index, from 0, of the first wrong step; None if all are correct."""
     if first is None:
         return [1.0] * count
     return [1.0] * first + [0.0] + [options.wrong_after_error] * (count - first - 1)
@@ -27,7 +27,7 @@ def parse_processbench(raw: dict[str, Any], id: str, options: ReadOptions) -> li
 
 
 def _known(value: Any) -> Any:
-    """`value`, or None for the NaN that tables hold where nothing is known."""
+    """`value`, or None for NaN, which stands for a missing value in tables."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -38,9 +38,9 @@ _FIRST = "model_output_solution_first_error_step"
 
 def parse_reasoneval(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
     """`question`, steps as `model_output_steps` or (lines of each) `model_output_step_format`, and either the number of
-    the first wrong step from 1, "N/A" for none, with whether the solution is correct, or a list of ratings 1, 0, -1."""
+    the first wrong step from 1 ("N/A" for none) and whether the solution is correct, or a list of ratings 1, 0, -1."""
     name = next((name for name in _STEPS if raw.get(name) is not None), _STEPS[0])
-    steps = [_one_step(step, f"step {k}") for k, step in enumerate(field(raw, name, list), 1)]
+    steps = [_joined_lines(step, f"step {k}") for k, step in enumerate(field(raw, name, list), 1)]
     if raw.get("rating") is not None:
         labels: Any = [options.rating(r, f"rating {k}") for k, r in enumerate(field(raw, "rating", list), 1)]
     else:
@@ -50,10 +50,10 @@ def parse_reasoneval(raw: dict[str, Any], id: str, options: ReadOptions) -> list
     return [record(explicit_id(raw, "uuid") or id, field(raw, "question", str), steps, labels, extra)]
 
 
-def _one_step(step: Any, place: str) -> Any:
+def _joined_lines(step: Any, name: str) -> Any:
     if not isinstance(step, list):
-        return step  # `record` judges it
-    return "\n".join(typed(line, f"{place}, line {k}", str) for k, line in enumerate(step, 1))
+        return step  # `record` checks it
+    return "\n".join(typed(line, f"{name}, line {k}", str) for k, line in enumerate(step, 1))
 
 
 def _first_error_labels(raw: dict[str, Any], count: int, options: ReadOptions) -> list[float | None] | None:
@@ -67,10 +67,10 @@ def _first_error_labels(raw: dict[str, Any], count: int, options: ReadOptions) -
     if isinstance(first, float) and first.is_integer():
         first = int(first)
     if first is None:
-        # without a verdict N/A says that there is no error; judged wrong, that nobody could say where
+        # N/A means that there is no error; in a solution judged wrong, that the error could not be located
         return _labels(count, None, options) if judged == "correct" or (judged is None and _FIRST in raw) else None
     if judged == "correct":
-        raise FormatError("bad label", f"{_FIRST} is {show(first)} in a solution judged correct; mend one of them")
+        raise FormatError("bad label", f"{_FIRST} is {show(first)} in a solution judged correct; correct one of them")
     if isinstance(first, bool) or not isinstance(first, int) or not 1 <= first <= count:
         raise FormatError("bad label", f'{_FIRST} is {show(first)}; it must be "N/A" or one of the steps 1 to {count}')
     return _labels(count, first - 1, options)

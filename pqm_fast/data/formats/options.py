@@ -1,4 +1,4 @@
-"""How raw records are read: the options, the renaming of fields before a format is recognised, and what labels mean."""
+"""Options for reading raw records: the format, the renaming of fields, and the meaning of labels."""
 
 import dataclasses
 import json
@@ -45,13 +45,13 @@ class ReadOptions:
     after_error: Literal["unlabelled", "wrong"] = "unlabelled"
     """What steps after the first error count as (ProcessBench, ReasonEval, MR-GSM8K)."""
     step_marker: Text = "ки"
-    """Text that ends each step in Math-Shepherd, OpenRLHF and OpenR records; blanks around it are dropped. A line
-    break or a blank line may be one: then what follows the last is a step too."""
+    """Text that ends each step in Math-Shepherd, OpenRLHF and OpenR records; spaces around it are dropped. It may be a
+    line break or a blank line: then the text after the last one is a step too."""
     field: list[str] = dataclasses.field(default_factory=list)
     """NAME=FIELD: the field FIELD of a record is read as NAME, such as prompt=question or labels=ratings (a dot goes
     into an object); prompt, completions and labels are the names of the simplest format. May be repeated."""
     label_map: str | None = None
-    """-1=0,0=null,1=1: what the labels of a file mean, 1 correct, 0 wrong, a number between, or null for none.
+    """-1=0,0=null,1=1: the meaning of the labels of a file, as 1 correct, 0 wrong, a number between, or null for none.
     A label that is not in the map is an error."""
     skip_bad: bool = False
     """Skip bad records, with a counted summary, instead of stopping at the first."""
@@ -82,7 +82,7 @@ class ReadOptions:
         return _AFTER_ERROR[self.after_error]
 
     def renamed(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """`raw` with its fields under the names that `field` gives them. Raises `FormatError`."""
+        """`raw` with its fields renamed as `field` says. Raises `FormatError`."""
         if not self.field:
             return raw
         sources = dict(pair.split("=", 1) for pair in self.field)
@@ -90,9 +90,9 @@ class ReadOptions:
         kept = {key: value for key, value in raw.items() if key not in sources.values()}
         return kept | values
 
-    def label(self, value: Any, place: str) -> Any:
-        """A label as the file has it -> as `label_map` says it is meant; unchanged without a map. Null stays null
-        unless it is in the map. Raises `FormatError`."""
+    def label(self, value: Any, name: str) -> Any:
+        """The meaning in `label_map` of a label in a file; the label itself without a map. Null stays null unless it is
+        in the map. Raises `FormatError`; messages call the label `name`."""
         if self.label_map is None:
             return value
         known = _parsed_map(self.label_map)
@@ -102,43 +102,43 @@ class ReadOptions:
         if value is None:
             return None
         raise FormatError(
-            "bad label", f"{place} is {show(value)}, which is not in the label map {self.label_map}; add it"
+            "bad label", f"{name} is {show(value)}, which is not in the label map {self.label_map}; add it"
         )
 
     def labels(self, values: Any, name: str) -> Any:
-        """A list of labels, each through `label`; None stays None. Raises `FormatError`."""
+        """A list of labels, each passed through `label`; None stays None. Raises `FormatError`."""
         if values is None or self.label_map is None:
             return values
         return [self.label(value, f"{name} {k}") for k, value in enumerate(typed(values, name, list), 1)]
 
-    def rating(self, value: Any, place: str) -> float | None:
-        """The label that a rating of 1, 0 (neutral) or -1 stands for; null for none. Raises `FormatError`."""
+    def rating(self, value: Any, name: str) -> float | None:
+        """The label for a rating of 1, 0 (neutral) or -1; None for null. Raises `FormatError`."""
         if self.label_map is not None:
-            return self.label(value, place)
+            return self.label(value, name)
         if value is None:
             return None
-        value = typed(value, place, int)
+        value = typed(value, name, int)
         if value not in (-1, 0, 1):
-            raise FormatError("bad label", f"{place} is {value}; it must be 1, 0, -1 or null (or give a label map)")
+            raise FormatError("bad label", f"{name} is {value}; it must be 1, 0, -1 or null (or give a label map)")
         return _NEUTRAL[self.neutral] if value == 0 else float(value == 1)
 
 
 def _picked(raw: dict[str, Any], source: str, name: str) -> Any:
-    """The field `source` of a record; a dot goes into an object unless the name itself has one."""
+    """The field `source` of a record. A dot goes into an object, unless a field has the whole name."""
     if source in raw:
         return raw[source]
     value: Any = raw
     for key in source.split("."):
         if not isinstance(value, dict) or key not in value:
-            found = ", ".join(raw) or "none"
-            message = f"field {source} (for {name}) is missing (fields found: {found}); add it, or mend --field"
+            present = ", ".join(raw) or "none"
+            message = f"field {source} (for {name}) is missing (fields found: {present}); add it, or correct --field"
             raise FormatError("missing field", message)
         value = value[key]
     return value
 
 
 def _scalar(text: str) -> Any:
-    """A number, true, false or null as JSON writes it; any other text is itself."""
+    """The value of a number, true, false or null in JSON; any other text is returned as it is."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -161,5 +161,5 @@ def _parsed_map(text: str) -> dict[Any, float | None]:
             )
         label = None if value is None else float(value)
         if known.setdefault(_scalar(key), label) != label:
-            raise PQMError(f"label_map: the label {key.strip()} stands twice in {text!r}; give it one meaning")
+            raise PQMError(f"label_map: the label {key.strip()} occurs twice in {text!r}; give it one meaning")
     return known

@@ -1,6 +1,6 @@
-"""Trees of steps, where solutions of one question share their first steps: PRM800K, and MATH-APS with its prefixes.
+"""Formats with trees of steps, in which solutions of a question share their first steps: PRM800K and MATH-APS.
 
-A record is a path through the tree, and a label stands in one record only, the first that has its step: what five
+A record is a path through the tree. A label is in one record only, the first that has its step: a step that five
 alternatives share was judged once, so it counts once.
 """
 
@@ -22,61 +22,61 @@ _LINE_BREAK = re.compile(r"[^\S\n]*\n")  # a prefix may also end within a line: 
 
 
 def _records(id: str, question: str, paths: list[_Path], extra: dict[str, Any]) -> list[Record]:
-    """A record per path, where a step that an earlier one has behind the same steps is repeated without its label. A
-    later path that adds no label is no record: the same alternative listed twice."""
+    """A record per path. A step that an earlier path has after the same steps is repeated without its label. A later
+    path that adds no label does not become a record: it is the same alternative, listed twice."""
     labelled: dict[tuple[str, ...], float] = {}
     kept: list[tuple[list[str], list[float | None]]] = []
     for path in paths:
         texts, labels = [step.text for step in path], []
         for depth, step in enumerate(path, 1):
-            place = tuple(texts[:depth])
-            labels.append(None if place in labelled else step.label)
-            if step.label is not None and labelled.setdefault(place, step.label) != step.label:
-                found = f"step {depth} {show(step.text)} has the labels {labelled[place]} and {step.label}"
-                raise FormatError("two labels", f"{found} behind the same steps; give it one")
+            node = tuple(texts[:depth])
+            labels.append(None if node in labelled else step.label)
+            if step.label is not None and labelled.setdefault(node, step.label) != step.label:
+                conflict = f"step {depth} {show(step.text)} has the labels {labelled[node]} and {step.label}"
+                raise FormatError("two labels", f"{conflict} behind the same steps; give it one")
         if not kept or any(label is not None for label in labels):
             kept.append((texts, labels))
     ids = [id] if len(kept) == 1 else [f"{id}/{number}" for number in range(1, len(kept) + 1)]
-    return [record(own, question, *solution, dict(extra)) for own, solution in zip(ids, kept, strict=True)]
+    return [record(path_id, question, *solution, dict(extra)) for path_id, solution in zip(ids, kept, strict=True)]
 
 
 def _prm800k_paths(steps: list[Any], options: ReadOptions) -> list[_Path]:
-    """The path of chosen completions, then each labelled alternative behind the path that led to it.
+    """The path of chosen completions, then each labelled alternative after the path that led to it.
 
-    A path that stops at a step of which nothing was chosen is the mere beginning of that step's alternatives,
-    and no trajectory of its own. Nothing may follow such a step, for nothing says what would lead to it. What a
-    person wrote has no rating. Raises `FormatError`.
+    A path that ends at a step where nothing was chosen is only the beginning of that step's alternatives, not a
+    trajectory. Nothing may follow such a step, because nothing says what would lead to it. A step that a person wrote
+    has no rating. Raises `FormatError`.
     """
     path: _Path = []
     alternatives: list[_Path] = []
-    last: int | None = None  # the step of which nothing was chosen
-    begins_others = False  # whether the path that ends there is the beginning of its alternatives
+    last: int | None = None  # the step where nothing was chosen
+    begins_others = False  # whether that step has labelled alternatives
     for number, entry in enumerate(steps, 1):
-        place = f"step {number}"
-        listed = typed(typed(entry, place, dict).get("completions") or [], f"{place}: completions", list)
-        completions = [_rated(completion, f"{place}, completion {k}", options) for k, completion in enumerate(listed)]
+        name = f"step {number}"
+        listed = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
+        completions = [_rated(completion, f"{name}, completion {k}", options) for k, completion in enumerate(listed)]
         chosen, human = entry.get("chosen_completion"), entry.get("human_completion")
         if last is not None and (listed or chosen is not None or human is not None):
-            message = f"{place} goes on though nothing was chosen in step {last}; choose there, or remove what follows"
+            message = f"{name} continues although nothing was chosen in step {last}; choose there, or remove the rest"
             raise FormatError("nothing chosen", message)
         if chosen is not None:
-            chosen = typed(chosen, f"{place}: chosen_completion", int)
+            chosen = typed(chosen, f"{name}: chosen_completion", int)
             if not 0 <= chosen < len(listed):
-                raise FormatError("bad choice", f"{place}: chosen_completion is {chosen} of {len(listed)}; mend it")
+                raise FormatError("bad choice", f"{name}: chosen_completion is {chosen} of {len(listed)}; correct it")
         others = [[*path, c] for k, c in enumerate(completions) if k != chosen and c.label is not None]
         alternatives += others
         if chosen is not None:
             path.append(completions[chosen])
         elif human is not None:
-            path.append(_Step(_rated(human, f"{place}, human completion", options).text, None))
+            path.append(_Step(_rated(human, f"{name}, human completion", options).text, None))
         elif last is None:
             last, begins_others = number, bool(others)
     return alternatives if begins_others else [path, *alternatives]
 
 
-def _rated(completion: Any, place: str, options: ReadOptions) -> _Step:
-    text = field(typed(completion, place, dict), "text", str, f"{place}: ")
-    return _Step(text, options.rating(completion.get("rating"), f"{place}: rating"))
+def _rated(completion: Any, name: str, options: ReadOptions) -> _Step:
+    text = field(typed(completion, name, dict), "text", str, f"{name}: ")
+    return _Step(text, options.rating(completion.get("rating"), f"{name}: rating"))
 
 
 def parse_prm800k(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
@@ -89,16 +89,16 @@ def parse_prm800k(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Re
 
 
 def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Record]:
-    """`question` and `reasoning_steps`: the prefixes of solutions that a tree search has tried, `solution_prefix` from
-    the question on, and the share of continuations that end right, `mc_value`. A step is what a prefix adds, in lines
-    of its own, to the longest other one in it; a prefix listed twice has the mean of its values; the question alone is
-    no step."""
+    """`question` and `reasoning_steps`: prefixes of solutions that a tree search tried (`solution_prefix`, which begins
+    with the question), each with the share of continuations that end right (`mc_value`). A step is the whole lines that
+    a prefix adds to the longest other prefix in it. A prefix listed twice has the mean of its values. The question
+    alone is not a step."""
     question = field(raw, "question", str)
     values: dict[str, list[float]] = {}
     for number, state in enumerate(field(raw, "reasoning_steps", list), 1):
-        place = f"reasoning step {number}"
-        prefix, value = _state(state, place, options)
-        values.setdefault(_solution(prefix, question, place), []).extend(value)
+        name = f"reasoning step {number}"
+        prefix, value = _prefix_and_value(state, name, options)
+        values.setdefault(_solution(prefix, question, name), []).extend(value)
     values.pop("", None)
     if not values:
         raise FormatError("no steps", "no reasoning step goes beyond the question; give one or remove the record")
@@ -108,22 +108,22 @@ def parse_math_aps(raw: dict[str, Any], id: str, options: ReadOptions) -> list[R
     return _records(explicit_id(raw, "question_id") or id, question, _prefix_paths(values), extra)
 
 
-def _state(state: Any, place: str, options: ReadOptions) -> tuple[str, list[float]]:
-    """The prefix and its value, if it has one. Raises `FormatError`."""
-    prefix = field(typed(state, place, dict), "solution_prefix", str, f"{place}: ")
-    value = options.label(state.get("mc_value"), f"{place}: mc_value")
+def _prefix_and_value(state: Any, name: str, options: ReadOptions) -> tuple[str, list[float]]:
+    """The prefix and [its value], or [] if it has none. Raises `FormatError`."""
+    prefix = field(typed(state, name, dict), "solution_prefix", str, f"{name}: ")
+    value = options.label(state.get("mc_value"), f"{name}: mc_value")
     if value is None:
         return prefix, []
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        message = f"{place}: mc_value is {show(value)}; it must be a number from 0 to 1, or null"
+        message = f"{name}: mc_value is {show(value)}; it must be a number from 0 to 1, or null"
         raise FormatError("bad label", message)
     return prefix, [float(value)]
 
 
 def _prefix_paths(values: dict[str, list[float]]) -> list[_Path]:
-    """The path to each prefix that no other continues, in the order in which they are listed."""
+    """The path to each prefix that no other prefix continues, in the order of the list."""
     parents: dict[str, str | None] = {}
-    inside: list[str] = []  # the prefixes of the one before, shortest first: sorted, they follow each other
+    inside: list[str] = []  # the prefixes of the last one, shortest first: sorting puts them before it
     for prefix in sorted(values):
         while inside and not prefix.startswith(inside[-1]):
             inside.pop()
@@ -137,25 +137,26 @@ def _prefix_paths(values: dict[str, list[float]]) -> list[_Path]:
         path: _Path = []
         end: str | None = leaf
         while end is not None:
-            parent, known = parents[end], values[end]
-            path.append(_Step(end[len(parent or "") :].strip(), sum(known) / len(known) if known else None))
+            parent, end_values = parents[end], values[end]
+            mean = sum(end_values) / len(end_values) if end_values else None
+            path.append(_Step(end[len(parent or "") :].strip(), mean))
             end = parent
         paths.append(path[::-1])
     return paths
 
 
-def _solution(prefix: str, question: str, place: str) -> str:
-    """What a prefix has after the question, whose blanks may be other ones. Raises `FormatError`."""
-    sought, found = "".join(question.split()), 0
+def _solution(prefix: str, question: str, name: str) -> str:
+    """The text of a prefix after the question, whose white space may differ. Raises `FormatError`."""
+    sought, matched = "".join(question.split()), 0
     end = 0
-    while found < len(sought) and end < len(prefix):
-        if prefix[end] == sought[found]:
-            found += 1
+    while matched < len(sought) and end < len(prefix):
+        if prefix[end] == sought[matched]:
+            matched += 1
         elif not prefix[end].isspace():
             break
         end += 1
     after = prefix[end:]
-    if found < len(sought) or (after and not after[0].isspace()):
-        message = f"{place}: solution_prefix {show(prefix)} does not begin with the question; put it before the steps"
+    if matched < len(sought) or (after and not after[0].isspace()):
+        message = f"{name}: solution_prefix {show(prefix)} does not begin with the question; put it before the steps"
         raise FormatError("no question", message)
     return after.strip()
