@@ -1,4 +1,4 @@
-"""What a process reward model is worth: step metrics, ProcessBench, Best-of-N and votes, in plain numpy."""
+"""Measures how good a process reward model is: step metrics, ProcessBench, Best-of-N and votes, in plain numpy."""
 
 from pqm_fast.evaluate.aggregate import aggregate
 from pqm_fast.evaluate.best_of_n import best_of_n, mean_accuracy, pass_at_n

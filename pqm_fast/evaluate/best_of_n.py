@@ -1,7 +1,7 @@
 """Best-of-N and pass@N, as exact expectations over all subsets of a pool of candidates.
 
-The best of n random candidates is the i-th of the sorted pool with a probability that only i, n and the size of the
-pool decide. So one sort gives the expectation for every n: no sampling, and no dependence on the order of candidates.
+The best of n random candidates is the i-th of the sorted pool with a probability that depends only on i, n and the size
+of the pool. So one sort gives the expectation for every n, without sampling, whatever the order of the candidates.
 """
 
 from collections.abc import Sequence
@@ -27,29 +27,35 @@ def best_of_n(scores: Sequence[Values], correct: Sequence[Values], n: int) -> Es
     Raises:
         PQMError: n out of range, different lengths, a NaN, or no questions.
     """
-    for question, own in enumerate(scores):
-        if not 1 <= n <= len(own):
-            raise PQMError(f"question {question} has {len(own)} candidates: n={n} must be between 1 and that")
+    for question, candidates in enumerate(scores):
+        if not 1 <= n <= len(candidates):
+            raise PQMError(f"question {question} has {len(candidates)} candidates: n={n} must be between 1 and that")
     return Estimate.of(expected_best(scores, correct, [n])[:, 0])
 
 
 def pass_at_n(correct: Sequence[Values], n: int) -> Estimate:
-    """Probability that n candidates drawn without replacement hold a correct one, 1 - C(wrong, n)/C(all, n).
+    """Probability that n candidates drawn without replacement include a correct one, 1 - C(wrong, n)/C(all, n).
 
-    The unbiased estimator of arXiv 2107.03374: Best-of-N with an oracle for a scorer. Raises as `best_of_n`.
+    This is the unbiased estimator of arXiv 2107.03374, Best-of-N with an oracle as the scorer. Raises the errors of
+    `best_of_n`.
     """
     return best_of_n(correct, correct, n)
 
 
 def mean_accuracy(correct: Sequence[Values]) -> Estimate:
-    """Accuracy of one candidate drawn at random; every question weighs the same. PQMError: an empty pool."""
-    if any(len(own) == 0 for own in correct):
-        raise PQMError(f"question {[len(own) for own in correct].index(0)} has no candidates")
-    return Estimate.of([float(np.mean(own)) for own in correct])
+    """Accuracy of one candidate drawn at random; every question has the same weight.
+
+    Raises:
+        PQMError: a question without candidates, or no questions.
+    """
+    sizes = list(map(len, correct))
+    if 0 in sizes:
+        raise PQMError(f"question {sizes.index(0)} has no candidates")
+    return Estimate.of([float(np.mean(values)) for values in correct])
 
 
 def something_to_choose(entry: dict[str, Any]) -> bool:
-    """Whether a pool that `evaluate_pools` describes has several candidates of a question, and an n above 1."""
+    """Whether an entry of `evaluate_pools` has a question with several candidates, and an n above 1."""
     return any(int(n) > 1 for n in entry["pass_at_n"])
 
 
@@ -62,8 +68,8 @@ def expected_best(scores: Sequence[Values], correct: Sequence[Values], ns: Seque
     if len(scores) != len(correct):
         raise PQMError(f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each")
     values = np.empty((len(scores), len(ns)))
-    for i, (own, hits) in enumerate(zip(scores, correct, strict=True)):
-        s, c = np.asarray(own, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+    for i, (pool_scores, pool_correct) in enumerate(zip(scores, correct, strict=True)):
+        s, c = np.asarray(pool_scores, dtype=np.float64), np.asarray(pool_correct, dtype=np.float64)
         if s.shape != c.shape:
             raise PQMError(f"question {i}: {s.size} scores but {c.size} correctness values")
         if np.isnan(s).any() or np.isnan(c).any():
@@ -74,7 +80,7 @@ def expected_best(scores: Sequence[Values], correct: Sequence[Values], ns: Seque
 
 
 def _correct_by_rank(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """[candidates] correctness from the highest score down; candidates tied with each other have their mean."""
+    """[candidates] correctness from the highest score down; tied candidates share their mean."""
     order = np.argsort(-scores, kind="stable")
     s, c = scores[order], correct[order]
     start = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])
@@ -84,10 +90,10 @@ def _correct_by_rank(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _pick(candidates: int, ns: tuple[int, ...]) -> np.ndarray:
-    """[candidates, ns] probability that the best of n drawn is the i-th of the sorted pool.
+    """[candidates, ns] probability that the best of n drawn candidates is the i-th of the sorted pool.
 
-    With r = candidates - i left from there on, all n are among those with probability C(r, n) / C(candidates, n), and
-    include the i-th with n / r.
+    r = candidates - i remain from the i-th on. All n are among these with probability C(r, n) / C(candidates, n), and
+    then include the i-th with probability n / r.
     """
     r, n = np.arange(candidates, 0, -1)[:, None], np.array(ns)[None]
     inside = np.cumprod(np.maximum(r - n, 0) / r, axis=0)  # reaches 0 at r = n and stays there

@@ -1,4 +1,4 @@
-"""Step figures by the kind of error, as PRMBench has them."""
+"""Step figures by type of error, as PRMBench reports them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,15 +18,15 @@ def by_type(
     """For each type, sorted: the results of `step_metrics`, `prm_score` and `calibrated_metrics`, and
     `prm_score_calibrated`.
 
-    `thresholds` are of the model, not of a type: chosen over all types of other questions. Other arguments and errors
-    as there.
+    `thresholds` belong to the model, not to a type: they were chosen over all types, on other questions. The other
+    arguments and the errors are those of `step_metrics`.
     """
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name in sorted(set(types)):
-        own = [i for i, kind in enumerate(types) if kind == name]
-        q, y = [scores[i] for i in own], [labels[i] for i in own]
-        chosen = None if thresholds is None else thresholds.of(own)
-        found[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, chosen)
+        members = [i for i, kind in enumerate(types) if kind == name]
+        q, y = [scores[i] for i in members], [labels[i] for i in members]
+        chosen = None if thresholds is None else thresholds.of(members)
+        figures[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, chosen)
         best = None if chosen is None else prm_score(q, y, chosen.each("prm_score"))["prm_score"]
-        found[name][calibrated("prm_score")] = best
-    return found
+        figures[name][calibrated("prm_score")] = best
+    return figures

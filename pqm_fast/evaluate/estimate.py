@@ -1,4 +1,4 @@
-"""A mean over questions and how far to trust it."""
+"""A mean over questions, and its confidence interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,20 @@ import numpy as np
 from pqm_fast.errors import PQMError
 
 Values = Sequence[float] | np.ndarray
-Z = 1.959964  # of a 95% interval
+Z = 1.959964  # standard errors on each side of a 95% interval
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean of values in [0, 1] over `questions`, and its 95% interval over questions.
 
-    The interval is Wilson's score interval, with the variance found in place of mean * (1 - mean): Wilson's own for
-    values 0 and 1, the normal one for many questions, never outside [0, 1], and not empty when every question is
-    right. None for one question. How often it holds, beside the bootstrap: docs/evaluation.md.
+    The interval is Wilson's score interval with the observed variance in place of mean * (1 - mean). It is exactly
+    Wilson's for values 0 and 1, tends to the normal interval for many questions, never leaves [0, 1], and is not empty
+    when every question is right. It is None for a single question. docs/evaluation.md compares its coverage with that
+    of the bootstrap.
 
     `sampling_error` is the standard error that random subsets add to the mean; 0 where all subsets were counted. The
-    interval contains it, for it is part of the spread between questions.
+    interval already contains it, since it is part of the spread between questions.
     """
 
     mean: float
@@ -31,7 +32,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Values, variances: Values | None = None) -> "Estimate":
-        """From one value in [0, 1] per question, and the sampling variance of each; PQMError if there is none."""
+        """The estimate from one value in [0, 1] per question, and the sampling variance of each.
+
+        Raises:
+            PQMError: there are no questions.
+        """
         x = np.asarray(values, dtype=np.float64)
         if not x.size:
             raise PQMError("no questions to average over")

@@ -1,4 +1,4 @@
-"""The figures drawn: Best-of-N curves with their intervals, and what the step scores are worth."""
+"""Pictures of an evaluation: Best-of-N curves with their intervals, and the quality of the step scores."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +11,17 @@ from pqm_fast.evaluate.step_thresholds import calibrated
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANELS = 12  # of policies; more cannot be read
-FEWEST = 10  # correct and wrong steps of a point: with fewer, AUROC is noise
+PANELS = 12  # at most, for the policies; more are too small to read
+FEWEST = 10  # correct and wrong steps for a point of the curve: with fewer, AUROC is noise
 COLORS = {"min": "#1f6fb4", "last": "#e07b39", "mean": "#3c9d5d", "prod": "#9256a8", "max": "#b8444f"}
 GREY = "#8a93a6"
 
 
 def draw(summary: dict[str, Any], out: Path) -> list[Path]:
-    """Pictures of what `evaluate` found, beside its file `out`: `NAME.best_of_n.png`, `NAME.steps.png`."""
+    """Draws the results of `evaluate` beside their file `out`, as `NAME.best_of_n.png` and `NAME.steps.png`.
+
+    Returns the paths of the pictures that the results have figures for.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +34,7 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
             continue
         columns = min(len(parts), 4 if len(parts) > 6 else 3)
         rows = -(-len(parts) // columns)
-        size = (max(3.9 * columns, 6.0), 3.4 * rows + 0.8)  # inches; read at about 10
+        size = (max(3.9 * columns, 6.0), 3.4 * rows + 0.8)  # inches; shown about 10 wide
         with plt.rc_context({"figure.dpi": 110, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
             figure, axes = plt.subplots(
                 rows, columns, figsize=size, squeeze=False, constrained_layout=True, sharey=name == "best_of_n"
@@ -59,7 +62,7 @@ def _pool_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
     if "overall" not in summary:
         return
     policies = sorted(summary["policies"].items(), key=lambda item: -item[1]["questions"])
-    if len(policies) != 1 and something_to_choose(summary["overall"]):  # of one policy it is the same
+    if len(policies) != 1 and something_to_choose(summary["overall"]):  # with one policy it is the same curve
         shown = f"all {len(policies)} policies" if policies else "all candidates"
         yield lambda ax: _best_of_n(ax, summary["overall"], shown)
     curves = [(name, entry) for name, entry in policies if something_to_choose(entry)]
@@ -69,12 +72,12 @@ def _pool_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
 
 def _best_of_n(ax: "Axes", entry: dict[str, Any], title: str) -> None:
     _curve(ax, entry["pass_at_n"], "pass@N", "black", ":")
-    for how, own in entry["best_of_n"].items():
-        _curve(ax, own, f"best by {how}", COLORS[how], "-")
-    # The weighted vote of one aggregator: those of all lie close together.
-    how = next(iter(entry["weighted_vote"]), None)
-    if how is not None:
-        _curve(ax, entry["weighted_vote"][how], f"vote by {how}", COLORS[how], "--")
+    for aggregator, by_n in entry["best_of_n"].items():
+        _curve(ax, by_n, f"best by {aggregator}", COLORS[aggregator], "-")
+    # The weighted vote of one aggregator only: all of them lie close together.
+    aggregator = next(iter(entry["weighted_vote"]), None)
+    if aggregator is not None:
+        _curve(ax, entry["weighted_vote"][aggregator], f"vote by {aggregator}", COLORS[aggregator], "--")
     _curve(ax, entry["self_consistency"], "vote", GREY, "--")
     ns = [int(n) for n in entry["pass_at_n"]]
     ax.set_xscale("log", base=2)
@@ -83,12 +86,12 @@ def _best_of_n(ax: "Axes", entry: dict[str, Any], title: str) -> None:
     ax.set(title=f"{title} ({entry['questions']} questions)", xlabel="N")
 
 
-def _curve(ax: "Axes", figures: dict[str, Any], label: str, color: str, style: str) -> None:
-    ns = [int(n) for n in figures]
-    own = list(figures.values())
-    ax.plot(ns, [f["mean"] for f in own], style, color=color, label=label, linewidth=1.8, marker="o", markersize=3)
-    if all(f["low"] is not None for f in own):
-        ax.fill_between(ns, [f["low"] for f in own], [f["high"] for f in own], color=color, alpha=0.1, linewidth=0)
+def _curve(ax: "Axes", by_n: dict[str, Any], label: str, color: str, style: str) -> None:
+    ns, figures = [int(n) for n in by_n], list(by_n.values())
+    means, lows, highs = ([figure[key] for figure in figures] for key in ("mean", "low", "high"))
+    ax.plot(ns, means, style, color=color, label=label, linewidth=1.8, marker="o", markersize=3)
+    if None not in lows:
+        ax.fill_between(ns, lows, highs, color=color, alpha=0.1, linewidth=0)
 
 
 def _step_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
@@ -105,16 +108,16 @@ def _step_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
         yield lambda ax: _types(ax, summary["by_type"])
 
 
-def _calibration(ax: "Axes", found: dict[str, Any]) -> None:
-    bins = found["bins"]
-    most = max(own["steps"] for own in bins)
-    ax.bar(
-        [own["low"] for own in bins], [own["steps"] / most for own in bins], 0.1, align="edge", color=GREY, alpha=0.25,
-        label=f"steps (highest: {most:,})",
-    )  # fmt: skip
+def _calibration(ax: "Axes", curve: dict[str, Any]) -> None:
+    low, steps, predicted, correct = (
+        [entry[key] for entry in curve["bins"]] for key in ("low", "steps", "predicted", "correct")
+    )
+    most = max(steps)
+    shares = [count / most for count in steps]
+    ax.bar(low, shares, 0.1, align="edge", color=GREY, alpha=0.25, label=f"steps (highest: {most:,})")
     ax.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
-    x, y = [own["predicted"] for own in bins], [own["correct"] for own in bins]
-    ax.plot(x, y, "-o", color=COLORS["min"], markersize=4, label=f"model (error {found['error']:.3f})")
+    label = f"model (error {curve['error']:.3f})"
+    ax.plot(predicted, correct, "-o", color=COLORS["min"], markersize=4, label=label)
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="sigmoid(q)", ylabel="share of correct steps")
     ax.set_title("Calibration")
     _legend_below(ax)
@@ -143,12 +146,12 @@ def _positions(ax: "Axes", rows: list[dict[str, Any]], overall: dict[str, Any]) 
     _legend_below(ax)
 
 
-def _types(ax: "Axes", found: dict[str, Any]) -> None:
-    types = list(found["types"].items())[::-1]  # the first on top
-    # at a fixed threshold they would show where the scores lie, not what they tell apart
-    known = any(own[calibrated("accuracy_on_correct")] is not None for _, own in types)
+def _types(ax: "Axes", by_type: dict[str, Any]) -> None:
+    types = list(by_type["types"].items())[::-1]  # the first on top
+    # at a fixed threshold they would show the level of the scores, not what the scores tell apart
+    known = any(figures[calibrated("accuracy_on_correct")] is not None for _, figures in types)
     for offset, key, color in ((0.2, "accuracy_on_correct", "#9cc3e6"), (-0.2, "accuracy_on_wrong", COLORS["min"])):
-        values = [own[calibrated(key) if known else key] or 0.0 for _, own in types]
+        values = [figures[calibrated(key) if known else key] or 0.0 for _, figures in types]
         ax.barh(
             [i + offset for i in range(len(types))],
             values,
@@ -158,7 +161,7 @@ def _types(ax: "Axes", found: dict[str, Any]) -> None:
         )
     ax.set_yticks(range(len(types)), [name.replace("_", " ") for name, _ in types])
     ax.set(xlim=(0, 1), xlabel="share of steps judged right")
-    ax.set_title(f"Accuracy by {found['field'].replace('_', ' ')}, {'calibrated' if known else 'fixed threshold'}")
+    ax.set_title(f"Accuracy by {by_type['field'].replace('_', ' ')}, {'calibrated' if known else 'fixed threshold'}")
     _legend_below(ax)
 
 

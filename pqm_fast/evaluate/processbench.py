@@ -14,8 +14,8 @@ from pqm_fast.evaluate.step_metrics import Trajectories, flatten
 def processbench(scores: Trajectories, first_errors: Sequence[int], threshold: float = 0.0) -> dict[str, Any]:
     """The figures of ProcessBench (arXiv 2412.06559).
 
-    The prediction for a solution is its first step with q < `threshold`, -1 if there is none; it must equal
-    the label exactly. A step without a score (None: it was cut off) is never predicted wrong.
+    The prediction for a solution is its first step with q < `threshold`, or -1 if there is none. It must equal the
+    label exactly. A step without a score (None: it was cut off) is never predicted wrong.
 
     Args:
         scores: Q-values of each solution, one per step.
@@ -36,20 +36,20 @@ def processbench(scores: Trajectories, first_errors: Sequence[int], threshold: f
 def calibrate_threshold(scores: Trajectories, first_errors: Sequence[int]) -> float:
     """The threshold with the highest F1, for use on other data. Exact, in n log n time.
 
-    A solution is judged right for thresholds in one interval (lo, hi] of its scores, so F1 changes at their ends
-    only; the result is the middle of the best stretch (the lowest of several).
+    A solution is judged right for the thresholds in one interval (lo, hi] between its scores, so F1 changes only at the
+    ends of these intervals. The result is the middle of the best stretch, the lowest one if there are several.
 
     Raises:
-        PQMError: as `processbench`; no erroneous or no correct solution, for then F1 is undefined.
+        PQMError: as `processbench`; also if there are no erroneous or no correct solutions, where F1 is undefined.
     """
     _check(scores, first_errors)
     erroneous = np.array(first_errors) >= 0
-    found = _best(_bounds(scores, first_errors), erroneous)
-    if found is None:
+    threshold = _best(_bounds(scores, first_errors), erroneous)
+    if threshold is None:
         raise PQMError(
             f"a threshold needs erroneous and correct solutions, found {erroneous.sum()} and {(~erroneous).sum()}"
         )
-    return found
+    return threshold
 
 
 def cross_calibrated(
@@ -57,11 +57,12 @@ def cross_calibrated(
 ) -> dict[str, Any] | None:
     """`processbench` where the threshold of each solution comes from the other questions.
 
-    The questions are dealt into five folds by a hash of their text, whatever their order; each fold is judged with the
+    A hash of their text deals the questions into five folds, whatever their order. Each fold is judged with the
     threshold that is best on the other four.
 
     Returns:
-        As `processbench`, and `thresholds`, one per fold. None if some four folds lack erroneous or correct solutions.
+        The results of `processbench`, and `thresholds`, one per fold. None if four of the folds together have no
+        erroneous or no correct solutions.
     """
     _check(scores, first_errors)
     folds, erroneous, bounds = deal(questions), np.array(first_errors) >= 0, _bounds(scores, first_errors)
@@ -73,7 +74,7 @@ def cross_calibrated(
 
 
 def _bounds(scores: Trajectories, first_errors: Sequence[int]) -> np.ndarray:
-    """[solutions, 2] the thresholds (lo, hi] for which each is judged right."""
+    """[solutions, 2] the interval (lo, hi] of the thresholds that judge each solution right."""
     q, _, solution = flatten(scores, scores)
     starts = np.searchsorted(solution, np.arange(len(scores)))
     label = np.array(first_errors, dtype=np.int64)
@@ -81,11 +82,11 @@ def _bounds(scores: Trajectories, first_errors: Sequence[int]) -> np.ndarray:
 
 
 def _best(bounds: np.ndarray, erroneous: np.ndarray) -> float | None:
-    """None without erroneous or without correct solutions: then F1 is undefined."""
+    """The threshold with the highest F1; None without erroneous or without correct solutions, where F1 is undefined."""
     if erroneous.all() or not erroneous.any():
         return None
     tried = candidates(bounds)
-    a, c = (share_inside(bounds[own], tried) for own in (erroneous, ~erroneous))
+    a, c = (share_inside(bounds[kind], tried) for kind in (erroneous, ~erroneous))
     return float(tried[np.argmax(2 * a * c / np.maximum(a + c, np.finfo(float).tiny))])
 
 
@@ -108,14 +109,15 @@ def _hits(scores: Trajectories, first_errors: Sequence[int], thresholds: Sequenc
 
 
 def _figures(hits: list[bool], first_errors: Sequence[int]) -> dict[str, Any]:
-    own = {kind: [hit for hit, y in zip(hits, first_errors, strict=True) if (y >= 0) == kind] for kind in (True, False)}
-    a, c = (sum(own[kind]) / len(own[kind]) if own[kind] else None for kind in (True, False))
+    on_erroneous = [hit for hit, first in zip(hits, first_errors, strict=True) if first >= 0]
+    on_correct = [hit for hit, first in zip(hits, first_errors, strict=True) if first < 0]
+    a, c = (sum(part) / len(part) if part else None for part in (on_erroneous, on_correct))
     f1 = low = high = None
     if a is not None and c is not None:
         f1 = 2 * a * c / (a + c) if a + c else 0.0
         if a and c:  # the delta method: the two accuracies come from different solutions
             by_a, by_c = 2 * c * c / (a + c) ** 2, 2 * a * a / (a + c) ** 2
-            variance = by_a**2 * a * (1 - a) / len(own[True]) + by_c**2 * c * (1 - c) / len(own[False])
+            variance = by_a**2 * a * (1 - a) / len(on_erroneous) + by_c**2 * c * (1 - c) / len(on_correct)
             low, high = max(f1 - Z * variance**0.5, 0.0), min(f1 + Z * variance**0.5, 1.0)
     return {
         "accuracy_on_erroneous": a,
@@ -123,6 +125,6 @@ def _figures(hits: list[bool], first_errors: Sequence[int]) -> dict[str, Any]:
         "f1": f1,
         "f1_low": low,
         "f1_high": high,
-        "erroneous": len(own[True]),
-        "correct": len(own[False]),
+        "erroneous": len(on_erroneous),
+        "correct": len(on_correct),
     }

@@ -1,4 +1,4 @@
-"""`pqm-fast evaluate`: a checkpoint on records, or the scores that `pqm-fast score` wrote."""
+"""`pqm-fast evaluate`: evaluates a checkpoint on records, or the scores that `pqm-fast score` wrote."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,36 +24,42 @@ Aggregator = Literal["min", "last", "mean", "prod", "max"]
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Step metrics on labelled steps, Best-of-N on pools of candidate solutions; whatever the records allow."""
+    """Step metrics on labelled steps and Best-of-N on pools of candidate solutions, as far as the records allow."""
 
     data: tuple[str, ...]
     """Files that `pqm-fast score` wrote; with --model any records, which are scored first."""
     model: str | None = None
-    """Checkpoint to score the records with; without it they must hold scores."""
+    """Checkpoint to score the records with; without it the records must already have scores."""
     out: str | None = None
     """JSON file for the results, with pictures of the same name beside it. Default: they are only printed."""
     aggregate: tuple[Aggregator, ...] = ("min", "last", "mean", "prod", "max")
-    """How a solution's score comes from its steps' Q-values (prod: logarithm of the product of the sigmoids)."""
+    """How to compute a solution's score from its steps' Q-values (prod: logarithm of the product of the sigmoids)."""
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
-    """A step counts as predicted wrong below this Q-value. Comparative losses do not put their scores on both sides
-    of 0: compare models by the calibrated figures, which stand beside those at this threshold."""
+    """A step counts as predicted wrong below this Q-value. Comparative losses do not place their scores on both sides
+    of 0: compare models by the calibrated figures, which are printed beside those at this threshold."""
     calibrate: tuple[str, ...] = ()
-    """Records of other questions, as in --data: the calibrated figures are at the thresholds that are best on them.
-    Default: for each fifth of the questions they come from the other four."""
+    """Records of other questions, in the formats of --data: the calibrated figures use the thresholds that are best on
+    them. Default: the thresholds for each fifth of the questions come from the other four."""
     by: Text = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
     """Random subsets per question and N for votes, where there are more than that."""
     seed: int = 0
-    """Of these subsets."""
+    """Seed of these random subsets."""
     read: ReadOptions = field(default_factory=ReadOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
 
 
 def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
-    """Writes `out` and the pictures beside it if given, prints the tables unless `quiet`, returns what is in `out`."""
+    """Evaluates the records, and prints the tables unless `quiet`.
+
+    If `config.out` is set, writes the results there and the pictures beside it. Returns the results.
+
+    Raises:
+        PQMError: the records cannot be read, scored or evaluated, or there is nothing to evaluate.
+    """
     if config.out:
         file_to_write(Path(config.out))
     skipped, cut = SkipSummary(), CutOff()
@@ -61,12 +67,12 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if has_question_id(pair[0])]
-    said = [str(skipped)] * bool(skipped.total) + [str(cut)] * bool(cut.records)
+    left_out = [str(skipped)] * bool(skipped.total) + [str(cut)] * bool(cut.records)
     result: dict[str, Any] = {
         "model": _model(config, scored),
         "data": list(config.data),
         "records": len(scored),
-        "left_out": said,
+        "left_out": left_out,
     }
     parts = []
     if labelled:
@@ -103,7 +109,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def _model(config: EvaluateConfig, scored: list[Pair]) -> str | None:
-    """The one that all scores are of; None if the records do not say, or name several."""
+    """The model that all scores come from; None if the records do not name it, or name several."""
     if config.model is not None:
         return model_name(config.model)
     names = {str(name) if (name := record.extra.get(SCORED_BY)) else None for record, _ in scored}

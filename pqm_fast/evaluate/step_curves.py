@@ -1,4 +1,4 @@
-"""Where step scores hold: calibration by predicted probability, and AUROC beside what position and length give."""
+"""Calibration by predicted probability, and AUROC beside those of the position and the length alone."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -15,12 +15,13 @@ BINS = 10
 def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
     """The reliability curve of sigmoid(q) as the probability that a step is correct.
 
-    Ten bins (low, high] of equal width, empty ones left out; over all steps that have both a score and a label.
+    The curve has ten bins (low, high] of equal width, without the empty ones, over all steps that have both a score and
+    a label.
 
     Returns:
-        `bins`: {low, high, predicted (mean sigmoid), correct (mean label), steps} each; `error`: the mean over steps
-        of |predicted - correct| of their bin (ECE); `brier`: mean of (sigmoid - label)^2. The two are None without
-        steps.
+        `bins`: {low, high, predicted (mean sigmoid), correct (mean label), steps} each; `error`: the expected
+        calibration error (ECE), the mean over steps of |predicted - correct| of their bin; `brier`: the mean of
+        (sigmoid - label)^2. `error` and `brier` are None without steps.
 
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
@@ -28,10 +29,11 @@ def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
     q, label, _ = flatten(scores, labels)
     used = ~(np.isnan(q) | np.isnan(label))
     p, y = np.exp(log_sigmoid(q[used])), label[used]
-    own = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
+    bin_of_step = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
     bins, error = [], 0.0
-    for k in np.unique(own):
-        predicted, correct, steps = float(p[own == k].mean()), float(y[own == k].mean()), int((own == k).sum())
+    for k in np.unique(bin_of_step):
+        inside = bin_of_step == k
+        predicted, correct, steps = float(p[inside].mean()), float(y[inside].mean()), int(inside.sum())
         error += steps * abs(predicted - correct) / p.size
         edges = {"low": k / BINS, "high": (k + 1) / BINS}
         bins.append({**edges, "predicted": predicted, "correct": correct, "steps": steps})
@@ -45,22 +47,22 @@ def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
 def auroc_by_position(
     scores: Trajectories, labels: Trajectories, lengths: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Any]:
-    """AUROC among steps at like positions, beside those of scores that know the position, or the length, alone.
+    """AUROC among steps at similar positions, beside that of a score that knows only the position or only the length.
 
-    Where later steps are wrong more often, a score that only falls with the position has an AUROC above 0.5 over all
-    steps; among steps at one position it has exactly that. In the same way for longer steps. What a model knows beyond
-    it shows in the rows, and among steps of one position or one length.
+    Where later steps are wrong more often, a score that merely falls with the position has an AUROC above 0.5 over all
+    steps; among steps at one position it has exactly 0.5. The same holds for longer steps. Whatever a model knows
+    beyond that shows in the rows, and among steps at one position or of one length.
 
     Args:
         scores, labels: as for `step_metrics`.
-        lengths: of the steps, in the same shape, in any unit.
+        lengths: the lengths of the steps, in the same shape, in any unit.
 
     Returns:
         `all` and `rows`: {first, last (positions from 1), correct, wrong (steps), auroc, position_only (earlier is
         better), length_only (shorter is better)} each, `rows` for the positions 1, 2, 3-4, 5-8, ...; `same_position`
-        and `same_length`: the share of (correct, wrong) pairs of steps at the same position, of the same length, that
-        are in order, for which `position_only`, `length_only` would be 0.5. None where undefined, as what needs
-        `lengths` is without them.
+        and `same_length`: the share in order among the (correct, wrong) pairs of steps at the same position, or of the
+        same length, where a score that knows only the position or the length has 0.5. Figures are None where they are
+        undefined, and those that need `lengths` are None without them.
 
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
@@ -73,16 +75,16 @@ def auroc_by_position(
     length = None if lengths is None else np.array(list(chain.from_iterable(lengths)), dtype=np.int64)[used]
 
     def row(first: int, last: int) -> dict[str, Any]:
-        own = (position >= first) & (position <= last)
-        one = np.zeros(int(own.sum()), dtype=int)
+        inside = (position >= first) & (position <= last)
+        one_group = np.zeros(int(inside.sum()), dtype=int)
         return {
             "first": first,
             "last": last,
-            "correct": int(correct[own].sum()),
-            "wrong": int((~correct[own]).sum()),
-            "auroc": share_in_order(q[own], correct[own], one),
-            "position_only": share_in_order(-position[own], correct[own], one),
-            "length_only": None if length is None else share_in_order(-length[own], correct[own], one),
+            "correct": int(correct[inside].sum()),
+            "wrong": int((~correct[inside]).sum()),
+            "auroc": share_in_order(q[inside], correct[inside], one_group),
+            "position_only": share_in_order(-position[inside], correct[inside], one_group),
+            "length_only": None if length is None else share_in_order(-length[inside], correct[inside], one_group),
         }
 
     longest = int(position.max(initial=0))

@@ -1,4 +1,4 @@
-"""How well Q-values separate correct steps from wrong ones; every figure in at most n log n time."""
+"""How well Q-values separate correct steps from wrong ones. Every figure takes at most n log n time."""
 
 import math
 from collections.abc import Sequence
@@ -9,31 +9,31 @@ import numpy as np
 from pqm_fast.errors import PQMError
 
 Trajectories = Sequence[Sequence[float | None]]
-Threshold = float | np.ndarray  # one, or one per trajectory
+Threshold = float | np.ndarray  # one for all, or [trajectories]
 Steps = tuple[np.ndarray, np.ndarray, np.ndarray]  # the columns of `flatten`
 
 
 def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshold = 0.0) -> dict[str, float | None]:
-    """Metrics over all steps that have both a score and a label (None stands for a missing one).
+    """Metrics over all steps that have both a score and a label (None marks a missing one).
 
     A step counts as correct iff its label is >= 0.5, and as predicted correct iff q >= `threshold`.
 
     Args:
         scores: one list of Q-values per trajectory, one entry per step.
         labels: the labels in [0, 1], in the same shape.
-        threshold: fixed beforehand, never picked on the data it is scored on; one, or one for each trajectory.
+        threshold: fixed beforehand, never picked on the data it is scored on; one number, or one for each trajectory.
 
     Returns:
-        A dict; a figure that is undefined (say, AUROC without a wrong step) is None.
+        A dict; an undefined figure (for example AUROC without a wrong step) is None.
         `step_accuracy`, `accuracy_on_correct`, `accuracy_on_wrong`: share of steps predicted as labelled;
-        `balanced_accuracy`: the mean of the last two, 0.5 for what knows nothing, however rare wrong steps are.
+        `balanced_accuracy`: the mean of the last two; 0.5 for an uninformed score, however rare wrong steps are.
         `auroc`: over all steps, ties count half.
         `pair_accuracy`: share of (correct, wrong) pairs within one trajectory with q_correct > q_wrong, ties
         half.
         `first_error_accuracy`: share of trajectories whose first step predicted wrong is the first one
         labelled wrong, or that have neither. A first error that has no score counts as missed.
         `mean_gap`: mean q of correct steps minus mean q of wrong steps.
-        `trajectories`, `steps`, `share_correct`: what the figures rest on.
+        `trajectories`, `steps`: how many the figures are computed from; `share_correct`: the share of correct steps.
 
     Raises:
         PQMError: scores and labels differ in shape, or a score is NaN.
@@ -58,7 +58,13 @@ def step_metrics(scores: Trajectories, labels: Trajectories, threshold: Threshol
 
 
 def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> dict[str, float | None]:
-    """Those of `step_metrics` that depend on the threshold; `steps` are of so many `trajectories`."""
+    """The figures of `step_metrics` that depend on the threshold.
+
+    Args:
+        steps: the columns of `flatten`.
+        trajectories: the number of trajectories.
+        threshold: as in `step_metrics`.
+    """
     q, label, trajectory = steps
     labelled = ~np.isnan(label)
     used = labelled & ~np.isnan(q)
@@ -78,15 +84,15 @@ def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> 
 
 
 def of_each_step(threshold: Threshold, trajectory: np.ndarray) -> Threshold:
-    """Of each step's trajectory, if there is one for each."""
+    """The threshold of each step's trajectory, or the one for all."""
     return threshold[trajectory] if isinstance(threshold, np.ndarray) else threshold
 
 
 def flat_floor(labels: Trajectories) -> float:
-    """Where the `rank` loss sits while all C correct steps score alike, far above the wrong ones.
+    """The value of the `rank` loss while all C correct steps score alike, far above the wrong ones.
 
-    log(C!) / (C + [there is a wrong step]), averaged over the trajectories; one without labelled steps adds
-    0, as it does to the loss. Steps labelled None are left out.
+    It is log(C!) / (C + [there is a wrong step]), averaged over the trajectories. A trajectory without labelled steps
+    adds 0, as it does to the loss. Steps labelled None are left out.
     """
     total = 0.0
     for trajectory in labels:
@@ -98,7 +104,12 @@ def flat_floor(labels: Trajectories) -> float:
 
 
 def flatten(scores: Trajectories, labels: Trajectories) -> Steps:
-    """q, label (NaN where missing) and trajectory index of every step."""
+    """The columns of all steps: q and label ([steps] float64, NaN where missing), and the index of the trajectory
+    ([steps] int64).
+
+    Raises:
+        PQMError: scores and labels differ in shape, or a score is NaN.
+    """
     if len(scores) != len(labels):
         raise PQMError(f"{len(scores)} trajectories of scores but {len(labels)} of labels: pass one for each")
     lengths = np.fromiter(map(len, scores), dtype=np.int64, count=len(scores))
@@ -122,7 +133,7 @@ def first_flagged(flag: np.ndarray, trajectory: np.ndarray, count: int) -> np.nd
     """[count] flat index of each trajectory's first flagged step, -1 where there is none."""
     first = np.full(count, -1)
     hits = np.flatnonzero(flag)[::-1]
-    first[trajectory[hits]] = hits  # the last write, the earliest step, stays
+    first[trajectory[hits]] = hits  # the last write, which is the earliest step, remains
     return first
 
 

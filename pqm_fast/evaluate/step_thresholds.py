@@ -1,4 +1,4 @@
-"""Step figures that need a threshold, with one that comes from other questions.
+"""Step figures that need a threshold, at a threshold that was chosen on other questions.
 
 Comparative losses leave the level of the scores free: at the threshold 0 a good ranking can call every step wrong.
 """
@@ -12,7 +12,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import ON_FOLDS, ON_OTHERS, below, candidates, cross, deal, right_between, share_inside
 from pqm_fast.evaluate.step_metrics import Trajectories, first_flagged, flatten, threshold_metrics
 
-# Each from how many correct and wrong steps lie below the threshold, and how many there are.
+# Each figure from the number of correct and of wrong steps below the threshold, and the number of both in all.
 Counted = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 OF_STEPS: dict[str, Counted] = {
     "step_accuracy": lambda c, w, correct, wrong: (correct - c + w) / (correct + wrong),
@@ -23,52 +23,59 @@ OF_STEPS: dict[str, Counted] = {
 
 @dataclass(frozen=True, slots=True)
 class StepThresholds:
-    """For each figure the thresholds with its highest value on other questions, and which one a trajectory takes."""
+    """For each figure the thresholds with its highest value on other questions, and which of them each trajectory
+    uses."""
 
     chosen: dict[str, list[float]]
+    """By figure."""
     which: np.ndarray
-    """[trajectories] index into each list of `chosen`."""
+    """[trajectories] int64, index into each list of `chosen`."""
     calibrated_on: str
+    """The questions that the thresholds were chosen on, in words."""
 
     def of(self, trajectories: Sequence[int]) -> "StepThresholds":
-        """Those of some of the trajectories."""
+        """The thresholds of some of the trajectories."""
         return StepThresholds(self.chosen, self.which[list(trajectories)], self.calibrated_on)
 
-    def each(self, name: str) -> np.ndarray:
-        """[trajectories] float64."""
-        return np.array(self.chosen[name])[self.which]
+    def each(self, figure: str) -> np.ndarray:
+        """[trajectories] float64: the threshold of each trajectory for a figure."""
+        return np.array(self.chosen[figure])[self.which]
 
 
 def cross_thresholds(scores: Trajectories, labels: Trajectories, questions: Sequence[str]) -> StepThresholds | None:
-    """Thresholds of each fifth of the questions from the other four (`calibrate.deal`).
+    """Thresholds for each fifth of the questions, from the other four (`calibrate.deal`).
 
-    None if some four fifths have no correct or no wrong step. Arguments and errors as `step_metrics`; `questions`: the
-    text, or a name, of each trajectory's question.
+    None if four of the fifths together have no correct or no wrong step. `scores`, `labels` and the errors are those of
+    `step_metrics`; `questions` has the text, or a name, of each trajectory's question.
     """
     folds = deal(questions)
-    found = cross(folds, _Steps(scores, labels).best)
-    return None if found is None else StepThresholds(_by_name(found), folds, ON_FOLDS)
+    best_by_fold = cross(folds, _Steps(scores, labels).best)
+    return None if best_by_fold is None else StepThresholds(_by_figure(best_by_fold), folds, ON_FOLDS)
 
 
 def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: int) -> StepThresholds:
-    """Thresholds for so many `trajectories` from these, which are of other questions.
+    """Thresholds from the scores and labels of other questions.
+
+    Args:
+        scores, labels: of the other questions, as for `step_metrics`.
+        trajectories: the number of trajectories that the thresholds are for.
 
     Raises:
-        PQMError: as `step_metrics`; no correct or no wrong step.
+        PQMError: as `step_metrics`; also if there is no correct or no wrong step.
     """
     steps = _Steps(scores, labels)
-    found = steps.best(np.ones(len(scores), dtype=bool))
-    if found is None:
+    best = steps.best(np.ones(len(scores), dtype=bool))
+    if best is None:
         right, wrong = int(steps.correct.sum()), int((~steps.correct).sum())
         raise PQMError(f"a threshold needs correct and wrong steps, found {right} and {wrong}")
-    return StepThresholds(_by_name([found]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
+    return StepThresholds(_by_figure([best]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
 
 
-def _by_name(found: list[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: [own[name] for own in found] for name in found[0]}
+def _by_figure(best_by_fold: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {figure: [best[figure] for best in best_by_fold] for figure in best_by_fold[0]}
 
 
-# {figure: whose threshold it is taken at}
+# {figure: the figure whose best threshold it uses}
 TAKEN_AT = {
     "step_accuracy": "step_accuracy",
     "balanced_accuracy": "balanced_accuracy",
@@ -81,12 +88,13 @@ TAKEN_AT = {
 def calibrated_metrics(
     scores: Trajectories, labels: Trajectories, thresholds: StepThresholds | None
 ) -> dict[str, float | None]:
-    """The figures of `step_metrics` that need a threshold, with those chosen on other questions.
+    """The figures of `step_metrics` that need a threshold, at thresholds chosen on other questions.
 
     Returns:
         `step_accuracy_calibrated`, `balanced_accuracy_calibrated` and `first_error_accuracy_calibrated`, each at the
-        threshold with its own highest value; `accuracy_on_correct_calibrated` and `accuracy_on_wrong_calibrated`, at
-        that of `balanced_accuracy`. None where undefined; all of them are without `thresholds`.
+        threshold with the highest value of that figure; `accuracy_on_correct_calibrated` and
+        `accuracy_on_wrong_calibrated`, at the threshold of `balanced_accuracy`. None where undefined, and all None
+        without `thresholds`.
     """
     if thresholds is None:
         return dict.fromkeys(map(calibrated, TAKEN_AT))
@@ -96,12 +104,12 @@ def calibrated_metrics(
 
 
 def calibrated(figure: str) -> str:
-    """Its name with thresholds from other questions."""
+    """The name of a figure at thresholds from other questions."""
     return f"{figure}_calibrated"
 
 
 class _Steps:
-    """Columns of all steps, and the best threshold over some of the trajectories."""
+    """The columns of all steps, and the best thresholds over some of the trajectories."""
 
     def __init__(self, scores: Trajectories, labels: Trajectories):
         q, label, trajectory = flatten(scores, labels)
@@ -117,13 +125,13 @@ class _Steps:
 
         None if they have no correct or no wrong steps.
         """
-        own = mask[self.trajectory]
-        q, correct = self.q[own], self.correct[own]
+        inside = mask[self.trajectory]
+        q, correct = self.q[inside], self.correct[inside]
         if correct.all() or not correct.any():
             return None
         tried, right, wrong = candidates(q), q[correct], q[~correct]
         counted = below(right, tried), below(wrong, tried), right.size, wrong.size
-        found = {name: float(tried[np.argmax(values(*counted))]) for name, values in OF_STEPS.items()}
+        best = {figure: float(tried[np.argmax(values(*counted))]) for figure, values in OF_STEPS.items()}
         bounds = self.bounds[mask & self.seen]
         tried = candidates(bounds)
-        return {**found, "first_error_accuracy": float(tried[np.argmax(share_inside(bounds, tried))])}
+        return {**best, "first_error_accuracy": float(tried[np.argmax(share_inside(bounds, tried))])}

@@ -1,4 +1,4 @@
-"""Everything that step labels allow: step metrics, curves, error types and ProcessBench."""
+"""All figures that need step labels: step metrics, curves, error types and ProcessBench."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from pqm_fast.scoring.stored import Scores
 Pair = tuple[Record, Scores]
 Scored = Iterable[Pair]
 TOO_FEW = f"{FOLDS - 1} of {FOLDS} parts of the questions must hold"
-NO_ERROR = "none"  # the type of a record whose field is null, as the unaltered solutions of PRMBench
+NO_ERROR = "none"  # the type of a record whose field is null, like the unaltered solutions of PRMBench
 
 
 def evaluate_steps(
@@ -26,19 +26,18 @@ def evaluate_steps(
 
     Args:
         threshold: a step counts as predicted wrong below this Q-value.
-        by: the field of `extra` that says which type of error a record has.
-        calibrate: other pairs, for the thresholds of the calibrated figures. Without them each question's thresholds
+        by: the field of `extra` that names a record's type of error.
+        calibrate: other pairs, for the thresholds of the calibrated figures. Without them, each question's thresholds
             come from the other questions (`cross_thresholds`, `cross_calibrated`).
 
     Returns:
         `threshold`; `steps`: the results of `step_metrics` and `calibrated_metrics`; `step_thresholds`: {figure: its
-        thresholds} and `calibrated_on`, if there are any; `calibration`, `auroc_by_position`: those of `step_curves`,
-        the length of a step in characters;
-        `by_type`: {field, types} with the result of `error_types.by_type`, if records have the field;
-        `processbench`: that of `processbench` with the `threshold` given, and `processbench_calibrated`, with
-        `thresholds` and `calibrated_on`, if the labels of every record name a first error (all correct, or correct up
-        to a wrong step and none labelled correct after it); `left_out`: one sentence for each thing that is missing,
-        and why. JSON-ready.
+        thresholds} and `calibrated_on`, if there are any; `calibration`, `auroc_by_position`: the results of
+        `step_curves`, with the length of a step in characters; `by_type`: {field, types} with the result of
+        `error_types.by_type`, if records have the field. If the labels of every record name a first error (all steps
+        correct, or correct up to a wrong step and none labelled correct after it): `processbench`, its result at
+        `threshold`, and `processbench_calibrated`, with `thresholds` and `calibrated_on`. `left_out`: one sentence for
+        each thing that is missing, and why. JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
@@ -67,10 +66,9 @@ def evaluate_steps(
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
     typed = [i for i, record in enumerate(records) if by in record.extra]
     if typed:
-        own = [records[i].extra[by] for i in typed]
-        types = [NO_ERROR if value is None else str(value) for value in own]
-        of_typed = None if chosen is None else chosen.of(typed)
-        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, of_typed)
+        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed]
+        typed_thresholds = None if chosen is None else chosen.of(typed)
+        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, typed_thresholds)
         result["by_type"] = {"field": by, "types": figures}
         if len(typed) < len(labelled):
             result["left_out"].append(f"by {by}: {len(labelled) - len(typed)} of {len(labelled)} records lack it")
@@ -99,18 +97,18 @@ def _first_error_figures(
             f"ProcessBench: the labels of {unfit} of {len(labels)} records do not name a first error"
         )
         return {}
-    found: dict[str, Any] = {"processbench": {"threshold": threshold, **processbench(scores, known, threshold)}}
+    figures: dict[str, Any] = {"processbench": {"threshold": threshold, **processbench(scores, known, threshold)}}
     if others is not None:
         best = _first_error_threshold(others)
-        figures = {**processbench(scores, known, best), "thresholds": [best], "calibrated_on": ON_OTHERS}
-        return {**found, "processbench_calibrated": figures}
+        at_best = {**processbench(scores, known, best), "thresholds": [best], "calibrated_on": ON_OTHERS}
+        return {**figures, "processbench_calibrated": at_best}
     crossed = cross_calibrated(scores, known, [record.prompt for record in records])
     if crossed is None:
         result["left_out"].append(
             f"ProcessBench with a calibrated threshold: {TOO_FEW} erroneous and correct solutions"
         )
-        return found
-    return {**found, "processbench_calibrated": {**crossed, "calibrated_on": ON_FOLDS}}
+        return figures
+    return {**figures, "processbench_calibrated": {**crossed, "calibrated_on": ON_FOLDS}}
 
 
 def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:
@@ -152,14 +150,14 @@ def _thresholds(
 
 
 def checked(record: Record, scores: Sequence[float | None]) -> Pair:
-    """The pair. Raises `PQMError` if there is not one score per step."""
+    """Returns the pair. Raises PQMError unless there is one score per step."""
     if len(scores) != len(record.steps):
         raise PQMError(f"record {record.id}: {len(scores)} scores for {len(record.steps)} steps: pass one per step")
     return record, scores
 
 
 def first_error(labels: Sequence[float | None]) -> int | None:
-    """Index of the first wrong step, -1 if every step is correct, None if the labels do not say."""
+    """Index of the first wrong step, -1 if every step is correct, None if the labels leave it open."""
     wrong = next((t for t, label in enumerate(labels) if label is not None and label < 0.5), len(labels))
     if None in labels[:wrong] or any(label is not None and label >= 0.5 for label in labels[wrong:]):
         return None

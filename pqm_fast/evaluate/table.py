@@ -1,4 +1,4 @@
-"""The figures as aligned plain text."""
+"""The results of an evaluation as aligned plain text."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ def table(summary: dict[str, Any]) -> str:
 def _steps(summary: dict[str, Any]) -> str:
     if "steps" not in summary:
         return ""
-    found = summary["steps"]
-    both = [name for name in found if calibrated(name) in found]
+    figures = summary["steps"]
+    both = [name for name in figures if calibrated(name) in figures]
     rows = [["", f"threshold {summary['threshold']:g}", "calibrated"]]
-    rows += [[_spaced(name), _number(found[name]), _number(found[calibrated(name)])] for name in both]
-    alone = [name for name in found if name not in both and name not in map(calibrated, both)]
-    rows += [[_spaced(name), _number(found[name]), ""] for name in alone]
+    rows += [[_spaced(name), _number(figures[name]), _number(figures[calibrated(name)])] for name in both]
+    alone = [name for name in figures if name not in both and name not in map(calibrated, both)]
+    rows += [[_spaced(name), _number(figures[name]), ""] for name in alone]
     note = ""
     if "step_thresholds" in summary:
         note = (
@@ -49,26 +49,26 @@ def _types(summary: dict[str, Any]) -> str:
         return ""
     field, types = summary["by_type"]["field"], summary["by_type"]["types"]
     rows = [[field, "solutions", "steps", "AUROC", *TYPE_COLUMNS.values()]]
-    for name, own in types.items():
-        pairs = [f"{_number(own[key])} / {_number(own[calibrated(key)])}" for key in TYPE_COLUMNS]
-        rows.append([name, *(_number(own[key]) for key in ("trajectories", "steps", "auroc")), *pairs])
+    for name, figures in types.items():
+        pairs = [f"{_number(figures[key])} / {_number(figures[calibrated(key)])}" for key in TYPE_COLUMNS]
+        rows.append([name, *(_number(figures[key]) for key in ("trajectories", "steps", "auroc")), *pairs])
     return f"Steps by {field}\n{_aligned(rows)}\n  two figures: at threshold {summary['threshold']:g} / calibrated"
 
 
 def _positions(summary: dict[str, Any]) -> str:
     if "auroc_by_position" not in summary:
         return ""
-    found = summary["auroc_by_position"]
+    by_position = summary["auroc_by_position"]
     rows = [["step", "correct", "wrong", "AUROC", "position only", "length only"]]
-    for own in [*found["rows"], found["all"]]:
-        place = str(own["first"]) if own["first"] == own["last"] else f"{own['first']}-{own['last']}"
-        place = "all" if own is found["all"] else place
-        figures = (own["correct"], own["wrong"], own["auroc"], own["position_only"], own["length_only"])
-        rows.append([place, *map(_number, figures)])
+    for entry in [*by_position["rows"], by_position["all"]]:
+        steps = str(entry["first"]) if entry["first"] == entry["last"] else f"{entry['first']}-{entry['last']}"
+        steps = "all" if entry is by_position["all"] else steps
+        figures = (entry[key] for key in ("correct", "wrong", "auroc", "position_only", "length_only"))
+        rows.append([steps, *map(_number, figures)])
     for name, column in (("same_position", 0), ("same_length", 1)):
         chance = ["", ""]
-        chance[column] = _number(None if found[name] is None else 0.5)
-        rows.append([_spaced(name), "", "", _number(found[name]), *chance])
+        chance[column] = _number(None if by_position[name] is None else 0.5)
+        rows.append([_spaced(name), "", "", _number(by_position[name]), *chance])
     notes = (
         "position only: a score that knows nothing but the step's number (earlier is better);",
         "length only: nothing but its number of characters (shorter is better);",
@@ -80,12 +80,12 @@ def _positions(summary: dict[str, Any]) -> str:
 def _calibration(summary: dict[str, Any]) -> str:
     if not summary.get("calibration", {}).get("bins"):
         return ""
-    found = summary["calibration"]
+    curve = summary["calibration"]
     rows = [["sigmoid(q)", "steps", "mean", "correct"]]
-    for own in found["bins"]:
-        where = f"{own['low']:.1f}-{own['high']:.1f}"
-        rows.append([where, *map(_number, (own["steps"], own["predicted"], own["correct"]))])
-    note = f"  calibration error (ECE, {BINS} bins) {_number(found['error'])}, Brier score {_number(found['brier'])}"
+    for entry in curve["bins"]:
+        interval = f"{entry['low']:.1f}-{entry['high']:.1f}"
+        rows.append([interval, *map(_number, (entry["steps"], entry["predicted"], entry["correct"]))])
+    note = f"  calibration error (ECE, {BINS} bins) {_number(curve['error'])}, Brier score {_number(curve['brier'])}"
     return f"Calibration\n{_aligned(rows)}\n{note}"
 
 
@@ -95,13 +95,13 @@ def _processbench(summary: dict[str, Any]) -> str:
     rows = [["threshold", "on erroneous", "on correct", "F1", "95% interval", "erroneous", "correct"]]
     for key in ("processbench", "processbench_calibrated"):
         if key in summary:
-            own = summary[key]
-            chosen = own.get("thresholds") or [own["threshold"]]
-            ends = dict.fromkeys((f"{min(chosen):.3f}", f"{max(chosen):.3f}"))
-            label = ("calibrated, " if "thresholds" in own else "fixed, ") + " to ".join(ends)
-            figures = [own["accuracy_on_erroneous"], own["accuracy_on_correct"], own["f1"]]
-            interval = "-" if own["f1_low"] is None else f"{own['f1_low']:.3f} to {own['f1_high']:.3f}"
-            rows.append([label, *map(_number, figures), interval, str(own["erroneous"]), str(own["correct"])])
+            entry = summary[key]
+            thresholds = entry.get("thresholds") or [entry["threshold"]]
+            ends = dict.fromkeys((f"{min(thresholds):.3f}", f"{max(thresholds):.3f}"))
+            label = ("calibrated, " if "thresholds" in entry else "fixed, ") + " to ".join(ends)
+            figures = [entry["accuracy_on_erroneous"], entry["accuracy_on_correct"], entry["f1"]]
+            interval = "-" if entry["f1_low"] is None else f"{entry['f1_low']:.3f} to {entry['f1_high']:.3f}"
+            rows.append([label, *map(_number, figures), interval, str(entry["erroneous"]), str(entry["correct"])])
     note = ""
     if "processbench_calibrated" in summary:
         note = f"\n  calibrated on: {summary['processbench_calibrated']['calibrated_on']}"
@@ -129,12 +129,12 @@ def _pools(summary: dict[str, Any]) -> str:
             rows.append([*head, *[""] * (len(rows[0]) - len(head))])
             continue
         head += [_figure(vote), f"{vote['votes']:.3g}"]
-        weighted = {f"vote by {how}": own for how, own in entry["weighted_vote"].items()}
+        weighted = {f"vote by {aggregator}": by_n for aggregator, by_n in entry["weighted_vote"].items()}
         picks = {**entry["best_of_n"], "vote": entry["self_consistency"], **weighted, "pass@n": entry["pass_at_n"]}
-        for how, own in picks.items():
-            rows.append([*head, how, *(_figure(own.get(n)) for n in ns)])
+        for pick, by_n in picks.items():
+            rows.append([*head, pick, *(_figure(by_n.get(n)) for n in ns)])
             head = [""] * len(head)
-            noise = max([noise, *(figure["sampling_error"] for figure in own.values())])
+            noise = max([noise, *(figure["sampling_error"] for figure in by_n.values())])
     notes = [
         "majority (how ties are decided): the vote of a question's whole pool; votes: mean number per question",
         f"votes of n: standard error of random subsets at most {noise:.4f}; all else is exact over subsets",

@@ -1,6 +1,8 @@
-"""Final answers: find them in a solution (`find`), compare them, group them for a vote (`same`).
+"""Final answers: finds them in a solution (`find`), compares them, and groups them for a vote (`same`).
 
-text -> notation -> form (parse, value, units, relations) -> key
+An answer becomes a key in three steps: `notation` gives the text one spelling, `form` recognises its kind (with
+`parse`, `value`, `units`, `relations` and `numeric`), and `keys` makes the key. `judge` asks math-verify
+about the rest.
 """
 
 from pqm_fast.evaluate.answers.find import answer_of, final_answer, gold_answer, marked_answer

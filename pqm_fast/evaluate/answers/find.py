@@ -1,4 +1,4 @@
-r"""Where the final answer stands in a solution."""
+r"""Finds the final answer in a solution."""
 
 import re
 
@@ -25,7 +25,7 @@ _MARKED = re.compile(
     r"|^####[ \t]*(?P<hashes>\S.*)\Z",  # GSM8K: "#### 29" on the last line
     re.IGNORECASE | re.MULTILINE,
 )
-# what an answer goes on with that is not of it
+# what may follow an answer without being part of it
 _END = re.compile(
     r"(?<!\bsq)(?<!\bcu)\.(?=\s|$)|[!?](?=\s|$)|;(?=\s+[a-zA-Z]|\s*$)|,\s?(?:and )?not\s|\sand not\s"
     r"|,?\s(?:because|since|which|as|so|but|where|when|while|rather than|instead of|after)\s"
@@ -41,7 +41,7 @@ _WORDS = re.compile(r"(?:[A-Za-z',]+\s+){2,}(?=[-−]?\\?\$?\.?\d)")  # It takes
 _DELIMITED = re.compile(
     r"\$([^$]+)\$|\$\$([^$]+)\$\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*([^*]+)\*\*|`([^`]+)`|\(([A-J])\)", re.DOTALL
 )
-# what stands before it: "the total cost is", "therefore", "equal to", "option"
+# what may come before an answer: "the total cost is", "therefore", "equal to", "option"
 _LEAD = re.compile(
     r"""(?:(?:thus|therefore|hence|so|then|that|simply|just|exactly|approximately|about|around|roughly|now|indeed
       |given\ by|equal\ to|equals|option|choice|letter|obviously|clearly|found\ to\ be|to\ be)\b[\s,:]*)+""",
@@ -64,7 +64,8 @@ _LAST_NUMBER = re.compile(
 def final_answer(text: str) -> str | None:
     r"""The answer a solution ends with, as written, or None.
 
-    A marked one, if there is (`marked_answer`), else the last number or fraction in the text (so `a: 7 -2 =5` gives 5).
+    It is the marked answer if there is one (`marked_answer`), else the last number or fraction in the text (so
+    `a: 7 -2 =5` has the answer 5).
     """
     marked = marked_answer(text)
     if marked is not None:
@@ -79,22 +80,23 @@ def final_answer(text: str) -> str | None:
 
 
 def gold_answer(text: str) -> str:
-    """The right answer that a data set gives: alone, or at the end of a whole solution (GSM8K, MATH)."""
+    """The right answer from the text of a data set: the answer alone, or a whole solution that ends with it (GSM8K,
+    MATH)."""
     whole = "\n" in text.strip() or "####" in text or "box" in text or _MARK.search(text)
     return (marked_answer(text) if whole else None) or text
 
 
 def answer_of(record: Record) -> str | None:
-    """The final answer of a record's solution; None if it gives none, or was cut off."""
+    """The final answer of a record's solution; None if it has none, or was cut off."""
     return None if is_cut_off(record) else final_answer("\n".join(record.steps))
 
 
 def marked_answer(text: str) -> str | None:
     r"""The answer that a solution marks as such, or None.
 
-    In this order: the last complete `\boxed{...}`, with those before it in the same sentence as a list; else the last
-    of `<answer>...</answer>`, `# Answer` with the answer below it, `... answer is X` or `Answer: X`, and, on the last
-    line only, `A: X` or `#### X`.
+    It is the last complete `\boxed{...}`, which forms a list with other boxes before it in the same sentence. Without a
+    box it is the last of `<answer>...</answer>`, `# Answer` with the answer below it, `... answer is X` or `Answer: X`,
+    and, on the last line only, `A: X` or `#### X`.
     """
     boxed = _last_boxed(text)
     if boxed:
@@ -102,17 +104,17 @@ def marked_answer(text: str) -> str | None:
     answer = None
     for match in _MARKED.finditer(text.rstrip()):
         kind = match.lastgroup or ""
-        found = match[kind].strip()
-        if kind == "phrase" or (kind == "tag" and _MARK.search(found)):
-            found = _phrase(found)
-        answer = _inside(found) or answer
+        marked = match[kind].strip()
+        if kind == "phrase" or (kind == "tag" and _MARK.search(marked)):
+            marked = _phrase(marked)
+        answer = _inside(marked) or answer
     return answer
 
 
 def _phrase(text: str) -> str:
-    """The value of a phrase, in which the answer may be announced again; empty if it only says of one that it is right.
+    """The value in a phrase, which may announce the answer again; empty if the phrase only calls an answer right.
 
-    "Final Answer: The final answer is 5. I hope the answer is correct." gives 5.
+    The value of "Final Answer: The final answer is 5. I hope the answer is correct." is 5.
     """
     for mark in reversed([0, *(match.end() for match in _MARK.finditer(text))][-4:]):
         value = _value(text[mark:])
@@ -122,7 +124,7 @@ def _phrase(text: str) -> str:
 
 
 def _value(phrase: str) -> str:
-    """`The total cost is $12. ...` -> `12`"""
+    """The value in a sentence: `The total cost is $12. ...` -> `12`."""
     phrase = _without_lead(phrase)
     if choice := _CHOICE.match(phrase):
         return choice[1]
@@ -140,14 +142,14 @@ def _without_lead(phrase: str) -> str:
 
 
 def _inside(text: str) -> str:
-    """Without delimiters of mathematics, bold or code around the whole."""
+    """The text without delimiters of mathematics, bold or code around the whole."""
     text = text.strip()
     while match := _DELIMITED.fullmatch(text):
         text = next(filter(None, match.groups())).strip()
     return text
 
 
-# what stands between the boxes of one list: `\boxed{2}$ and $x=\boxed{3}`, `\boxed{3} apples and \boxed{5} pears`
+# what may separate the boxes of one list: `\boxed{2}$ and $x=\boxed{3}`, `\boxed{3} apples and \boxed{5} pears`
 _LIST = re.compile(
     r"(?:[ \t,;$~]|\\[,;: ]|\\quad|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?|[a-zA-Z]\w{0,2}[ \t]*=)*"
     r"|[a-zA-Z $]{0,30}(?:,|\band\b|\bor\b)[a-zA-Z $]{0,30}"

@@ -1,8 +1,8 @@
-"""What is left to math-verify: values and symbolic equality, in a child process that does not outlive its time.
+"""Asks math-verify for values and symbolic equality, in a child process with a limit on its processor time.
 
 Answers come from a language model, and some take hours to evaluate (`9^{9^{9^9}}`). math-verify limits itself with a
-signal that Python handles, which waits while C code computes and works in the main thread alone. The child leaves the
-signal to the kernel, which ends the process wherever it is; the next comparison starts another.
+signal that Python handles; such a signal waits while C code computes, and works only in the main thread. The child
+leaves the signal to the kernel, which ends the process wherever it is. The next comparison starts another child.
 """
 
 import atexit
@@ -24,17 +24,17 @@ MEMORY = 4 << 30  # bytes of address space
 
 _lock = threading.Lock()
 _child: subprocess.Popen[str] | None = None
-_owner = 0  # a fork shares the pipes of its parent's child, and must not use them
-_endless: set[str] = set()  # texts that give no value, or no verdict even beside 1
+_owner = 0  # process id that started the child: a fork shares the pipes of its parent's child, and must not use them
+_endless: set[str] = set()  # texts without a value in time, or without a verdict even when compared with 1
 
 
 @lru_cache(maxsize=65536)
 def symbolically_equal(a: str, b: str) -> bool:
-    """Whether two answers are equal by math-verify, in either direction; from any thread.
+    """Whether math-verify finds two answers equal, in either direction. May be called from any thread.
 
-    A comparison that takes longer than `LIMIT` seconds of processor time counts as different, with a warning; so does
-    one that ends the child (no memory, too deep a recursion). A text to blame for it is different from all others from
-    then on, so that it costs its time once and not once per answer.
+    Two answers count as different, with a warning, if their comparison takes longer than `LIMIT` seconds of processor
+    time or ends the child (out of memory, recursion too deep). The text that caused this is different from all others
+    from then on, so that it costs this time once and not for every answer.
 
     Raises:
         PQMError: math-verify cannot be loaded.
@@ -52,9 +52,10 @@ def symbolically_equal(a: str, b: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def symbolic_values(text: str) -> tuple[tuple[str, str], ...] | None:
-    """Real and imaginary part, as decimals, of what math-verify reads: of a number once, of an expression with
-    variables at the points of `answers.value.coordinate`. None if it reads neither, or not within `LIMIT` seconds of
-    processor time (with a warning).
+    """The value that math-verify reads in a text, as real and imaginary parts in decimals.
+
+    A number has one value; an expression with variables has one at each point of `value.coordinate`. None if
+    math-verify reads neither, or (with a warning) needs more than `LIMIT` seconds of processor time.
 
     Raises:
         PQMError: math-verify cannot be loaded.
@@ -62,16 +63,16 @@ def symbolic_values(text: str) -> tuple[tuple[str, str], ...] | None:
     with _lock:
         if text in _endless:
             return None
-        found = _ask(text)
-        if found is None:
+        values = _ask(text)
+        if values is None:
             _endless.add(text)
             warnings.warn(f"no value of {text!r} (it took over {LIMIT} s, or broke off)", stacklevel=2)
             return None
-        return tuple((real, imaginary) for real, imaginary in found) or None
+        return tuple((real, imaginary) for real, imaginary in values) or None
 
 
 def _ask(*question: str) -> Any:
-    """The child's reply, or None if it ended over it."""
+    """The child's reply, or None if the question ended the child."""
     child = _running()
     assert child.stdin is not None
     assert child.stdout is not None
@@ -79,7 +80,7 @@ def _ask(*question: str) -> Any:
         child.stdin.write(json.dumps(question) + "\n")
         child.stdin.flush()
         reply = child.stdout.readline()
-    except BaseException:  # interrupted: a later question must not read this answer
+    except BaseException:  # interrupted: a later question must not read the reply to this one
         _stop()
         raise
     if not reply:
@@ -92,7 +93,7 @@ def _running() -> subprocess.Popen[str]:
     global _child, _owner
     if _child is None or _owner != os.getpid() or _child.poll() is not None:
         code = f"from {__name__} import _serve; _serve()"
-        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
         _child, _owner = (
             subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -100,14 +101,14 @@ def _running() -> subprocess.Popen[str]:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=os.environ | single,
+                env=os.environ | one_thread,
             ),
             os.getpid(),
         )
         assert _child.stdout is not None
         if _child.stdout.readline() != "ready\n":
             _stop()
-            raise PQMError("math-verify, which compares answers, cannot be loaded; its message stands above")
+            raise PQMError("math-verify, which compares answers, cannot be loaded; see its message above")
     return _child
 
 
@@ -121,7 +122,8 @@ def _stop() -> None:
 
 
 def _serve() -> None:
-    """The child, until its input ends: a line [a, b] in, a line true or false out; a line [a] in, its values out."""
+    """The child, until its input ends. It answers each line of input with one line: true or false for [a, b], and the
+    values of a for [a]."""
     import resource
 
     from math_verify import LatexExtractionConfig, parse, verify
@@ -141,25 +143,25 @@ def _serve() -> None:
         return parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
 
     def values(text: str) -> list[tuple[str, str]]:
-        found = next((own for own in parsed(text) if isinstance(own, Expr)), None)
-        if found is None:
+        expression = next((reading for reading in parsed(text) if isinstance(reading, Expr)), None)
+        if expression is None:
             return []
-        at = []
+        decimals = []
         try:
-            done = found.doit()
-            for k in range(len(SCALES) if found.free_symbols else 1):
-                # a name of several letters was a command
+            evaluated = expression.doit()
+            for k in range(len(SCALES) if expression.free_symbols else 1):
+                # a name of several letters was a LaTeX command
                 point = {
                     s: coordinate(s.name if len(s.name) == 1 or "_" in s.name else f"\\{s.name}", k)
-                    for s in found.free_symbols
+                    for s in expression.free_symbols
                 }
-                real, imaginary = done.evalf(DIGITS, subs=point).as_real_imag()
+                real, imaginary = evaluated.evalf(DIGITS, subs=point).as_real_imag()
                 if not (real.is_Float or real.is_Rational) or not (imaginary.is_Float or imaginary.is_Rational):
                     return []
-                at.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
-        except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # as sympy says it
+                decimals.append((str(real.evalf(DIGITS)), str(imaginary.evalf(DIGITS))))
+        except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):  # sympy has no value
             return []
-        return at
+        return decimals
 
     for line in sys.stdin:
         texts = json.loads(line)

@@ -1,4 +1,4 @@
-r"""One spelling for what is written in many: Unicode, LaTeX with its spaces and delimiters, and code.
+r"""One spelling for the many ways to write mathematics: Unicode, LaTeX with its spaces and delimiters, and code.
 
 `２½`, `2\tfrac12` -> `2 1/2`, `2\frac12`      `x²≤3·π` -> `x^{2}\le 3\cdot \pi `      `\(5\)`, `$5$` -> `5`
 """
@@ -95,20 +95,20 @@ _REWRITE = [
         (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
         (r"(?<![\\a-zA-Z])log(2|10)(?=\s*\()", r"\\log_{\1}"),
         (r"(?<![\\a-zA-Z])(?:infinity|oo|inf)(?![a-zA-Z])", r"\\infty "),
-        (r"(?<![\\a-zA-Z\d])([xyz])(\d)(?![\d.])", r"\1_\2"),  # x1 is no product
+        (r"(?<![\\a-zA-Z\d])([xyz])(\d)(?![\d.])", r"\1_\2"),  # x1 is not a product
         (r"\s+", " "),
     ]
 ]
 _WHOLE = re.compile(rf"\s*(?:{_LOOK}|\\(?:boxed|fbox)\s*)\{{([^{{}}]*)\}}\s*\Z")
 _TEXT = re.compile(rf"{_LOOK}\{{([^{{}}]*)\}}")
 _ENDS = re.compile(r"(?:[\s.,;:]|\\\\)+\Z")
-_GOES_ON = re.compile(r"(\d*\.\d*?)(\d+?)\2+\s*(?:\.{3}|…|\\[lc]?dots)")  # 0.1666...
+_RECURRING = re.compile(r"(\d*\.\d*?)(\d+?)\2+\s*(?:\.{3}|…|\\[lc]?dots)")  # 0.1666...
 _THOUSANDS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?: \d{3})+(?!,?\d| ?\d|\s*/)")  # 1 000 000
 
 
 def normalise(answer: str) -> str:
-    """One line of LaTeX or plain text. A single dollar, euro, pound or cent sign stays, as money; a pair of dollars
-    delimits mathematics."""
+    """The answer as one line of LaTeX or plain text. A single dollar, euro, pound or cent sign is money and stays; a
+    pair of dollar signs delimits mathematics and is removed."""
     text = answer.replace("³√", "∛").replace("⁴√", "∜")
     text = re.sub(
         r"([⁰¹²³⁴-⁹]+)[⁄/]([₀-₉]+)", lambda m: (m[1] + "/" + m[2]).translate(_SUPERSCRIPTS | _SUBSCRIPTS), text
@@ -129,10 +129,10 @@ def normalise(answer: str) -> str:
     text = re.sub(r"(?<=\d) ?[xX*] ?(?=10\s*(?:\^|\*\*))", r"\\times ", text)  # 2 x 10^3
     text = re.sub(r"(?<=\d) ?degrees ?C\b", " celsius", re.sub(r"(?<=\d) ?degrees ?F\b", " fahrenheit", text))
     text = re.sub(r"(\d+) ?' ?(\d+) ?(?:\"|'')", r"\1 feet \2 inches", text)
-    text = _GOES_ON.sub(r"\1\\overline{\2}", text)
+    text = _RECURRING.sub(r"\1\\overline{\2}", text)
     while whole := _WHOLE.match(text):
         text = whole[1]
-    text = _TEXT.sub(lambda own: rf"\text{{{own[1]}}}", text)
+    text = _TEXT.sub(lambda styled: rf"\text{{{styled[1]}}}", text)
     text = _THOUSANDS.sub(lambda group: group[0].replace(" ", ""), text)
     return _ENDS.sub("", text).strip()
 

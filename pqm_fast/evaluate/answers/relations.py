@@ -1,4 +1,4 @@
-"""Equations and inequalities: what they are compared by."""
+"""The keys of equations and inequalities."""
 
 from fractions import Fraction
 from operator import sub, truediv
@@ -13,19 +13,19 @@ _FLIPPED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}
 
 
 def equation_key(left: str, right: str) -> Key | None:
-    """Of one variable by its value, where it is linear in it; else both sides up to a common factor, so that
-    y = 3x - 2 is 3x - y = 2."""
+    """The key of an equation. One that is linear in a single variable is compared by its solution, others by both sides
+    up to a common factor, so that y = 3x - 2 is 3x - y = 2."""
     try:
         nodes = [parse(left), parse(right)]
         if root := _root(nodes):
             return root
-        own = _differences(*nodes)
+        values = _differences(*nodes)
     except NotRead:
         return None
-    scale = next((v for v in own if v is not None and v != 0), None)
+    scale = next((v for v in values if v is not None and v != 0), None)
     if scale is None:
         return None
-    return ("equation", *_up_to(own, scale))
+    return ("equation", *_multiples(values, scale))
 
 
 def _root(nodes: list[Node]) -> Key | None:
@@ -33,15 +33,16 @@ def _root(nodes: list[Node]) -> Key | None:
     if len(names) != 1:
         return None
     name = names.pop()
-    found = _line(_difference(*nodes), name)
-    if found is None:
+    line = _line(_difference(*nodes), name)
+    if line is None:
         return None
+    start, slope = line
     exact = not any(map(is_rounded, nodes))
-    return ("named", name, number_key(combined(truediv, -found[0], found[1]), exact))
+    return ("named", name, number_key(combined(truediv, -start, slope), exact))
 
 
 def _line(node: Node, name: str) -> tuple[Any, Any] | None:
-    """(value at 0, slope) of what is linear in its one variable."""
+    """(value at 0, slope) of an expression that is linear in its one variable; None if it is not."""
     points = (0, 1, -7, 1000)
     try:
         at = [value(node, {name: Fraction(x)}) for x in points]
@@ -63,32 +64,34 @@ def _differences(left: Node, right: Node) -> list[Any]:
     return at_points(_difference(left, right))
 
 
-def _up_to(own: list[Any], factor: Any) -> list[str]:
+def _multiples(values: list[Any], factor: Any) -> list[str]:
     """The values at the points as multiples of `factor`."""
-    return [digits(None if v is None else combined(truediv, v, factor)) for v in own]
+    return [digits(None if v is None else combined(truediv, v, factor)) for v in values]
 
 
 def inequality_key(sides: list[str], signs: list[str]) -> Key | None:
-    """Of one variable in a linear expression by the numbers that it lies between, else up to a positive factor.
+    """The key of an inequality. One that is linear in a single variable is compared by the bounds of that variable,
+    others by the difference of both sides up to a positive factor.
 
-    Raises NotRead.
+    Raises:
+        NotRead: a side is not an expression.
     """
     nodes = [parse(side) for side in sides]
     names = set().union(*map(variables, nodes))
     if len(names) == 1 and len(signs) <= 2:
-        found = _interval(nodes, signs, names.pop())
-        if found is not None:
-            return found
+        interval = _interval(nodes, signs, names.pop())
+        if interval is not None:
+            return interval
     if len(signs) > 1 or signs[0] == r"\approx":
         return None
-    own = _differences(*nodes)
+    values = _differences(*nodes)
     if signs[0] in (">", r"\ge"):
-        own, signs = [None if v is None else -v for v in own], [_FLIPPED[signs[0]]]
-    scale = next((v for v in own if v is not None and v != 0), None)
-    if scale is None or not all(v is None or v.imag == 0 for v in own):
+        values, signs = [None if v is None else -v for v in values], [_FLIPPED[signs[0]]]
+    scale = next((v for v in values if v is not None and v != 0), None)
+    if scale is None or not all(v is None or v.imag == 0 for v in values):
         return None
     size = abs(scale) if signs[0] != r"\ne" else scale
-    return ("inequality", signs[0], *_up_to(own, size))
+    return ("inequality", signs[0], *_multiples(values, size))
 
 
 def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
@@ -107,7 +110,7 @@ def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
     least, most = number_key(float("-inf")), number_key(float("inf"))
     low, high = (least, False), (most, False)
     for k, sign in enumerate(signs):
-        left = k + 1 == at  # the number stands left of the variable
+        left = k + 1 == at  # the number is to the left of the variable
         end = value(nodes[k] if left else nodes[k + 1])
         if end.imag != 0 or sign not in (*_FLIPPED, r"\ne"):
             return None
@@ -115,11 +118,11 @@ def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
         if sign == r"\ne":
             both = {("tuple", least, bound), ("tuple", bound, most)}
             return ("union", frozenset(both)) if len(signs) == 1 else None
-        one = (bound, sign in (r"\le", r"\ge"))
+        end_point = (bound, sign in (r"\le", r"\ge"))
         if ((sign in ("<", r"\le")) == left) == (slope > 0):
-            low = one
+            low = end_point
         else:
-            high = one
+            high = end_point
     if not low[1] and not high[1]:
         return ("tuple", low[0], high[0])  # as (1, 2) reads
     return ("interval", low[0], high[0], low[1], high[1])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pqm_fast.evaluate.answers.expression import FUNCTION_WORDS, GREEK, TRIGONOMETRIC
 
-# dimension, size in a unit of that dimension, names; the first is how comparisons call it
+# dimension, size in a unit of that dimension, names; comparisons use the first name
 _TABLE = [
     ("length", "1/1000", "mm millimeter millimetre"),
     ("length", "1/100", "cm centimeter centimetre"),
@@ -73,13 +73,16 @@ _ANGLE_OF = re.compile(rf"\\?(?:{'|'.join(TRIGONOMETRIC)})\s*\(?\s*[^()]*\Z")
 
 
 class Unit(NamedTuple):
-    """`main` and `per` are the unit in one spelling (`cm^2`; `$` and `day`), or empty. `factor` turns the number into
-    one of `dimension` (`length^2`)."""
+    """A unit of measure; empty strings for a number without one."""
 
     main: str = ""
+    """In one spelling: `cm^2`, or `$` of `$18 per day`."""
     per: str = ""
+    """`day` of `$18 per day`."""
     dimension: str = ""
+    """`length^2`."""
     factor: Fraction = Fraction(1)
+    """The size of the unit: the number times `factor` is in the unit of the dimension that has size 1 in `_TABLE`."""
 
 
 class Quantity(NamedTuple):
@@ -89,16 +92,16 @@ class Quantity(NamedTuple):
 
 
 def quantity(text: str) -> Quantity | None:
-    """A number with its unit, or without one; None if what stands about the number is no unit."""
+    """A number with its unit, or without one; None if the text around the number is not a unit."""
     symbol = _SYMBOL.match(text)
     number = symbol[1] + text[symbol.end() :] if symbol else text
-    found = _named(symbol[2]) if symbol else Unit()
+    currency = _named(symbol[2]) if symbol else Unit()
     if after := _AFTER.search(number):
         number = number[: after.start()]
         return None if symbol else Quantity(number, 1, _named(after[1]))
     match = _IN_TEXT.search(number) or _PLAIN.search(number) or _LETTER.search(number)
     if match is None:
-        return Quantity(number, 1, found)
+        return Quantity(number, 1, currency)
     phrase = match[1] + match[2] if match.re is _IN_TEXT else match[0]
     if match.re is _PLAIN and phrase[0].isalpha() and re.split(r"[^a-zA-Z]", phrase)[0] not in _UNITS:
         return None  # 5abc
@@ -107,25 +110,25 @@ def quantity(text: str) -> Quantity | None:
         scale *= _SCALES[words.pop(0).lower()]
     unit = _unit(" ".join(words))
     if unit is not None and unit.main == "degree" and _ANGLE_OF.search(number):
-        return Quantity(text, 1, found)  # \cos 60 degrees
-    if unit is None or (found.main and unit.main and found.main != unit.main):
+        return Quantity(text, 1, currency)  # \cos 60 degrees
+    if unit is None or (currency.main and unit.main and currency.main != unit.main):
         return None
-    if found.main and unit.main == "":  # $18 per day
-        per = unit.dimension
-        unit = Unit(found.main, unit.per, found.dimension + per, found.factor * unit.factor)
+    if currency.main and unit.main == "":  # $18 per day
+        dimension, factor = currency.dimension + unit.dimension, currency.factor * unit.factor
+        unit = Unit(currency.main, unit.per, dimension, factor)
     return Quantity(number[: match.start()], scale, unit)
 
 
 def compound(text: str) -> list[Quantity] | None:
     """`5 feet 6 inches`: at least two quantities of one dimension, else None."""
-    parts, place = [], 0
-    while place < len(text):
-        match = _COMPOUND.match(text, place)
+    parts, position = [], 0
+    while position < len(text):
+        match = _COMPOUND.match(text, position)
         unit = _unit(match[2]) if match else None
         if match is None or unit is None or not unit.dimension:
             return None
         parts.append(Quantity(match[1], 1, unit))
-        place = match.end()
+        position = match.end()
     return parts if len(parts) > 1 and len({part.unit.dimension for part in parts}) == 1 else None
 
 
@@ -137,12 +140,12 @@ def _named(word: str) -> Unit:
 def _unit(phrase: str) -> Unit | None:
     phrase = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkph\b", "km/hour", phrase))
     above, *below = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
-    parts = [own for part in (above, *below) if (own := _product(part)) is not None]
+    parts = [product for part in (above, *below) if (product := _product(part)) is not None]
     if len(parts) <= len(below) or not all(below):
         return None
     (main, dimension, factor), *per = parts
-    for _, of, size in per:
-        dimension, factor = f"{dimension}/{of}", factor / size
+    for _, per_dimension, size in per:
+        dimension, factor = f"{dimension}/{per_dimension}", factor / size
     return Unit(main, "/".join(name for name, *_ in per), dimension, factor)
 
 
@@ -155,11 +158,11 @@ def _product(phrase: str) -> tuple[str, str, Fraction] | None:
         if word.lower() in _POWERS:
             power = _POWERS[word.lower()]
             continue
-        own = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
+        known = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
         plain = word if word[1:] != word[1:].lower() else word.lower()  # MPa is not mPa
         singular = re.sub(r"(?<=[xhs])es\Z|(?<!s)s\Z", "", plain) if len(word) > 3 else plain
-        # what the table does not have is a dimension of its own: 5 volumes are not 5 liters
-        name, dimension, size = _UNITS[own] if own else (singular, f"number of {singular}", Fraction(1))
+        # a word that is not in the table is a separate dimension: 5 volumes are not 5 litres
+        name, dimension, size = _UNITS[known] if known else (singular, f"number of {singular}", Fraction(1))
         exponent = int(raised) if raised else power
         suffix = f"^{exponent}" if exponent > 1 else ""
         names.append(name + suffix)

@@ -1,6 +1,6 @@
-r"""The value of an expression: exact where it is rational, else to over 100 digits.
+r"""The value of an expression: exact where it is rational, else to more than 100 digits.
 
-Two expressions are equal where their values are: at fixed points, if they have variables.
+Two expressions are equal if their values are, at fixed points of their variables if they have any.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from pqm_fast.evaluate.answers.expression import HYPERBOLIC, TRIGONOMETRIC, Node
 DIGITS = 120  # that values are computed with
 SAME = 90  # digits in which two values of one number agree, whatever the order of operations
 EXACT_BITS = 20_000  # of a numerator or denominator; beyond it a rational number is a float of `DIGITS`
-LARGEST = 1_000_000  # bits of the exponent's reach: 2^1000000 has a value, 9^{9^9} has none
-# where an expression with variables is evaluated: how large they are at each point; from the third on, of either sign
+LARGEST = 1_000_000  # bits of a value before the point: 2^1000000 has a value, 9^{9^9} does not
+# the size of the variables at each of the points where an expression is evaluated; from the third on, of either sign
 SCALES = (1, 300, 1, 20, 1, 300)
 
-_mp = mpmath.mp.clone()  # of our own: nobody else sees or sets its precision
+_mp = mpmath.mp.clone()  # a private context: no other code reads or changes its precision
 _mp.dps = DIGITS
 Value = Any  # Fraction, or a real or complex number of mpmath
 
@@ -40,7 +40,7 @@ class NoValue(NotRead):
 
 
 def has_small_term(node: Node) -> bool:
-    """Whether a sum in it has a term that six digits do not show: a number of this kind means its last digit."""
+    """Whether a sum in it has a term too small for six digits to show, so that even its last digit is meant."""
     if any(map(has_small_term, node.operands)):
         return True
     if node.do != "add":
@@ -50,47 +50,48 @@ def has_small_term(node: Node) -> bool:
 
 
 def value(node: Node, point: Mapping[str, Value] | None = None) -> Value:
-    """A Fraction where it is one, else a number of mpmath. Raises `NoValue`."""
-    found = _value(node, point or {}, DIGITS)
-    if isinstance(found, Fraction) or _mp.isinf(found):
-        return found
-    if _mp.isnan(found):
+    """The value as a Fraction where it is rational, else as a number of mpmath. Raises `NoValue`."""
+    number = _value(node, point or {}, DIGITS)
+    if isinstance(number, Fraction) or _mp.isinf(number):
+        return number
+    if _mp.isnan(number):
         raise NoValue("undefined")
-    size = abs(found)
-    # what is left of terms that cancel, or a number that is this small?
+    size = abs(number)
+    # the rest of terms that cancel, or a number that really is this small?
     if size < _mp.mpf(10) ** -40 and abs(_value(node, point or {}, 2 * DIGITS)) < size * _mp.mpf(10) ** -30:
         return Fraction(0)
-    if isinstance(found, _mp.mpc):
+    if isinstance(number, _mp.mpc):
         negligible = size * _mp.mpf(10) ** -SAME
-        real, imaginary = (_mp.mpf(0) if abs(part) < negligible else part for part in (found.real, found.imag))
+        real, imaginary = (_mp.mpf(0) if abs(part) < negligible else part for part in (number.real, number.imag))
         return _mp.mpc(real, imaginary) if imaginary else real
-    return found
+    return number
 
 
 def at_points(node: Node) -> list[Value | None]:
-    """At six fixed points of its variables; None where it has no value. Raises `NoValue` if it has none at any."""
-    found: list[Value | None] = []
+    """The values at six fixed points of the variables; None where there is no value. Raises `NoValue` if there is none
+    at any point."""
+    values: list[Value | None] = []
     for k in range(len(SCALES)):
         try:
-            own = value(node, {name: coordinate(name, k) for name in variables(node)})
-            found.append(own if isinstance(own, Fraction) or _mp.isfinite(own) else None)
+            number = value(node, {name: coordinate(name, k) for name in variables(node)})
+            values.append(number if isinstance(number, Fraction) or _mp.isfinite(number) else None)
         except NoValue:
-            found.append(None)
-    if all(own is None for own in found):
+            values.append(None)
+    if all(number is None for number in values):
         raise NoValue("undefined")
-    return found
+    return values
 
 
 def coordinate(name: str, k: int) -> Value:
-    """Where variable `name` lies at point k: about `SCALES`[k] in size."""
+    """The value of variable `name` at point k, about `SCALES[k]` in size."""
     seed = int.from_bytes(blake2b(f"{name} {k}".encode(), digest_size=16).digest(), "little")
     at = (Fraction(seed % 10**12, 5 * 10**11 + 39) + Fraction(1, 2)) * SCALES[k]
     return to_float(-at if k > 1 and seed >> 100 & 1 else at)
 
 
-def digits(found: Value | None) -> str:
-    """To `SAME` digits."""
-    return "none" if found is None else _mp.nstr(to_float(found), SAME)
+def digits(number: Value | None) -> str:
+    """The number as text, to `SAME` digits."""
+    return "none" if number is None else _mp.nstr(to_float(number), SAME)
 
 
 def from_decimals(real: str, imaginary: str) -> Value:
@@ -103,7 +104,7 @@ def to_float(number: Value) -> Value:
 
 
 def combined(do: Callable[[Value, Value], Value], x: Value, y: Value) -> Value:
-    """Exactly if both are a Fraction."""
+    """do(x, y): exact if both are a Fraction, else in floating point."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return do(x, y)
     return do(to_float(x), to_float(y))
@@ -208,7 +209,7 @@ def _power(x: Value, y: Value) -> Value:
 
 
 def _check_reach(x: Value, y: Value) -> None:
-    """Whether x^y can be written out."""
+    """Raises `NoValue` if x^y is too large to be written out."""
     size = abs(to_float(x))
     if size and abs(to_float(y)) * (abs(_mp.log(size, 2)) + 4) > LARGEST:
         raise NoValue("too large")

@@ -1,4 +1,4 @@
-"""Words in answers: prose is not read as a product of letters, in which `no` would equal `on`."""
+"""Tells words in answers from products of letters, in which `no` would equal `on`."""
 
 import re
 
@@ -11,14 +11,14 @@ _SMALL_WORDS = {
 
 
 def is_product(word: str) -> bool:
-    """Whether letters side by side are factors, as in `ab`, and no word."""
+    """Whether letters side by side are factors, as in `ab`, and not a word."""
     if not word.islower():
         return False
     return (len(word) == 2 and word not in _SMALL_WORDS) or (len(word) == 3 and set(word) in ({*"abc"}, {*"xyz"}))
 
 
 def has_words(text: str) -> bool:
-    """Prose: read as a product of letters, `no` would equal `on`."""
+    """Whether the text contains prose."""
     outside = re.sub(r"\\[a-zA-Z]+", " ", text)
     return any(
         not is_product(word) and word not in FUNCTION_WORDS
@@ -30,7 +30,7 @@ def has_words(text: str) -> bool:
 
 
 def is_mathematics(text: str) -> bool:
-    """Whether math-verify may know what it is: LaTeX, without words or numbers side by side."""
+    """Whether math-verify may be able to read it: LaTeX, without words or numbers side by side."""
     if not text.isprintable() or "\\" not in text or re.search(r"\d(?: \d| ?_)", text):
         return False
     plain = re.sub(r"\\(?:begin|end)\s*\{[a-z]*\}|\\[a-zA-Z]+", " ", text)
@@ -38,7 +38,7 @@ def is_mathematics(text: str) -> bool:
 
 
 def compact(text: str) -> str:
-    """White space and the case of words do not count; 3 4 is not 34, and A is not a."""
+    """The text without differences in white space and in the case of words; 3 4 is not 34, and A is not a."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"[^\W\d_]{2,}", lambda word: word[0].casefold(), re.sub(r"(?<=\d)_\{(\w+)\}", r"_\1", text))
     return re.sub(r"(?<![\w])\s+|\s+(?![\w])", "", text).strip()
