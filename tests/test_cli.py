@@ -31,7 +31,6 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.sample.options import AnnotateConfig, SampleConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.third_party import ThirdPartyPRM
@@ -240,13 +239,13 @@ def test_a_malformed_escape_is_an_error(typed, capsys):
     assert "--step-format" in said
 
 
-@pytest.mark.parametrize("kind", [SampleConfig, AnnotateConfig])
-def test_every_text_of_the_policies_is_typed_with_escapes(kind, monkeypatch):
+@pytest.mark.parametrize(("command", "module"), [("sample", "sample_solutions"), ("annotate", "annotate")])
+def test_every_text_of_the_policies_is_typed_with_escapes(command, module, monkeypatch):
     seen = []
-    monkeypatch.setattr(f"{kind.__module__}.{kind.__module__.rpartition('.')[2].replace('run', 'sample')}", seen.append)
+    monkeypatch.setattr(f"pqm_fast.sample.{module}.{command}", seen.append)
     given = ["--step-separator", r"\n\n", "--stop", r"\nQ:", r"\\", "--prompt-format", "chat", "--system", r"a\tb"]
     policy = ["--policy", "arithmetic:strong", "--data", "d", "--out", "o"]
-    assert main([{SampleConfig: "sample", AnnotateConfig: "annotate"}[kind], *policy, *given]) == 0
+    assert main([command, *policy, *given]) == 0
     writing = seen[0].writing
     assert (writing.step_separator, writing.stop, writing.system) == ("\n\n", ("\nQ:", "\\"), "a\tb")
 

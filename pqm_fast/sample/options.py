@@ -15,7 +15,7 @@ class PolicyOptions:
     """How policies write."""
 
     prompt_format: Text = "{prompt}\n"
-    """Text of the question, where {prompt} is replaced by it. `chat`: the chat template of the policy's tokenizer."""
+    """Text around the question, which replaces {prompt}. `chat`: the chat template of the policy's tokenizer."""
     system: Text = ""
     """System message, with `--prompt-format chat`."""
     step_separator: Text = "\n"
@@ -86,7 +86,7 @@ class SampleConfig:
     n: int = 16
     """Solutions of each question by each policy."""
     seed: int = 0
-    """Random seed. A solution depends only on it, the policy's name, the question and the solution's number."""
+    """Random seed. A solution depends only on it, the policy's name, the question and its own number."""
     skip_refused: bool = False
     """Leave out questions that a policy cannot take (longer than its context, say) and count them at the end, instead
     of stopping at the first."""
@@ -97,7 +97,7 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class AnnotateConfig:
-    """Label steps by Monte Carlo: by the share of solutions continued from a step that end right."""
+    """Label each step by Monte Carlo: by the share of solutions continued from it that end right."""
 
     policy: str
     """Policy that continues each prefix: a model folder or hub id, http://HOST:PORT/v1#MODEL (a server such as vLLM),
@@ -116,8 +116,7 @@ class AnnotateConfig:
     """full: measure every prefix. binary: find the first step from which no rollout ends right, in fewer rollouts,
     assuming that no later prefix is better; steps after it get no label."""
     seed: int = 0
-    """Random seed. A rollout depends only on it, the policy's name, the question, the prefix and the rollout's
-    number."""
+    """Random seed. A rollout depends only on it, the policy's name, the question, the prefix and its own number."""
     read: ReadOptions = field(default_factory=ReadOptions)
     writing: PolicyOptions = field(default_factory=PolicyOptions)
     progress: bool = True
