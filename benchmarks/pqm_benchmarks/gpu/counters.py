@@ -1,4 +1,4 @@
-"""Hardware counters of the op's kernels, from Nsight Compute where it is installed."""
+"""Hardware counters of the op's kernels, from Nsight Compute if it is installed."""
 
 import csv
 import io
