@@ -18,7 +18,7 @@ from pqm_fast.errors import PQMError
 ROOT = Path(__file__).parents[3]
 KERNELS = (["tests/kernels", "-m", "not aot and not slow"], 8)
 """Arguments of pytest, and how many processes."""
-NEED_GPU = (["tests/attention", "tests/train", "tests/data", "-m", "gpu"], 4)
+NEED_GPU = (["tests/model", "tests/train", "tests/data", "-m", "gpu"], 4)
 ON_CPU = ((["tests/kernels/test_reference.py", "-k", "no_steps or flat_floor"], 0), (["tests/data/test_pack.py"], 0))
 SLOWEST = 5
 POLL = 0.5
