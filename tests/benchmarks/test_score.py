@@ -199,7 +199,7 @@ def test_padding_of_few_solutions_is_told(results):
     made["records"][1]["excess"] = 1.5
     [line] = [line for line in table(made).splitlines() if line.startswith("transformers, by length, Qwen2.5-7B")]
     assert "padded 1.50 times as much" in line
-    assert line.endswith("it would do 27 solutions/s")
+    assert line.endswith("it would reach 27 solutions/s")
 
 
 def test_results_of_several_runs_go_together(results):

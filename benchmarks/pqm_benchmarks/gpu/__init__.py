@@ -1,1 +1,1 @@
-"""Everything that is to be seen and measured on a GPU, in one command: stages -> run -> summary -> publish."""
+"""All checks and measurements on a GPU in one command: stages -> run -> summary -> publish."""

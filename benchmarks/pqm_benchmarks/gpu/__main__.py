@@ -1,4 +1,4 @@
-"""The process of one stage, which `run` starts: `python -m pqm_benchmarks.gpu MODULE:FUNCTION ...`."""
+"""The process of one stage, which `run.py` starts: `python -m pqm_benchmarks.gpu MODULE:FUNCTION ...`."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from pqm_benchmarks.gpu.job import Job
 
 
 def main() -> int:
-    os.setpgrp()  # a group, so that what the stage has started ends with it
+    os.setpgrp()  # a process group, so that everything the stage has started ends with it
     parser = argparse.ArgumentParser()
     parser.add_argument("work")
     parser.add_argument("--device", required=True)

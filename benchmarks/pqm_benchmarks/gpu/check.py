@@ -1,6 +1,6 @@
-"""Is this card right, and how fast is it? One case each of the op, AdamW and attention against float64, in seconds.
+"""Checks the results and the rates of this card: one case each of the op, AdamW and attention against float64.
 
-What is ours may err at most twice as much as plain PyTorch in the same precision.
+Our error may be at most twice that of plain PyTorch at the same precision. The stage takes seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,23 +16,27 @@ from pqm_benchmarks.gpu.job import Job
 from pqm_benchmarks.kernels.implementations import NORM_EPS, ZETA, fused
 from pqm_benchmarks.kernels.inputs import SIZES, Inputs, make_inputs
 from pqm_benchmarks.shared.devices import copy_rate, matrix_rate, peak_of
-from pqm_benchmarks.shared.workload import make_workload
+from pqm_benchmarks.shared.workload import flat, make_workload
 from pqm_fast.common.environment import describe
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.errors import PQMError
 from pqm_fast.model.attention import Planner, choose_backend
 from pqm_fast.model.attention.paths import AttentionPaths
 
-TIMES = 2.0  # the error that is allowed, over that of plain PyTorch,
-LEAST = 1e-5  # and what is none: float32 in any case
-HEADS, SHARED_HEADS, HEAD = 14, 2, 64  # as in Qwen2.5-0.5B
+TIMES = 2.0  # the error that is allowed, over that of plain PyTorch
+NEGLIGIBLE = 1e-5  # an error that is always allowed: that of float32
+HEADS, KEY_VALUE_HEADS, HEAD_DIM = 14, 2, 64  # as in Qwen2.5-0.5B
 
 Compared = Iterator[tuple[str, Tensor, Tensor, Tensor]]
-"""(what, ours, plain PyTorch at the same precision, float64)."""
+"""(name of the result, ours, plain PyTorch at the same precision, float64)."""
 
 
 def check(job: Job) -> None:
-    """Raises PQMError for an error that is too large."""
+    """Stores rates and errors.
+
+    Raises:
+        PQMError: an error is too large.
+    """
     device = torch.device(job.device)
     dtype = torch.bfloat16 if job.on_gpu else torch.float32
     environment = describe()
@@ -53,25 +57,25 @@ def check(job: Job) -> None:
         "attention in trees": _attention_in_trees,
     }
     for name, compare in comparisons.items():
-        for what, ours, plain, exact in compare(device, dtype):
-            error, allowed = _error(ours, exact), TIMES * _error(plain, exact) + LEAST
-            errors[f"{name}, {what}"] = {"error": error, "allowed": allowed}
-            print(f"{name}, {what}: error {error:.2g}, allowed {allowed:.2g}", flush=True)
+        for output, ours, plain, exact in compare(device, dtype):
+            error, allowed = _error(ours, exact), TIMES * _error(plain, exact) + NEGLIGIBLE
+            errors[f"{name}, {output}"] = {"error": error, "allowed": allowed}
+            print(f"{name}, {output}: error {error:.2g}, allowed {allowed:.2g}", flush=True)
             if not error <= allowed:  # NaN is wrong too
-                wrong.append(f"{name}, {what}: error {error:.2g}, allowed {allowed:.2g}")
+                wrong.append(f"{name}, {output}: error {error:.2g}, allowed {allowed:.2g}")
         right = f"{len(errors) - len(wrong)} of {len(errors)} results right"
         job.store(headline=f"{headline}; {right}", errors=errors)
     if wrong:
         raise PQMError("; ".join(wrong))
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    """|found - exact| / |exact|, Euclidean."""
-    return float(torch.linalg.vector_norm(found.double() - exact) / torch.linalg.vector_norm(exact))
+def _error(output: Tensor, exact: Tensor) -> float:
+    """|output - exact| / |exact|, Euclidean."""
+    return float(torch.linalg.vector_norm(output.double() - exact) / torch.linalg.vector_norm(exact))
 
 
 def _op(device: torch.device, dtype: torch.dtype) -> Compared:
-    """Gather, norm, head and loss in one, forward and backward."""
+    """The op (gather, norm, head and loss), forward and backward."""
     size, width = (SIZES["training"], 1536) if device.type == "cuda" else (SIZES["tiny"], 64)
     inputs = make_inputs(size, width, dtype, device, 0, 0)
     exact = _op_in_pytorch(inputs, torch.float64)
@@ -81,17 +85,17 @@ def _op(device: torch.device, dtype: torch.dtype) -> Compared:
 
 
 def _op_in_pytorch(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Eq. 10 trajectory by trajectory, as it is written in the paper."""
-    given = (inputs.hidden, inputs.weight, inputs.bias, inputs.norm_weight)
-    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in given]
+    """Eq. 10 of the paper, trajectory by trajectory."""
+    inputs_of_op = (inputs.hidden, inputs.weight, inputs.bias, inputs.norm_weight)
+    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in inputs_of_op]
     hidden, weight, bias, norm_weight = leaves
     x = hidden[inputs.step_index]
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * norm_weight
     q = (x * weight).sum(-1) + bias
     losses = []
     counts = inputs.cu_steps.cpu().diff().tolist()
-    for own, labels in zip(q.split(counts), inputs.labels.cpu().split(counts), strict=True):
-        right, wrong = (own[labels.eq(value).nonzero().squeeze(-1).to(own.device)] for value in (1, 0))
+    for q_values, labels in zip(q.split(counts), inputs.labels.cpu().split(counts), strict=True):
+        right, wrong = (q_values[labels.eq(value).nonzero().squeeze(-1).to(q.device)] for value in (1, 0))
         below = 1 + (wrong + ZETA).exp().sum()
         terms = list((below + right.exp().cumsum(0)).log() - right)
         terms += [below.log()] if len(wrong) else []
@@ -104,7 +108,7 @@ def _op_in_pytorch(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def _adamw(device: torch.device, dtype: torch.dtype) -> Compared:
-    """Ten steps of float32 master weights: how far each has moved."""
+    """How far float32 master weights move in ten steps."""
     options: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
     start = torch.randn(2**20 if device.type == "cuda" else 2**12, device=device).mul(0.02).to(dtype)
     gradients = [torch.randn(start.shape, device=device).mul(1e-3).to(dtype) for _ in range(10)]
@@ -128,30 +132,31 @@ def _adamw(device: torch.device, dtype: torch.dtype) -> Compared:
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> Compared:
-    """End to end."""
+    """Solutions packed end to end."""
     yield from _attend(device, dtype, prefix_tree=False)
 
 
 def _attention_in_trees(device: torch.device, dtype: torch.dtype) -> Compared:
+    """Solutions that share prefixes."""
     yield from _attend(device, dtype, prefix_tree=True)
 
 
 def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Compared:
     questions = 4 if device.type == "cuda" else 1
-    solutions = [own[:3] for own in make_workload(4, 0)[:questions]]
-    pairs = list(enumerate(trajectory for own in solutions for trajectory in own))
+    first_three = [solutions[:3] for solutions in make_workload(4, 0)[:questions]]
+    pairs = list(enumerate(flat(first_three)))
     tokens = sum(len(trajectory.input_ids) for _, trajectory in pairs)
     numbers = np.repeat(np.arange(questions), 3) if prefix_tree else None
     batch = pack(pairs, question=numbers, pad_to=tokens + 100)
-    config = SimpleNamespace(head_dim=HEAD)
+    config = SimpleNamespace(head_dim=HEAD_DIM)
     config.get_text_config = lambda: config
     planner = Planner(choose_backend("auto", device, dtype, config))
     plan = planner(batch).to(device)
-    shape = len(batch.input_ids), HEAD
+    shape = len(batch.input_ids), HEAD_DIM
     query, upstream = (torch.randn(1, HEADS, *shape, device=device).to(dtype) for _ in range(2))
-    key, value = (torch.randn(1, SHARED_HEADS, *shape, device=device).to(dtype) for _ in range(2))
+    key, value = (torch.randn(1, KEY_VALUE_HEADS, *shape, device=device).to(dtype) for _ in range(2))
     upstream = upstream.transpose(1, 2).clone()
-    upstream[:, batch.num_tokens :] = 0  # of the padding nothing is read
+    upstream[:, batch.num_tokens :] = 0  # nothing reads the padding
     sees = _sees(batch).to(device)
 
     def run(attend: Callable[..., Tensor], precision: torch.dtype) -> tuple[Tensor, ...]:
@@ -164,8 +169,8 @@ def _attend(device: torch.device, dtype: torch.dtype, prefix_tree: bool) -> Comp
         return plan.attention.attend(q, k, v, scaling=None)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (x.repeat_interleave(HEADS // SHARED_HEADS, 1) for x in (k, v))
-        scores = (q @ k.mT * HEAD**-0.5).masked_fill(~sees, float("-inf"))
+        k, v = (x.repeat_interleave(HEADS // KEY_VALUE_HEADS, 1) for x in (k, v))
+        scores = (q @ k.mT * HEAD_DIM**-0.5).masked_fill(~sees, float("-inf"))
         weights = scores.softmax(-1) if scores.dtype == torch.float64 else scores.float().softmax(-1).to(v.dtype)
         return (weights @ v).transpose(1, 2)
 
@@ -178,7 +183,7 @@ def _sees(batch: PackedBatch) -> Tensor:
     paths = AttentionPaths.of(batch)
     rows = np.arange(paths.keys.sum()) if paths.rows is None else paths.rows
     sees = np.zeros((len(batch.input_ids), len(batch.input_ids)), dtype=bool)
-    for path, own in zip(np.split(rows, np.cumsum(paths.keys)[:-1]), paths.queries, strict=True):
-        for back in range(own):
+    for path, queries in zip(np.split(rows, np.cumsum(paths.keys)[:-1]), paths.queries, strict=True):
+        for back in range(queries):
             sees[path[-1 - back], path[: len(path) - back]] = True
     return torch.from_numpy(sees)

@@ -1,4 +1,4 @@
-"""Hardware counters of the op's kernels, from Nsight Compute where it is installed."""
+"""Hardware counters of the op's kernels, from Nsight Compute if it is installed."""
 
 import csv
 import io
@@ -21,37 +21,41 @@ SHOWN = ("Duration", "Memory Throughput", "DRAM Throughput", "Compute (SM) Throu
 
 
 def counters(job: Job) -> None:
-    """One forward and backward at the bandwidth size. Raises PQMError if ncu reads nothing."""
+    """Stores the counters of one forward and backward pass at the bandwidth size.
+
+    Raises:
+        PQMError: ncu fails, or reads no kernel.
+    """
     ncu = shutil.which("ncu")
     if not job.on_gpu or ncu is None:
         raise Skipped("needs a GPU and Nsight Compute (ncu)")
-    # the clocks are the card owner's: measured as they are
+    # the clocks belong to the owner of the card, and are left as they are
     command = [ncu, "--set", "basic", "--clock-control", "none", "--kernel-name", KERNELS, "--csv", "--page", "details"]
     done = subprocess.run(
         [*command, sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True, env=os.environ, check=False
     )
     print(done.stdout, flush=True)
-    found = read(done.stdout)
-    if done.returncode or not found:
-        raise PQMError(f"ncu ended with exit code {done.returncode} and {len(found)} kernels: see the log")
-    told = (f"{name}: {own.get('DRAM Throughput', '?')} of DRAM bandwidth" for name, own in found.items())
-    job.store(headline="; ".join(told), counters=found)
+    metrics = read(done.stdout)
+    if done.returncode or not metrics:
+        raise PQMError(f"ncu ended with exit code {done.returncode} and {len(metrics)} kernels: see the log")
+    shares = (f"{kernel}: {values.get('DRAM Throughput', '?')} of DRAM bandwidth" for kernel, values in metrics.items())
+    job.store(headline="; ".join(shares), counters=metrics)
 
 
 def read(text: str) -> dict[str, dict[str, str]]:
-    """What ncu's CSV says of each kernel: the metrics that are worth a look, with their units."""
+    """{kernel: {metric: value with its unit}} from ncu's CSV, for the metrics in SHOWN."""
     lines = text.splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
-    found: dict[str, dict[str, str]] = {}
+    metrics: dict[str, dict[str, str]] = {}
     for row in csv.DictReader(io.StringIO("\n".join(lines[head:]))):
         if row.get("Metric Name") in SHOWN:
             value = f"{row['Metric Value']} {row['Metric Unit']}".strip()
-            found.setdefault(row["Kernel Name"].partition("(")[0], {})[row["Metric Name"]] = value
-    return found
+            metrics.setdefault(row["Kernel Name"].partition("(")[0], {})[row["Metric Name"]] = value
+    return metrics
 
 
 def run_op() -> None:
-    """What ncu watches."""
+    """The computation that ncu watches."""
     inputs = make_inputs(SIZES["bandwidth"], WIDTH, torch.bfloat16, torch.device("cuda"), 0, 0)
     fused(inputs, "rank", True).forward_backward()
     torch.cuda.synchronize()

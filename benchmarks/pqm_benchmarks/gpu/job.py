@@ -1,4 +1,4 @@
-"""What a stage is given, and how it tells what it found."""
+"""The input of a stage, and how it reports its results."""
 
 import importlib
 from dataclasses import dataclass, field
@@ -12,20 +12,21 @@ Figures = dict[str, Any]
 
 
 class Skipped(Exception):
-    """There is nothing to do here; the text says why."""
+    """The stage has nothing to do; the text is the reason."""
 
 
 @dataclass
 class Job:
-    """`store` as soon as there is something: a stage may be ended at any time."""
+    """A stage calls `store` as soon as it has a result, as it may be ended at any time."""
 
     device: str
-    """cuda or cpu: on a CPU sizes are tiny, and say that it works, no more."""
+    """cuda or cpu. On a CPU sizes are tiny, and only show that the stage works."""
     out: Path
-    """For measurements in files of their own."""
+    """Folder for files with measurements."""
     report: Path
-    """Where the figures go, for the process that started this one."""
+    """File for the figures, which the process reads that started this one."""
     earlier: Path | None = None
+    """Folder of an earlier run."""
     figures: Figures = field(default_factory=dict)
 
     @property
@@ -33,13 +34,13 @@ class Job:
         return self.device == "cuda"
 
     def store(self, **figures: Any) -> None:
-        """Adds to what the summary will say of the stage: `headline` is a line, `targets` are [what, bound, measured,
-        verdict], `left_out` says what and why; anything else is kept."""
+        """Adds figures of the stage to the summary. `headline` is a line, `targets` are [target, bound, measured,
+        verdict], `left_out` is {case: reason}; all others are only stored."""
         self.figures |= figures
         self._write({})
 
     def do(self, work: str) -> int:
-        """Runs `module:function`. Returns the exit code."""
+        """Runs `work`, which is module:function, and stores how it ends. Returns the exit code."""
         module, _, function = work.partition(":")
         try:
             getattr(importlib.import_module(module), function)(self)
@@ -49,7 +50,7 @@ class Job:
             self._write({"status": "failed", "why": str(error)})
             print(f"failed: {error}", flush=True)
             return 1
-        except Exception as error:  # told in the summary too, and raised again for the log
+        except Exception as error:  # goes into the summary too, and is raised again for the log
             self._write({"status": "failed", "why": f"{type(error).__name__}: {error}"})
             raise
         else:

@@ -1,5 +1,5 @@
-"""A plugin of pytest (`-p pqm_benchmarks.gpu.outcomes`): each outcome as a line of JSON in the file PQM_OUTCOMES, at
-once, so that a run that is ended says what it had found."""
+"""A pytest plugin (`-p pqm_benchmarks.gpu.outcomes`) that writes each outcome at once as a line of JSON to the file
+PQM_OUTCOMES, so that a run that is cut off leaves its outcomes so far."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 FILE = "PQM_OUTCOMES"
-MOST = 1500  # characters of a reason
+MOST = 1500  # characters of a failure that are stored
 
 
 def pytest_configure(config: Any) -> None:
-    if hasattr(config, "workerinput"):  # what it finds the process that started it is told too
+    if hasattr(config, "workerinput"):  # a worker of xdist, whose outcomes the main process receives
         config.pluginmanager.register(_Worker())
     else:
         config.pluginmanager.register(_Outcomes(Path(os.environ[FILE])))
 
 
 class _Worker:
-    """Ends once CUDA is broken (an illegal access, say, after which every call fails): another one takes its place, and
-    one test is lost instead of all that were to come."""
+    """Ends its process once CUDA is broken (after an illegal access, for example, every call fails). Another worker
+    takes its place, and one test is lost instead of all remaining ones."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -43,7 +43,7 @@ class _Outcomes:
         self.file = file
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or report.outcome != "passed":  # else it is set-up or tear-down, of no interest
+        if report.when == "call" or report.outcome != "passed":  # not a set-up or tear-down that passed
             self._write(report)
 
     def pytest_collectreport(self, report: Any) -> None:

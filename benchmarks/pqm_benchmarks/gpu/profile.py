@@ -1,4 +1,4 @@
-"""Where the time of one training step goes: is the GPU idle, which kernels are longest, how much is attention."""
+"""Where the time of one training step goes: the idle share of the GPU, the longest kernels, the share of attention."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -23,25 +23,29 @@ Span = tuple[str, float, float]
 
 
 def profile_steps(job: Job) -> None:
-    """Raises PQMError if a step cannot be profiled."""
-    found: dict[str, Any] = {}
-    wrong: list[str] = []
+    """Stores the figures of a step of each model.
+
+    Raises:
+        PQMError: a step cannot be profiled.
+    """
+    profiles: dict[str, Any] = {}
+    failures: list[str] = []
     shapes: tuple[AnyShape, ...] = ("Qwen2.5-0.5B", "Qwen2.5-1.5B") if job.on_gpu else ("tiny",)
     for shape in shapes:
-        own, why = attempt_alone(partial(_step, job, shape))
+        of_shape, why = attempt_alone(partial(_step, job, shape))
         if why is not None:
-            wrong.append(f"{shape}: {why}")
+            failures.append(f"{shape}: {why}")
             continue
-        found[shape] = own
-        told = (
-            f"{shape}: idle {own['idle']:.1%} of {own['wall_us'] / 1e3:,.1f} ms, attention {own['attention']:.1%}"
-            for shape, own in found.items()
+        profiles[shape] = of_shape
+        lines = (
+            f"{name}: idle {step['idle']:.1%} of {step['wall_us'] / 1e3:,.1f} ms, attention {step['attention']:.1%}"
+            for name, step in profiles.items()
         )
-        job.store(headline="; ".join(told), profiles=found)
-        for name, share in own["longest"]:
-            print(f"{shape}: {share:6.1%}  {name}", flush=True)
-    if wrong:
-        raise PQMError("; ".join(wrong))
+        job.store(headline="; ".join(lines), profiles=profiles)
+        for kernel, share in of_shape["longest"]:
+            print(f"{shape}: {share:6.1%}  {kernel}", flush=True)
+    if failures:
+        raise PQMError("; ".join(failures))
 
 
 def _step(job: Job, shape: AnyShape) -> dict[str, Any]:
@@ -54,17 +58,17 @@ def _step(job: Job, shape: AnyShape) -> dict[str, Any]:
     [batches] = map(step.ahead, way.plan(questions, 1, setting, device).steps)
     for _ in range(3):
         step(batches)()
-    # one alone: on a GPU, to note what the host does would make it slower
+    # only one activity: recording the host as well would slow a GPU down
     activities = [ProfilerActivity.CUDA if job.on_gpu else ProfilerActivity.CPU]
-    for _ in range(2):  # the first time the profiler itself has to start
+    for _ in range(2):  # the first time, the profiler itself has to start
         with profile(activities=activities) as profiled:
             step(batches)()
     return figures(spans(profiled.events(), job.on_gpu))
 
 
 def spans(events: Iterable[Any], on_gpu: bool) -> list[Span]:
-    """Kernels and copies on the GPU, without the ranges that PyTorch names there (an optimizer's step, compiled code);
-    on a CPU the operations that call no other."""
+    """Kernels and copies on the GPU, without the ranges that PyTorch names there (an optimizer's step, compiled code).
+    On a CPU, the operations that call no other operation."""
     kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     return [
         (event.name, event.time_range.start, event.time_range.end)
@@ -74,11 +78,11 @@ def spans(events: Iterable[Any], on_gpu: bool) -> list[Span]:
 
 
 def figures(kernels: Sequence[Span]) -> dict[str, Any]:
-    """`wall_us` from the first kernel's start to the last one's end, the share of it in which none runs (`idle`), the
-    share of attention in the time of all kernels, and those that take longest, [name, share] each.
+    """`wall_us` from the start of the first kernel to the end of the last one, the share of it in which no kernel runs
+    (`idle`), the share of `attention` in the time of all kernels, and the `longest` kernels, [name, share] each.
 
     Raises:
-        PQMError: there is none.
+        PQMError: there are no kernels.
     """
     if not kernels:
         raise PQMError("the profiler has seen no kernel")

@@ -1,4 +1,4 @@
-"""From what `gpu` has written to what the repository shows: stored files, pictures, and the README's section."""
+"""Publishes a run of `gpu` in the repository: stored files, pictures, and the section in the README."""
 
 import json
 import re
@@ -29,12 +29,12 @@ Summary = list[dict[str, Any]]
 
 
 def publish(folder: Path, root: Path) -> str:
-    """Copies the run in `folder` into the checkout `root`, draws its pictures, and writes the README's section anew
-    from all runs that are stored there. Returns that section.
+    """Copies the run in `folder` into the checkout `root`, draws its pictures, and rewrites the README's section from
+    all runs that are stored there. Returns that section.
 
     Raises:
-        PQMError: no run in `folder`, or one that must not be shown: of a CPU, or on a card that computes wrong; no
-            README with the marks in `root`.
+        PQMError: `folder` holds no run, or one that must not be shown (on a CPU, or on a card with wrong results); or
+            `root` holds no README with the marks.
     """
     summary = _read(folder)
     checked = [row for row in summary if row["name"] == "check"]
@@ -48,8 +48,8 @@ def publish(folder: Path, root: Path) -> str:
         raise PQMError(f"{readme}: has no place for the figures, from {BEGIN} to {END}")
     stored, images = root / STORED / _name(summary), root / IMAGES
     with tempfile.TemporaryDirectory() as temporary:
-        drawn = _draw(folder, Path(temporary))  # before anything is written: it may fail
-        shutil.rmtree(stored, ignore_errors=True)  # an earlier run on such a card
+        drawn = _draw(folder, Path(temporary))  # before anything is written, as it may fail
+        shutil.rmtree(stored, ignore_errors=True)  # an earlier run on a card of this type
         for old in images.glob(f"{stored.name}-*.png"):
             old.unlink()
         stored.mkdir(parents=True)
@@ -67,7 +67,7 @@ def publish(folder: Path, root: Path) -> str:
 
 
 def written(root: Path) -> str:
-    """The README's section, in Markdown, of the runs that are stored in `root`."""
+    """The README's section in Markdown, from the runs that are stored in `root`."""
     runs = [_section(file.parent, root) for file in sorted((root / STORED).glob("gpu-*/summary.json"))]
     return "\n\n".join(runs) or NOTHING
 
@@ -91,14 +91,14 @@ def _section(stored: Path, root: Path) -> str:
 
 
 def _more(row: dict[str, Any]) -> str:
-    left_out = (f"without {what} ({why})" for what, why in row["figures"].get("left_out", {}).items())
-    told = filter(None, (row["figures"].get("headline"), row["why"], *left_out))
-    more = "; ".join(" ".join(part.split()) for part in told)
+    left_out = (f"without {case} ({why})" for case, why in row["figures"].get("left_out", {}).items())
+    parts = filter(None, (row["figures"].get("headline"), row["why"], *left_out))
+    more = "; ".join(" ".join(part.split()) for part in parts)
     return f"; {more}" if more else ""
 
 
 def _name(summary: Summary) -> str:
-    """Of the folder: the card and, but for the first, the list."""
+    """The name of the folder: the card, and the list of stages unless it is the first."""
     device = next(row["figures"]["environment"]["device"] for row in summary if "environment" in row["figures"])
     card = re.sub(r"[^a-z0-9]+", "-", device.lower().removeprefix("nvidia ")).strip("-")
     names = {row["name"] for row in summary}
@@ -107,12 +107,12 @@ def _name(summary: Summary) -> str:
     return "-".join(["gpu", card, *lists])
 
 
-def _draw(folder: Path, made: Path) -> list[Path]:
-    """The pictures of what there are files for, in `made`."""
+def _draw(folder: Path, pictures_folder: Path) -> list[Path]:
+    """Draws the pictures of all measurements in `folder`. Returns their paths."""
     for draw, results in _drawings(folder):
         if results["records"]:
-            draw(results, made)
-    return sorted(made.iterdir())
+            draw(results, pictures_folder)
+    return sorted(pictures_folder.iterdir())
 
 
 def _drawings(folder: Path) -> Iterator[tuple[Callable[[Results, Path], Any], Results]]:

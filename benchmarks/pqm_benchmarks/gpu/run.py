@@ -1,4 +1,4 @@
-"""Runs the stages one after the other, each in a process with a limit; what one had found is kept, however it ends."""
+"""Runs the stages one after the other, each in a process with a time limit. Results are kept, however a stage ends."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
 
 GOOD = ("passed", "skipped")
-GRACE = 3.0  # seconds from the signal to end to the one that cannot be ignored
-POLL = 0.3
+GRACE = 3.0  # seconds from SIGTERM to SIGKILL
+POLL = 0.3  # seconds
 Summary = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; `minutes` None: what the list is for."""
+    """The options of the command line. `minutes` is None for the time that the list is made for."""
 
     out: Path
     minutes: float | None = None
@@ -40,10 +40,10 @@ class Request:
 
 def run(request: Request) -> int:
     """Writes OUT/summary.json (a list of stages: name, seconds, limit, status, why, figures), OUT/log.txt and the
-    measurements, and prints a summary. Returns 0 if every stage passed or had nothing to do, else 1.
+    measurements, and prints a summary. Returns 0 if every stage passed or had nothing to do, otherwise 1.
 
     Raises:
-        PQMError: an unknown stage or device, a folder that is not empty, no time.
+        PQMError: an unknown stage or device, a folder that is not empty, or a time that is not positive.
     """
     from pqm_benchmarks.shared.devices import pick
 
@@ -63,7 +63,7 @@ def run(request: Request) -> int:
         for s in stages
     ]
     due = time.monotonic()
-    # asked to end, this ends the stage that is running first
+    # when asked to end, this first ends the stage that is running
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
@@ -82,30 +82,30 @@ def run(request: Request) -> int:
 def _run_stage(
     stage: Stage, row: dict[str, Any], summary: Summary, request: Request, device: str, report: Path
 ) -> None:
-    """Fills `row` while the stage goes on, and stores the summary whenever there is news."""
+    """Fills `row` while the stage runs, and stores the summary whenever the stage has stored something."""
     command = [sys.executable, "-u", "-m", "pqm_benchmarks.gpu", stage.work, "--device", device]
     command += ["--out", str(request.out), "--report", str(report)]
     if request.earlier is not None:
         command += ["--earlier", str(request.earlier)]
     log = request.out / "log.txt"
-    row["status"], started, seen = "running", time.monotonic(), None
+    row["status"], started, stored = "running", time.monotonic(), None
     with open(log, "a", encoding="utf-8") as output:
         output.write(f"\n==== {stage.name}: {stage.what}\n")
         output.flush()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(request, device))
         try:
-            while (over := process.poll()) is None and time.monotonic() - started < row["limit"]:
-                if (news := _changed(report)) != seen:
-                    seen = news
+            while (exit_code := process.poll()) is None and time.monotonic() - started < row["limit"]:
+                if (changed := _changed(report)) != stored:
+                    stored = changed
                     _store(row, summary, request, report, started)
                 time.sleep(POLL)
         finally:
             _end(process)
     _store(row, summary, request, report, started)
-    if over is None:
+    if exit_code is None:
         row |= {"status": "timed out", "why": f"not finished after {row['limit']:.0f} s"}
-    elif row["status"] == "running":  # it died before it could say how it ended
-        row |= {"status": "failed", "why": f"ended with exit code {over}: see {log.name}"}
+    elif row["status"] == "running":  # it died before it could store how it ended
+        row |= {"status": "failed", "why": f"ended with exit code {exit_code}: see {log.name}"}
     write_json(request.out / "summary.json", summary)
 
 
@@ -121,25 +121,25 @@ def _changed(report: Path) -> int | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """The stage, if it goes on, and whatever it has left running."""
+    """Ends the stage, if it still runs, and everything that it has left running."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-        except ProcessLookupError:  # nobody is left, or it has no group yet
+        except ProcessLookupError:  # no process is left, or it has no group yet
             process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):  # one that waits for a driver may not even be killed: go on without
+        with suppress(subprocess.TimeoutExpired):  # a process that waits for a driver may not even be killed: continue
             process.wait(GRACE)
 
 
 def _environment(request: Request, device: str) -> dict[str, str]:
-    """Of a stage: the same modules, whatever folder it works in; nothing is fetched."""
+    """The environment of a stage: the same modules, whatever its folder, and no downloads."""
     paths = [str(Path(path or ".").resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    own = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    changes = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
     if request.commit:
-        own[COMMIT] = request.commit
+        changes[COMMIT] = request.commit
     if device == "cpu":
-        own |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {"HF_HUB_OFFLINE": "1", **os.environ, **own}
+        changes |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {"HF_HUB_OFFLINE": "1", **os.environ, **changes}
 
 
 def _stages(request: Request) -> Sequence[Stage]:

@@ -1,4 +1,4 @@
-"""The benchmarks at sizes that are known to fit 80 GB: one setting of each way, one round, two seconds."""
+"""The benchmarks at sizes that are known to fit 80 GB, with one setting of each way, in one round of two seconds."""
 
 import itertools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
 
 Settings = dict[str, dict[str, Any]]
-"""Of each way, in the order in which they are timed: ours first, as the time may end."""
-# Which of them fit was found with PyTorch's own allocator on a stand-in of 79.6 GiB.
+"""The setting of each way, in the order in which they are timed: ours first, as the time may run out."""
+# PyTorch's own allocator on a stand-in of 79.6 GiB has shown that they fit.
 TRAIN: dict[AnyShape, Settings] = {
     "Qwen2.5-0.5B": {
         "all": {"micro_batches": 1, "recompute": 0.0},
@@ -56,11 +56,15 @@ SCORE: Settings = {
 }
 OTHERS = ("reference", "trl", "openrlhf", "published", "padded")
 WHOLE_7B = 120 * 2**30
-"""Bytes of a card on which a step of the whole model fits: ours needs 109 to 113 GiB."""
+"""Bytes of memory from which on a step of the whole 7B model fits: ours needs 109 to 113 GiB."""
 
 
 def kernels(job: Job) -> None:
-    """The bandwidth and the training size, with norm. Raises PQMError if the fused op is missing somewhere."""
+    """The bandwidth size and the training size, with norm.
+
+    Raises:
+        PQMError: the fused op was not measured in every case.
+    """
     config = kernel_bench.KernelBench(
         device=job.device,
         sizes=("training", "bandwidth") if job.on_gpu else ("tiny",),
@@ -70,45 +74,45 @@ def kernels(job: Job) -> None:
         repeats=50 if job.on_gpu else 1,
     )
 
-    def tell(results: dict[str, Any]) -> dict[str, Any]:
+    def figures(results: dict[str, Any]) -> dict[str, Any]:
         return {
             "headline": f"{len(results['records'])} timings, copy {results['copy_gb_s']:,.0f} GB/s",
             "targets": kernel_report.target_rows(results) if job.on_gpu else [],
             "left_out": results["left_out"],
         }
 
-    results = _measure(job, "kernels", lambda store: kernel_bench.measure(config, store), tell)
-    own = "fused" if job.on_gpu else "eager"  # the interpreter is timed by nobody
-    records = [r for r in results["records"] if r["implementation"] == own and r["pass"] == kernel_bench.PASSES[-1]]
+    results = _measure(job, "kernels", lambda store: kernel_bench.measure(config, store), figures)
+    needed = "fused" if job.on_gpu else "eager"  # times of Triton's interpreter say nothing
+    records = [r for r in results["records"] if r["implementation"] == needed and r["pass"] == kernel_bench.PASSES[-1]]
     measured = {(record["size"], record["width"]) for record in records}
     if missing := [case for case in itertools.product(config.sizes, config.widths) if case not in measured]:
         cases = "; ".join(f"{size}, D {width}" for size, width in missing)
-        raise PQMError(f"{own} was not measured: {cases}; see what was left out")
+        raise PQMError(f"{needed} was not measured: {cases}; see what was left out")
 
 
 def train_half(job: Job) -> None:
-    """At 0.5B."""
+    """Training steps at 0.5B."""
     _train(job, "train-0.5B", "Qwen2.5-0.5B")
 
 
 def train_one_and_a_half(job: Job) -> None:
-    """At 1.5B."""
-    _not_again(job)
+    """Training steps at 1.5B."""
+    _skip_on_cpu(job)
     _train(job, "train-1.5B", "Qwen2.5-1.5B")
 
 
 def train_seven(job: Job) -> None:
-    """At 7B, cut to 8 layers where the whole does not fit."""
-    _not_again(job)
+    """Training steps at 7B, cut to 8 layers if the whole model does not fit."""
+    _skip_on_cpu(job)
     import torch
 
     whole = torch.cuda.get_device_properties(0).total_memory >= WHOLE_7B
     _train(job, "train-7B", "Qwen2.5-7B" if whole else "Qwen2.5-7B-8L")
 
 
-def _not_again(job: Job) -> None:
+def _skip_on_cpu(job: Job) -> None:
     if not job.on_gpu:
-        raise Skipped("on a CPU it would be train-0.5B again")
+        raise Skipped("on a CPU it would repeat train-0.5B")
 
 
 def _train(job: Job, name: str, shape: AnyShape) -> None:
@@ -123,8 +127,8 @@ def _train(job: Job, name: str, shape: AnyShape) -> None:
         seconds=2.0 if job.on_gpu else 0.0,
         rounds=1,
     )
-    tell = _teller(job, "trajectories", train_report.targets)
-    results = _measure(job, name, lambda store: train_bench.measure(config, store, settings), tell)
+    figures = _figures_of(job, "trajectories", train_report.targets)
+    results = _measure(job, name, lambda store: train_bench.measure(config, store, settings), figures)
     _ours_are_right(results, list(settings))
 
 
@@ -139,8 +143,8 @@ def score(job: Job) -> None:
         seconds=2.0 if job.on_gpu else 0.0,
         rounds=1,
     )
-    tell = _teller(job, "solutions", score_report.targets)
-    results = _measure(job, "score-7B", lambda store: score_bench.measure(config, store, SCORE), tell)
+    figures = _figures_of(job, "solutions", score_report.targets)
+    results = _measure(job, "score-7B", lambda store: score_bench.measure(config, store, SCORE), figures)
     _ours_are_right(results, list(SCORE))
 
 
@@ -148,19 +152,19 @@ def _measure(
     job: Job,
     name: str,
     measure: Callable[[Callable[[Results], None]], Results],
-    tell: Callable[[Results], dict[str, Any]],
+    figures: Callable[[Results], dict[str, Any]],
 ) -> Results:
-    """Stores OUT/NAME.json and what the summary says of it, whenever there is more."""
+    """Stores OUT/NAME.json, and its `figures` for the summary, whenever there are more results."""
 
     def store(results: Results) -> None:
         write_json(job.out / f"{name}.json", results)
-        job.store(**tell(results))
+        job.store(**figures(results))
 
     return measure(store)
 
 
-def _teller(job: Job, unit: str, targets: Callable[[Results], Any]) -> Callable[[Results], dict[str, Any]]:
-    def tell(results: Results) -> dict[str, Any]:
+def _figures_of(job: Job, unit: str, targets: Callable[[Results], Any]) -> Callable[[Results], dict[str, Any]]:
+    def figures(results: Results) -> dict[str, Any]:
         shapes = {ALL_SHAPES[record["shape"]].source for record in results["records"]}
         rates = [f"{r['title']} {short(r[f'{unit}_per_s'])}" for r in results["records"]]
         return {
@@ -169,13 +173,13 @@ def _teller(job: Job, unit: str, targets: Callable[[Results], Any]) -> Callable[
             "left_out": {f"{failed['way']}, {failed['shape']}": failed["why"] for failed in results["failed"]},
         }
 
-    return tell
+    return figures
 
 
 def _ours_are_right(results: Results, ways: list[str]) -> None:
-    """Another's way may be missing; without the first one, which is ours, there is nothing to say. And two of ours that
-    do not agree are a failure, whichever of them is wrong."""
+    """Raises PQMError if the first way, which is ours, has failed, or if any of ours has failed for a reason other than
+    memory, such as a result that differs from the others. Third-party ways may fail."""
     for failed in results["failed"]:
-        own = failed["way"] not in OTHERS
-        if failed["way"] == ways[0] or (own and failed["why"] != OUT_OF_MEMORY):
+        ours = failed["way"] not in OTHERS
+        if failed["way"] == ways[0] or (ours and failed["why"] != OUT_OF_MEMORY):
             raise PQMError(f"{failed['way']}: {failed['why']}")

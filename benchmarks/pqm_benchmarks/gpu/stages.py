@@ -1,20 +1,21 @@
-"""What is run on a GPU, in which order, and how long each stage may take."""
+"""The stages that run on a GPU, their order, and how long each may take."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A process of its own."""
+    """One stage, which runs in a separate process."""
 
     name: str
     what: str
+    """A line for the help and the log."""
     work: str
     """module:function, which takes a `Job`."""
     seconds: int
-    """What it may take on a GPU, where the whole list has as many minutes as it is for."""
+    """The limit on a GPU, if the whole list has the minutes in MINUTES."""
     cpu_seconds: int
-    """The same on a CPU, where sizes are tiny."""
+    """The limit on a CPU, where sizes are tiny."""
 
 
 def _stage(name: str, what: str, work: str, seconds: int, cpu_seconds: int) -> Stage:
@@ -43,4 +44,4 @@ LISTS: dict[str, tuple[Stage, ...]] = {
     ),
 }
 MINUTES = {"first": {"cuda": 9.0, "cpu": 2.0}, "second": {"cuda": 3.5, "cpu": 1.5}}
-"""What the limits above are for. What a stage leaves of its time the next ones may have."""
+"""The minutes of the whole list that the limits above belong to. Time that a stage leaves goes to the next ones."""

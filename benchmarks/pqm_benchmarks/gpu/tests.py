@@ -1,4 +1,4 @@
-"""The project's own tests on the card, in several processes at once."""
+"""Runs the project's tests on the card, in several processes at once."""
 
 import importlib.util
 import json
@@ -18,19 +18,23 @@ from pqm_fast.errors import PQMError
 ROOT = Path(__file__).parents[3]
 KERNELS = (["tests/kernels", "-m", "not aot and not slow"], 8)
 """Arguments of pytest, and how many processes."""
-NEED_GPU = (["tests/attention", "tests/train", "tests/data", "-m", "gpu"], 4)
+NEED_GPU = (["tests/model", "tests/train", "tests/data", "-m", "gpu"], 4)
 ON_CPU = ((["tests/kernels/test_reference.py", "-k", "no_steps or flat_floor"], 0), (["tests/data/test_pack.py"], 0))
 SLOWEST = 5
 POLL = 0.5
 
 
 def everything(job: Job) -> None:
-    """Raises PQMError if a test fails, or none runs."""
+    """Runs all tests that a GPU can show something about.
+
+    Raises:
+        PQMError: a test fails, or none runs.
+    """
     _run(job, (KERNELS, NEED_GPU) if job.on_gpu else ON_CPU)
 
 
 def again(job: Job) -> None:
-    """What failed in the run in `job.earlier`."""
+    """Runs the tests again that failed in the run in `job.earlier`."""
     if job.earlier is None:
         raise Skipped("no --earlier was given")
     rows = json.loads((job.earlier / "summary.json").read_text(encoding="utf-8"))
@@ -41,7 +45,7 @@ def again(job: Job) -> None:
 
 
 def _run(job: Job, runs: Sequence[tuple[list[str], int]]) -> None:
-    """Stores what there is every now and then; pytest's own words go to the log."""
+    """Stores the outcomes so far at short intervals. The output of pytest goes to the log."""
     if not (ROOT / "tests").is_dir():
         raise Skipped("there are no tests here: start it in a checkout")
     if importlib.util.find_spec("pytest") is None:
@@ -51,39 +55,39 @@ def _run(job: Job, runs: Sequence[tuple[list[str], int]]) -> None:
         started = [_start(*run, file) for run, file in zip(runs, files, strict=True)]
         while True:
             codes = [process.poll() for process in started]
-            found = _figures(list(_outcomes(files)))
-            job.store(**found, unfinished=codes.count(None))
+            figures = _figures(list(_outcomes(files)))
+            job.store(**figures, unfinished=codes.count(None))
             if None not in codes:
                 break
             time.sleep(POLL)
-    # pytest: 0 all passed, 1 some failed; others did not run as they should
-    bad = [f"pytest ended with exit code {code}" for code in codes if code not in (0, 1)]
-    if found["failed"]:
-        bad.insert(0, f"{found['failed']} failed")
-    if bad or not found["passed"]:
-        raise PQMError("; ".join(bad) or "no test ran")
+    # exit codes of pytest: 0 if all passed, 1 if some failed; with any other code it did not run properly
+    problems = [f"pytest ended with exit code {code}" for code in codes if code not in (0, 1)]
+    if figures["failed"]:
+        problems.insert(0, f"{figures['failed']} failed")
+    if problems or not figures["passed"]:
+        raise PQMError("; ".join(problems) or "no test ran")
 
 
 def _start(arguments: list[str], processes: int, file: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "pytest", "-p", "pqm_benchmarks.gpu.outcomes", "-p", "no:cacheprovider"]
     command += ["--tb=short", *arguments]
     if processes and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(processes), "--dist", "worksteal"]  # with others a crash may end the run
-    # they share the processor: one thread each, to compute and to compile
-    own = {FILE: str(file), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | own)
+        command += ["-n", str(processes), "--dist", "worksteal"]  # with other modes a crash may end the run
+    # the processes share the processor, so each has one thread to compute and one to compile
+    environment = os.environ | {FILE: str(file), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment)
 
 
 def _outcomes(files: Sequence[Path]) -> Iterator[list[Any]]:
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines(True) if file.exists() else ():
-            if line.endswith("\n"):  # the last one may be on its way
+            if line.endswith("\n"):  # the last line may still be incomplete
                 yield json.loads(line)
 
 
 def _figures(outcomes: list[list[Any]]) -> dict[str, Any]:
     counts = {name: sum(outcome == name for _, outcome, _, _ in outcomes) for name in ("passed", "failed", "skipped")}
-    slowest = sorted(outcomes, key=lambda own: -own[2])[:SLOWEST]
+    slowest = sorted(outcomes, key=lambda outcome: -outcome[2])[:SLOWEST]
     return {
         "headline": ", ".join(f"{count:,} {name}" for name, count in counts.items()),
         **counts,

@@ -1,4 +1,4 @@
-"""The kernels of the op with other tiles, at the sizes that the targets are for: results must stay right."""
+"""Times the kernels of the op with other tiles, at the sizes of the targets. Results must stay right."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +22,13 @@ VARIANTS: dict[str, dict[Any, dict[str, Any]]] = {
     "forward: 16 steps a program": {forward: {"STEPS_PER_PROGRAM": 16}},
     "backward: half as wide": {backward: {"TILE_WIDTH": 512}},
 }
-"""What each changes, by module."""
+"""The constants that each variant changes, by module."""
 WIDTH = 4096
 
 
 def tiles(job: Job) -> None:
-    """Stores GPU time (on a CPU wall time) of each variant, forward and both passes. What fails or is wrong is left
-    out."""
+    """Stores the GPU time (on a CPU the wall time) of each variant, for the forward pass and for both passes. Variants
+    that fail or are wrong are left out."""
     device = torch.device(job.device)
     dtype = torch.bfloat16 if job.on_gpu else torch.float32
     width = WIDTH if job.on_gpu else 64
@@ -40,48 +40,49 @@ def tiles(job: Job) -> None:
         for name, changes in VARIANTS.items():
             case = f"{size}, D {width}, {name}"
             with changed(changes):
-                found, why = attempt(partial(_times, inputs, device))
+                of_case, why = attempt(partial(_times, inputs, device))
             if why is not None:
                 left_out[case] = why
             else:
-                times[case] = found
-                print(f"{case}: {', '.join(f'{what} {us:,.1f} us' for what, us in found.items())}", flush=True)
+                times[case] = of_case
+                print(f"{case}: {', '.join(f'{name} {us:,.1f} us' for name, us in of_case.items())}", flush=True)
             job.store(headline=f"{len(times)} cases, {_best(times)}", us=times, left_out=left_out)
         del inputs
 
 
 @contextmanager
 def changed(changes: dict[Any, dict[str, Any]]) -> Iterator[None]:
-    """Constants of the modules are others for a while."""
-    before = {module: {name: getattr(module, name) for name in own} for module, own in changes.items()}
+    """Changes constants of modules inside the `with` block."""
+    before = {module: {name: getattr(module, name) for name in constants} for module, constants in changes.items()}
     try:
-        for module, own in changes.items():
-            vars(module).update(own)
+        for module, constants in changes.items():
+            vars(module).update(constants)
         yield
     finally:
-        for module, own in before.items():
-            vars(module).update(own)
+        for module, constants in before.items():
+            vars(module).update(constants)
 
 
 def _times(inputs: list[Inputs], device: torch.device) -> dict[str, float]:
-    calls = [fused(each, "rank", True) for each in inputs]
+    """Microseconds by pass."""
+    calls = [fused(batch, "rank", True) for batch in inputs]
     check("fused", calls[0], inputs[0], "rank", True)
-    found = {}
-    for what, runs in (
+    times = {}
+    for name, runs in (
         ("forward", [call.forward for call in calls]),
         ("forward+backward", [call.forward_backward for call in calls]),
     ):
         seconds = gpu_seconds(runs, 50)[0] if device.type == "cuda" else wall_seconds(runs, 1, device)
-        found[what] = 1e6 * seconds
-    return found
+        times[name] = 1e6 * seconds
+    return times
 
 
 def _best(times: dict[str, dict[str, float]]) -> str:
-    """Over what the kernels have now, forward + backward, of the same size."""
+    """The variant with the largest speed-up over the current constants at the same size, forward + backward."""
     gains = []
-    for case, found in times.items():
+    for case, of_case in times.items():
         size, _, name = case.rpartition(", ")
-        now = times.get(f"{size}, as it is")
-        if now and name != "as it is":
-            gains.append((now["forward+backward"] / found["forward+backward"], case))
+        current = times.get(f"{size}, as it is")
+        if current and name != "as it is":
+            gains.append((current["forward+backward"] / of_case["forward+backward"], case))
     return f"best {max(gains)[1]} ({max(gains)[0]:.2f}x)" if gains else "nothing to compare yet"

@@ -1,9 +1,10 @@
-"""`train`, its evaluation and checkpoint, and `Scorer` on that, as a user has them: plain and in prefix trees.
+"""`train` with evaluation and checkpoint, then `Scorer` on the checkpoint, as a user runs them: plain and in trees.
 
-The model has random weights, and the labels can be learned: a wrong step begins with a word of its own. Every
-optimizer step is a pass over the whole data, so that losses can be compared.
+The model has random weights, and the labels can be learned: a wrong step begins with a special word. Every optimizer
+step is a pass over all data, so that losses can be compared.
 """
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -24,14 +25,18 @@ from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 
 WORDS = 8000
-WRONG, SAID = 0, 1  # the words with which a wrong step begins, and one that is like any other
-SCORED = 44  # solutions: of two questions
-# relative, of scores and losses in trees and alone: attention is rounded in another order
-CLOSE = {"cuda": 0.05, "cpu": 1e-4}
+WRONG_STEP, CORRECT_STEP = 0, 1  # the words with which a wrong step and a correct step begin
+SCORED = 44  # solutions, of two questions
+# relative difference of scores and losses in trees and alone, as attention is rounded in another order
+TOLERANCE = {"cuda": 0.05, "cpu": 1e-4}
 
 
 def whole_run(job: Job) -> None:
-    """Raises PQMError if the loss does not fall, or trees have another loss or other scores than solutions alone."""
+    """Stores the figures of both runs.
+
+    Raises:
+        PQMError: the loss does not fall, or trees have another loss or other scores than solutions alone.
+    """
     steps, rate = (40, 1e-4) if job.on_gpu else (8, 1e-2)
     records = _records(*((5, SOLUTIONS) if job.on_gpu else (2, 8)))
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,16 +55,17 @@ def whole_run(job: Job) -> None:
             train(config)
             runs[name] = {"seconds": time.perf_counter() - started} | _figures(folder / name)
             job.store(headline=_headline(runs), runs=runs)
-        apart = _scores_apart(folder / "trees", records[-SCORED:], job.device)
+        difference = _score_difference(folder / "trees", records[-SCORED:], job.device)
     losses = [runs[name]["first_loss"] for name in ("trees", "plain")]
-    differences = {"scores": apart, "the first loss": abs(losses[0] - losses[1]) / losses[1]}
-    job.store(headline=f"{_headline(runs)}; scores in trees differ by {apart:.2g}", differences=differences)
-    for what, found in differences.items():
-        if not found <= CLOSE[job.device]:
-            raise PQMError(f"{what} in trees differs by {found:.2g} from that alone, allowed {CLOSE[job.device]:g}")
-    for name, own in runs.items():
-        if not own["last_loss"] < own["first_loss"]:
-            raise PQMError(f"{name}: the loss went from {own['first_loss']:.3f} to {own['last_loss']:.3f}")
+    differences = {"scores": difference, "the first loss": abs(losses[0] - losses[1]) / losses[1]}
+    job.store(headline=f"{_headline(runs)}; scores in trees differ by {difference:.2g}", differences=differences)
+    allowed = TOLERANCE[job.device]
+    for quantity, relative in differences.items():
+        if not relative <= allowed:
+            raise PQMError(f"{quantity} in trees differs by {relative:.2g} from that alone, allowed {allowed:g}")
+    for name, figures in runs.items():
+        if not figures["last_loss"] < figures["first_loss"]:
+            raise PQMError(f"{name}: the loss went from {figures['first_loss']:.3f} to {figures['last_loss']:.3f}")
 
 
 def _figures(run: Path) -> dict[str, Any]:
@@ -79,47 +85,48 @@ def _figures(run: Path) -> dict[str, Any]:
 
 def _headline(runs: dict[str, dict[str, Any]]) -> str:
     return ", ".join(
-        f"{name} {found['trajectories_per_second']:,.0f} trajectories/s, loss {found['first_loss']:.2f} to "
-        f"{found['last_loss']:.2f}"
-        for name, found in runs.items()
+        f"{name} {figures['trajectories_per_second']:,.0f} trajectories/s, loss {figures['first_loss']:.2f} to "
+        f"{figures['last_loss']:.2f}"
+        for name, figures in runs.items()
     )
 
 
-def _scores_apart(checkpoint: Path, records: list[dict[str, Any]], device: str) -> float:
+def _score_difference(checkpoint: Path, records: list[dict[str, Any]], device: str) -> float:
     """|in trees - alone| / |alone|, Euclidean, over all steps."""
     solutions = [(record["prompt"], record["completions"]) for record in records]
-    found = []
+    scores = []
     for prefix_tree in (True, False):
         scorer = Scorer.from_pretrained(checkpoint, device=device, prefix_tree=prefix_tree)
-        found.append(np.array([q for own in scorer.score(solutions) for q in own], dtype=np.float64))
-    trees, alone = found
+        q_values = itertools.chain(*scorer.score(solutions))
+        scores.append(np.array(list(q_values), dtype=np.float64))
+    trees, alone = scores
     return float(np.linalg.norm(trees - alone) / np.linalg.norm(alone))
 
 
 def _records(questions: int, solutions: int) -> list[dict[str, Any]]:
     """Step-labelled solutions with the lengths and shared steps of the workload, a word for each token."""
     records = []
-    for own in make_workload(questions, 0, solutions=solutions, vocabulary=WORDS):
-        shortest = min(len(trajectory.input_ids) for trajectory in own)
-        tokens = np.stack([trajectory.input_ids[:shortest] for trajectory in own])
-        question = int(np.argmin((tokens == tokens[0]).all(0)))  # what all have in common
-        records += [_record(trajectory, question) for trajectory in own]
+    for trajectories in make_workload(questions, 0, solutions=solutions, vocabulary=WORDS):
+        shortest = min(len(trajectory.input_ids) for trajectory in trajectories)
+        tokens = np.stack([trajectory.input_ids[:shortest] for trajectory in trajectories])
+        question = int(np.argmin((tokens == tokens[0]).all(0)))  # the tokens that all have in common
+        records += [_record(trajectory, question) for trajectory in trajectories]
     return records
 
 
 def _record(trajectory: Trajectory, question: int) -> dict[str, Any]:
-    """`question` is how many tokens of it are the question's."""
+    """`question` is the number of tokens of the question."""
     ends = trajectory.step_tokens.tolist()
     steps = []
     for start, end, label in zip([question, *(end + 1 for end in ends[:-1])], ends, trajectory.labels, strict=True):
         words = trajectory.input_ids[start:end].tolist()
-        steps.append(" ".join(map(str, [SAID if label else WRONG, *words])))
+        steps.append(" ".join(map(str, [CORRECT_STEP if label else WRONG_STEP, *words])))
     prompt = " ".join(map(str, trajectory.input_ids[:question].tolist()))
     return {"prompt": prompt, "completions": steps, "labels": [bool(label) for label in trajectory.labels]}
 
 
 def _write_model(folder: Path, shape: str) -> None:
-    """A config and a tokenizer. The sizes of the shape in a Llama, whose tokenizer may be any."""
+    """Writes a config and a tokenizer: a Llama, for which any tokenizer will do, with the sizes of the shape."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -128,15 +135,15 @@ def _write_model(folder: Path, shape: str) -> None:
     core = Tokenizer(WordLevel({str(i): i for i in range(WORDS)}, unk_token="0"))
     core.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=core, unk_token="0").save_pretrained(folder)
-    own = ALL_SHAPES[shape]
+    sizes = ALL_SHAPES[shape]
     LlamaConfig(
-        vocab_size=max(own.vocab_size, WORDS + 64),
-        hidden_size=own.hidden_size,
-        intermediate_size=own.intermediate_size,
-        num_hidden_layers=own.num_hidden_layers,
-        num_attention_heads=own.num_attention_heads,
-        num_key_value_heads=own.num_key_value_heads,
+        vocab_size=max(sizes.vocab_size, WORDS + 64),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
         max_position_embeddings=4096,
-        tie_word_embeddings=own.tie_word_embeddings,
+        tie_word_embeddings=sizes.tie_word_embeddings,
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(folder)

@@ -68,8 +68,8 @@ class Expected:
         difference = _error(scores, self.first)
         if not difference <= 2 * limit:  # each of the two may have an error
             raise PQMError(
-                f"its scores differ by {difference:.2g} from those of the first way, and the limit is {2 * limit:.2g}; "
-                "it is not timed until that is fixed"
+                f"its scores differ by {difference:.2g} from those of the first way, where {2 * limit:.2g} was "
+                "allowed; it is not timed until that is fixed"
             )
         return error
 

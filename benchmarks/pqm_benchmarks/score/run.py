@@ -4,6 +4,7 @@ Needs torch, transformers, numpy and, for the picture, matplotlib; `run` starts 
 line's packages.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -221,7 +222,6 @@ def _record(
         "error": max(result.error for result in rounds),
         "error_alone": expected.error,
         **over_median("solutions", questions, rounds, tokens, flops),
-        "ahead_seconds": [result.ahead_seconds for result in rounds],
-        "ahead_solutions_per_s": solutions
-        / statistics.median(lap for result in rounds for lap in result.ahead_seconds),
+        "ahead_seconds": ahead_seconds,
+        "ahead_solutions_per_s": solutions / statistics.median(itertools.chain(*ahead_seconds)),
     }
