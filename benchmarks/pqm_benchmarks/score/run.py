@@ -209,6 +209,7 @@ def _record(
 ) -> Record:
     from pqm_benchmarks.work.flops import scoring_flops
 
+    ahead_seconds = [result.ahead_seconds for result in rounds]
     first, solutions = rounds[0], sum(map(len, questions))  # every round computes the same
     tokens, flops = first.rows.tokens, sum(scoring_flops(first.rows, model_flops).values())
     return {
