@@ -9,8 +9,12 @@ from typing import Any, get_args, get_type_hints
 from pqm_fast.errors import PQMError
 
 
-def parse(options: type, command: str, arguments: list[str]) -> Any:
+def parse(options: type, command: str, arguments: list[str], program: str = "pqm-fast") -> Any:
     """An `options` dataclass: the command line overrides the --config file, which overrides the dataclass's defaults.
+
+    Args:
+        options: a dataclass; the docstrings of its fields are the help.
+        command: its name in the help, after that of the `program`.
 
     Raises:
         PQMError: the --config file cannot be read or holds no options, or the dataclass rejects a value.
@@ -22,7 +26,7 @@ def parse(options: type, command: str, arguments: list[str]) -> Any:
     # the options of the file come first: one parser checks both, and of two values the last one counts
     combined = [*_file_arguments(file, _text_options(options)), *typed] if file else typed
     try:
-        return tyro.cli(options, prog=f"pqm-fast {command}", args=combined, config=(tyro.conf.OmitArgPrefixes,))
+        return tyro.cli(options, prog=f"{program} {command}", args=combined, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as exit:
         if file and exit.code:
             print(
