@@ -12,6 +12,10 @@ from pqm_fast.errors import PQMError
 def parse(options: type, command: str, arguments: list[str], *, program: str = "pqm-fast") -> Any:
     """An `options` dataclass: the command line overrides the --config file, which overrides the dataclass's defaults.
 
+    Args:
+        options: a dataclass; the docstrings of its fields are the help.
+        command: its name in the help, after that of the `program`.
+
     Raises:
         PQMError: the --config file cannot be read or holds no options, or the dataclass rejects a value.
         SystemExit: after --help (code 0) or a usage error (code 2), which is already printed.

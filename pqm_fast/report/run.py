@@ -17,11 +17,11 @@ class ReportConfig:
 
     runs: tuple[str, ...]
     """Folders of training runs, of results of `evaluate` or of `demo`, or folders of such folders; files of results
-    (`evaluate --out`) or of scored solutions (`score --out`). --runs can be left out before the first option. A row of
-    the report is a model: files that name the same model (`evaluate` and `score` write it into them) are joined, and
-    also with the training run of that model if it is among the paths. A file that names no model belongs to the run
-    whose folder it is in, else to the run RUN if it is called RUN.json or RUN.jsonl. NAME=PATH names a run, or the run
-    that a file belongs to."""
+    (`evaluate --out`) or of scored solutions (`score --out`). These paths can come first, without --runs. A row of the
+    report is a model: files that name the same model (`evaluate` and `score` write it into them) are joined, also with
+    the training run of that model if it is among the paths. A file that names no model belongs to the run whose folder
+    it is in, else to the run RUN if it is called RUN.json or RUN.jsonl. NAME=PATH names a run, or the run that a file
+    belongs to."""
     out: str = "report.html"
     """HTML file to write."""
     title: Text = "pqm-fast report"

@@ -1,4 +1,4 @@
-"""The rows of a report: the inputs under the given paths, joined by the model that they belong to."""
+"""The rows of a report: the parts of runs under the given paths, joined by the model that they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pqm_fast.errors import PQMError
-from pqm_fast.report.inputs import Evaluation, Input, Training, find_inputs
+from pqm_fast.report.parts import Evaluation, Part, Training, find_parts
 
 
 @dataclass(slots=True)
@@ -41,11 +41,11 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     """
     if not paths:
         raise PQMError("runs: name at least one folder of a run, file of results or file of scored solutions")
-    named_inputs: list[tuple[str, Input]] = []
+    named_parts: list[tuple[str, Part]] = []
     for argument in paths:
         name, path = _split_name(argument)
-        named_inputs += [(name, found) for found in find_inputs(path)]
-    return _join(named_inputs)
+        named_parts += [(name, part) for part in find_parts(path)]
+    return _join(named_parts)
 
 
 def _split_name(argument: str) -> tuple[str, Path]:
@@ -54,35 +54,35 @@ def _split_name(argument: str) -> tuple[str, Path]:
     return (name, Path(path)) if equals and name and not Path(argument).exists() else ("", Path(argument))
 
 
-def _join(named_inputs: list[tuple[str, Input]]) -> list[Run]:
-    trained = {found.model for _, found in named_inputs if isinstance(found, Training)}
-    keys = [_key(found, trained) for _, found in named_inputs]
-    name_of = {key: name for key, (name, _) in zip(keys, named_inputs, strict=True) if name}
+def _join(named_parts: list[tuple[str, Part]]) -> list[Run]:
+    trained = {part.model for _, part in named_parts if isinstance(part, Training)}
+    keys = [_key(part, trained) for _, part in named_parts]
+    name_of = {key: name for key, (name, _) in zip(keys, named_parts, strict=True) if name}
     unnamed = list(dict.fromkeys(key for key in keys if key not in name_of))
     name_of |= dict(zip(unnamed, _distinct_ends([Path(key) for key in unnamed]), strict=True))
     runs: dict[str, Run] = {}
-    for key, (name, found) in zip(keys, named_inputs, strict=True):
+    for key, (name, part) in zip(keys, named_parts, strict=True):
         name = name or name_of[key]
         run = runs.setdefault(name, Run(Path(key), name))
-        path = found.path.resolve()
-        if isinstance(found, Training):
-            run.path, run.metrics, run.options = found.path, found.metrics, found.options
-        elif isinstance(found, Evaluation):
-            run.evaluations[str(path.with_suffix(""))] = found.results
+        path = part.path.resolve()
+        if isinstance(part, Training):
+            run.path, run.metrics, run.options = part.path, part.metrics, part.options
+        elif isinstance(part, Evaluation):
+            run.evaluations[str(path.with_suffix(""))] = part.results
         elif path not in [other.resolve() for other in run.scored]:
-            run.scored.append(found.path)
+            run.scored.append(part.path)
     for run in runs.values():
         ends = _distinct_ends([Path(path) for path in run.evaluations])
         run.evaluations = dict(zip(ends, run.evaluations.values(), strict=True))
     return list(runs.values())
 
 
-def _key(found: Input, trained: set[str]) -> str:
-    """The same for all inputs of one model that do not share a name."""
-    path = found.path.resolve()
+def _key(part: Part, trained: set[str]) -> str:
+    """A key that is the same for all parts of one model, as far as the files and folders tell."""
+    path = part.path.resolve()
     in_run = (path.parent / "metrics.jsonl").exists()
-    if found.model is not None and (found.model in trained or not in_run):
-        return found.model
+    if part.model is not None and (part.model in trained or not in_run):
+        return part.model
     return str(path.parent if in_run else path.with_suffix(""))
 
 

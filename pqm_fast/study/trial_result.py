@@ -22,11 +22,16 @@ PoolScores = tuple[JudgedPool, Sequence[Scores]]
 """A pool, and the step scores of each of its records."""
 
 Result = Mapping[str, Any]
-"""`trial`: its cell, learning rate and seed. `diverged`: the message if a loss, a weight or a Q-value was not finite,
-else None; then there is nothing else. `tuning`: {aggregator: mean Best-of-N}. `test`: {aggregator:
-[policies][questions] Best-of-N, null where a policy has too few candidates}. `curve`: {aggregator: {n: mean}}. `steps`:
-`step_metrics` and `calibrated_metrics` of the test steps with labels, None without any. A mean is over policies, then
-over questions."""
+"""The contents of a trial's file:
+
+- `trial`: its cell, learning rate and seed
+- `diverged`: None, or the message where a loss, a weight or a Q-value was not finite; such a result has no figures
+- `tuning`: {aggregator: mean Best-of-N on the tuning pool}
+- `test`: {aggregator: [policies][questions] Best-of-N on the test pool, null where a policy has too few candidates}
+- `curve`: {aggregator: {n: mean Best-of-n on the test pool}}
+- `steps`: `step_metrics` and `calibrated_metrics` of the test steps with labels, or None without any
+
+A mean is over policies, then over questions."""
 
 
 def result_file(config: StudyConfig, trial: Trial) -> Path:

@@ -27,7 +27,7 @@ OPTIONS = [
 
 
 def chromium(*options: str) -> str:
-    """What Chromium prints, with a profile of its own. Skips where there is none."""
+    """Runs Chromium with its own profile and returns its output. Skips the test where it is not installed."""
     if BINARY is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     profile = Path(options[-1].removeprefix("file://").partition("#")[0]).with_suffix(".profile")

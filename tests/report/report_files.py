@@ -60,7 +60,7 @@ def pool(good: float, policies: tuple[str, ...] = ("weak", "strong")) -> list[di
 
 
 def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `evaluate` stores about such lines."""
+    """The results that `evaluate` stores for such lines."""
     pairs = []
     for row in rows:
         extra = {k: v for k, v in row.items() if k not in ("id", "prompt", "completions", "labels")}

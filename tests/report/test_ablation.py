@@ -82,7 +82,7 @@ def test_figures_of_evaluations(tmp_path):
 
 
 def test_the_vote_is_of_as_many_as_the_best_is_of(tmp_path):
-    """Six of ten candidates are right: the whole pool's vote always is, that of eight is tied in 15 of 45 subsets."""
+    """Six of ten candidates are right: the vote of ten is always right, that of eight is tied in 15 of 45 subsets."""
     rows = [
         row | {"completions": [row["completions"][0], r"\boxed{2}" if row["correct"] else r"\boxed{3}"]}
         for row in pool(1.0, ("a", "b", "c"))

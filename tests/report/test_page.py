@@ -1,4 +1,4 @@
-"""The page as a file: what is in it, and that nothing in it reaches out or breaks out."""
+"""The page as a file: its contents, and that it loads nothing and no text in it becomes HTML."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the page's scripts make of it, in headless Chromium."""
+"""The page's scripts in headless Chromium."""
 
 import pytest
 from chromium import dom, run_in, screenshot
@@ -32,7 +32,7 @@ def whole(tmp_path):
 
 @pytest.fixture
 def viewer(tmp_path):
-    """Twelve solutions with known errors, most wrong last, two of them without anything that says what is right."""
+    """Twelve solutions with known errors, the most wrong ones last; two have no labels, one of them only an outcome."""
     rows = [solution(f"s{i}", [2.0, i - 4.0], [1.0, 0.0], policy="ab"[i % 2]) for i in range(10)]
     rows += [solution("unlabelled", [-9.0]), solution("outcome", [-9.0, 0.5], correct=True, policy="b")]
     rows[3] |= {"prompt": "Where is the Needle?"}
@@ -61,7 +61,7 @@ def test_sections_charts_and_table(whole):
 
 
 def test_the_tables_fit_a_page_of_1300_pixels(tmp_path):
-    """Every figure there is, deviations over seeds, options that differ, and longer names than the columns like."""
+    """With every figure, deviations over seeds, options that differ, and names too long for the columns."""
     for loss in ("rank", "bce"):
         for seed in (0, 1):
             name = f"qwen2.5-math-1.5b-{loss}-zeta4-seed{seed}"

@@ -1,4 +1,4 @@
-"""What is chosen and what is compared, on results made up by hand."""
+"""The choice of rates and aggregators and the comparison of losses, on results made up by hand."""
 
 import json
 import math
@@ -201,7 +201,7 @@ def test_without_step_labels_there_are_no_step_figures(tmp_path):
     assert by(found, loss="bce", model="qwen2")["steps"]["auroc"] == STEPS["auroc"]
 
 
-def test_what_no_loss_decides(tmp_path):
+def test_figures_that_do_not_depend_on_the_loss(tmp_path):
     """Answers 1 and 2, 1 is right: a votes 1 2, 2 2 and 2 1; b votes 1 1 and 2 2. A tie is shared."""
     found = analyse(CONFIG, cells(CONFIG), every(cells(CONFIG)), pool(tmp_path))["pool"]
     assert (found["questions"], found["n"]) == (3, 2)

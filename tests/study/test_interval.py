@@ -1,4 +1,4 @@
-"""The 95% interval over seeds and questions: worked out by hand, and by how often it holds."""
+"""The 95% interval over seeds and questions: calculated by hand, and its coverage in simulations."""
 
 import math
 import statistics
@@ -134,7 +134,7 @@ def test_it_holds_in_95_of_100(mix):
 
 
 def test_intervals_that_know_nothing_of_seeds_would_not_hold():
-    """The point of it: over questions alone, a mean over three seeds looks far better known than it is."""
+    """The reason for it: an interval over questions alone makes a mean over three seeds look far too certain."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(DRAWS):
@@ -145,7 +145,7 @@ def test_intervals_that_know_nothing_of_seeds_would_not_hold():
 
 
 def test_it_holds_for_the_differences_that_are_measured():
-    """Best-of-N differences are mostly 0, and whole where they are not."""
+    """Best-of-N differences are mostly 0, and otherwise mostly 1 or -1."""
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(DRAWS):

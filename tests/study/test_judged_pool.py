@@ -1,4 +1,4 @@
-"""Pools that are judged once, and what is picked from them, against `evaluate_pools`."""
+"""Judged pools, and Best-of-N from them compared with `evaluate_pools`."""
 
 import json
 
@@ -28,7 +28,7 @@ def responses(policy, *answers):
 
 @pytest.fixture
 def files(tmp_path):
-    """Two formats, judged by `answer`, by `correct` and by both; a policy that is missing, and one that has too few."""
+    """Two formats, judged by `answer`, by `correct` and by both; one policy is missing, another is too small."""
     pool = [
         {"id": "p1", "question": "Q 1?", "answer": "4", "responses": responses("weak", 4, 5, 6)},
         {"id": "p2", "question": "Q 2?", "answer": "#### 7", "responses": responses("weak", 7, 8, 7)},
@@ -45,7 +45,7 @@ def files(tmp_path):
 
 
 def q(record):
-    """Q-values that the text decides: with many ties, and some last steps cut off."""
+    """Q-values that depend on the text alone, with many ties; some last steps are cut off."""
     own = [float((sum(map(ord, step)) + t) % 3) for t, step in enumerate(record.steps)]
     return [*own[:-1], None] if sum(map(ord, "".join(record.steps))) % 4 == 1 else own
 
@@ -151,7 +151,7 @@ def test_no_policy_has_enough(tmp_path, files):
 
 
 def test_one_id_of_two_questions_is_refused(tmp_path):
-    """Two pools that both count their questions from 0 would otherwise be one, half of whose answers are wrong."""
+    """Otherwise two pools that both number their questions from 0 would be merged, half of it with wrong answers."""
     rows = [GOOD, {**GOOD, "prompt": "Another?", "answer": "2"}]
     files = [lines(tmp_path / f"{i}.jsonl", [row]) for i, row in enumerate(rows)]
     with pytest.raises(PQMError) as found:

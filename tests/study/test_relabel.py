@@ -1,4 +1,4 @@
-"""The same records with other labels."""
+"""Records with other labels than in the data."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def test_other_words_are_refused(text):
 
 
 def trl(path, labels, ids=True):
-    """Records of these labels; None: one without any."""
+    """Writes a record for each list of labels; None is a record without labels."""
     with open(path, "w", encoding="utf-8") as file:
         for i, own in enumerate(labels):
             row = {"prompt": f"Q{i}?", "completions": [f"s{t}" for t in range(len(own or "ab"))]}
@@ -108,7 +108,7 @@ def test_flips_do_not_depend_on_what_else_is_in_the_file(tmp_path):
 
 
 def test_several_files_of_another_format(tmp_path):
-    """Math-Shepherd, without ids: what comes out are TRL records, each with an id of its own."""
+    """Math-Shepherd records without ids become TRL records, each with its own id."""
     row = {"input": "2+3? Step 1: five ки\nStep 2: six ки", "label": "2+3? Step 1: five +\nStep 2: six -"}
     files = []
     for name in ("a", "b"):

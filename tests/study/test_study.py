@@ -1,4 +1,4 @@
-"""Whole studies, tiny: what is written, what is done again and what is not, and what stops one."""
+"""Whole studies, tiny ones: the files they write, what a second call repeats, and what stops a study."""
 
 import json
 import re
@@ -27,7 +27,7 @@ ONE = "--losses bce --learning-rates 1e-3 --seeds 0 --zetas"
 
 
 class InThisProcess:
-    """Stands in for the workers where they are not what is tested: to start one takes seconds."""
+    """Replaces the workers where they are not tested, because starting one takes seconds."""
 
     def __init__(self, *arguments):
         pass
@@ -78,7 +78,7 @@ def trials(folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A study whose trials ran in a worker, and what it printed."""
+    """A study whose trials ran in a worker, and its output."""
     folder = tmp_path_factory.mktemp("study") / "a study"
     with redirect_stdout(StringIO()) as out:
         assert study(folder, BASE) == 0
@@ -87,7 +87,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """That study, to go on with."""
+    """A copy of that study, to be continued."""
     return shutil.copytree(finished[0], tmp_path / "study")
 
 
@@ -180,7 +180,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_a_trial_without_its_result_is_done_again(copied, in_process):
-    """Its weights are gone, so it is trained again; to the same result, for all is seeded."""
+    """Its weights are gone, so it is trained again, with the same result because everything is seeded."""
     name = "bce_llama_given_lr0.001_seed0"
     before = trials(copied)[name]
     for text in (None, '{"diverged": nu'):
@@ -249,13 +249,13 @@ def test_a_rate_that_diverges_is_kept_and_not_chosen(copied, in_process):
 
 
 def test_a_rate_that_leaves_weights_of_no_use_is_no_end(copied, in_process):
-    """Every loss was finite, but what is left has hidden states of 1e30 or so."""
+    """Every loss was finite, but the trained model has hidden states of about 1e30."""
     assert study(copied, "--losses bce --seeds 0 1 --zetas --learning-rates 1e6 1e-3") == 0
     assert set(results(copied)["cells"][0]["tuning"]) == {"1e+06", "0.001"}
 
 
 def test_q_values_that_are_not_finite_are_kept_as_diverged(copied, in_process, monkeypatch):
-    """Trained to the last step; one rate's model gives no number."""
+    """Training finishes, but the model of one rate returns NaN."""
     from pqm_fast.study import trial
 
     def broken(config, folder, scorer=trial._scorer):
@@ -281,12 +281,12 @@ def own_data(folder):
 
 @pytest.fixture
 def world(finished, tmp_path):
-    """Without a blank in its name, for `split`."""
+    """A copy whose path has no blank, because the options are split at blanks."""
     return shutil.copytree(finished[0], tmp_path / "world")
 
 
 def test_a_users_own_data(world, tmp_path, in_process):
-    """The world's files given by name, three to one: the same figures as from the world itself."""
+    """The world's files passed as user data: the same figures as from the world itself."""
     assert study(tmp_path / "own", f"{ONE} {own_data(world)}") == 0
     [own] = trials(tmp_path / "own").values()
     assert same(own, trials(world)["bce_llama_given_lr0.001_seed0"])
@@ -323,7 +323,7 @@ def test_test_questions_that_are_trained_on_are_refused(world, tmp_path, no_trai
 
 
 def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process, capsys):
-    """Nothing was trained yet, nothing is lost: data that is not there, too many candidates, too long, right."""
+    """As long as nothing was trained: a missing file, too many candidates, too long, and then the right options."""
     options = f"{ONE} {own_data(world)}"
     assert study(tmp_path / "own", options.replace("train.jsonl", "typo.jsonl")) == 1
     assert "typo.jsonl: no file or folder of this name" in capsys.readouterr().err
@@ -335,7 +335,7 @@ def test_a_mistake_may_be_mended_in_the_same_folder(world, tmp_path, in_process,
 
 
 def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
-    """In a process of its own, from which the message must come back: a test question holds the step token."""
+    """In a real worker, whose message must reach the caller: a test question contains the step token."""
     pool = world / "data" / "world" / "test.jsonl"
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
     rows[2]["question"] += "<|step|>"
@@ -347,7 +347,7 @@ def test_a_worker_that_fails_stops_the_study(world, tmp_path, capsys):
 
 
 def test_figures_are_those_of_evaluate(tmp_path, in_process):
-    """A trial's checkpoint, scored and evaluated by the commands for that."""
+    """A trial's checkpoint is scored and evaluated by `pqm-fast evaluate`."""
     assert study(tmp_path / "s", f"{ONE} --keep-weights") == 0
     [(name, found)] = trials(tmp_path / "s").items()
     pool, out = tmp_path / "s" / "data" / "world" / "test.jsonl", tmp_path / "evaluation.json"
@@ -393,7 +393,7 @@ def test_other_backbones_and_labels(tmp_path, in_process):
 
 
 def test_all_trials_have_one_dtype(monkeypatch):
-    """Whatever a CPU is measured to be faster in, which may be another in each process."""
+    """Also where the measurement of the faster dtype on a CPU would differ between processes."""
     monkeypatch.setattr("pqm_fast.model.device.bfloat16_gain", lambda *sizes: 10.0)
     assert _dtype(StudyConfig(device="cpu")) == "float32"
     assert _dtype(StudyConfig(device="cpu", dtype="bfloat16")) == "bfloat16"

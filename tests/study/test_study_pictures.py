@@ -1,4 +1,4 @@
-"""Pictures of a study hold what they should, whatever is missing."""
+"""The pictures of a study show every figure, whichever are missing."""
 
 import warnings
 from dataclasses import asdict, replace

@@ -1,4 +1,4 @@
-"""Every figure stands in its row and its column."""
+"""Every figure is in its row and its column."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ def results_of(config, folder, trials=None):
 
 @pytest.fixture
 def found(tmp_path):
-    """Every figure of every cell another one, so that none can stand for another."""
+    """Results in which all figures differ, so that a figure in the wrong place is noticed."""
     found = results_of(CONFIG, tmp_path)
     count = iter(range(1, 10_000))
     fresh = lambda: next(count) / 10_000  # noqa: E731
@@ -204,7 +204,7 @@ def test_margins_of_rank_are_compared_only_if_there_are_several(tmp_path):
     assert "zeta" not in tables(results_of(replace(CONFIG, losses=("bce", "orm")), tmp_path))
 
 
-def test_what_diverged_is_told(tmp_path):
+def test_divergence_is_reported(tmp_path):
     grid = cells(CONFIG)
     blown = result(diverged="step 1: loss nan")
     results = every(grid)

@@ -1,4 +1,4 @@
-"""The inputs of a report that are under a path: training runs, results of `evaluate` and files of scored solutions."""
+"""The parts of runs that are under a path: training folders, results of `evaluate` and files of scored solutions."""
 
 import json
 from collections.abc import Iterator
@@ -49,44 +49,44 @@ class Scored:
     """As in `Evaluation`."""
 
 
-Input = Training | Evaluation | Scored
+Part = Training | Evaluation | Scored
 
 
-def find_inputs(path: Path) -> list[Input]:
+def find_parts(path: Path) -> list[Part]:
     """What a file is, or what a folder holds; without a training run in the folder, its subfolders too.
 
     Raises:
-        PQMError: the path does not exist or holds no input, or a file cannot be read.
+        PQMError: the path does not exist or holds nothing to report, or a file cannot be read.
     """
     if not path.exists():
         raise PQMError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [_in_file(path)]
-    inputs = _in_folder(path)
-    if not any(isinstance(found, Training) for found in inputs):
-        inputs += [found for child in sorted(path.iterdir()) if child.is_dir() for found in _in_folder(child)]
-    if not inputs:
+    parts = _in_folder(path)
+    if not any(isinstance(part, Training) for part in parts):
+        parts += [part for child in sorted(path.iterdir()) if child.is_dir() for part in _in_folder(child)]
+    if not parts:
         raise PQMError(
             f"{path}: nothing to report, neither here nor in the folders in it: no metrics.jsonl (pqm-fast train),"
             " no results (pqm-fast evaluate --out), no scored solutions (pqm-fast score)"
         )
-    return inputs
+    return parts
 
 
-def _in_folder(folder: Path) -> list[Input]:
-    inputs: list[Input] = []
+def _in_folder(folder: Path) -> list[Part]:
+    parts: list[Part] = []
     if metrics := _metrics(folder / "metrics.jsonl"):
-        inputs.append(Training(folder, metrics, _options(folder / "config.yaml")))
+        parts.append(Training(folder, metrics, _options(folder / "config.yaml")))
     for path in sorted(folder.glob("*.json")):
         if _is_evaluation(value := _json(path)):
-            inputs.append(Evaluation(path, value))
+            parts.append(Evaluation(path, value))
     for path in sorted(folder.glob("*.jsonl")):
         if (row := _first_scored_row(path)) is not None:
-            inputs.append(Scored(path, _text(row.get(SCORED_BY))))
-    return inputs
+            parts.append(Scored(path, _text(row.get(SCORED_BY))))
+    return parts
 
 
-def _in_file(path: Path) -> Input:
+def _in_file(path: Path) -> Part:
     """Takes a file without results for scored solutions; reading them later reports it if they are not."""
     if path.suffix == ".json" and _is_evaluation(value := _json(path)):
         return Evaluation(path, value)
