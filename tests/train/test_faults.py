@@ -294,7 +294,9 @@ def test_only_folders_are_taken_for_interrupted_checkpoints(make, whole, cut, tm
 def test_no_intact_checkpoint(make, cut):
     for step in (5, 10):
         flip(cut / "checkpoints" / f"step-{step:07d}" / "training.pt")
-    with pytest.raises(PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt or SHA256SUMS has changed"):
+    with pytest.raises(
+        PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt or SHA256SUMS has changed"
+    ):
         train(make(cut, resume=True))
     assert steps(cut) == [5, 10]
 
