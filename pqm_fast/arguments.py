@@ -30,7 +30,7 @@ def parse(options: type, command: str, arguments: list[str], *, program: str = "
     except SystemExit as exit:
         if file and exit.code:
             print(
-                f"pqm-fast: error: the options come from {file} and the command line; correct them there",
+                f"{program}: error: the options come from {file} and the command line; correct them there",
                 file=sys.stderr,
             )
         raise

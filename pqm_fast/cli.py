@@ -1,13 +1,11 @@
-"""`pqm-fast COMMAND`: one function per command, and the exit codes. Heavy imports are inside the functions."""
+"""`pqm-fast COMMAND`: one function per command. Heavy imports are inside the functions."""
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from pqm_fast.arguments import gather, parse
-from pqm_fast.common.signals import Stopped, stop_raises
-from pqm_fast.errors import PQMError
+from pqm_fast.common.exit_codes import run_command
+from pqm_fast.common.signals import stop_raises
 
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
@@ -32,16 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an error that the user can fix, printed as one message. 2: a usage error. 130, 143, 138: stopped by
     SIGINT, SIGTERM or SIGUSR1.
     """
-    code = 0
-    try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-    except OSError as error:  # standard output is a file on a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it exits
-        if code == 0:
-            print(f"pqm-fast: error: standard output: {error.strerror}", file=sys.stderr)
-            code = 1
-    return code
+    return run_command("pqm-fast", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(arguments: list[str]) -> int:
@@ -57,35 +46,8 @@ def _run(arguments: list[str]) -> int:
     if command is None:
         print(f"pqm-fast: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    try:
-        with stop_raises():
-            command(arguments[1:])
-    except SystemExit as exit:  # --help or a usage error; the parser has printed either
-        return int(exit.code or 0)
-    except PQMError as error:
-        print(f"pqm-fast: error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, or a folder without permission to write
-        print(f"pqm-fast: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("pqm-fast: error: the machine is out of memory", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch, on a CPU
-            print(f"pqm-fast: error: the machine is out of memory: {error}", file=sys.stderr)
-            return 1
-        # torch's OutOfMemoryError, by name because --help must not import torch, or an error of CUDA, Triton or cuBLAS
-        if type(error).__name__ != "OutOfMemoryError" and "out of memory" not in str(error).lower():
-            raise
-        hint = "try fewer tokens in a forward pass (--micro-batch-tokens, --max-tokens) or --recompute-layers all"
-        print(f"pqm-fast: error: the device is out of memory; {hint}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        event = "terminated" if number == signal.SIGTERM else "interrupted"
-        print(f"pqm-fast: {event}; {stop}" if str(stop) else f"pqm-fast: {event}", file=sys.stderr)
-        return 128 + number
+    with stop_raises():
+        command(arguments[1:])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A record as one solution of its question: the fields of `Record.extra` that this package reads, typed and checked."""
+"""A record as one solution of its question: what `Record.extra` says about the solution, typed and checked."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,22 +29,19 @@ class Candidate:
         """Reads and checks the fields of a record. `source` names its files in the message.
 
         Raises:
-            PQMError: the record has a `question_id`, and a `correct` that is not true, false or a number from 0 to 1.
-                Without a `question_id` such a `correct` is some other field, and is ignored.
+            PQMError: the record has the field `question_id`, and a `correct` that is not true, false or a number from
+                0 to 1. In a record without the field, such a `correct` is something else, and is ignored.
         """
         extra = record.extra
-        question_id, correct = _text(extra.get("question_id")), extra.get("correct")
-        # true and false are numbers in Python; NaN is outside every range
-        if correct is not None and not (isinstance(correct, (int, float)) and 0 <= correct <= 1):
-            if question_id is not None:
-                where = f"{source}: record {record.id}" if source else f"record {record.id}"
-                raise PQMError(f"{where}: correct is {show(correct)}; give true, false or a number from 0 to 1")
-            correct = None
+        correct = correctness(record)
+        if correct is None and extra.get("correct") is not None and has_question_id(record):
+            where = f"{source}: record {record.id}" if source else f"record {record.id}"
+            raise PQMError(f"{where}: correct is {show(extra['correct'])}; give true, false or a number from 0 to 1")
         return cls(
             record=record,
-            question_id=question_id,
+            question_id=_text(extra.get("question_id")),
             policy=_text(extra.get("policy")),
-            correct=None if correct is None else float(correct),
+            correct=correct,
             answer=_text(extra.get("answer")),
             cut_off=is_cut_off(record),
         )
@@ -58,6 +55,20 @@ class Candidate:
 def has_question_id(record: Record) -> bool:
     """Whether the record has the field `question_id`, even if it is null: its file is one of pools."""
     return "question_id" in record.extra
+
+
+def correctness(record: Record) -> float | None:
+    """`correct` as a number in [0, 1]; None if it is missing, or is not true, false or such a number."""
+    correct = record.extra.get("correct")
+    # true and false are numbers in Python; NaN is outside every range
+    return float(correct) if isinstance(correct, (int, float)) and 0 <= correct <= 1 else None
+
+
+def stated_fields(record: Record) -> dict[str, str | int | float]:
+    """`policy`, `correct` and `answer` as the file states them, for display: only texts and numbers, and no `correct`
+    that cannot be one."""
+    names = ["policy", "answer"] if correctness(record) is None else ["policy", "correct", "answer"]
+    return {name: value for name in names if isinstance(value := record.extra.get(name), (str, int, float))}
 
 
 def is_cut_off(record: Record) -> bool:

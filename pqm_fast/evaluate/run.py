@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pqm_fast.common.files import file_to_write, write_json
 from pqm_fast.common.options import Text
-from pqm_fast.data.candidate import has_question_id
+from pqm_fast.data.candidate import Candidate, has_question_id
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.errors import PQMError
@@ -67,6 +67,8 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if has_question_id(pair[0])]
+    for record, _ in candidates:
+        Candidate.of(record, ", ".join(config.data))  # refuses a bad one before anything is computed
     left_out = [str(skipped)] * bool(skipped.total) + [str(cut)] * bool(cut.records)
     result: dict[str, Any] = {
         "model": _model(config, scored),
@@ -86,7 +88,6 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
                 draws=config.draws,
                 seed=config.seed,
                 progress=config.scoring.progress and not quiet,
-                source=", ".join(config.data),
             )
         )
     if not parts:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.data.candidate import Candidate
+from pqm_fast.data.candidate import correctness, stated_fields
 from pqm_fast.data.read import read_records
+from pqm_fast.data.records import Record
 from pqm_fast.report.runs import Run
 from pqm_fast.scoring.stored import Scores, scores_of
 
@@ -27,8 +28,7 @@ def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str
         chosen as most wrong, None if all solutions are shown.
 
     Raises:
-        PQMError: a record without one score (a finite number, or null) per step, or a candidate whose `correct` is not
-            true, false or a number from 0 to 1.
+        PQMError: a record does not have one score (a finite number, or null) for each step.
     """
     scored = [(i, run.scored) for i, run in enumerate(runs) if run.scored]
     prompts: dict[str, int] = {}
@@ -38,11 +38,11 @@ def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str
         copies, top, sample = _select(paths, limit // len(scored), seed)
         total, distinct, worst = total + sum(copies.values()), distinct + len(copies), worst + len(top)
         missing = top | sample
-        for candidate, scores in _read(paths):
-            if (key := _key(candidate)) in missing:
+        for record, scores in _read(paths):
+            if (key := _key(record)) in missing:
                 missing.remove(key)
-                prompt = prompts.setdefault(candidate.record.prompt, len(prompts))
-                items.append({"run": i, "prompt": prompt, **_item(candidate, scores), "copies": copies[key]})
+                prompt = prompts.setdefault(record.prompt, len(prompts))
+                items.append({"run": i, "prompt": prompt, **_item(record, scores), "copies": copies[key]})
     counts = {"total": total, "distinct": distinct, "worst": worst if len(items) < distinct else None}
     return {"prompts": list(prompts), "items": items, **counts}
 
@@ -54,10 +54,10 @@ def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int],
     """
     copies: Counter[int] = Counter()
     wrong: dict[int, float] = {}
-    for candidate, scores in _read(paths):
-        key = _key(candidate)
+    for record, scores in _read(paths):
+        key = _key(record)
         copies[key] += 1
-        if copies[key] == 1 and (value := how_wrong(candidate, scores)[0]) is not None:
+        if copies[key] == 1 and (value := how_wrong(record, scores)[0]) is not None:
             wrong[key] = value
     if len(copies) <= limit:
         return copies, set(), set(copies)
@@ -66,20 +66,20 @@ def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int],
     return copies, top, set(random.Random(seed).sample(rest, limit - len(top)))
 
 
-def _key(candidate: Candidate) -> int:
-    record = candidate.record
-    labels = tuple(record.labels or ())
-    return hash((record.prompt, tuple(record.steps), labels, candidate.policy, candidate.correct))
+def _key(record: Record) -> int:
+    stated = stated_fields(record)
+    fields = [repr(stated.get(name)) for name in ("policy", "correct")]  # true is not 1 here, and "1" is not 1
+    return hash((record.prompt, tuple(record.steps), tuple(record.labels or ()), *fields))
 
 
-def how_wrong(candidate: Candidate, scores: Scores) -> tuple[float | None, int | None]:
+def how_wrong(record: Record, scores: Scores) -> tuple[float | None, int | None]:
     """(how wrong the model was about a solution, from 0 to 1; the step, from 0, where it was).
 
     That is the largest |sigmoid(q) - label| over the steps that have both. If no step has both, it is
     |sigmoid(q) - correct| of the step with the lowest q, because one wrong step makes a solution wrong. (None, None)
     without labels and `correct`.
     """
-    labels = candidate.record.labels or [None] * len(scores)
+    labels = record.labels or [None] * len(scores)
     gaps = [
         (abs(_sigmoid(q) - y), t)
         for t, (q, y) in enumerate(zip(scores, labels, strict=True))
@@ -88,25 +88,25 @@ def how_wrong(candidate: Candidate, scores: Scores) -> tuple[float | None, int |
     if gaps:
         return max(gaps, key=lambda gap: gap[0])
     known = [(q, t) for t, q in enumerate(scores) if q is not None]
-    if not known or candidate.correct is None:
+    correct = correctness(record)
+    if not known or correct is None:
         return None, None
     lowest, at = min(known)
-    return abs(_sigmoid(lowest) - candidate.correct), at
+    return abs(_sigmoid(lowest) - correct), at
 
 
 def _sigmoid(q: float) -> float:
     return 1 / (1 + math.exp(-q)) if q >= 0 else math.exp(q) / (1 + math.exp(q))
 
 
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Candidate, Scores]]:
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Record, Scores]]:
     for path in paths:
         for record in read_records(path):
-            yield Candidate.of(record, str(path)), scores_of(record, str(path))
+            yield record, scores_of(record, str(path))
 
 
-def _item(candidate: Candidate, scores: Scores) -> dict[str, Any]:
-    record = candidate.record
-    wrong, at = how_wrong(candidate, scores)
+def _item(record: Record, scores: Scores) -> dict[str, Any]:
+    wrong, at = how_wrong(record, scores)
     item: dict[str, Any] = {
         "id": record.id,
         "steps": record.steps,
@@ -115,5 +115,4 @@ def _item(candidate: Candidate, scores: Scores) -> dict[str, Any]:
         "wrong": wrong,
         "at": at,
     }
-    known = {"policy": candidate.policy, "correct": candidate.correct, "answer": candidate.answer}
-    return item | {name: value for name, value in known.items() if value is not None}
+    return item | stated_fields(record)

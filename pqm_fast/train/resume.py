@@ -62,8 +62,8 @@ class Start:
 def find_start(config: TrainConfig, notes: list[str]) -> Start:
     """Where a run with these options starts. `notes` gets a message for each damaged checkpoint.
 
-    Raises PQMError for a run folder that cannot be used with these options. Writes nothing there, except for a damaged
-    config.yaml, which is repaired.
+    Raises PQMError for a run folder that cannot be used with these options. Writes nothing there, but repairs a damaged
+    config.yaml, and removes what a killed run left behind.
     """
     stored = config.folder / CONFIG_FILE
     remove_leftovers(config.folder)  # from a run that was killed while it wrote its config.yaml

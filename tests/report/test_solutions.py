@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from report_files import solution, write_lines
 
-from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.report.runs import Run
@@ -36,7 +35,7 @@ def p(q):
 )
 def test_how_wrong(scores, labels, correct, expected):
     extra = {} if correct is None else {"correct": correct}
-    found = how_wrong(Candidate.of(Record("a", "Q", ["s"] * len(scores), labels, extra)), scores)
+    found = how_wrong(Record("a", "Q", ["s"] * len(scores), labels, extra), scores)
     assert found == (pytest.approx(expected[0]), expected[1])
 
 
@@ -109,16 +108,16 @@ def test_bad_scores_are_named(tmp_path, scores, message):
     assert str(error.value).startswith(f"{path}: record bad: ")
 
 
-def test_a_bad_correctness_is_named(tmp_path):
-    path = tmp_path / "s.jsonl"
-    with pytest.raises(PQMError) as error:
-        choose_solutions([run_of(path, [solution("bad", [1.0], question_id="q", correct=7)])], 10)
-    assert str(error.value) == f"{path}: record bad: correct is 7; give true, false or a number from 0 to 1"
-    other_field = run_of(path, [solution("fine", [1.0], correct="C")])  # no candidate: not the correctness
-    assert "correct" not in choose_solutions([other_field], 10)["items"][0]
-
-
 def test_a_file_of_something_else(tmp_path):
     path = write_lines(tmp_path / "s.jsonl", [{"a": 1}])
     with pytest.raises(PQMError, match=r"s.jsonl, line 1: fields a are of no known format"):
         choose_solutions([Run(Path("s"), "s", scored=[path])], 10)
+
+
+def test_correctness_is_shown_as_the_file_states_it_or_not_at_all(tmp_path):
+    stated = [True, 1.0, 0, 7, "yes", "C", None]
+    rows = [solution(f"s{i}", [1.0], correct=value, policy=i, answer=str(i)) for i, value in enumerate(stated)]
+    items = choose_solutions([run_of(tmp_path / "s.jsonl", rows)], 10)["items"]
+    assert [repr(item.get("correct")) for item in items] == ["True", "1.0", "0", *["None"] * 4]
+    assert [(item["policy"], item["answer"]) for item in items] == [(i, str(i)) for i in range(len(stated))]
+    assert [item["wrong"] is None for item in items] == [False] * 3 + [True] * 4

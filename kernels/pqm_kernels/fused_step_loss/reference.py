@@ -144,8 +144,8 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
     """The loss of each trajectory: `FUNCTIONS[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
 
     Args:
-        q: [S] step scores, any float dtype. Arithmetic is float64 (float32 on "mps", which has no other): a
-            log-sum-exp near 1e4 is exact to 1e-3 only in float32.
+        q: [S] step scores, any float dtype. Arithmetic is float64 (float32 on "mps", which has no float64): in
+            float32 a log-sum-exp near 1e4 is exact only to 1e-3.
         labels: [S] of any dtype: 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
         cu_steps: [B + 1] int32 or int64, rising from 0 to S; a trajectory may have no steps.
         loss: a key of `LOSSES`.
