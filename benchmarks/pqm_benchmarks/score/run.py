@@ -115,7 +115,7 @@ def _count(config: ScoreBench) -> Results:
 
 
 def _measure_shape(
-    config: ScoreBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
+    config: ScoreBench, chosen: Chosen, settings: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
 ) -> None:
     """Measures all ways for one model, and calls `add` as `take_turns` does."""
     from pqm_benchmarks.score.check import Expected
@@ -132,9 +132,9 @@ def _measure_shape(
     release()
 
     def search(name: str) -> SettingSearch:
-        """Does not check the scores: `measure` does, before it times anything."""
-        if given is not None:
-            return SettingSearch([given[name]])
+        """Does not check the scores, because `measure` does so before it times anything."""
+        if settings is not None:
+            return SettingSearch([settings[name]])
         tried = try_settings(WAYS[name].families, partial(_try, WAYS[name], half), chosen.tries)
         return SettingSearch(fastest(tried), tried)
 

@@ -1,4 +1,4 @@
-"""Work that may fail or not fit: the failure is printed and recorded, and everything else is measured all the same."""
+"""Work that may fail or not fit. The failure is printed and recorded, and everything else is still measured."""
 
 import gc
 import traceback

@@ -1,4 +1,4 @@
-"""A way to score: batches made on the host, a model that scores them, and what that computes."""
+"""A way to score: batches made on the host, a model that scores them, and a count of what that computes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

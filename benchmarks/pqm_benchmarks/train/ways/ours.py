@@ -23,7 +23,7 @@ from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
 from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
 from pqm_fast.train.step import Objective, Planned, train_step
 
-BLOCK = 128  # token budgets are whole blocks of attention
+BLOCK = 128  # token budgets are multiples of this: attention kernels take 128 queries at a time
 
 
 @dataclass(frozen=True)
