@@ -79,7 +79,8 @@ def spans(events: Iterable[Any], on_gpu: bool) -> list[Span]:
 
 def figures(kernels: Sequence[Span]) -> dict[str, Any]:
     """Returns `wall_us` from the start of the first kernel to the end of the last one, the share of it in which no
-    kernel runs (`idle`), the share of `attention` in the time of all kernels, and the `longest` kernels, [name, share] each.
+    kernel runs (`idle`), the share of `attention` in the time of all kernels, and the `longest` kernels: [name, share]
+    each.
 
     Raises:
         PQMError: there are no kernels.
