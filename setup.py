@@ -1,4 +1,4 @@
-"""The distribution pqm-fast: pqm_fast (the trainer) and pqm_kernels (the fused op, which kernels/ can install alone)."""
+"""The distribution pqm-fast: pqm_fast (the trainer) and pqm_kernels (the fused op, which installs alone too)."""
 
 from setuptools import find_packages, setup
 from setuptools.command.editable_wheel import editable_wheel

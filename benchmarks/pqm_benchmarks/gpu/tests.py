@@ -25,7 +25,7 @@ POLL = 0.5
 
 
 def everything(job: Job) -> None:
-    """Runs all tests whose result can depend on the GPU.
+    """Runs the tests of the kernels, and those of the model, training and data that need a GPU.
 
     Raises:
         PQMError: a test fails, or none runs.

@@ -126,7 +126,7 @@ def _measure_shape(
 
     model_flops = count_model_flops(model)
     case = Case(model, questions, chosen.device, chosen.dtype)
-    # settings are tried on half the questions, as each takes two passes
+    # settings are tried on half the questions, because each takes two passes
     half = case._replace(questions=questions[: -(-len(questions) // 2)])
     expected = Expected.of(*case)
     release()
