@@ -25,8 +25,8 @@ file of options; options on the command line override it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 if a stage failed, or for a mistake that a user can fix; 2 for usage; 130 and 143
-    after SIGINT and SIGTERM."""
+    """Returns the exit code: 0 for success, 1 if a stage failed or for a mistake that a user can fix, 2 for a wrong
+    command line, 130 after SIGINT and 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

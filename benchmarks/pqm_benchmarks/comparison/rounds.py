@@ -9,7 +9,7 @@ from pqm_benchmarks.comparison.report import Record
 from pqm_benchmarks.comparison.run import Add
 
 Setting = dict[str, Any]
-"""What a way can choose so that it is fastest on the device, such as {"batch": 32, "recompute": False}."""
+"""The choices that make a way fastest on the device, such as {"batch": 32, "recompute": False}."""
 Tried = Sequence[dict[str, Any]]
 """{"setting", "seconds", "why"} of each setting that was tried; `why` is the reason if there are no seconds."""
 Round = TypeVar("Round")
@@ -26,7 +26,7 @@ class SettingSearch(NamedTuple):
 
 
 class Way(Protocol):
-    """What the record of every way names."""
+    """The names of a way, which its records hold."""
 
     @property
     def title(self) -> str: ...

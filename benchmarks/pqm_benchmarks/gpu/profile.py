@@ -1,4 +1,4 @@
-"""Where the time of one training step goes: the idle share of the GPU, the longest kernels, the share of attention."""
+"""Profiles one training step: the idle share of the GPU, the longest kernels, and the share of attention."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -152,9 +152,9 @@ class Round(NamedTuple):
     """Timed passes over all solutions, in a new model."""
 
     seconds: list[float]
-    """From solutions to scores on the host."""
+    """The time of each pass, from solutions to scores on the host."""
     ahead_seconds: list[float]
-    """With batches planned and on the device in advance."""
+    """The same, with batches that were planned and put on the device in advance."""
     error: float
     rows: "RowCounts"
     batches: int

@@ -32,7 +32,7 @@ def pick(name: str) -> torch.device:
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:
-    """What `describe` returns, with the name of the device that is measured."""
+    """The result of `describe`, with the name of the device that is measured."""
     environment = describe()
     if device.type == "cpu" and torch.cuda.is_available():
         environment["device"] = "CPU"  # `describe` names the GPU

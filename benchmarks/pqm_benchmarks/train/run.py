@@ -146,7 +146,7 @@ class Round(NamedTuple):
 
     laps: "Laps"
     computed: Record
-    """What one pass computes, which is the same in every round."""
+    """The work of one pass, which is the same in every round."""
 
 
 def _round(

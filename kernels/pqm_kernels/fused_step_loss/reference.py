@@ -109,7 +109,7 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     errors = wrong.cumsum(-1)
     survived = torch.where(valid & (errors == 0), -F.logsigmoid(q), 0.0).sum(-1)
     erred = torch.where(wrong & (errors == 1), -F.logsigmoid(-q), 0.0).sum(-1)
-    # Where every score is large, H underflows but log H does not: there log h = -q - e^-q / 2 + ...
+    # If every score is large, H underflows but log H does not: then log h = -q - e^-q / 2 + ...
     large = -q - torch.exp(-q.clamp(min=16.0)) / 2
     log_h = torch.where(q > 16.0, large, torch.log(-F.logsigmoid(q.clamp(max=16.0))))
     failed = -_log1mexp(torch.where(valid, log_h, ABSENT).logsumexp(-1))
