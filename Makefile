@@ -1,4 +1,4 @@
-# Everything happens in .venv; nothing has to be installed beforehand but Python >= 3.10 with venv.
+# Everything happens in .venv. Only Python >= 3.10 with venv has to be installed beforehand.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,8 +30,8 @@ $(READY): constraints.txt setup.py pyproject.toml kernels/VERSION
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-# What some options need, for their tests alone: transformers loads torchao wherever it is, which takes a second and is
-# not silent.
+# Packages that some options need. Only the tests install them: transformers loads torchao wherever it is installed,
+# which takes a second and prints messages.
 $(EXTRAS): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
 	@touch $(EXTRAS)

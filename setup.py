@@ -1,11 +1,11 @@
-"""The distribution pqm-fast: pqm_fast (the trainer) and pqm_kernels (the fused op, which kernels/ installs alone)."""
+"""The distribution pqm-fast: pqm_fast (the trainer) and pqm_kernels (the fused op, which installs alone too)."""
 
 from setuptools import find_packages, setup
 from setuptools.command.editable_wheel import editable_wheel
 
 
 class EditableInstall(editable_wheel):
-    """An editable install has pqm_benchmarks too. It is run from a checkout, so a wheel leaves it out."""
+    """Adds pqm_benchmarks to an editable install. Benchmarks run from a checkout, so a wheel leaves them out."""
 
     def finalize_options(self):
         self.distribution.packages += find_packages("benchmarks", include=["pqm_benchmarks", "pqm_benchmarks.*"])

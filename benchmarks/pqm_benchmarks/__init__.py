@@ -1,4 +1,4 @@
 """Benchmarks of pqm-fast: `python -m pqm_benchmarks --help`. They run from a checkout and are not installed.
 
-Later rooms may import earlier ones only: shared < work < kernels < comparison < train < score < gpu.
+A folder may import only the folders to its left: shared < work < comparison < kernels < train < score < gpu.
 """

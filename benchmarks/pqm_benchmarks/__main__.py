@@ -25,8 +25,8 @@ file of options; options on the command line override it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 if a stage failed, or for a mistake that a user can fix; 2 for usage; 130 and 143
-    after SIGINT and SIGTERM."""
+    """Returns the exit code: 0 for success, 1 if a stage failed or for a mistake that a user can fix, 2 for a wrong
+    command line, 130 after SIGINT and 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -109,16 +109,16 @@ def _gpu(arguments: list[str]) -> int:
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there is a GPU")
     add("--commit", help="the commit that is measured, for a copy of the files without their history")
     add("--earlier", metavar="DIR", help="folder of an earlier run, whose failed tests are run again")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     return run(
         Request(
-            out=Path(given.out).resolve(),
-            minutes=given.minutes,
-            list=given.list,
-            stages=tuple(given.stages or ()),
-            device=given.device,
-            commit=given.commit,
-            earlier=Path(given.earlier).resolve() if given.earlier else None,
+            out=Path(options.out).resolve(),
+            minutes=options.minutes,
+            list=options.list,
+            stages=tuple(options.stages or ()),
+            device=options.device,
+            commit=options.commit,
+            earlier=Path(options.earlier).resolve() if options.earlier else None,
         )
     )
 
@@ -131,8 +131,8 @@ def _publish(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", metavar="DIR", help="the folder that `gpu` has written")
     parser.add_argument("--root", default=".", help="the checkout to write into; default: this folder")
-    given = parser.parse_args(arguments)
-    print(publish(Path(given.folder), Path(given.root)))
+    options = parser.parse_args(arguments)
+    print(publish(Path(options.folder), Path(options.root)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Launches kernels in a fraction of triton's host time, which is longer than the kernels run on a training batch.
+"""Launches kernels in a fraction of triton's host time, which exceeds their run time on a training batch.
 
 At every launch triton inspects each argument to find the code that it compiled for arguments like these: their dtypes,
 whether pointers and sizes are multiples of 16 or sizes are 1, constants and options. Here the caller puts all that into
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-# Compiler option: a multiply and an add become one instruction. Stated because triton's default differs by version.
+# Compiler option: a multiply and an add become one instruction. It is set because triton's default differs by version.
 FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 # Compiler option: every operation rounds once, so that each GPU and the CPU get the same bits.
 NO_FUSED_MULTIPLY_ADD = {"enable_fp_fusion": False}

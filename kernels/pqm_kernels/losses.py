@@ -10,14 +10,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Loss:
-    """The properties of a loss by which trainers and reports treat it differently from others."""
+    """The properties of a loss that trainers and reports have to know."""
 
     formula: str
     """The loss of one trajectory and its source, in one line."""
     soft_labels: bool = False
     """Takes any label in [0, 1]; the others take 0 and 1 only."""
     normalised_by: Literal["trajectories", "steps"] = "trajectories"
-    """What a batch divides the sum over its trajectories by."""
+    """A batch divides the sum over its trajectories by the number of these."""
     uses_zeta: bool = False
     """Has the margin zeta between correct and wrong steps; the others ignore it."""
     has_flat_floor: bool = False

@@ -19,7 +19,7 @@ class StepsByRow(NamedTuple):
 
 
 def steps_by_row(step_index: Tensor, num_rows: int) -> StepsByRow:
-    """Inverts `step_index` [S], whose values lie in 0..num_rows - 1, on its device, which it does not synchronise.
+    """Inverts `step_index` [S], whose values lie in 0..num_rows - 1. Runs on its device and does not synchronise it.
 
     The sort is stable, so that sums over the steps of a row always have the same order.
     """

@@ -1,4 +1,4 @@
-"""How wide a tile of a row is, for every kernel that reads rows."""
+"""The width of a tile, for every kernel that reads rows."""
 
 from functools import cache
 

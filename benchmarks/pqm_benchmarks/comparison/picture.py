@@ -51,5 +51,5 @@ def draw(results: Results, path: Path, heading: str, unit: str, panel: Panel) ->
 
 
 def label(axes: Any, text: str, end: float, row: int) -> None:
-    """Writes `text` behind the bar of a row, which ends at `end`."""
+    """Writes `text` after the bar of a row, which ends at `end`."""
     axes.annotate(text, (end, row), (3, 0), textcoords="offset points", va="center", fontsize=8.5)

@@ -13,7 +13,7 @@ Results = dict[str, Any]
 
 
 def merge(files: dict[str, Results]) -> Results:
-    """The results of several runs, by file name, as one: runs of different models or ways under equal conditions.
+    """Merges the results of several runs, by file name. They are of different models or ways under equal conditions.
 
     Raises:
         PQMError: the conditions differ, or two files have the same way of the same model.
@@ -57,7 +57,7 @@ Columns = dict[str, Callable[[Row], str]]
 
 def table(results: Results, workload: str, base: str, columns: Columns, targets: str, notes: list[str]) -> str:
     """All results: for each model a grid with a line for each way, compared with the way `base`. `workload` is put
-    behind the description of the made-up trajectories."""
+    after the description of the made-up trajectories."""
     shapes = dict.fromkeys(record["shape"] for record in results["records"])
     grids = (_grid(results, shape, base, columns) for shape in shapes)
     parts = [_heading(results, workload), *grids, targets, "\n".join(notes)]
@@ -134,7 +134,7 @@ class Targets:
         self.rows.append([text, bound, measured, verdict(met, self.device)])
 
     def add_times(self, rate: str, other: Record, bound: float, measured: float) -> None:
-        """A target for our `rate` over that of another way."""
+        """Adds a target for our `rate` over that of another way."""
         self.add(f"{rate}, times those of {other['title']}", f">= {bound:g}x", f"{measured:.2f}x", measured >= bound)
 
     def text(self, *notes: str) -> str:
@@ -146,7 +146,7 @@ class Targets:
 
 
 def padding(records: list[Record], unit: str) -> list[str]:
-    """The rates that ways with batches of similar length would reach with a whole data set to choose from. `unit` is
+    """The rates that ways with batches of similar length would reach if they chose from a whole data set. `unit` is
     "trajectories" or "solutions"."""
     return [
         f"{record['title']}, {record['shape']}: out of so few {unit}, batches of similar length are padded "
@@ -165,7 +165,7 @@ def closing(results: Results, source: Callable[[Record], str]) -> list[str]:
 
 
 def _noise(records: list[Record]) -> list[str]:
-    """One line on how far the rounds of a way differ, or none for a single round."""
+    """One line that says how far the rounds of a way differ, or no line for a single round."""
     spread = []
     for record in records:
         rounds = [statistics.median(laps) for laps in record["lap_seconds"]]

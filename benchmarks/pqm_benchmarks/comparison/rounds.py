@@ -9,7 +9,7 @@ from pqm_benchmarks.comparison.report import Record
 from pqm_benchmarks.comparison.run import Add
 
 Setting = dict[str, Any]
-"""What a way can choose so that it is fastest on the device, such as {"batch": 32, "recompute": False}."""
+"""The choices that make a way fastest on the device, such as {"batch": 32, "recompute": False}."""
 Tried = Sequence[dict[str, Any]]
 """{"setting", "seconds", "why"} of each setting that was tried; `why` is the reason if there are no seconds."""
 Round = TypeVar("Round")
@@ -26,7 +26,7 @@ class SettingSearch(NamedTuple):
 
 
 class Way(Protocol):
-    """What the record of every way names."""
+    """The names of a way, which its records hold."""
 
     @property
     def title(self) -> str: ...
@@ -52,7 +52,7 @@ def take_turns(
     record: Callable[[str, Setting, list[Round]], Record],
     add: Add,
 ) -> None:
-    """Measures every way once in each round. In the first round, each way searches for its setting before.
+    """Measures every way once in each round. In the first round, each way first searches for its setting.
 
     `search` finds the settings of a way, `measure` runs one round of it, and `record` makes its record, with
     {unit}_per_s, from all rounds so far; its names, its setting and the settings tried are added here. Calls `add` with
@@ -88,8 +88,8 @@ def take_turns(
 
 
 def _first_that_runs(settings: Sequence[Setting], measure: Callable[[Setting], Any]) -> tuple[Any, Any, str | None]:
-    """(setting, result, None) of the first setting that runs, or (setting, None, reason) of the last one if none does:
-    the fastest setting may not have the memory for all questions."""
+    """(setting, result, None) of the first setting that runs, or (setting, None, reason) of the last one if none does.
+    The fastest setting may not have enough memory for all questions."""
     from pqm_benchmarks.shared.attempts import attempt_alone
 
     for setting in settings:
@@ -102,8 +102,8 @@ def _first_that_runs(settings: Sequence[Setting], measure: Callable[[Setting], A
 def over_median(
     unit: str, questions: Sequence[Sequence[Any]], rounds: Sequence[Passes], computed_tokens: int, flops: int
 ) -> Record:
-    """The part of a record that the passes of all rounds give: rates are those of the median pass. `unit` is the plural
-    of what is counted ("solutions"); `computed_tokens` and `flops` are those of one pass."""
+    """The part of a record that comes from the passes of all rounds. Rates are those of the median pass. `unit` is the
+    plural of what is counted ("solutions"); `computed_tokens` and `flops` are those of one pass."""
     seconds = statistics.median(lap for passes in rounds for lap in passes.seconds)
     return {
         "lap_seconds": [passes.seconds for passes in rounds],

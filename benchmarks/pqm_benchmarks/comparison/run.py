@@ -22,7 +22,7 @@ Add = Callable[[list[Record], list[dict[str, str]]], None]
 
 
 class Options(Protocol):
-    """The options that every comparison has. They are a frozen dataclass."""
+    """The options of every comparison, which are a frozen dataclass."""
 
     @property
     def out(self) -> str: ...
@@ -53,8 +53,8 @@ class Chosen:
 
 
 def choose(config: Options, ways: Sequence[str], compiled: Sequence[str], positive: Sequence[str]) -> Chosen:
-    """`ways` are all that exist, `compiled` those that are left out on a CPU by default, and `positive` the options
-    that must be positive.
+    """Checks the options and sets the defaults. `ways` are all that exist, `compiled` those that are left out on a CPU
+    by default, and `positive` the options that must be positive.
 
     Raises:
         PQMError: an option that makes no sense.

@@ -16,8 +16,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--earlier", type=Path)
-    given = parser.parse_args()
-    return Job(given.device, given.out, given.report, given.earlier).do(given.work)
+    options = parser.parse_args()
+    return Job(options.device, options.out, options.report, options.earlier).do(options.work)
 
 
 if __name__ == "__main__":

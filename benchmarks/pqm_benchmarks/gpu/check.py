@@ -23,8 +23,8 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.attention import Planner, choose_backend
 from pqm_fast.model.attention.paths import AttentionPaths
 
-TIMES = 2.0  # the error that is allowed, over that of plain PyTorch
-NEGLIGIBLE = 1e-5  # an error that is always allowed: that of float32
+TIMES = 2.0  # our error may be this many times that of plain PyTorch
+NEGLIGIBLE = 1e-5  # an error of this size is always allowed: that of float32
 HEADS, KEY_VALUE_HEADS, HEAD_DIM = 14, 2, 64  # as in Qwen2.5-0.5B
 
 Compared = Iterator[tuple[str, Tensor, Tensor, Tensor]]

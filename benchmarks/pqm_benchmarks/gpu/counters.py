@@ -29,7 +29,7 @@ def counters(job: Job) -> None:
     ncu = shutil.which("ncu")
     if not job.on_gpu or ncu is None:
         raise Skipped("needs a GPU and Nsight Compute (ncu)")
-    # the clocks belong to the owner of the card, and are left as they are
+    # the clocks belong to the owner of the card, so they are left unchanged
     command = [ncu, "--set", "basic", "--clock-control", "none", "--kernel-name", KERNELS, "--csv", "--page", "details"]
     done = subprocess.run(
         [*command, sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True, env=os.environ, check=False

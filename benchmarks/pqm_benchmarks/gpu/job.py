@@ -17,14 +17,14 @@ class Skipped(Exception):
 
 @dataclass
 class Job:
-    """A stage calls `store` as soon as it has a result, as it may be ended at any time."""
+    """The input of a stage. A stage calls `store` as soon as it has a result, because it may be ended at any time."""
 
     device: str
-    """cuda or cpu. On a CPU sizes are tiny, and only show that the stage works."""
+    """cuda or cpu. On a CPU the sizes are tiny, and only show that the stage works."""
     out: Path
     """Folder for files with measurements."""
     report: Path
-    """File for the figures, which the process reads that started this one."""
+    """File for the figures. The process that started this one reads it."""
     earlier: Path | None = None
     """Folder of an earlier run."""
     figures: Figures = field(default_factory=dict)

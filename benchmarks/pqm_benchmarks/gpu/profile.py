@@ -1,4 +1,4 @@
-"""Where the time of one training step goes: the idle share of the GPU, the longest kernels, the share of attention."""
+"""Profiles one training step: the idle share of the GPU, the longest kernels, and the share of attention."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -68,7 +68,7 @@ def _step(job: Job, shape: AnyShape) -> dict[str, Any]:
 
 def spans(events: Iterable[Any], on_gpu: bool) -> list[Span]:
     """Kernels and copies on the GPU, without the ranges that PyTorch names there (an optimizer's step, compiled code).
-    On a CPU, the operations that call no other operation."""
+    On a CPU these are the operations that call no other operation."""
     kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     return [
         (event.name, event.time_range.start, event.time_range.end)
@@ -78,8 +78,9 @@ def spans(events: Iterable[Any], on_gpu: bool) -> list[Span]:
 
 
 def figures(kernels: Sequence[Span]) -> dict[str, Any]:
-    """`wall_us` from the start of the first kernel to the end of the last one, the share of it in which no kernel runs
-    (`idle`), the share of `attention` in the time of all kernels, and the `longest` kernels, [name, share] each.
+    """Returns `wall_us` from the start of the first kernel to the end of the last one, the share of it in which no
+    kernel runs (`idle`), the share of `attention` in the time of all kernels, and the `longest` kernels: [name, share]
+    each.
 
     Raises:
         PQMError: there are no kernels.

@@ -48,7 +48,7 @@ def publish(folder: Path, root: Path) -> str:
         raise PQMError(f"{readme}: has no place for the figures, from {BEGIN} to {END}")
     stored, images = root / STORED / _name(summary), root / IMAGES
     with tempfile.TemporaryDirectory() as temporary:
-        drawn = _draw(folder, Path(temporary))  # before anything is written, as it may fail
+        drawn = _draw(folder, Path(temporary))  # before anything is written, because it may fail
         shutil.rmtree(stored, ignore_errors=True)  # an earlier run on a card of this type
         for old in images.glob(f"{stored.name}-*.png"):
             old.unlink()

@@ -27,7 +27,7 @@ Summary = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command line. `minutes` is None for the time that the list is made for."""
+    """The options of the command line. If `minutes` is None, it is the time that the list is made for."""
 
     out: Path
     minutes: float | None = None
@@ -63,7 +63,7 @@ def run(request: Request) -> int:
         for s in stages
     ]
     due = time.monotonic()
-    # when asked to end, this first ends the stage that is running
+    # a SIGTERM raises SystemExit here, so that the stage that is running is ended first
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="pqm-gpu-") as folder:
@@ -127,12 +127,12 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, number)
         except ProcessLookupError:  # no process is left, or it has no group yet
             process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):  # a process that waits for a driver may not even be killed: continue
+        with suppress(subprocess.TimeoutExpired):  # a process that waits for a driver may survive even SIGKILL
             process.wait(GRACE)
 
 
 def _environment(request: Request, device: str) -> dict[str, str]:
-    """The environment of a stage: the same modules, whatever its folder, and no downloads."""
+    """The environment of a stage. It finds the same modules from any folder, and downloads nothing."""
     paths = [str(Path(path or ".").resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     changes = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
     if request.commit:

@@ -19,8 +19,8 @@ from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
 
 Settings = dict[str, dict[str, Any]]
-"""The setting of each way, in the order in which they are timed: ours first, as the time may run out."""
-# PyTorch's own allocator on a stand-in of 79.6 GiB has shown that they fit.
+"""The setting of each way, in the order in which they are timed: ours first, because the time may run out."""
+# PyTorch's own allocator, on a stand-in of 79.6 GiB, has shown that these settings fit.
 TRAIN: dict[AnyShape, Settings] = {
     "Qwen2.5-0.5B": {
         "all": {"micro_batches": 1, "recompute": 0.0},
@@ -56,7 +56,7 @@ SCORE: Settings = {
 }
 OTHERS = ("reference", "trl", "openrlhf", "published", "padded")
 WHOLE_7B = 120 * 2**30
-"""Bytes of memory from which on a step of the whole 7B model fits: ours needs 109 to 113 GiB."""
+"""A step of the whole 7B model fits from this many bytes of memory on: ours needs 109 to 113 GiB."""
 
 
 def kernels(job: Job) -> None:

@@ -17,7 +17,7 @@ from pqm_fast.errors import PQMError
 
 ROOT = Path(__file__).parents[3]
 KERNELS = (["tests/kernels", "-m", "not aot and not slow"], 8)
-"""Arguments of pytest, and how many processes."""
+"""The arguments of pytest, and the number of processes."""
 NEED_GPU = (["tests/model", "tests/train", "tests/data", "-m", "gpu"], 4)
 ON_CPU = ((["tests/kernels/test_reference.py", "-k", "no_steps or flat_floor"], 0), (["tests/data/test_pack.py"], 0))
 SLOWEST = 5
@@ -25,7 +25,7 @@ POLL = 0.5
 
 
 def everything(job: Job) -> None:
-    """Runs all tests that a GPU can show something about.
+    """Runs the tests of the kernels, and those of the model, training and data that need a GPU.
 
     Raises:
         PQMError: a test fails, or none runs.
@@ -34,7 +34,7 @@ def everything(job: Job) -> None:
 
 
 def again(job: Job) -> None:
-    """Runs the tests again that failed in the run in `job.earlier`."""
+    """Runs again the tests that failed in the run in `job.earlier`."""
     if job.earlier is None:
         raise Skipped("no --earlier was given")
     rows = json.loads((job.earlier / "summary.json").read_text(encoding="utf-8"))

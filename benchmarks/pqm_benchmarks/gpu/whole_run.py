@@ -27,7 +27,7 @@ from pqm_fast.train.metrics_file import read_metrics
 WORDS = 8000
 WRONG_STEP, CORRECT_STEP = 0, 1  # the words with which a wrong step and a correct step begin
 SCORED = 44  # solutions, of two questions
-# relative difference of scores and losses in trees and alone, as attention is rounded in another order
+# relative difference of scores and losses in trees and alone, because attention rounds in another order
 TOLERANCE = {"cuda": 0.05, "cpu": 1e-4}
 
 
@@ -109,7 +109,7 @@ def _records(questions: int, solutions: int) -> list[dict[str, Any]]:
     for trajectories in make_workload(questions, 0, solutions=solutions, vocabulary=WORDS):
         shortest = min(len(trajectory.input_ids) for trajectory in trajectories)
         tokens = np.stack([trajectory.input_ids[:shortest] for trajectory in trajectories])
-        question = int(np.argmin((tokens == tokens[0]).all(0)))  # the tokens that all have in common
+        question = int(np.argmin((tokens == tokens[0]).all(0)))  # the number of tokens that all have in common
         records += [_record(trajectory, question) for trajectory in trajectories]
     return records
 

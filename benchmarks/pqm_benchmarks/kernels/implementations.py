@@ -167,8 +167,9 @@ def tolerances(name: str, dtype: torch.dtype) -> tuple[float, float]:
     """(relative error allowed in the loss, relative error allowed in the gradient of hidden)."""
     unit = torch.finfo(dtype).eps / 2
     if name == "published":
-        # 1e-5 in denominators above 1 moves no term by more than 1e-5, with losses of order 1; in half precision
-        # scores are rounded, which the mean evens out, and gradients up to four times: score, norm, product and sum
+        # 1e-5 in denominators above 1 moves no term by more than 1e-5, with losses of order 1. In half precision
+        # scores are rounded once, which the mean evens out. Gradients are rounded up to four times: in the score, the
+        # norm, the product and the sum.
         return 2e-5 + unit, 2e-5 + 4 * unit
-    # float32 throughout; few elements of the gradient then round to the other side in the dtype of hidden
+    # float32 throughout, so that few elements of the gradient round to the other side in the dtype of hidden
     return 1e-5, 1e-5 + unit / 4

@@ -1,4 +1,4 @@
-"""Made-up packed batches for the kernel benchmark: so many that no call finds its input in the L2 cache."""
+"""Made-up packed batches for the kernel benchmark. There are so many that no call finds its input in the L2 cache."""
 
 import math
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
 
 
 def count_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many batches take turns; on a GPU, so many that no call finds its step rows in the L2.
+    """The number of batches that take turns. On a GPU it is so large that no call finds its step rows in the L2.
 
     Raises:
         PQMError: the batches and their gradients do not fit the device's memory.

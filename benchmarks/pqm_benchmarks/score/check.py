@@ -13,7 +13,7 @@ from pqm_benchmarks.train.ways.ours import HEAD
 from pqm_fast.errors import PQMError
 
 SOLUTIONS = 32  # compared with scores of higher precision, spread over all questions
-TIMES = 2.0  # the error that a way may have, over that of transformers' own model at the same precision
+TIMES = 2.0  # a way may have this many times the error of transformers' own model at the same precision
 NEGLIGIBLE = 1e-5  # an error that is always allowed: norms of transformers are float32 in any model
 
 
@@ -76,6 +76,6 @@ class Expected:
 
 def _error(scores: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     if list(map(len, scores)) != list(map(len, expected)):
-        return float("nan")  # the steps are others
+        return float("nan")  # the steps differ
     a, b = np.concatenate(scores).astype(np.float64), np.concatenate(expected).astype(np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))

@@ -1,4 +1,4 @@
-"""The operations of scoring, counted from the batches that each way makes. Runs no model, and needs no GPU."""
+"""The operations of scoring, counted from the batches that each way makes. This runs no model, and needs no GPU."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -115,7 +115,7 @@ def _count(config: ScoreBench) -> Results:
 
 
 def _measure_shape(
-    config: ScoreBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
+    config: ScoreBench, chosen: Chosen, settings: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
 ) -> None:
     """Measures all ways for one model, and calls `add` as `take_turns` does."""
     from pqm_benchmarks.score.check import Expected
@@ -126,15 +126,15 @@ def _measure_shape(
 
     model_flops = count_model_flops(model)
     case = Case(model, questions, chosen.device, chosen.dtype)
-    # settings are tried on half the questions, as each takes two passes
+    # settings are tried on half the questions, because each takes two passes
     half = case._replace(questions=questions[: -(-len(questions) // 2)])
     expected = Expected.of(*case)
     release()
 
     def search(name: str) -> SettingSearch:
-        """Does not check the scores: `measure` does, before it times anything."""
-        if given is not None:
-            return SettingSearch([given[name]])
+        """Does not check the scores, because `measure` does so before it times anything."""
+        if settings is not None:
+            return SettingSearch([settings[name]])
         tried = try_settings(WAYS[name].families, partial(_try, WAYS[name], half), chosen.tries)
         return SettingSearch(fastest(tried), tried)
 
@@ -152,9 +152,9 @@ class Round(NamedTuple):
     """Timed passes over all solutions, in a new model."""
 
     seconds: list[float]
-    """From solutions to scores on the host."""
+    """The time of each pass, from solutions to scores on the host."""
     ahead_seconds: list[float]
-    """With batches planned and on the device in advance."""
+    """The same, with batches that were planned and put on the device in advance."""
     error: float
     rows: "RowCounts"
     batches: int

@@ -1,1 +1,1 @@
-"""What several benchmarks use: models, made-up data, clocks and rates of the device, attempts that may fail, text."""
+"""Parts of several benchmarks: models, made-up data, clocks and rates of the device, attempts that may fail, text."""

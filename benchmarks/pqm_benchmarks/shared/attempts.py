@@ -1,4 +1,4 @@
-"""Work that may fail or not fit: the failure is printed and recorded, and everything else is measured all the same."""
+"""Work that may fail or not fit. The failure is printed and recorded, and everything else is still measured."""
 
 import gc
 import traceback
@@ -29,7 +29,7 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def attempt_alone(work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """Like `attempt`, and leaves nothing of the work on the device."""
+    """Does the same as `attempt`, and leaves nothing of the work on the device."""
     try:
         return attempt(work)
     finally:

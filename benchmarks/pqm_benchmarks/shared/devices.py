@@ -32,7 +32,7 @@ def pick(name: str) -> torch.device:
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:
-    """What `describe` returns, with the name of the device that is measured."""
+    """The result of `describe`, with the name of the device that is measured."""
     environment = describe()
     if device.type == "cpu" and torch.cuda.is_available():
         environment["device"] = "CPU"  # `describe` names the GPU
@@ -58,8 +58,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """GB/s of copying on the device, bytes read plus bytes written: the most that a kernel can reach that only moves
-    bytes."""
+    """GB/s of copying on the device, bytes read plus bytes written: the most that a kernel that
+    only moves bytes can reach."""
     size = COPY_BYTES[device.type]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def short(value: float, digits: int = 3) -> str:
-    """At least this many significant digits: all digits before the point, and none behind it that are not needed."""
+    """At least this many significant digits: all digits before the point, and after it only those that are needed."""
     return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 

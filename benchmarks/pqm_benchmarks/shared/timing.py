@@ -11,7 +11,7 @@ from torch import Tensor
 from pqm_fast.errors import PQMError
 
 Call = Callable[[], tuple[Tensor, ...]]
-CALLS_PER_GRAPH = 10  # at least; launching a graph is then a small part of what is measured
+CALLS_PER_GRAPH = 10  # at least this many, so that launching a graph is a small part of what is measured
 SECONDS_PER_MEDIAN = 0.15
 FEWEST_REPEATS = 5
 
@@ -40,7 +40,7 @@ def gpu_seconds(calls: Sequence[Call], repeats: int) -> tuple[float, str | None]
     for call_outputs, call in zip(outputs, calls, strict=True):
         for output, expected in zip(call_outputs, call(), strict=True):
             difference = torch.linalg.vector_norm(output.float() - expected.float())
-            if not difference <= 1e-2 * torch.linalg.vector_norm(expected.float()):  # some sum with atomics
+            if not difference <= 1e-2 * torch.linalg.vector_norm(expected.float()):  # some calls sum with atomics
                 raise PQMError(
                     "a CUDA graph gave other results than the calls in it; nothing is timed until that is fixed"
                 )
@@ -62,7 +62,7 @@ def _capture(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, list[tuple[Te
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.current_stream().wait_stream(stream)
     count = len(calls) * -(-CALLS_PER_GRAPH // len(calls))
-    # Outputs are held for a whole turn, so that no gradient is written where the previous one still is in the L2.
+    # Outputs are held for a whole turn, so that no gradient is written where the previous one is still in the L2.
     outputs: list[tuple[Tensor, ...]] = [()] * len(calls)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -119,7 +119,7 @@ def laps(work: Callable[[], object], device: torch.device, seconds: float) -> li
 
 
 def _repeats(seconds: float, most: int) -> int:
-    """How many measurements, each of this many seconds, a median is taken of."""
+    """The number of measurements in a median, if each of them takes this many seconds."""
     return min(most, max(FEWEST_REPEATS, int(SECONDS_PER_MEDIAN / seconds)))
 
 

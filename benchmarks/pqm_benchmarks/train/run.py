@@ -92,7 +92,7 @@ def measure(
 
 
 def _measure_shape(
-    config: TrainBench, chosen: Chosen, given: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
+    config: TrainBench, chosen: Chosen, settings: Mapping[str, Setting] | None, model: Any, questions: Any, add: Add
 ) -> None:
     """Measures all ways for one model, and calls `add` as `take_turns` does."""
     from pqm_benchmarks.shared.attempts import fastest
@@ -106,15 +106,15 @@ def _measure_shape(
     losses: dict[str, list[float]] = {}
 
     def search(name: str) -> SettingSearch:
-        if given is not None:
-            return SettingSearch([given[name]])
+        if settings is not None:
+            return SettingSearch([settings[name]])
         tried = try_settings(WAYS[name], one_step, chosen.tries)
         losses[name] = [t["loss"] for t in tried if t["seconds"]]
         return SettingSearch(fastest(tried), tried, _wrong_loss(name, losses))
 
     def measure(name: str, setting: Setting) -> Round:
         result = _round(WAYS[name], whole, setting, config.steps, model_flops, config.seconds)
-        if given is not None:  # otherwise the search has checked the loss
+        if settings is not None:  # otherwise the search has checked the loss
             losses[name] = [result.laps.loss]
             if wrong := _wrong_loss(name, losses):
                 raise PQMError(wrong)
@@ -124,7 +124,7 @@ def _measure_shape(
         return _record(WAYS[name], whole, model_flops, rounds)
 
     ways = {name: WAYS[name] for name in chosen.ways}
-    if ALL_SWITCHES in ways and not ways.keys() >= set(OURS):  # it then has not one switch more than the way before it
+    if ALL_SWITCHES in ways and not ways.keys() >= set(OURS):  # it is then several switches ahead of the way before it
         ways[ALL_SWITCHES] = replace(ways[ALL_SWITCHES], title="pqm-fast, every switch on")
     take_turns(ways, config.rounds, "trajectories", search, measure, record, add)
 
@@ -146,7 +146,7 @@ class Round(NamedTuple):
 
     laps: "Laps"
     computed: Record
-    """What one pass computes, which is the same in every round."""
+    """The work of one pass, which is the same in every round."""
 
 
 def _round(

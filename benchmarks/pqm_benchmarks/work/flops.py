@@ -10,7 +10,7 @@ WEIGHT_BOTH_PASSES = 3  # products that a weight takes part in: one forward, two
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows and attention pairs one way computes for the whole workload, in any model."""
+    """The numbers of rows and attention pairs that one way computes for the whole workload, in any model."""
 
     tokens: int
     """Rows of every layer."""
@@ -41,7 +41,7 @@ class ModelFlops:
     pair: int
     """One product of attention for one (token, token) pair of one layer, all heads."""
     key_value: int
-    """Not FLOPs: the numbers in the key and the value of a token, all layers and heads."""
+    """These are not FLOPs, but the numbers in the key and the value of a token, in all layers and heads."""
     depth: int
     """Layers."""
     parameters: int

@@ -43,7 +43,7 @@ def _causal_pairs(lengths: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class AttentionWork:
-    """What the attention kernels of one layer compute for the whole workload."""
+    """The work of the attention kernels of one layer, for the whole workload."""
 
     sequences: int
     """Runs of queries, each with the keys of its path."""
@@ -56,7 +56,7 @@ class AttentionWork:
 
 
 def attention_work(questions: Questions) -> dict[str, AttentionWork]:
-    """For plain packing ("packed") and for the trees of `pqm_fast.data.tree` ("tree")."""
+    """Counts the work for plain packing ("packed") and for the trees of `pqm_fast.data.tree` ("tree")."""
     from pqm_fast.data.tree import prefix_order
 
     lengths = np.array([len(t.input_ids) for t in flat(questions)])

@@ -8,7 +8,7 @@ from torch import Tensor
 from pqm_kernels.launch import NO_FUSED_MULTIPLY_ADD, aligned_key, with_options
 
 BLOCK = 1024
-# Every operation rounds once; that costs no time, as the kernel waits for memory.
+# Every operation rounds once. This costs no time, because the kernel waits for memory.
 OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 4}
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The tensors in the `state` of a parameter of each dtype, in its shape, beside the number of steps taken.
+# For each dtype of a parameter: the tensors in its `state`, which have its shape. The number of steps is there too.
 MOMENTS = {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}
 STATE = {torch.float32: MOMENTS, torch.bfloat16: MOMENTS | {"low": torch.int16}}
-# Elements updated at a time in plain PyTorch: bounds the temporary memory that a large parameter takes.
+# Plain PyTorch updates at most this many elements at a time, which limits the temporary memory of a large parameter.
 CHUNK = 2**18
 
 
@@ -91,8 +91,8 @@ class AdamW(torch.optim.Optimizer):
 
     def _update(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if gradient.layout != torch.strided or gradient.dtype not in STATE:
-            found = f"{gradient.dtype}, {gradient.layout}"
-            raise ValueError(f"gradients must be bfloat16 or float32 and dense, found {found}")
+            kind = f"{gradient.dtype}, {gradient.layout}"
+            raise ValueError(f"gradients must be bfloat16 or float32 and dense, found {kind}")
         state = self.state[param]
         if not state:
             state["step"] = 0
@@ -191,16 +191,16 @@ def _check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a Python number in [0, {bound}), found {value!r}")
     for param in group["params"]:
         if param.dtype not in STATE or not param.is_contiguous() or type(param).__name__ == "DTensor":
-            found = f"{type(param).__name__} {param.dtype} {list(param.shape)} with strides {param.stride()}"
-            raise ValueError(f"parameters must be bfloat16 or float32, contiguous and not a DTensor, found {found}")
+            kind = f"{type(param).__name__} {param.dtype} {list(param.shape)} with strides {param.stride()}"
+            raise ValueError(f"parameters must be bfloat16 or float32, contiguous and not a DTensor, found {kind}")
 
 
 def _loaded(saved: dict[str, Any], param: Tensor, number: int) -> dict[str, Any]:
     """The state of one parameter, on its device."""
     tensors = {name: value for name, value in saved.items() if name != "step"}
-    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    actual = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
     expected = {name: (dtype, tuple(param.shape)) for name, dtype in STATE[param.dtype].items()}
-    if found != expected or "step" not in saved:
-        raise ValueError(f"state of parameter {number} ({param.dtype}) must be step and {expected}, found {found}")
+    if actual != expected or "step" not in saved:
+        raise ValueError(f"state of parameter {number} ({param.dtype}) must be step and {expected}, found {actual}")
     on_device = {name: value.to(param.device).contiguous() for name, value in tensors.items()}
     return {"step": int(saved["step"]), **on_device}

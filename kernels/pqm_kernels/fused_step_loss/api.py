@@ -44,7 +44,7 @@ def step_loss(
     """Scores q = hidden[step_index] . weight + bias, and their loss: the sum over all trajectories / normalizer.
 
     Arithmetic is float32 for float32 and half precision, also under autocast, and float64 for float64. Only the step
-    rows of `hidden` are read. Those of hidden, weight, bias and norm_weight that require a gradient get one.
+    rows of `hidden` are read. hidden, weight, bias and norm_weight get a gradient if they require one.
 
     Args:
         hidden: [T, D], D >= 1, any strides; float32, float16, bfloat16 or, in the eager backend, float64.
@@ -59,12 +59,13 @@ def step_loss(
         norm_eps: finite Python number.
         normalizer: finite positive number or 0-dim tensor, for a mean that spans more than this call (micro-batches,
             ranks). Default: B, or S for a loss normalised by steps, and 1 if that is 0. It gets no gradient.
-        steps_by_row: `pqm_kernels.steps_by_row(step_index, T)`. Computed ahead, it saves the triton backend a sort.
-        backend: "eager" (plain PyTorch, any device, derivatives of any order; on CUDA it reads the lengths
-            of the trajectories back, which synchronises the device), "triton" (one launch forward, two backward;
-            nothing synchronises the device, loss and gradients repeat bit for bit, torch.compile keeps it in one
-            graph, and a backward with create_graph raises RuntimeError, as there is no second derivative), or "auto":
-            triton on CUDA if it supports the dtypes, else eager.
+        steps_by_row: `pqm_kernels.steps_by_row(step_index, T)`. If it is computed in advance, the triton backend need
+            not sort.
+        backend: "eager", "triton" or "auto". Eager is plain PyTorch on any device, with derivatives of any order. On
+            CUDA it reads the lengths of the trajectories back, which synchronises the device. Triton takes one launch
+            forward and two backward. With it, nothing synchronises the device, loss and gradients repeat bit for bit,
+            and torch.compile keeps the op in one graph. A backward with create_graph raises RuntimeError, because there
+            is no second derivative. Auto is triton on CUDA if it supports the dtypes, else eager.
 
     Raises:
         ValueError: an unknown loss or backend; shapes, dtypes, devices or numbers that do not fit; a dtype that the

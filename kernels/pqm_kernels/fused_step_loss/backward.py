@@ -18,14 +18,14 @@ TILE_WIDTH = 1024  # bytes
 MOST_GROUPS = 256
 MOST_PARTIALS = 2**18  # a MiB of float32
 GROUPS_PER_TILE = 32
-COLUMNS_TO_ADD = 64  # columns of a program that adds the groups
-PARTIAL_ROWS = tl.constexpr(4)  # sums over rows, which different threads hold and which are added once, at the end
+COLUMNS_TO_ADD = 64  # columns for which one program adds the groups
+PARTIAL_ROWS = tl.constexpr(4)  # sums over rows, held by different threads and added once, at the end
 OPTIONS = {**FUSED_MULTIPLY_ADD, "num_warps": 4, "maxnreg": 128}
 
 
 @with_options(**OPTIONS)
 @triton.jit(
-    do_not_specialize=["num_rows", "num_steps"],  # each batch has others
+    do_not_specialize=["num_rows", "num_steps"],  # they differ from batch to batch
     do_not_specialize_on_alignment=[
         "weight_ptr", "norm_weight_ptr", "order_ptr", "first_step_ptr", "upstream_ptr", "work_ptr",
     ],
@@ -34,7 +34,7 @@ def rows_kernel(
     hidden_ptr, weight_ptr, norm_weight_ptr, order_ptr, first_step_ptr, upstream_ptr, work_ptr, dhidden_ptr,
     partial_ptr, stride_row, stride_column, D, num_rows, num_steps, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of each row, summed over its steps, and the partial sums of each group, for
+    """Computes the gradient of each row, summed over its steps, and the partial sums of each group, for
     q = RMSNorm(row) . weight + bias.
 
     `partial_ptr` gets [groups, D] sums of dq * row / rms, followed by [groups] sums of dq. `dhidden_ptr` and
@@ -51,7 +51,7 @@ def rows_kernel(
     upstream = tl.load(upstream_ptr)
     weight_sum = tl.zeros([PARTIAL_ROWS, BLOCK_D], tl.float32)
     bias_sum = 0.0
-    # Which steps a tile of rows has is read one tile ahead, so that the loads that depend on it need not wait.
+    # The steps of a tile of rows are read one tile ahead, so that the loads that depend on them need not wait.
     row = group * BLOCK_R + tl.arange(0, BLOCK_R)
     begin = tl.load(first_step_ptr + row, mask=row < num_rows, other=0)
     end = tl.load(first_step_ptr + row + 1, mask=row < num_rows, other=0)
@@ -69,7 +69,7 @@ def rows_kernel(
         if norm_weight_ptr is not None:
             rstd = tl.load(rstd_ptr + step, mask=used, other=0.0)
             dot = tl.load(dot_ptr + step, mask=used, other=0.0)
-        # The steps of a row have one score: their gradients are summed before the row is touched.
+        # All steps of a row have the same score, so their gradients are summed before the row is touched.
         dq = tl.load(dq_ptr + step, mask=used, other=0.0)
         step = tl.load(order_ptr + next_begin, mask=next_begin < next_end, other=0)
         for done in range(1, tl.max(end - begin, 0), BLOCK_R):

@@ -1,6 +1,6 @@
-"""Checks of the arguments of the op. Each raises ValueError with what was expected and what was found.
+"""Checks of the arguments of the op. Each raises ValueError, which says what was expected and what was found.
 
-Values in tensors are checked on the CPU only, and not under torch.compile: elsewhere reading them would synchronise the
+Values in tensors are checked on the CPU only, and not under torch.compile. Reading them would synchronise any other
 device, and under torch.compile it would break the graph.
 """
 
@@ -26,7 +26,7 @@ def check_inputs(
     normalizer: Tensor | float | None,
     by_row: StepsByRow | None,
 ) -> None:
-    """Checks devices, shapes, dtypes and indices of all inputs of `step_loss`, but for what `check_steps` checks."""
+    """Checks devices, shapes, dtypes and indices of all inputs of `step_loss`, except what `check_steps` checks."""
     order, first = by_row or (None, None)
     _check_devices(
         hidden.device,
@@ -74,8 +74,8 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
         wrong[-1] |= cu_steps[-1] != num_steps
         if wrong.any():
             at = int(wrong.nonzero()[0])
-            found = f"cu_steps[{at}] = {int(cu_steps[at])}" + (f" after {int(cu_steps[at - 1])}" if at else "")
-            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {found}")
+            entry = f"cu_steps[{at}] = {int(cu_steps[at])}" + (f" after {int(cu_steps[at - 1])}" if at else "")
+            raise ValueError(f"cu_steps must rise from 0 to {num_steps}, the number of steps, found {entry}")
     if labels.is_cpu:
         if LOSSES[loss].soft_labels:
             if not ((labels >= 0) & (labels <= 1)).all():
@@ -86,7 +86,7 @@ def check_steps(num_steps: int, labels: Tensor, cu_steps: Tensor, loss: str) -> 
 
 
 def finite_number(name: str, value: object) -> float:
-    """`value` as a float. An int would make triton compile the kernels anew."""
+    """`value` as a float. For an int, triton would compile the kernels again."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{name} must be a finite Python number, found {value!r}")
     return float(value)
@@ -100,8 +100,8 @@ def _check_devices(device: torch.device, inputs: dict[str, Tensor | float | None
             instead = f"{name}.to_local(), or .full_tensor() if sharded"
             raise ValueError(f"{name} is a DTensor; pass a plain tensor: {instead}")
         if tensor.device != device:
-            found = f"hidden on {device} and {name} on {tensor.device}"
-            raise ValueError(f"all tensors must be on one device, found {found}")
+            places = f"hidden on {device} and {name} on {tensor.device}"
+            raise ValueError(f"all tensors must be on one device, found {places}")
 
 
 def _check_indices(step_index: Tensor, num_rows: int, by_row: StepsByRow | None) -> None:

@@ -1,4 +1,4 @@
-"""How Triton kernels read the labels of steps, whatever their dtype."""
+"""Triton code that reads the labels of steps, which may have any dtype."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
 """Float32 arithmetic for Triton kernels in which no small result is the difference of large numbers.
 
-A sum of exponentials is a pair (m, s) that represents s e^m, where m is the largest exponent: s >= 1 unless nothing was
-summed.
+A sum of exponentials is a pair (m, s) that represents s e^m, where m is the largest exponent. So s >= 1, unless nothing
+was summed.
 """
 
 import triton

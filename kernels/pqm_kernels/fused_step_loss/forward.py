@@ -1,12 +1,12 @@
 """The forward kernel: scores, losses, their sum and their gradient by the scores, in one launch.
 
 Each program scores up to PART = STEPS_PER_PROGRAM steps. It reads the row of `hidden` of each step once, with the
-RMSNorm fused. Programs of two kinds share the steps: there is one program for each trajectory, which takes its first
-PART steps, and one for each window of PART consecutive steps, which takes those steps in the window that lie further
-down in their trajectory. So a long trajectory is scored by many programs and delays no other. All such steps of a
-window belong to one trajectory, the one that the window's first step belongs to. The program that is the last of its
-trajectory to finish computes the loss from the scores, and the last program of all adds up the losses. Either reads all
-of them in order, so that results do not depend on which program it was.
+RMSNorm fused. Programs of two kinds share the steps. There is one program for each trajectory, which takes its first
+PART steps. There is also one for each window of PART consecutive steps of the batch, which takes the steps in it that
+come after the first PART of their trajectory. So a long trajectory is scored by many programs and delays no other. All
+such steps of a window belong to one trajectory, the one that the window's first step belongs to. The program that is
+the last of its trajectory to finish computes the loss from the scores, and the last program of all adds up the losses.
+Both read their inputs in order, so that results do not depend on which program was last.
 """
 
 from typing import NamedTuple
@@ -24,20 +24,20 @@ from pqm_kernels.tiles import columns_per_tile
 
 STEPS_PER_PROGRAM = 64
 STEPS_PER_TILE = 8  # rows of hidden gathered at a time; about the steps of an average trajectory
-LOSSES_PER_SWEEP = 1024  # when the losses are added up
+LOSSES_PER_SWEEP = 1024  # losses that are added up at a time
 
 
 class Program(NamedTuple):
     """The size of a program and of its tiles."""
 
     options: dict[str, int]
-    """Options of the compiler. Without `maxnreg` it spills some registers for an occupancy that the gather has no use
-    for."""
+    """Options of the compiler. Without `maxnreg` it spills some registers to reach an occupancy that the gather
+    does not need."""
     tile_width: int
     """Bytes of a row that are loaded at a time."""
     steps_per_sweep: int
-    """Steps of a loss computed at a time. With two warps they are so few that each warp computes all of them, and
-    neither waits for the other."""
+    """Steps of a loss that are computed at a time. With two warps they are so few that each warp computes all of them,
+    and neither waits for the other."""
 
 
 # With fewer programs than this, two for each multiprocessor of an H100, little else runs while a program waits for
@@ -106,7 +106,7 @@ def _score_steps(
 
 @with_options(**FUSED_MULTIPLY_ADD)
 @triton.jit(
-    do_not_specialize=["num_steps", "num_trajectories"],  # each batch has others
+    do_not_specialize=["num_steps", "num_trajectories"],  # they differ from batch to batch
     do_not_specialize_on_alignment=[
         "step_index_ptr", "labels_ptr", "cu_steps_ptr", "bias_ptr", "normalizer_ptr", "loss_ptr", "q_ptr", "work_ptr",
         "counters_ptr",
@@ -130,10 +130,10 @@ def forward_kernel(
     num_windows = tl.maximum(tl.cdiv(num_steps, PART) - 1, 0)
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
-    # The first PART steps are not a window: none of them can lie further down in its trajectory.
+    # The first PART steps of the batch are not a window: each of them is among the first PART of its trajectory.
     window = (program + 1) * PART
     trajectory = _count_up_to(cu_steps_ptr + 1, num_trajectories, window, PART) if is_window else program - num_windows
-    exists = trajectory < num_trajectories  # without trajectories there is still a program, for the sum
+    exists = trajectory < num_trajectories  # without trajectories there is still one program, which computes the sum
     start = tl.load(cu_steps_ptr + trajectory, mask=exists, other=0).to(tl.int64)
     end = tl.load(cu_steps_ptr + trajectory + 1, mask=exists, other=0).to(tl.int64)
     scored_from = start

@@ -1,12 +1,12 @@
 """The Triton backend as PyTorch operators `pqm::step_loss` and `pqm::step_loss_backward`.
 
-They are what torch.compile, CUDA graphs and autograd see of it. Their arguments are those of `pqm_kernels.step_loss`,
-which has checked them; those that get a gradient come first.
+torch.compile, CUDA graphs and autograd see the backend as these operators. Their arguments are those of
+`pqm_kernels.step_loss`, which has checked them; those that get a gradient come first.
 
 They are registered through `torch.library.Library`, because the decorator `custom_op` makes a call take three times as
 long. The dispatcher alone takes a third of a call, so it is used only when something has to see the operators (a
 compiler, a dispatch mode, a tensor subclass); otherwise their functions are called directly. Calls pass arguments by
-position, because the host time of a call is longer than its kernels run.
+position, because a call takes more time on the host than its kernels take on the device.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pqm_kernels.fused_step_loss.checks import check_steps
 
-# Leaves an element out of a log-sum-exp: its exp is exactly 0 beside any score and, unlike with -inf, its gradient is
-# never 0 * inf = NaN in a row without any element.
+# This value leaves an element out of a log-sum-exp: its exp is exactly 0 beside any score. Unlike -inf, it never gives
+# the gradient 0 * inf = NaN in a row without any element.
 ABSENT = -1e30
 # Pairs of scores that `pairwise` holds in memory at a time.
 PAIRS_AT_ONCE = 2**22
@@ -45,17 +45,17 @@ def _computes(loss: str) -> Callable[[Function], Function]:
 
 @_computes("rank")
 def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 10: mean of log(1 + sum_{c' <= c} e^q_c' + N) - q_c over c in C and, with any W, log(1 + N)."""
+    """PQM Eq. 10: mean of log(1 + sum_{c' <= c} e^q_c' + N) - q_c over c in C and, if W is not empty, log(1 + N)."""
     correct, wrong = _split(y, valid)
     return _rank_terms(q, correct, wrong, zeta) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
 @_computes("rank-theory")
 def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over w in W but its last."""
+    """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over all w in W except the last."""
     correct, wrong = _split(y, valid)
-    # No step ranks below the last wrong one, so its term is softplus(ABSENT - q_w) = 0. It may stay, and there are as
-    # many terms as steps.
+    # No step ranks below the last wrong one, so its term is softplus(ABSENT - q_w) = 0. It can stay in the sum, and
+    # so there are as many terms as steps.
     later = F.pad(torch.where(wrong, q, ABSENT), (0, 1), value=ABSENT).flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
     total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, -F.logsigmoid(q - later), 0.0).sum(-1)
     return total / valid.sum(-1).clamp(min=1)
@@ -74,7 +74,7 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     """Mean of softplus(lower + margin - higher) over every ordered pair that PQM's theorem implies.
 
     The theorem puts the scores in one chain: last correct > ... > first correct > Q_0 > first wrong > ... >
-    last wrong. The margin zeta, of a wrong step below Q_0 or a correct one, is a shift of all wrong scores.
+    last wrong. The margin zeta of a wrong step, below Q_0 or below a correct step, is a shift of all wrong scores.
     So the loss is the mean of softplus(x_j - x_i) over i < j in the chain x.
     """
     correct, wrong = _split(y, valid)
@@ -109,7 +109,7 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     errors = wrong.cumsum(-1)
     survived = torch.where(valid & (errors == 0), -F.logsigmoid(q), 0.0).sum(-1)
     erred = torch.where(wrong & (errors == 1), -F.logsigmoid(-q), 0.0).sum(-1)
-    # Where every score is large, H underflows but log H does not: there log h = -q - e^-q / 2 + ...
+    # If every score is large, H underflows but log H does not: then log h = -q - e^-q / 2 + ...
     large = -q - torch.exp(-q.clamp(min=16.0)) / 2
     log_h = torch.where(q > 16.0, large, torch.log(-F.logsigmoid(q.clamp(max=16.0))))
     failed = -_log1mexp(torch.where(valid, log_h, ABSENT).logsumexp(-1))
@@ -200,7 +200,7 @@ def _rank_terms(q: Tensor, correct: Tensor, wrong: Tensor, zeta: float) -> Tenso
 
     S_i - q_ci is small where q_ci is large, so it is not computed as a difference but as softplus(S_{i-1} - q_ci).
     """
-    s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1, keepdim=True))  # 0 without any W
+    s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1, keepdim=True))  # 0 if W is empty
     s_before = torch.cat([s_0, torch.where(correct, q, ABSENT)[..., :-1]], -1).logcumsumexp(-1)
     return s_0.squeeze(-1) + torch.where(correct, -F.logsigmoid(q - s_before), 0.0).sum(-1)
 

@@ -31,8 +31,8 @@ def gather_rows(x: Tensor, index: Tensor, by_row: StepsByRow, *, backend: str = 
     """
     order, first = by_row
     if x.dim() < 2 or len(first) != len(x) + 1 or not order.dtype == first.dtype == torch.int32:
-        found = f"x {list(x.shape)}, order {order.dtype}, first {first.dtype} {list(first.shape)}"
-        raise ValueError(f"by_row must be int32, its first [T + 1] for x [T, N, ...]; found {found}")
+        arguments = f"x {list(x.shape)}, order {order.dtype}, first {first.dtype} {list(first.shape)}"
+        raise ValueError(f"by_row must be int32, its first [T + 1] for x [T, N, ...]; found {arguments}")
     fused = pick_backend(backend, x.device, [x.dtype]) == "triton"
     return _GatherRows.apply(x, index, order, first, fused)
 

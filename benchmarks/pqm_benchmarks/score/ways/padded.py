@@ -67,7 +67,7 @@ def padded_batches(by_length: bool, questions: Questions, setting: Setting) -> I
 
 
 def padded_rows(logits: bool, batches: Iterable[PaddedBatch]) -> RowCounts:
-    """What the batches compute, padding included."""
+    """Counts the rows of the batches, padding included."""
     shapes = [batch.input_ids.shape for batch in batches]
     tokens = sum(rows * width for rows, width in shapes)
     pairs = sum(rows * width * (width + 1) // 2 for rows, width in shapes)

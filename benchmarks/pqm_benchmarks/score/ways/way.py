@@ -1,4 +1,4 @@
-"""A way to score: batches made on the host, a model that scores them, and what that computes."""
+"""A way to score: batches made on the host, a model that scores them, and a count of what that computes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Scoring(Protocol):
 
 @dataclass(frozen=True)
 class ScoringWay:
-    """How one implementation scores."""
+    """One implementation of scoring."""
 
     title: str
     source: str
@@ -48,9 +48,9 @@ class ScoringWay:
     batches: Callable[[Questions, Setting], Iterator[Batch]]
     """Makes each batch when it is asked for; `members` are indices of solutions, counted through all questions."""
     rows: Callable[[Sequence[Any]], RowCounts]
-    """What its batches compute, without the tokens that fill a fixed token budget."""
+    """Counts the rows of its batches, without the tokens that fill a fixed token budget."""
     build: Callable[[Any, torch.device, torch.dtype], Scoring]
-    """From a transformers config, with random weights that are the same in every way."""
+    """Makes a model from a transformers config, with random weights that are the same in every way."""
     excess: Callable[[Questions, Setting], float] = lambda questions, setting: 1.0
     """Work over the work for as many solutions of a whole data set, from which batches can be chosen better."""
 

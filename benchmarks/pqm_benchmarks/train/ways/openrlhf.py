@@ -2,8 +2,8 @@
 
 Micro-batches are trajectories laid end to end. A causal language model computes the logits of all tokens, which are
 cast to float32; the loss is the cross entropy over the vocabulary at the placeholder tokens, against the token that
-represents the label. Weights are bfloat16 with DeepSpeed's float32 master weights. Left out in its favour: padding the
-logits back to a rectangle, and waiting for the loss.
+represents the label. Weights are bfloat16 with DeepSpeed's float32 master weights. Two things are left out in its
+favour: padding the logits back to a rectangle, and waiting for the loss.
 """
 
 from typing import Any

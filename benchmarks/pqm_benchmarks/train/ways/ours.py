@@ -23,7 +23,7 @@ from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
 from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
 from pqm_fast.train.step import Objective, Planned, train_step
 
-BLOCK = 128  # token budgets are whole blocks of attention
+BLOCK = 128  # token budgets are multiples of this: attention kernels take 128 queries at a time
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
 
 
 def packed_rows(batches: Sequence[PackedBatch], step_rows: bool) -> RowCounts:
-    """What packed batches compute, without their padding."""
+    """Counts the rows of packed batches, without their padding."""
     seen_by_token = [batch.position_ids.numpy()[: batch.num_tokens] + 1 for batch in batches]
     tokens, pairs = sum(map(len, seen_by_token)), sum(int(seen.sum()) for seen in seen_by_token)
     scored = sum(batch.num_steps for batch in batches)

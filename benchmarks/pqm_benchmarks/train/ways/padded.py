@@ -28,7 +28,7 @@ def stack(rows: Sequence[np.ndarray], padding: int) -> np.ndarray:
 
 
 def padded_rows(batches: Sequence[Sequence[Trajectory]], values: int) -> RowCounts:
-    """What padded batches compute, with `values` scores for each token."""
+    """Counts the rows of padded batches, with `values` scores for each token."""
     width = np.concatenate([np.full(len(b), max(len(t.input_ids) for t in b)) for b in batches])
     tokens, pairs = int(width.sum()), int((width * (width + 1) // 2).sum())
     return RowCounts(tokens, pairs, tokens, values * tokens)

@@ -2,11 +2,11 @@
 
 A causal language model computes the vocabulary logits of all tokens and casts them to float32, although nothing reads
 them, and returns the hidden states of all layers. A linear value head is applied to every token, and every layer is
-computed twice. Batches are 64, 24 and 8 trajectories of similar length, padded. Left out in its favour: dropout of the
-head's input, and DeepSpeed's offloading of weights and optimizer to the CPU. Against it: attention is causal over the
-padded rectangle, while flash-attn in the original removes the padding and puts it back; this is 2% of its operations at
-0.5B and 0.5% at 7B. A batch that does not fit is cut into parts with the same total loss. The original computes the
-loss in bfloat16 too; here it is float32, which costs nothing.
+computed twice. Batches are 64, 24 and 8 trajectories of similar length, padded. Two things are left out in its favour:
+dropout of the head's input, and DeepSpeed's offloading of weights and optimizer to the CPU. One thing counts against
+it: attention is causal over the padded rectangle, while flash-attn in the original removes the padding and puts it
+back. This is 2% of its operations at 0.5B and 0.5% at 7B. A batch that does not fit is cut into parts with the same
+total loss. The original computes the loss in bfloat16 too; here it is float32, which costs nothing.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """The training step of TRL 1.13.0's PRMTrainer, reimplemented, at the best of its settings.
 
 It is a `*ForTokenClassification` of transformers with two labels and its own loss. Trajectories are padded to the
-longest of their batch, weights are float32 under bfloat16 autocast, AdamW is fused, and there is no dropout. The
-settings: trajectories grouped by length (its default is random), the fastest batch size, with gradient checkpointing
-(its default) or without.
+longest of their batch, weights are float32 under bfloat16 autocast, AdamW is fused, and there is no dropout. It has
+these settings: trajectories are grouped by length (its default is random), the batch size is the fastest, and gradient
+checkpointing is on (its default) or off.
 """
 
 from contextlib import nullcontext

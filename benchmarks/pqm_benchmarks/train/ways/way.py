@@ -33,7 +33,7 @@ class PassPlan:
     steps: list[list[Any]]
     """The micro-batches of each optimizer step."""
     rows: RowCounts
-    """What is computed, padding included, but without the tokens that fill a fixed token budget."""
+    """The rows that are computed. They include padding, but not the tokens that fill a fixed token budget."""
     logit_passes: int = 0
     """Products of all tokens with the vocabulary head: 1 forward, 2 backward."""
     excess: float = 1.0
@@ -48,7 +48,7 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class TrainingWay:
-    """How one implementation trains."""
+    """One implementation of training."""
 
     title: str
     source: str
@@ -58,9 +58,9 @@ class TrainingWay:
     families: tuple[tuple[Setting, ...], ...]
     """Settings, tried family by family, from large micro-batches to small ones."""
     plan: Callable[[Questions, int, Setting, torch.device], PassPlan]
-    """From questions, the number of optimizer steps in a pass, a setting, and the device."""
+    """Makes a plan from questions, the number of optimizer steps in a pass, a setting, and the device."""
     build: Callable[[Any, torch.device, torch.dtype, Setting], Step]
-    """From a transformers config, with random weights. The dtype is that of the computation."""
+    """Makes a model with random weights from a transformers config. The dtype is that of the computation."""
 
 
 def host(array: np.ndarray, device: torch.device) -> Tensor:
