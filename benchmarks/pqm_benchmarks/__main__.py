@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.signals import Stopped, stop_raises
-from pqm_fast.errors import PQMError
+from pqm_fast.common.exit_codes import run_command
+from pqm_fast.common.signals import stop_raises
 
 PROGRAM = "python -m pqm_benchmarks"
 USAGE = f"""\
@@ -26,8 +26,11 @@ file of options; options on the command line override it."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 if a stage failed or for a mistake that a user can fix, 2 for a wrong
-    command line, 130 after SIGINT and 143 after SIGTERM."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    command line; after a signal 128 and its number."""
+    return run_command("pqm_benchmarks", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -35,31 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"pqm_benchmarks: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    try:
-        return command(arguments[1:])
-    except PQMError as error:
-        print(f"pqm_benchmarks: error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(
-            f"pqm_benchmarks: error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr
-        )
-        return 1
-    except KeyboardInterrupt as stop:
-        print("pqm_benchmarks: interrupted", file=sys.stderr)
-        return 128 + stop.number if isinstance(stop, Stopped) else 130
+    return command(arguments[1:])
 
 
 def _benchmark(name: str, kind: type, run: Callable[[Any], object], arguments: list[str]) -> int:
     """Runs a benchmark whose options are the fields of the dataclass `kind`."""
     from pqm_fast.arguments import parse
 
-    try:
-        config = parse(kind, name, arguments, program=PROGRAM)
-    except SystemExit as exit:  # --help and usage errors, which tyro has printed
-        return int(exit.code or 0)
     with stop_raises():
-        run(config)
+        run(parse(kind, name, arguments, program=PROGRAM))
     return 0
 
 

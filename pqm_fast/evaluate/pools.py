@@ -41,7 +41,6 @@ def evaluate_pools(
     draws: int = DRAWS,
     seed: int = 0,
     progress: bool = False,
-    source: str = "",
 ) -> dict[str, Any]:
     """Best-of-N over candidate solutions: records with `question_id` in `extra` (`Candidate`).
 
@@ -57,7 +56,6 @@ def evaluate_pools(
         ties: who wins a tied majority vote of the whole pool, `share` or `first` (`majority_vote`).
         draws, seed: random subsets per question for the votes of n, where there are more than that.
         progress: show a bar over the questions while their answers are compared.
-        source: the files of the records, to be named in error messages.
 
     Returns:
         `overall` (all candidates of a question as one pool) and `policies` (one entry per policy): each holds
@@ -73,7 +71,7 @@ def evaluate_pools(
     if ns is not None and min(ns, default=1) < 1:
         raise PQMError(f"n must be at least 1, found {min(ns)}")
     missing: Counter[str] = Counter()
-    groups = _by_question(scored, missing, source)
+    groups = _by_question(scored, missing)
     result: dict[str, Any] = {}
     if groups:
         columns, pools = _columns(groups, how, missing, progress)
@@ -102,10 +100,10 @@ def evaluate_pools(
     return result
 
 
-def _by_question(scored: Scored, missing: Counter[str], source: str) -> list[list[tuple[Candidate, Scores]]]:
+def _by_question(scored: Scored, missing: Counter[str]) -> list[list[tuple[Candidate, Scores]]]:
     pools: dict[str, list[tuple[Candidate, Scores]]] = defaultdict(list)
     for record, scores in scored:
-        candidate = Candidate.of(record, source)
+        candidate = Candidate.of(record)
         if candidate.question_id is None:
             missing["records without question_id: not candidates of a pool"] += 1
         elif not candidate.can_be_judged:
