@@ -121,7 +121,7 @@ def piece_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dic
 
 
 def join(record: Record, start: list[int], steps: list[list[int]], marker: list[int], limit: int) -> Encoded | OverLong:
-    """`start`, then each step followed by `marker`; a step is read at the last of these tokens. Cut by `cut`."""
+    """Joins `start` and the steps, each followed by `marker`, and calls `cut`. A step with its marker is read at its end."""
     ids, step_tokens = [*start], []
     for step in steps:
         ids += [*step, *marker]

@@ -1,4 +1,4 @@
-"""Batches ahead of their use: made in worker processes, in order, in pinned memory if a GPU copies from it.
+"""Makes batches ahead of their use: in worker processes, in order, and in pinned memory if a GPU copies from it.
 
     trajectory numbers -> worker: make, plan, flatten -> shared memory -> training process: pin, restore
 
@@ -136,8 +136,8 @@ def _unchanged(x: Any) -> Any:
 
 
 def _end_with_parent(worker: int) -> None:
-    """Runs in a worker: makes it end when the training process does, and not before. A signal to all processes then
-    leaves the training process the next step.
+    """Runs in a worker: makes it end when the training process does, and not before. After a
+    signal to all processes, the training process can therefore still take its next step.
 
     Nothing tells a worker that the training process was killed: the worker's parent is the server that forked it, which
     in turn waits for its workers.

@@ -1,4 +1,4 @@
-"""Exact search for the best threshold, always on other questions than those the threshold is then used on."""
+"""Finds the best threshold by exact search, always on questions other than those that it is then used on."""
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -21,8 +21,8 @@ def deal(questions: Sequence[str]) -> np.ndarray:
 
 
 def cross(folds: np.ndarray, choose: Callable[[np.ndarray], Choice | None]) -> list[Choice] | None:
-    """For each fold the choice that `choose` makes on the other folds, which it gets as a mask; None if it returns None
-    for one of them."""
+    """For each fold, the choice that `choose` makes on the other folds, which it gets as a mask. None if `choose`
+    returns None for any fold."""
     choices = [choice for fold in range(FOLDS) if (choice := choose(folds != fold)) is not None]
     return choices if len(choices) == FOLDS else None
 

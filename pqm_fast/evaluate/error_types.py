@@ -27,6 +27,6 @@ def by_type(
         q, y = [scores[i] for i in members], [labels[i] for i in members]
         chosen = None if thresholds is None else thresholds.of(members)
         figures[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, chosen)
-        best = None if chosen is None else prm_score(q, y, chosen.each("prm_score"))["prm_score"]
-        figures[name][calibrated("prm_score")] = best
+        score = None if chosen is None else prm_score(q, y, chosen.each("prm_score"))["prm_score"]
+        figures[name][calibrated("prm_score")] = score
     return figures

@@ -66,7 +66,7 @@ def cross_calibrated(
     """
     _check(scores, first_errors)
     folds, erroneous, bounds = deal(questions), np.array(first_errors) >= 0, _bounds(scores, first_errors)
-    thresholds = cross(folds, lambda others: _best(bounds[others], erroneous[others]))
+    thresholds = cross(folds, lambda other_folds: _best(bounds[other_folds], erroneous[other_folds]))
     if thresholds is None:
         return None
     hits = _hits(scores, first_errors, [thresholds[fold] for fold in folds])

@@ -1,4 +1,4 @@
-"""The tokenizer's ids and the model's embedding: checked, and extended by the step token."""
+"""Checks that the tokenizer's ids fit the model's embedding, and adds the step token to both."""
 
 import torch
 from transformers import PreTrainedTokenizerBase

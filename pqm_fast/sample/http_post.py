@@ -45,10 +45,10 @@ class _WithDeadline:
     deadline = math.inf
 
     def recv_into(self, *arguments: Any) -> int:
-        left = self.deadline - monotonic()
-        if left <= 0:
+        seconds_left = self.deadline - monotonic()
+        if seconds_left <= 0:
             raise TimeoutError("no whole reply in time")
-        self.settimeout(left)  # type: ignore[attr-defined]
+        self.settimeout(seconds_left)  # type: ignore[attr-defined]
         return super().recv_into(*arguments)  # type: ignore[misc]
 
 

@@ -117,11 +117,11 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     """The content of state.json; None if this version did not write it."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        known = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
-        known = known and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
+        is_valid = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
+        is_valid = is_valid and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return state if known else None
+    return state if is_valid else None
 
 
 def _tensors(model: StepQModel) -> dict[str, torch.Tensor]:

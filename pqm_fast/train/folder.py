@@ -40,10 +40,10 @@ class RunFolder:
 
     def _check_same_folder(self) -> None:
         try:
-            same = os.path.samestat(os.stat(self.path), self._stat_at_start)
+            is_same = os.path.samestat(os.stat(self.path), self._stat_at_start)
         except OSError:
-            same = False
-        if not same:
+            is_same = False
+        if not is_same:
             raise NotWritten(
                 f"{self.path}: the run folder was removed or replaced while the run was writing into it, so nothing "
                 "more can be saved"

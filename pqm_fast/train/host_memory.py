@@ -34,10 +34,10 @@ def _free_in_groups(root: Path) -> Iterable[int]:
         for group in (innermost, *innermost.parents):
             if not group.is_relative_to(mount) or not (group / limit).exists():
                 continue
-            if (most := (group / limit).read_text().strip()) != "max":
+            if (limit_text := (group / limit).read_text().strip()) != "max":
                 usage_by_kind = _numbers(group / "memory.stat")
                 files = (usage_by_kind.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
-                yield int(most) - int((group / usage).read_text()) + sum(files)
+                yield int(limit_text) - int((group / usage).read_text()) + sum(files)
 
 
 def _numbers(file: Path) -> dict[str, int]:

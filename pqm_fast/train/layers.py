@@ -38,7 +38,7 @@ def compile_layers(model: StepQModel, **options: Any) -> None:
 
 def recompute(model: StepQModel, count: int) -> None:
     """Makes the first `count` layers keep only their input, and compute again what their backward pass needs."""
-    # Around the compiled layer: transformers' checkpointing, which is inside it, would keep it from being compiled.
+    # This wraps the compiled layer: transformers' checkpointing, inside the layer, would keep it from being compiled.
     for layer in decoder_layers(model)[:count] if count else ():
         layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]
 

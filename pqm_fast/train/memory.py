@@ -144,8 +144,8 @@ def fit_memory(
             raise
         sizes = choose_sizes(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
-    most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
-    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio(), longest)
+    most_tokens = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
+    layer = measure_layer(model, most_tokens if on_gpu else min(most_tokens, MEASURED_TOKENS), tree_ratio(), longest)
     free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose_sizes(

@@ -45,8 +45,8 @@ def symbolically_equal(a: str, b: str) -> bool:
         verdict = _ask(a, b)
         if verdict is None:
             _endless.update(text for text in (a, b) if _ask(text, "1") is None)
-            why = f"it took over {LIMIT} s, or broke off"
-            warnings.warn(f"no verdict whether {a!r} equals {b!r} ({why}): counted as different", stacklevel=2)
+            reason = f"it took over {LIMIT} s, or broke off"
+            warnings.warn(f"no verdict whether {a!r} equals {b!r} ({reason}): counted as different", stacklevel=2)
         return bool(verdict)
 
 

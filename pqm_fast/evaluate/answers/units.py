@@ -120,7 +120,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def compound(text: str) -> list[Quantity] | None:
-    """`5 feet 6 inches`: at least two quantities of one dimension, else None."""
+    """Reads `5 feet 6 inches`: at least two quantities of one dimension, else None."""
     parts, position = [], 0
     while position < len(text):
         match = _COMPOUND.match(text, position)
@@ -139,9 +139,9 @@ def _named(word: str) -> Unit:
 
 def _unit(phrase: str) -> Unit | None:
     phrase = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkph\b", "km/hour", phrase))
-    above, *below = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
-    parts = [product for part in (above, *below) if (product := _product(part)) is not None]
-    if len(parts) <= len(below) or not all(below):
+    numerator, *denominators = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
+    parts = [product for part in (numerator, *denominators) if (product := _product(part)) is not None]
+    if len(parts) <= len(denominators) or not all(denominators):
         return None
     (main, dimension, factor), *per = parts
     for _, per_dimension, size in per:
@@ -158,11 +158,13 @@ def _product(phrase: str) -> tuple[str, str, Fraction] | None:
         if word.lower() in _POWERS:
             power = _POWERS[word.lower()]
             continue
-        known = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
+        table_name = next(
+            (form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None
+        )
         plain = word if word[1:] != word[1:].lower() else word.lower()  # MPa is not mPa
         singular = re.sub(r"(?<=[xhs])es\Z|(?<!s)s\Z", "", plain) if len(word) > 3 else plain
         # a word that is not in the table is a separate dimension: 5 volumes are not 5 litres
-        name, dimension, size = _UNITS[known] if known else (singular, f"number of {singular}", Fraction(1))
+        name, dimension, size = _UNITS[table_name] if table_name else (singular, f"number of {singular}", Fraction(1))
         exponent = int(raised) if raised else power
         suffix = f"^{exponent}" if exponent > 1 else ""
         names.append(name + suffix)
