@@ -104,7 +104,7 @@ TRAINED = ("facts", "sign", "copy", "skip", "careless", "strong")
 def make_policies(seed: int = 0) -> dict[str, Policy]:
     """The seven policies by name (`TRAINED` and `mixed`), with the weak spots of the world with this seed."""
     all_mistakes = (wrong_fact, opposite_sign, copied_value, skipped_step, random_slip)
-    # Just above half, so that a mistake wins the vote at a weak spot, but 16 samples still contain the right step.
+    # The chance is just above half: a mistake wins the vote at a weak spot, but 16 samples still have the right step.
     weak_share, mistake_chance = 0.3, 0.55
     policies = [
         Policy("facts", (wrong_fact,), weak_share, mistake_chance, seed, by_letter=False),

@@ -1,4 +1,4 @@
-"""The arithmetic world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
+"""Writes the arithmetic world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
 
 import json
 import os

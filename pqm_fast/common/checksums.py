@@ -17,8 +17,8 @@ def sums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the checksums of every file in `folder`, replacing an earlier list. The files are flushed to
-    the disk at the same time, which takes longer than the checksums."""
+    """Writes the checksums of every file in `folder`, replacing an earlier list. The files are flushed to the
+    disk at the same time, which takes longer than the checksums."""
     files = [file for file in folder.iterdir() if file.is_file() and file.name != SUMS_FILE]
     with ThreadPoolExecutor() as pool:
         flushes = pool.map(sync, files)

@@ -1,4 +1,4 @@
-"""SHA-256 of files. An edit may leave size and time of a file unchanged, but not its contents."""
+"""Computes the SHA-256 of files. An edit may leave the size and time of a file unchanged, but not its contents."""
 
 import hashlib
 import time

@@ -1,4 +1,4 @@
-"""The environment of a measurement: device, versions and commit, stored beside the results."""
+"""Describes the environment of a measurement: device, versions and commit, stored beside the results."""
 
 import os
 import platform

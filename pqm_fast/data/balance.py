@@ -1,4 +1,4 @@
-"""A check that step labels include enough of both classes, correct and wrong."""
+"""Checks that step labels include enough of both classes, correct and wrong."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Batch planning: which trajectories share a micro-batch, within its budget of tokens."""
+"""Plans batches: which trajectories share a micro-batch, within its budget of tokens."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -81,8 +81,8 @@ def plan_batches(
     `sizes` [U] are in tokens. Within a window the longest item goes first, into the emptiest batch. First-fit
     decreasing fills batches as well, but puts trajectories of similar length together; a mean over the trajectories of
     a batch would then weight those in the batches of long ones several times more. (seed, epoch) determines the
-    batches; each item is in exactly one. `shuffle=False` keeps the order of the data between windows (evaluation during training).
-    Raises ValueError if an item does not fit.
+    batches; each item is in exactly one. `shuffle=False` keeps the order of the data between windows (evaluation during
+    training). Raises ValueError if an item does not fit.
     """
     sizes = np.asarray(sizes)
     if len(sizes) and sizes.max() > budget:

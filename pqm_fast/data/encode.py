@@ -1,4 +1,4 @@
-"""Text to tokens: the template that training and scoring share, and the token at which each Q-value is read.
+"""Turns text into tokens: the template that training and scoring share, and the token at which each Q-value is read.
 
 A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step token], ...
 Pieces are tokenised separately, so that the tokens of a step do not depend on the text around it.
@@ -121,7 +121,7 @@ def piece_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dic
 
 
 def join(record: Record, start: list[int], steps: list[list[int]], marker: list[int], limit: int) -> Encoded | OverLong:
-    """Joins `start` and the steps, each followed by `marker`, and calls `cut`. A step with its marker is read at its end."""
+    """Joins `start` and the steps, each followed by `marker`, and calls `cut`. A step is read where its marker ends."""
     ids, step_tokens = [*start], []
     for step in steps:
         ids += [*step, *marker]

@@ -1,4 +1,4 @@
-"""Raw records and their places, from JSON and Parquet files and from saved and hub data sets."""
+"""Reads raw records and their places from JSON and Parquet files and from saved and hub data sets."""
 
 import glob
 import gzip

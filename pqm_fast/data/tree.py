@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """The prefix trees of n trajectories, with U tokens in all: the suffix of each trajectory, which it does not share
-    with the one before it, follows the suffix of the one before."""
+    """The prefix trees of n trajectories, with U tokens in all. The suffix of a trajectory is what it does not
+    share with the one before it. The suffixes are laid end to end."""
 
     order: np.ndarray  # [n] int64, the trajectories sorted by their tokens
     paths: list[np.ndarray]  # for each of `order`, the rows of its tokens: [L] int64, increasing, its suffix last

@@ -12,7 +12,7 @@ AGGREGATORS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
     "min": lambda q, start, size: np.minimum.reduceat(q, start),
     "last": lambda q, start, size: q[start + size - 1],
     "mean": lambda q, start, size: np.add.reduceat(q, start) / size,
-    # The logarithm of the product ranks solutions alike; the product itself underflows after some hundred steps.
+    # The logarithm ranks solutions as the product does, which itself underflows after some hundred steps.
     "prod": lambda q, start, size: np.add.reduceat(log_sigmoid(q), start),
     "max": lambda q, start, size: np.maximum.reduceat(q, start),
 }

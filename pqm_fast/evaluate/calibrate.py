@@ -29,7 +29,7 @@ def cross(folds: np.ndarray, choose: Callable[[np.ndarray], Choice | None]) -> l
 
 def candidates(ends: np.ndarray) -> np.ndarray:
     """Sorted thresholds that represent all others: one below the finite values of `ends`, one between each two of them,
-    and one above. 0 alone if no end is finite.
+    and one above. Only 0 if no end is finite.
 
     A figure that changes only at `ends` has its highest value at one of these thresholds.
     """

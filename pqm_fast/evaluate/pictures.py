@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: Best-of-N curves with their intervals, and the quality of the step scores."""
+"""Draws pictures of an evaluation: Best-of-N curves with their intervals, and the quality of the step scores."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,24 +29,24 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
 
     drawn = []
     for name, panels in (("best_of_n", _pool_panels(summary)), ("steps", _step_panels(summary))):
-        drawers = list(panels)
-        if not drawers:
+        panel_functions = list(panels)
+        if not panel_functions:
             continue
-        columns = min(len(drawers), 4 if len(drawers) > 6 else 3)
-        rows = -(-len(drawers) // columns)
+        columns = min(len(panel_functions), 4 if len(panel_functions) > 6 else 3)
+        rows = -(-len(panel_functions) // columns)
         size = (max(3.9 * columns, 6.0), 3.4 * rows + 0.8)  # inches; shown about 10 wide
         with plt.rc_context({"figure.dpi": 110, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
             figure, axes = plt.subplots(
                 rows, columns, figsize=size, squeeze=False, constrained_layout=True, sharey=name == "best_of_n"
             )
-            for ax in axes.flat[len(drawers) :]:
+            for ax in axes.flat[len(panel_functions) :]:
                 ax.set_visible(False)
-            for ax, draw_panel in zip(axes.flat, drawers, strict=False):
+            for ax, draw_panel in zip(axes.flat, panel_functions, strict=False):
                 draw_panel(ax)
                 ax.grid(alpha=0.25)
                 ax.set_axisbelow(True)
             if name == "best_of_n":
-                for ax in axes.flat[: len(drawers)][::columns]:
+                for ax in axes.flat[: len(panel_functions)][::columns]:
                     ax.set_ylabel("expected accuracy")
                 handles, labels = axes.flat[0].get_legend_handles_labels()
                 figure.legend(handles, labels, loc="outside lower center", ncols=4 if columns > 1 else 3, frameon=False)

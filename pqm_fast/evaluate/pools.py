@@ -1,4 +1,4 @@
-"""Everything that pools of candidate solutions allow: Best-of-N, votes and pass@N, overall and by policy."""
+"""Evaluates pools of candidate solutions: Best-of-N, votes and pass@N, overall and by policy."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How well Q-values separate correct steps from wrong ones. Every figure takes at most n log n time."""
+"""Measures how well Q-values separate correct steps from wrong ones. Every figure takes at most n log n time."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""All figures that need step labels: step metrics, curves, error types and ProcessBench."""
+"""Computes all figures that need step labels: step metrics, curves, error types and ProcessBench."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

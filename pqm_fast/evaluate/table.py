@@ -1,4 +1,4 @@
-"""The results of an evaluation as aligned plain text."""
+"""Writes the results of an evaluation as aligned plain text."""
 
 from typing import Any
 

@@ -92,6 +92,6 @@ def _hidden_alone(decoder: PackedDecoder, trajectories: list[Trajectory], *, imp
 
 
 def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Computed in float64: in float32 the norm of finite values may be infinite. 0 where both are 0."""
+    """Computes in float64, because in float32 the norm of finite values may be infinite. 0 if both are 0."""
     difference = (actual.double() - expected.double()).norm()
     return float(difference / expected.double().norm()) if difference else 0.0

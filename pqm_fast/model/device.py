@@ -1,4 +1,4 @@
-"""The device that a model runs on, and the dtype it runs in."""
+"""Chooses the device that a model runs on, and the dtype that it runs in."""
 
 import time
 from functools import cache

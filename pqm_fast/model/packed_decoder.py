@@ -1,4 +1,4 @@
-"""Any Hugging Face decoder on packed batches: the hidden states that the Q-value head reads."""
+"""Runs any Hugging Face decoder on packed batches, and returns the hidden states that the Q-value head reads."""
 
 from typing import Any
 
@@ -59,9 +59,8 @@ class PackedDecoder(nn.Module):
         """The longest trajectory that the architecture supports, in tokens."""
         config = self.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        if (
-            rope.get("rope_type") == "longrope"
-        ):  # beyond this, a batch's longest trajectory changes the others' positions
+        # beyond this length, the longest trajectory of a batch would change the positions of the others
+        if rope.get("rope_type") == "longrope":
             return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
         return getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
 

@@ -1,4 +1,4 @@
-"""The charts of a page as data for charts.js."""
+"""Makes the charts of a page, as data for charts.js."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate

@@ -1,4 +1,4 @@
-"""The final figures of the runs, as columns of the ablation table: of the training, and of each evaluation."""
+"""Collects the final figures of the runs, as columns of the ablation table: of the training, and of each evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from pqm_fast.report.groups import Results, group_evaluations
 from pqm_fast.report.runs import Run
 
 Best = Callable[[list[float]], float]
-# {figure: (heading, which value is marked)}; figures at a fixed threshold depend on where a model's scores lie, so that
-# none of them is marked
+# {figure: (heading, which value is marked)}; figures at a fixed threshold depend on where a model's scores lie, so none
+# of them is marked
 STEPS: dict[str, tuple[str, Best | None]] = {
     "step_accuracy_calibrated": ("step accuracy, calibrated", max),
     "step_accuracy": ("step accuracy, fixed", None),

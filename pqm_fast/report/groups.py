@@ -1,4 +1,4 @@
-"""Groups of evaluations that can be compared, because they use the same data."""
+"""Groups evaluations that can be compared, because they use the same data."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The ablation table as HTML tables, one for each group of figures, each narrow enough for the page."""
+"""Writes the ablation table as HTML tables, one for each group of figures, each narrow enough for the page."""
 
 from html import escape
 from itertools import groupby

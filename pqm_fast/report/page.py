@@ -1,4 +1,4 @@
-"""One HTML page that contains its style, scripts and data. It loads nothing, and its policy forbids loading."""
+"""Writes one HTML page that contains its style, scripts and data. It loads nothing, and its policy forbids loading."""
 
 import json
 from base64 import b64encode

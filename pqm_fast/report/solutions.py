@@ -1,4 +1,4 @@
-"""The scored solutions on a page: those where the model was most wrong, and a random sample of the others."""
+"""Chooses the scored solutions for a page: those where the model was most wrong, and a random sample of the others."""
 
 import heapq
 import math

@@ -1,4 +1,4 @@
-"""An HTTP POST with a limit on its total time and on the size of the reply; it follows no redirect.
+"""Sends an HTTP POST with a limit on its total time and on the size of the reply; it follows no redirect.
 
 urllib's timeout applies to each read, so a server that sends a byte at a time could hold a request for ever; and urllib
 reads a reply of any size into memory.

@@ -1,4 +1,4 @@
-"""Rollouts of prefixes: requested, checked, journalled, and shared between solutions that begin alike."""
+"""Requests, checks and journals rollouts of prefixes. Solutions that begin alike share them."""
 
 import hashlib
 import json

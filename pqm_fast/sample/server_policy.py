@@ -30,11 +30,11 @@ from pqm_fast.sample.server_credentials import split_credentials
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 1.0, 60.0, 300.0  # seconds
 CUT_OFF_REASONS = ("length", "content_filter")  # the many other reasons mean that it stopped by itself
-ABORTED_REASONS = ("abort", "error")  # from vLLM, where it gave up the request
+ABORTED_REASONS = ("abort", "error")  # vLLM's reasons if it gave up the request
 REFUSED_CODES = (400, 413, 422)  # the server does not accept this prompt, but may accept others
 TRANSIENT_CODES = (408, 409, 425, 429)  # and every 5xx: the same request may work later
 NO_SERVER_ERRORS = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it answered before
-QUOTED_BYTES = 2000  # the most of a reply that a message may quote
+QUOTED_BYTES = 2000  # the largest part of a reply that a message may quote
 
 
 class ServerPolicy:

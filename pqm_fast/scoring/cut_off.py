@@ -1,4 +1,4 @@
-"""A count of the solutions that did not fit the context when files were scored."""
+"""Counts the solutions that did not fit the context when files were scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

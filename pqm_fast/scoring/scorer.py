@@ -103,8 +103,8 @@ class Scorer:
         return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
-        """The same for (question, result of the encoder) pairs. Raises a RecordError that is among the results, unless
-        it is an `OverLong`."""
+        """Like `score`, for (question, result of the encoder) pairs. Raises a RecordError that is among the results,
+        unless it is an `OverLong`."""
         scores: list[Scores] = [[] for _ in encoded]
         for batch_scores in self.score_batches(encoded):
             for number, solution_scores in batch_scores.items():
@@ -121,7 +121,7 @@ class Scorer:
 
         Batches are planned over all solutions, and those without a `needed` number are left out: the others are then
         packed, and so rounded, as if nothing had been left out. Raises Diverged for Q-values that are not finite,
-        before any score of their batch; `name` says whose they are.
+        before it yields a score of their batch; `name` says whose they are.
         """
         solutions: dict[int, Encoded] = {}
         for number, (_, result) in enumerate(encoded):

@@ -1,4 +1,4 @@
-"""The files that the trials of a study share, each written once: labelled records, models, judged pools."""
+"""Writes the files that the trials of a study share, each once: labelled records, models, judged pools."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The results of a study as Markdown tables."""
+"""Writes the results of a study as Markdown tables."""
 
 from collections.abc import Callable, Iterable
 

@@ -103,8 +103,8 @@ def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.
 
 @contextmanager
 def _foreign_files_refused(path: Path) -> Iterator[None]:
-    """Raises PQMError for whatever goes wrong in reading. The exceptions that torch raises for files that it, or this
-    package, did not write have no common class."""
+    """Raises PQMError for whatever goes wrong in reading. torch raises exceptions without a common class for files that
+    it, or this package, did not write."""
     try:
         yield
     except MemoryError:

@@ -1,4 +1,4 @@
-"""How fast a run is, and how much time it has left."""
+"""Measures how fast a run is, and estimates how much time it has left."""
 
 import time
 from collections.abc import Iterator

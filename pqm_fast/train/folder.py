@@ -52,7 +52,7 @@ class RunFolder:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """For writing `path`: raises NotWritten for whatever the system or the libraries raise if that is impossible."""
+    """Use it to write `path`: if that fails, the error of the system or a library becomes NotWritten."""
     try:
         yield
     except (OSError, SafetensorError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How much of the machine's memory this process can still use."""
+"""Measures how much of the machine's memory this process can still use."""
 
 import os
 from collections.abc import Iterable

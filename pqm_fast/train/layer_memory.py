@@ -1,4 +1,4 @@
-"""How much memory one decoder layer keeps for its backward pass, measured before the first step."""
+"""Measures, before the first step, how much memory one decoder layer keeps for its backward pass."""
 
 import math
 from collections.abc import Iterable
@@ -83,8 +83,8 @@ def _layer_inputs(
 
 
 def _tree(tokens: int, longest: int, ratio: float, vocabulary: int) -> list[tuple[int, Trajectory]]:
-    """Random trajectories of about `longest` tokens. They share as many tokens at the start as are needed for `tokens`
-    to be computed where all of them together have `ratio` times as many."""
+    """Random trajectories of about `longest` tokens. They share so many tokens at the start that only `tokens` are
+    computed, although all of them together have `ratio` times as many."""
     count = min(max(math.ceil(ratio * tokens / longest), 2 if ratio > 1 else 1), tokens)
     length = min(int(ratio * tokens / count), tokens - count + 1)  # at least one token of each is not shared
     shared = min((count * length - tokens) // (count - 1) + 1, length - 1) if ratio > 1 and count > 1 else 0

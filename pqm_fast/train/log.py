@@ -23,7 +23,7 @@ BAR_NAMES = {"step_accuracy": "acc", "grad_norm": "gnorm", "tokens_per_second": 
 class RunLog:
     """metrics.jsonl in the run folder, one object a line, and the same figures on a progress bar.
 
-    `evaluated` has the steps whose evaluations are in the file from before `start`.
+    `evaluated` has the steps whose evaluations an earlier part of the run wrote into the file.
     """
 
     def __init__(self, folder: RunFolder, total_steps: int, start: Start, progress: bool = True):

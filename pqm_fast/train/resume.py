@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, whether it is still the same run, and what it keeps from before."""
+"""Resumes a run: finds its checkpoint, checks that it is still the same run, and keeps what it wrote before."""
 
 import shlex
 import shutil

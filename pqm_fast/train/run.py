@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, loaded and checked."""
+"""Loads and checks everything that a run needs before its first step."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -64,6 +64,6 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """The options, among those that change what a step does, whose values differ."""
+    """The options that change what a step does and whose values differ."""
     compared = current.keys() - WITHOUT_EFFECT - RUN_LENGTH
     return [name for name in current if name in compared and started_with.get(name) != current[name]]

@@ -50,7 +50,7 @@ def _prm800k_paths(steps: list[Any], options: ReadOptions) -> list[_Path]:
     path: _Path = []
     alternatives: list[_Path] = []
     unchosen_step: int | None = None  # the number of the step where nothing was chosen
-    has_alternatives = False  # of that step, with labels
+    has_alternatives = False  # whether that step has labelled alternatives
     for number, entry in enumerate(steps, 1):
         name = f"step {number}"
         listed = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
@@ -123,7 +123,7 @@ def _prefix_and_value(state: Any, name: str, options: ReadOptions) -> tuple[str,
 def _prefix_paths(values: dict[str, list[float]]) -> list[_Path]:
     """The path to each prefix that no other prefix continues, in the order of the list."""
     parents: dict[str, str | None] = {}
-    ancestors: list[str] = []  # of the last prefix, shortest first: sorting puts them before it
+    ancestors: list[str] = []  # the prefixes of the last prefix, shortest first: sorting puts them before it
     for prefix in sorted(values):
         while ancestors and not prefix.startswith(ancestors[-1]):
             ancestors.pop()

@@ -179,11 +179,11 @@ def _last_boxed(text: str) -> str | None:
                 inner = bool(boxes) and boxes[-1][0] > opened[0]  # \boxed{\boxed{5}}
                 if content and not inner:
                     boxes.append((opened[0], token.end(), content))
-    listed = boxes[-1:]  # in reverse order
+    listed_boxes = boxes[-1:]  # in reverse order
     for box in boxes[-2::-1]:
-        between = text[box[1] : listed[-1][0]] if listed[-1][0] - box[1] < 100 else "."
+        between = text[box[1] : listed_boxes[-1][0]] if listed_boxes[-1][0] - box[1] < 100 else "."
         if not _LIST.fullmatch(between) or _CORRECTION.search(between):
             break
-        listed.append(box)
-    contents = list(dict.fromkeys(box[2] for box in reversed(listed)))
+        listed_boxes.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(listed_boxes)))
     return ", ".join(contents) if contents else None

@@ -122,8 +122,8 @@ def _stop() -> None:
 
 
 def _serve() -> None:
-    """The child, until its input ends. It answers each line of input with one line: true or false for [a, b], and the
-    values of a for [a]."""
+    """Runs in the child until its input ends. It answers each line of input with one line: true or false for [a, b],
+    and the values of a for [a]."""
     import resource
 
     from math_verify import LatexExtractionConfig, parse, verify

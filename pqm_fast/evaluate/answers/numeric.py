@@ -1,4 +1,4 @@
-"""Answers that are one number or expression: with a unit, in a base other than ten, or a remainder.
+"""Reads answers that are one number or expression: with a unit, in a base other than ten, or a remainder.
 
 Each reader returns None for a text of another kind.
 """

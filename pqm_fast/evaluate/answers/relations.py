@@ -1,4 +1,4 @@
-"""The keys of equations and inequalities."""
+"""Makes the keys of equations and inequalities."""
 
 from fractions import Fraction
 from operator import sub, truediv

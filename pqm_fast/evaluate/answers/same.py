@@ -52,9 +52,7 @@ def group_answers(answers: Sequence[str | None]) -> list[int]:
     for answer in dict.fromkeys(answer for answer in answers if answer is not None):
         classes.setdefault(form(answer).key, []).append(answer)
     members = list(classes.values())
-    forms = [
-        {form(answer): answer for answer in class_members} for class_members in members
-    ]  # `50%` and 1/2 have different bare keys
+    forms = [{form(answer): answer for answer in group} for group in members]  # `50%` and 1/2 have different bare keys
 
     def agree(i: int, j: int) -> Iterator[bool]:
         return (_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())

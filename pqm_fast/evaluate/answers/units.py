@@ -1,4 +1,4 @@
-r"""Units of measure in answers: `5 feet 6 inches`, `12\text{ cm}^2`, `$18 per day`, `30^\circ`, `12.5%`."""
+r"""Reads units of measure in answers: `5 feet 6 inches`, `12\text{ cm}^2`, `$18 per day`, `30^\circ`, `12.5%`."""
 
 import re
 from fractions import Fraction

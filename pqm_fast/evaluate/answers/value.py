@@ -1,4 +1,4 @@
-r"""The value of an expression: exact where it is rational, else to more than 100 digits.
+r"""Computes the value of an expression: exact where it is rational, else to more than 100 digits.
 
 Two expressions are equal if their values are equal. Variables are set to fixed values (`at_points`).
 """

@@ -1,4 +1,4 @@
-"""The choice of an attention backend for a model on a device."""
+"""Chooses an attention backend for a model on a device."""
 
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,7 @@ def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, con
 
 
 def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """Why `backend` cannot serve the model and what to do; None if it can. Off a GPU, SDPA serves every model."""
+    """Why `backend` cannot serve the model and what to do; None if it can. Without a GPU, SDPA serves every model."""
     if device.type != "cuda":
         return None if backend == "sdpa" else f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
     text = config.get_text_config()
