@@ -156,8 +156,8 @@ class Journal:
         for name, value in inputs.items():
             if stored.get(name) != value:
                 values = f"{stored.get(name)!r} then, {value!r} now"
-                shown = values if len(values) < SHOWN_CHARACTERS else "other files, or other contents"
-                changed.append(f"{name} ({shown})")
+                description = values if len(values) < SHOWN_CHARACTERS else "other files, or other contents"
+                changed.append(f"{name} ({description})")
         if changed:
             raise PQMError(
                 f"{self.path}: was started with other options: {', '.join(changed)}; delete it to start over"

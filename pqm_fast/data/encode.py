@@ -131,13 +131,13 @@ def join(record: Record, start: list[int], steps: list[list[int]], marker: list[
 
 def cut(record: Record, ids: list[int], step_tokens: list[int], limit: int) -> Encoded | OverLong:
     """The tokens up to the last step that ends within `limit` tokens; `step_tokens` are in increasing order."""
-    kept = [token for token in step_tokens if token < limit]
-    if not kept:
+    fitting_steps = [token for token in step_tokens if token < limit]
+    if not fitting_steps:
         return OverLong(record, step_tokens[0] + 1, limit)
     return Encoded(
-        np.array(ids[: kept[-1] + 1], dtype=np.int32),
-        np.array(kept, dtype=np.int32),
-        steps_cut=len(step_tokens) - len(kept),
+        np.array(ids[: fitting_steps[-1] + 1], dtype=np.int32),
+        np.array(fitting_steps, dtype=np.int32),
+        steps_cut=len(step_tokens) - len(fitting_steps),
     )
 
 

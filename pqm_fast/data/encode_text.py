@@ -96,8 +96,8 @@ class TextEncoder:
         """The text of the question, and the text of each step up to the place where it is read."""
         marker = "" if self.layout.in_pieces or self.layout.step_token == LAST else self.layout.step_token
         # split, not replaced: a question or step may itself contain a placeholder
-        before, after = self.layout.step_format.split("{step}")
-        steps = [before + step + after + marker for step in record.steps]
+        text_before, text_after = self.layout.step_format.split("{step}")
+        steps = [text_before + step + text_after + marker for step in record.steps]
         return self.layout.prompt_format.replace("{prompt}", record.prompt), steps
 
     def _read(self, record: Record, ids: list[int], spans: np.ndarray, ends: list[int]) -> Encoded | RecordError:

@@ -55,9 +55,9 @@ def right_between(q: np.ndarray, used: np.ndarray, trajectory: np.ndarray, first
         first_error: [trajectories] index among all steps, -1 for a trajectory without an error.
     """
     wrong = first_error >= 0
-    before = used & ((first_error < 0)[trajectory] | (np.arange(q.size) < first_error[trajectory]))
+    before_error = used & ((first_error < 0)[trajectory] | (np.arange(q.size) < first_error[trajectory]))
     high = np.full(len(first_error), np.inf)
-    np.minimum.at(high, trajectory[before], q[before])
+    np.minimum.at(high, trajectory[before_error], q[before_error])
     low = np.full(len(first_error), -np.inf)
     low[wrong] = np.where(used[first_error[wrong]], q[first_error[wrong]], np.inf)
     bounds = np.stack([low, high], axis=1)

@@ -11,7 +11,7 @@ from pqm_fast.evaluate.step_thresholds import calibrated
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANELS = 12  # at most, for the policies; more are too small to read
+PANELS = 12  # the most panels for policies; more are too small to read
 FEWEST = 10  # correct and wrong steps for a point of the curve: with fewer, AUROC is noise
 COLORS = {"min": "#1f6fb4", "last": "#e07b39", "mean": "#3c9d5d", "prod": "#9256a8", "max": "#b8444f"}
 GREY = "#8a93a6"
@@ -27,7 +27,7 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn = []
+    paths = []
     for name, panels in (("best_of_n", _pool_panels(summary)), ("steps", _step_panels(summary))):
         panel_functions = list(panels)
         if not panel_functions:
@@ -54,8 +54,8 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
             with atomic_file(path) as temporary:
                 figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.1)
             plt.close(figure)
-        drawn.append(path)
-    return drawn
+        paths.append(path)
+    return paths
 
 
 def _pool_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:

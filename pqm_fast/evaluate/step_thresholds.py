@@ -63,11 +63,11 @@ def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: in
         PQMError: as `step_metrics`; also if there is no correct or no wrong step.
     """
     steps = _Steps(scores, labels)
-    best = steps.best(np.ones(len(scores), dtype=bool))
-    if best is None:
+    best_thresholds = steps.best(np.ones(len(scores), dtype=bool))
+    if best_thresholds is None:
         num_correct, num_wrong = int(steps.correct.sum()), int((~steps.correct).sum())
         raise PQMError(f"a threshold needs correct and wrong steps, found {num_correct} and {num_wrong}")
-    return StepThresholds(_by_figure([best]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
+    return StepThresholds(_by_figure([best_thresholds]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
 
 
 def _by_figure(best_by_fold: list[dict[str, float]]) -> dict[str, list[float]]:

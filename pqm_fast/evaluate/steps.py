@@ -55,23 +55,27 @@ def evaluate_steps(
     other_pairs = None if calibrate is None else _others(calibrate, {record.prompt for record in records})
     result["threshold"] = threshold
     first_errors = _first_error_figures(records, labels, scores, threshold, other_pairs, result)
-    chosen = _thresholds(records, labels, scores, other_pairs)
-    result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, chosen)
-    if chosen is None:
+    step_thresholds = _thresholds(records, labels, scores, other_pairs)
+    result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, step_thresholds)
+    if step_thresholds is None:
         result["left_out"].append(f"calibrated step figures: {TOO_FEW} correct and wrong steps")
     else:
-        result["step_thresholds"] = {**chosen.chosen, "calibrated_on": chosen.calibrated_on}
+        result["step_thresholds"] = {**step_thresholds.chosen, "calibrated_on": step_thresholds.calibrated_on}
     result["calibration"] = calibration(scores, labels)
     lengths = [[len(step) for step in record.steps] for record in records]
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
-    typed = [i for i, record in enumerate(records) if by in record.extra]
-    if typed:
-        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed]
-        typed_thresholds = None if chosen is None else chosen.of(typed)
-        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, typed_thresholds)
+    typed_indices = [i for i, record in enumerate(records) if by in record.extra]
+    if typed_indices:
+        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed_indices]
+        typed_thresholds = None if step_thresholds is None else step_thresholds.of(typed_indices)
+        figures = by_type(
+            [scores[i] for i in typed_indices], [labels[i] for i in typed_indices], types, threshold, typed_thresholds
+        )
         result["by_type"] = {"field": by, "types": figures}
-        if len(typed) < len(labelled):
-            result["left_out"].append(f"by {by}: {len(labelled) - len(typed)} of {len(labelled)} records lack it")
+        if len(typed_indices) < len(labelled):
+            result["left_out"].append(
+                f"by {by}: {len(labelled) - len(typed_indices)} of {len(labelled)} records lack it"
+            )
     result |= first_errors
     num_cut = sum(
         q is None and y is not None for ys, qs in zip(labels, scores, strict=True) for y, q in zip(ys, qs, strict=True)
@@ -108,13 +112,13 @@ def _first_error_figures(
             "calibrated_on": ON_OTHERS,
         }
         return {**figures, "processbench_calibrated": at_best}
-    crossed = cross_calibrated(scores, error_indices, [record.prompt for record in records])
-    if crossed is None:
+    cross_figures = cross_calibrated(scores, error_indices, [record.prompt for record in records])
+    if cross_figures is None:
         result["left_out"].append(
             f"ProcessBench with a calibrated threshold: {TOO_FEW} erroneous and correct solutions"
         )
         return figures
-    return {**figures, "processbench_calibrated": {**crossed, "calibrated_on": ON_FOLDS}}
+    return {**figures, "processbench_calibrated": {**cross_figures, "calibrated_on": ON_FOLDS}}
 
 
 def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:

@@ -14,7 +14,7 @@ from pqm_fast.report.runs import Run
 Chart = dict[str, Any]
 Point = list[float]
 HAVE_FLOOR = tuple(name for name, loss in LOSSES.items() if loss.has_flat_floor)
-POINTS = 500  # at most, in a curve; a longer log is averaged
+POINTS = 500  # the most points in a curve; a longer log is averaged
 LEAST_SMOOTHED = 20  # points of a curve, below which it is not smoothed
 
 

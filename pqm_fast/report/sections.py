@@ -99,8 +99,8 @@ def _steps(group: Group, runs: Sequence[Run], charts: dict[str, list[Chart]], nu
     types = _types(group, [run.name for run in runs])
     if not charts[name] and not types:
         return ""
-    drawn = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
-    return f"{_heading(group)}{drawn}{types}"
+    charts_html = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
+    return f"{_heading(group)}{charts_html}{types}"
 
 
 def _types(group: Group, names: list[str]) -> str:

@@ -149,7 +149,7 @@ class ServerPolicy:
 
     def _quoted(self, text: str, max_length: int) -> str:
         """The server's words as a message may show them: without secrets, in at most `max_length` characters."""
-        # only half of what was read: a secret cut off at the end of `text` would not be recognised
+        # quotes only half of what was read, because a secret cut off at the end of `text` would not be recognised
         return shorten(self.credentials.hide(text)[: QUOTED_BYTES // 2], max_length)
 
 

@@ -16,7 +16,7 @@ from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.judged_pool import JudgedPool
 
-DIGITS = 6  # of each stored Best-of-N
+DIGITS = 6  # digits of each stored Best-of-N
 
 PoolScores = tuple[JudgedPool, Sequence[Scores]]
 """A pool, and the step scores of each of its records."""

@@ -58,8 +58,8 @@ def save_checkpoint(
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
         write_json(temporary / "state.json", state)
         write_sums(temporary)
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    for old_checkpoint in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old_checkpoint)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -19,8 +19,8 @@ def free_on_host(root: Path = Path("/")) -> int:
 
 def _free_in_groups(root: Path) -> Iterable[int]:
     """The free bytes of each control group with a limit on memory."""
-    listed = root / "proc/self/cgroup"
-    for line in listed.read_text().splitlines() if listed.exists() else ():
+    groups_file = root / "proc/self/cgroup"
+    for line in groups_file.read_text().splitlines() if groups_file.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             mount, limit, usage, total = root / "sys/fs/cgroup", "memory.max", "memory.current", ""

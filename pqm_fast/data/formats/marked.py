@@ -46,14 +46,14 @@ def _question_end(text: str, marker: str) -> int:
     """The position at which the steps begin in a text that starts with the question: the likeliest "Step 1:" before the
     first marker, because the question may contain steps itself. Raises `FormatError`."""
     # a question may contain line breaks, so a marker of line breaks does not show where the solution begins
-    before = text.find(marker) if marker.strip() else -1
+    first_marker = text.find(marker) if marker.strip() else -1
     begins = first_steps(text)
     if not begins:
         raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
     if not marker.strip() and len(begins) > 1:
         problem = 'input holds "Step 1:" more than once and no marker but line breaks'
         raise FormatError("no first step", f"{problem}; put a marker after each step and name it (step_marker)")
-    begins = [begin for begin in begins if before == -1 or begin < before]
+    begins = [begin for begin in begins if first_marker == -1 or begin < first_marker]
     if not begins:
         raise FormatError("step markers", f'a step marker {marker!r} comes before "Step 1:"; remove it and its label')
     return likeliest(begins, text)

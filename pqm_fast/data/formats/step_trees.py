@@ -53,16 +53,16 @@ def _prm800k_paths(steps: list[Any], options: ReadOptions) -> list[_Path]:
     has_alternatives = False  # whether that step has labelled alternatives
     for number, entry in enumerate(steps, 1):
         name = f"step {number}"
-        listed = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
-        completions = [_rated(completion, f"{name}, completion {k}", options) for k, completion in enumerate(listed)]
+        entries = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
+        completions = [_rated(completion, f"{name}, completion {k}", options) for k, completion in enumerate(entries)]
         chosen, human = entry.get("chosen_completion"), entry.get("human_completion")
-        if unchosen_step is not None and (listed or chosen is not None or human is not None):
+        if unchosen_step is not None and (entries or chosen is not None or human is not None):
             problem = f"{name} continues although nothing was chosen in step {unchosen_step}"
             raise FormatError("nothing chosen", f"{problem}; choose there, or remove the rest")
         if chosen is not None:
             chosen = typed(chosen, f"{name}: chosen_completion", int)
-            if not 0 <= chosen < len(listed):
-                raise FormatError("bad choice", f"{name}: chosen_completion is {chosen} of {len(listed)}; correct it")
+            if not 0 <= chosen < len(entries):
+                raise FormatError("bad choice", f"{name}: chosen_completion is {chosen} of {len(entries)}; correct it")
         new_alternatives = [[*path, c] for k, c in enumerate(completions) if k != chosen and c.label is not None]
         alternatives += new_alternatives
         if chosen is not None:

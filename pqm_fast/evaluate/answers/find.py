@@ -70,13 +70,13 @@ def final_answer(text: str) -> str | None:
     marked = marked_answer(text)
     if marked is not None:
         return marked
-    last = None
-    for last in _LAST_NUMBER.finditer(text):  # noqa: B007
+    last_number = None
+    for last_number in _LAST_NUMBER.finditer(text):  # noqa: B007
         pass
-    if last is None:
+    if last_number is None:
         return None
-    binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last.start() - 20) : last.start()])
-    return last["value"] if binary else last["sign"] + last["value"]
+    binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last_number.start() - 20) : last_number.start()])
+    return last_number["value"] if binary else last_number["sign"] + last_number["value"]
 
 
 def gold_answer(text: str) -> str:

@@ -263,8 +263,8 @@ def _number(text: str) -> Node:
 
 
 def _repeating(text: str) -> Fraction:
-    before, _, after = text.partition(".")
-    fixed, *period_parts = re.split(r"\D+", after)
+    integer_part, _, decimals = text.partition(".")
+    fixed, *period_parts = re.split(r"\D+", decimals)
     period = "".join(period_parts)
-    start = Fraction(int(before or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
+    start = Fraction(int(integer_part or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
     return start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))

@@ -96,9 +96,9 @@ def quantity(text: str) -> Quantity | None:
     symbol = _SYMBOL.match(text)
     number = symbol[1] + text[symbol.end() :] if symbol else text
     currency = _named(symbol[2]) if symbol else Unit()
-    if after := _AFTER.search(number):
-        number = number[: after.start()]
-        return None if symbol else Quantity(number, 1, _named(after[1]))
+    if symbol_after := _AFTER.search(number):
+        number = number[: symbol_after.start()]
+        return None if symbol else Quantity(number, 1, _named(symbol_after[1]))
     match = _IN_TEXT.search(number) or _PLAIN.search(number) or _LETTER.search(number)
     if match is None:
         return Quantity(number, 1, currency)

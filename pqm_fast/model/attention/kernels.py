@@ -105,9 +105,9 @@ def load(kernel: Kernel) -> Callable[..., torch.Tensor]:
             f"{release} is installed but cannot be used ({error}): install it again for PyTorch {torch.__version__}, "
             "or choose the attention `varlen`"
         ) from error
-    missing = _ARGUMENTS - set(inspect.signature(function).parameters) if kernel is not VARLEN else set()
-    if missing:
-        names = ", ".join(sorted(missing))
+    missing_arguments = _ARGUMENTS - set(inspect.signature(function).parameters) if kernel is not VARLEN else set()
+    if missing_arguments:
+        names = ", ".join(sorted(missing_arguments))
         raise PQMError(f"{release} is too old (it has no {names}): update it, or choose the attention `varlen`")
     return function
 

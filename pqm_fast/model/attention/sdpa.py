@@ -41,10 +41,10 @@ class PaddedAttention:
     Masks are made when a layer first needs them and kept for the other layers."""
 
     groups: tuple[PaddedGroup, ...]
-    gather_queries: RowGather  # from the rows of the batch to the padded places of all groups
-    gather_keys: RowGather  # likewise
+    gather_queries: RowGather  # from the rows of the batch to the padded places of all queries
+    gather_keys: RowGather  # from the rows of the batch to the padded places of all keys
     gather_outputs: RowGather  # from the places of queries back to the rows
-    # by number of the group, window and dtype
+    # the masks by number of the group, window and dtype
     masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -125,7 +125,7 @@ class PaddedAttention:
             position = torch.minimum(group.first[:, None] + query, group.last[:, None])
             distance = position[:, :, None] - key
             is_visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            # with rows of other strides SDPA would copy, and keep, the mask in every layer
+            # SDPA would copy, and keep, a mask with rows of other strides in every layer
             padded_keys = group.keys + -group.keys % MASK_MULTIPLE
             shape = (group.sequences, group.queries, padded_keys)
             aligned = torch.full(shape, float("-inf"), dtype=dtype, device=is_visible.device)
