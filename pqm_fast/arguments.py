@@ -1,4 +1,4 @@
-"""From the arguments of a command to its dataclass of options, with the options of a --config file under them."""
+"""Parses a command's arguments into its dataclass of options. A --config file gives options that are not typed."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pqm_fast.errors import PQMError
 
 
 def parse(options: type, command: str, arguments: list[str], *, program: str = "pqm-fast") -> Any:
-    """An `options` dataclass: the command line overrides the --config file, which overrides the dataclass's defaults.
+    """Returns an `options` dataclass. The command line overrides the --config file, which overrides the defaults.
 
     Args:
         options: a dataclass; the docstrings of its fields are the help.
@@ -23,7 +23,7 @@ def parse(options: type, command: str, arguments: list[str], *, program: str = "
     import tyro
 
     file, typed = _split_config(gather(_attach_value(arguments, "--label-map"), "--field"))
-    # the options of the file come first: one parser checks both, and of two values the last one counts
+    # the file's options come first: one parser checks all options, and the last of two values counts
     combined = [*_file_arguments(file, _text_options(options)), *typed] if file else typed
     try:
         return tyro.cli(options, prog=f"{program} {command}", args=combined, config=(tyro.conf.OmitArgPrefixes,))
@@ -39,10 +39,10 @@ def parse(options: type, command: str, arguments: list[str], *, program: str = "
 def gather(arguments: list[str], option: str) -> list[str]:
     """Turns `--policy A --policy B` into `--policy A B`, at the end of the arguments.
 
-    Raises SystemExit with code 2, after a message, where the option has no value.
+    Prints a message and raises SystemExit with code 2 if the option has no value.
     """
     values: list[str] = []
-    others: list[str] = []
+    other_arguments: list[str] = []
     is_value = needs_value = False
     for argument in [*arguments, "--"]:  # the mark ends the last option too
         is_option = argument == option or argument.startswith(f"{option}=")
@@ -55,11 +55,11 @@ def gather(arguments: list[str], option: str) -> list[str]:
             values += [argument.partition("=")[2]] if "=" in argument else []
         elif argument.startswith("-"):
             is_value = False
-            others.append(argument)
+            other_arguments.append(argument)
         else:
-            (values if is_value else others).append(argument)
-    others.pop()  # the mark
-    return [*others, option, *values] if values else others
+            (values if is_value else other_arguments).append(argument)
+    other_arguments.pop()  # the mark
+    return [*other_arguments, option, *values] if values else other_arguments
 
 
 def _attach_value(arguments: list[str], option: str) -> list[str]:
@@ -71,16 +71,16 @@ def _attach_value(arguments: list[str], option: str) -> list[str]:
 def _split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """(the --config file, the other arguments)."""
     files: list[str] = []
-    others: list[str] = []
+    other_arguments: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
         if argument == "--config" or argument.startswith("--config="):
             files.append(argument.partition("=")[2] or next(remaining, ""))
         else:
-            others.append(argument)
+            other_arguments.append(argument)
     if len(files) > 1 or "" in files:
         raise PQMError("--config: name one file")
-    return files[0] if files else None, others
+    return files[0] if files else None, other_arguments
 
 
 def _text_options(options: type) -> set[str]:
@@ -110,7 +110,7 @@ def _as_arguments(values: dict[str, Any], text_options: set[str]) -> Iterator[st
 
     for name, value in values.items():
         option = "--" + str(name).replace("_", "-")
-        # the parser undoes escapes, but a text in a file is meant literally
+        # the parser undoes escapes, but a text in a file is literal
         literal = escape if option[2:].replace("-", "_") in text_options else str
         if isinstance(value, dict):  # a group of options, such as `template`
             yield from _as_arguments(value, text_options)

@@ -1,4 +1,4 @@
-"""Model folders for the embedded arithmetic world: small decoders of three families with a tokenizer, no weights."""
+"""Writes model folders for the arithmetic world: small decoders of three families with a tokenizer, no weights."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args

@@ -37,7 +37,7 @@ def correct_step(turn: Turn, spot: str, rng: random.Random) -> Step:
 
 
 def wrong_fact(turn: Turn, spot: str, rng: random.Random) -> Step:
-    """A result that is off by one or two, always the same for a spot."""
+    """Writes a result that is off by one or two, and always the same for a spot."""
     return _with_value(turn, pick(_near_misses(turn), f"{spot} result"))
 
 
@@ -59,7 +59,7 @@ def skipped_step(turn: Turn, spot: str, rng: random.Random) -> Step | None:
 
 
 def random_slip(turn: Turn, spot: str, rng: random.Random) -> Step:
-    """A result that is off by one or two, drawn anew each time."""
+    """Writes a result that is off by one or two, drawn anew each time."""
     return _with_value(turn, rng.choice(_near_misses(turn)))
 
 
@@ -104,7 +104,7 @@ TRAINED = ("facts", "sign", "copy", "skip", "careless", "strong")
 def make_policies(seed: int = 0) -> dict[str, Policy]:
     """The seven policies by name (`TRAINED` and `mixed`), with the weak spots of the world with this seed."""
     all_mistakes = (wrong_fact, opposite_sign, copied_value, skipped_step, random_slip)
-    # A chance just above half: at a weak spot the mistake wins the vote, but 16 samples still contain the right step.
+    # The chance is just above half: a mistake wins the vote at a weak spot, but 16 samples still have the right step.
     weak_share, mistake_chance = 0.3, 0.55
     policies = [
         Policy("facts", (wrong_fact,), weak_share, mistake_chance, seed, by_letter=False),

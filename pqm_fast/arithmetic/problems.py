@@ -18,7 +18,7 @@ TRUE_VALUES = range(1, 10)
 # One operation from any true value stays within this range. Longer wrong chains are clamped to it, so that the
 # vocabulary is finite.
 WRITTEN_VALUES = range(TRUE_VALUES[0] + min(OPERATIONS), TRUE_VALUES[-1] + max(OPERATIONS) + 1)
-# A third of the 153,118 problems that exist (130,684 of them of five operations): drawing distinct ones stays fast.
+# A third of the 153,118 problems (130,684 of them have five operations), so drawing distinct ones stays fast.
 MAX_PROBLEMS = 50_000
 
 
@@ -31,8 +31,8 @@ class Problem:
 
     @property
     def text(self) -> str:
-        named = zip(LETTERS, self.operations, strict=False)
-        return " ".join([str(self.start), *(f"{letter} {operation:+d}" for letter, operation in named)])
+        lettered = zip(LETTERS, self.operations, strict=False)
+        return " ".join([str(self.start), *(f"{letter} {operation:+d}" for letter, operation in lettered)])
 
     @property
     def true_values(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 def words() -> list[str]:
     """Every word of the world: `7`, `a`, `-2` in a problem; `a:`, `7`, `-2`, `=5` in a step.
 
-    `-2` the operation and `-2` the value are one word; the position shows which is meant.
+    The operation `-2` and the value `-2` are one word; the position shows which is meant.
     """
     all_words = [
         *(str(value) for value in WRITTEN_VALUES),

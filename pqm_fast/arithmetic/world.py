@@ -1,4 +1,4 @@
-"""The arithmetic world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
+"""Writes the arithmetic world as files: labelled trajectories, a Best-of-N pool and a model folder without weights."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def _pool(problems: list[Problem], policies: list[Policy], candidates: int, seed
 
 
 def _sample_rng(seed: int, policy: Policy, problem: Problem, sample: int) -> random.Random:
-    # Python hashes a string seed with SHA-512, so it is the same in every process, whatever was sampled before.
+    # Python hashes a string seed with SHA-512, so the numbers are the same in every process, whatever came before.
     return random.Random(f"{seed} {policy.name} {problem.text} {sample}")
 
 

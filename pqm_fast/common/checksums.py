@@ -17,8 +17,8 @@ def sums(files: Iterable[Path]) -> dict[str, str]:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the checksums of every file in `folder`, replacing an earlier list. Meanwhile the files are flushed to the
-    disk, which takes longer."""
+    """Writes the checksums of every file in `folder`, replacing an earlier list. The files are flushed to the
+    disk at the same time, which takes longer than the checksums."""
     files = [file for file in folder.iterdir() if file.is_file() and file.name != SUMS_FILE]
     with ThreadPoolExecutor() as pool:
         flushes = pool.map(sync, files)
@@ -43,21 +43,21 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 
 def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
-    """Describes the first file that has changed since it was written; None if none has. The `needed` files must have a
-    checksum."""
+    """Describes the first file that has changed since it was written; None if no file has. The `needed` files must have
+    a checksum."""
     try:
-        stored = _read_sums(folder)
+        stored_sums = _read_sums(folder)
     except (OSError, ValueError) as error:
         return f"{SUMS_FILE}: {error.strerror if isinstance(error, OSError) else error}"
     for name in sorted(needed):
-        if name not in stored:
+        if name not in stored_sums:
             return f"{SUMS_FILE}: {name} is not listed"
-    for name in sorted(stored):
+    for name in sorted(stored_sums):
         if not (folder / name).is_file():
             return f"{name} is missing (or {SUMS_FILE} is damaged)"
     try:
-        present = sums(folder / name for name in stored)
+        current_sums = sums(folder / name for name in stored_sums)
     except OSError as error:
         return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"
-    changed = [name for name in stored if present[name] != stored[name]]
+    changed = [name for name in stored_sums if current_sums[name] != stored_sums[name]]
     return f"{changed[0]} or {SUMS_FILE} has changed since it was written: the SHA-256 differs" if changed else None

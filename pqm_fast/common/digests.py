@@ -1,4 +1,4 @@
-"""SHA-256 of files. An edit may leave size and time of a file unchanged, but not its contents."""
+"""Computes the SHA-256 of files. An edit may leave the size and time of a file unchanged, but not its contents."""
 
 import hashlib
 import time
@@ -40,7 +40,7 @@ def _read_digest(file: Path) -> str:
 
 
 def folder_digests(folder: Path, files: Iterable[Path]) -> list[list[str]]:
-    """[name relative to `folder`, SHA-256] of those `files` that are files, sorted by name."""
-    present = [file for file in sorted(set(files)) if file.is_file()]
-    names = (str(file.relative_to(folder)) for file in present)
-    return [list(pair) for pair in zip(names, file_digests(present), strict=True)]
+    """[name relative to `folder`, SHA-256] of each entry of `files` that is a file, sorted by name."""
+    existing = [file for file in sorted(set(files)) if file.is_file()]
+    names = (str(file.relative_to(folder)) for file in existing)
+    return [list(pair) for pair in zip(names, file_digests(existing), strict=True)]

@@ -1,4 +1,4 @@
-"""The environment of a measurement: device, versions and commit, stored beside the results."""
+"""Describes the environment of a measurement: device, versions and commit, stored beside the results."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 COMMIT = "PQM_FAST_COMMIT"
-"""The environment variable that names the commit where the files are present without their git history."""
+"""The environment variable that names the commit if the files have no git history."""
 
 
 def describe() -> dict[str, Any]:

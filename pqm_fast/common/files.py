@@ -30,9 +30,9 @@ def sync(path: Path) -> None:
 
 def write_all(file: io.FileIO, data: bytes) -> None:
     """Writes all of `data`. A single write to an unbuffered file may stop early when the disk is nearly full."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def is_at(file: io.FileIO, path: Path) -> bool:
@@ -56,7 +56,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def file_to_write(path: Path) -> Path:
-    """Returns `path`, or the target if it is a link. Commands that write at their end call it first.
+    """Returns `path`, or the target if it is a link. Commands that write only at their end call this first.
 
     Raises PQMError if no file can be written there: it is a folder, a device or a pipe, or would lie below a file.
     """
@@ -65,9 +65,9 @@ def file_to_write(path: Path) -> Path:
         raise PQMError(f"{path}: is a folder; name a file to write")
     if target.exists() and not target.is_file():
         raise PQMError(f"{path}: is not a regular file but a device, a pipe or a socket; name another file to write")
-    above = next(parent for parent in target.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise PQMError(f"{path}: {above} is a file, so nothing can be below it; name another file to write")
+    nearest_parent = next(parent for parent in target.absolute().parents if parent.exists())
+    if not nearest_parent.is_dir():
+        raise PQMError(f"{path}: {nearest_parent} is a file, so nothing can be below it; name another file to write")
     return target
 
 
@@ -95,7 +95,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     lock = os.open(folder / "new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # on file systems without locks it never counts as a left-over
+        with suppress(OSError):  # on file systems without locks the folder never counts as left over
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(folder / "new", folder / LOCK_FILE)  # so the lock file is locked as soon as it has its name
         yield folder / path.name
@@ -112,8 +112,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> list[str]:
     """Removes the temporary folders that killed writers left in `folder`, for one file name or for all, and returns
     their names. Those of living writers stay.
 
-    A writer is dead if the lock on its file is free. For some microseconds, between making the folder and the lock,
-    there is no such file: a folder without it stays for an hour.
+    A writer is dead if the lock on its file is free. The file does not exist for some microseconds, between making
+    the folder and the lock, so a folder without it stays for an hour.
     """
     removed = []
     pattern = rf"\.{'.+' if name is None else re.escape(name)}\.tmp-\w{{8}}"

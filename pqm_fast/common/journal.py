@@ -125,18 +125,18 @@ class Journal:
     def writing(self) -> Iterator[None]:
         """Closes the files at the end. The message of an error or a signal in the block adds that the finished rows are
         kept."""
-        kept = f"what is done is kept in {self.path}"
+        kept_note = f"what is done is kept in {self.path}"
         try:
             yield
         except KeyboardInterrupt as stop:
-            stop.args = (f"{kept}, and the same command continues from there",) if self.rows else ()
+            stop.args = (f"{kept_note}, and the same command continues from there",) if self.rows else ()
             raise
         except OSError as error:
             reason = f"{error.filename or self.path}: {error.strerror or error}"
-            raise PQMError(f"{reason}; {kept}" if self.rows else reason) from error
+            raise PQMError(f"{reason}; {kept_note}" if self.rows else reason) from error
         except PQMError as error:
             if self.rows:
-                raise PQMError(f"{error}; {kept}") from error
+                raise PQMError(f"{error}; {kept_note}") from error
             raise
         finally:
             self.close()
@@ -147,7 +147,7 @@ class Journal:
                 file.close()
 
     def remove(self) -> None:
-        """Removes the file. To be called once OUT is complete."""
+        """Removes the file. Call it once OUT is complete."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -156,8 +156,8 @@ class Journal:
         for name, value in inputs.items():
             if stored.get(name) != value:
                 values = f"{stored.get(name)!r} then, {value!r} now"
-                shown = values if len(values) < SHOWN_CHARACTERS else "other files, or other contents"
-                changed.append(f"{name} ({shown})")
+                description = values if len(values) < SHOWN_CHARACTERS else "other files, or other contents"
+                changed.append(f"{name} ({description})")
         if changed:
             raise PQMError(
                 f"{self.path}: was started with other options: {', '.join(changed)}; delete it to start over"

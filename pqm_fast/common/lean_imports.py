@@ -56,6 +56,6 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Must be called before transformers is imported; afterwards it has no effect."""
+    """Call it before transformers is imported; afterwards it has no effect."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -53,12 +53,12 @@ def is_empty(folder: Path) -> bool:
 
 def _make_folder(folder: Path) -> list[Path]:
     """Makes a folder with its parents. Returns those that did not exist, the deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise PQMError(f"{folder}: is a file, or below one; choose another --out") from None
-    return missing
+    return new_folders
 
 
 def _acquire(file: Path, path: Path, command: str) -> int:

@@ -1,4 +1,4 @@
-"""YAML files: options written, and files from any source read within limits."""
+"""Writes options as YAML files, and reads YAML files from any source within limits."""
 
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ def read_yaml(path: Path) -> Any:
         raise PQMError(f"{path}: cannot be read as YAML or JSON: {error}") from error
 
 
-def _check_names(node: yaml.Node | None, done: set[int]) -> None:
+def _check_names(node: yaml.Node | None, checked_nodes: set[int]) -> None:
     """Raises ValueError for a name that appears twice: YAML would silently take the last one."""
-    if not isinstance(node, yaml.CollectionNode) or id(node) in done:
+    if not isinstance(node, yaml.CollectionNode) or id(node) in checked_nodes:
         return
-    done.add(id(node))
+    checked_nodes.add(id(node))
     names: set[str] = set()
     for child in node.value:
         name, value = child if isinstance(node, yaml.MappingNode) else (None, child)
@@ -42,7 +42,7 @@ def _check_names(node: yaml.Node | None, done: set[int]) -> None:
                 line = name.start_mark.line + 1
                 raise ValueError(f"line {line}: {name.value} appears for the second time; keep only one")
             names.add(name.value)
-        _check_names(value, done)
+        _check_names(value, checked_nodes)
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -50,11 +50,11 @@ def write_yaml(path: Path, value: Any) -> None:
         temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+def _nodes(node: yaml.Node, node_counts: dict[int, int]) -> int:
     """The number of nodes with every alias written out. Raises RecursionError for an alias within itself."""
-    if id(node) not in known:
+    if id(node) not in node_counts:
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for child in children for part in (child if pairs else [child])]
-        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
-    return known[id(node)]
+        node_counts[id(node)] = 1 + sum(_nodes(part, node_counts) for part in parts)
+    return node_counts[id(node)]

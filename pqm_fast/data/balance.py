@@ -1,4 +1,4 @@
-"""A check that step labels include enough of both classes, correct and wrong."""
+"""Checks that step labels include enough of both classes, correct and wrong."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ def one_sided(labels: np.ndarray, threshold: float = 0.5) -> str | None:
 
     `labels` [S], NaN for a step without a label. A step is correct if its label is `threshold` or more.
     """
-    known = labels[~np.isnan(labels)]
-    wrong = int((known < threshold).sum())
-    total = known.size
+    known_labels = labels[~np.isnan(labels)]
+    wrong = int((known_labels < threshold).sum())
+    total = known_labels.size
     if not total or min(wrong, total - wrong) >= RARE * total:
         return None
     if wrong in (0, total):

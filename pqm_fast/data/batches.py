@@ -1,4 +1,4 @@
-"""Batch planning: which trajectories share a micro-batch, within its budget of tokens."""
+"""Plans batches: which trajectories share a micro-batch, within its budget of tokens."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -62,12 +62,12 @@ class PackingUnits:
     def batches_in_order(self, budget: int) -> Iterator[np.ndarray]:
         """The trajectory numbers of batches that keep the order of the units. Every unit must fit the budget."""
         starts = np.concatenate([[0], self.ends])[:-1]
-        cuts, used = [], 0
+        cuts, batch_tokens = [], 0
         for start, size in zip(starts.tolist(), self.sizes.tolist(), strict=True):
-            if used and used + size > budget:
+            if batch_tokens and batch_tokens + size > budget:
                 cuts.append(start)
-                used = 0
-            used += size
+                batch_tokens = 0
+            batch_tokens += size
         if len(self.members):
             yield from np.split(self.members, cuts)
 
@@ -78,11 +78,11 @@ def plan_batches(
     """Groups items (units or trajectories) into batches of at most `budget` tokens, window by window of a shuffled
     epoch. Returns the indices of the items of each batch.
 
-    `sizes` [U] in tokens. Within a window the longest item goes first, into the emptiest batch. First-fit decreasing
-    fills batches as well, but puts trajectories of similar length together; a mean over the trajectories of a batch
-    would then weight those in the batches of long ones several times more. Deterministic from (seed, epoch); each item
-    is in exactly one batch. `shuffle=False` keeps the order of the data between windows (evaluation during training).
-    Raises ValueError if an item does not fit.
+    `sizes` [U] are in tokens. Within a window the longest item goes first, into the emptiest batch. First-fit
+    decreasing fills batches as well, but puts trajectories of similar length together; a mean over the trajectories of
+    a batch would then weight those in the batches of long ones several times more. (seed, epoch) determines the
+    batches; each item is in exactly one. `shuffle=False` keeps the order of the data between windows (evaluation during
+    training). Raises ValueError if an item does not fit.
     """
     sizes = np.asarray(sizes)
     if len(sizes) and sizes.max() > budget:
@@ -90,20 +90,22 @@ def plan_batches(
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
     batches: list[np.ndarray] = []
-    held = order[:0]  # items that did not fill a whole batch go into the next window
+    carried_over = order[:0]  # items that do not fill a whole batch go into the next window
     for start in range(0, len(order), window):
-        pool = np.concatenate([held, order[start : start + window]])
+        pool = np.concatenate([carried_over, order[start : start + window]])
         total = np.cumsum(sizes[pool])
         if start + window < len(order):
-            count = int(total[-1]) // budget
-            taken = int(np.searchsorted(total, count * budget, side="right"))
+            num_bins = int(total[-1]) // budget
+            num_items = int(np.searchsorted(total, num_bins * budget, side="right"))
         else:
-            count, taken = -(-int(total[-1]) // budget), len(pool)
-        bins, left = _longest_into_emptiest(pool[:taken], sizes, budget, count)
-        held = np.concatenate([left, pool[taken:]])
-        while len(held) and start + window >= len(order):  # rounding can leave a few items at the very end
-            more, held = _longest_into_emptiest(held, sizes, budget, -(-int(sizes[held].sum()) // budget))
-            bins += more
+            num_bins, num_items = -(-int(total[-1]) // budget), len(pool)
+        bins, unplaced = _longest_into_emptiest(pool[:num_items], sizes, budget, num_bins)
+        carried_over = np.concatenate([unplaced, pool[num_items:]])
+        while len(carried_over) and start + window >= len(order):  # rounding can leave a few items at the very end
+            more_bins, carried_over = _longest_into_emptiest(
+                carried_over, sizes, budget, -(-int(sizes[carried_over].sum()) // budget)
+            )
+            bins += more_bins
         batches += [bins[i] for i in rng.permutation(len(bins))] if shuffle else bins
     return batches
 
@@ -114,12 +116,12 @@ def _longest_into_emptiest(
     """Spreads items over `count` bins. Returns the bins, and the items for which there was no room."""
     emptiest = [(0, b) for b in range(count)]
     members: list[list[int]] = [[] for _ in range(count)]
-    left = []
+    unplaced = []
     for item in items[np.argsort(-sizes[items], kind="stable")]:
-        used, b = emptiest[0] if emptiest else (budget, -1)
-        if used + sizes[item] > budget:
-            left.append(item)
+        bin_tokens, b = emptiest[0] if emptiest else (budget, -1)
+        if bin_tokens + sizes[item] > budget:
+            unplaced.append(item)
             continue
         members[b].append(item)
-        heapq.heapreplace(emptiest, (used + int(sizes[item]), b))
-    return [np.array(m) for m in members if m], np.array(left, dtype=items.dtype)
+        heapq.heapreplace(emptiest, (bin_tokens + int(sizes[item]), b))
+    return [np.array(m) for m in members if m], np.array(unplaced, dtype=items.dtype)

@@ -53,7 +53,7 @@ class Candidate:
 
 
 def has_question_id(record: Record) -> bool:
-    """Whether the record has the field `question_id`, even if it is null: its file is one of pools."""
+    """Whether the record has the field `question_id`, even if it is null: its file then holds pools."""
     return "question_id" in record.extra
 
 

@@ -1,4 +1,4 @@
-"""Chat messages as text, by a tokenizer's chat template."""
+"""Writes chat messages as text, with a tokenizer's chat template."""
 
 from typing import TYPE_CHECKING
 

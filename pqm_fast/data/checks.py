@@ -34,7 +34,7 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# JSON can write one as an escape, but no tokenizer accepts it and no file can hold it
+# JSON can write half a surrogate pair as an escape, but no tokenizer accepts it and no file can hold it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MOST_LEVELS = 100  # far beyond any format; JSON readers and writers recurse once per level
 _TYPE_NAMES: dict[type, str] = {str: "text", list: "a list", dict: "an object", int: "a whole number"}
@@ -88,8 +88,8 @@ def _path(value: Any, sought: str) -> list[str]:
         name = f"entry {key}" if isinstance(key, int) else key
         if inner is sought:
             return [name]
-        if below := _path(inner, sought):
-            return [name, *below]
+        if inner_path := _path(inner, sought):
+            return [name, *inner_path]
     return []
 
 
@@ -99,8 +99,8 @@ def field(raw: dict[str, Any], name: str, kind: type, owner: str = "") -> Any:
     Messages put `owner`, such as "turn 1: ", before the name.
     """
     if raw.get(name) is None:
-        present = ", ".join(raw) or "none"
-        raise FormatError("missing field", f"field {owner}{name} is missing (fields found: {present}); add it")
+        field_names = ", ".join(raw) or "none"
+        raise FormatError("missing field", f"field {owner}{name} is missing (fields found: {field_names}); add it")
     return typed(raw[name], f"{owner}{name}", kind)
 
 

@@ -31,7 +31,7 @@ class TrajectoryDataset:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        # as plain arrays: slicing an np.memmap takes several times as long
+        # plain arrays, because slicing an np.memmap takes several times as long
         self.columns = {
             name: np.asarray(np.memmap(folder / name, dtype=dtype, mode="r"))
             if (folder / name).stat().st_size
@@ -41,7 +41,7 @@ class TrajectoryDataset:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         self.notes: list[str] = info["notes"]
         self.digest: str = info["digest"]
-        """Of all that is stored: tokens, step tokens, labels, questions and record ids."""
+        """A digest of all that is stored: tokens, step tokens, labels, questions and record ids."""
 
     def __reduce__(self) -> tuple[type["TrajectoryDataset"], tuple[Path]]:
         return TrajectoryDataset, (self.folder.absolute(),)

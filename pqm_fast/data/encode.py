@@ -1,4 +1,4 @@
-"""Text to tokens: the template that training and scoring share, and the token at which each Q-value is read.
+"""Turns text into tokens: the template that training and scoring share, and the token at which each Q-value is read.
 
 A solution becomes   prompt piece, step piece 1 [step token], step piece 2 [step token], ...
 Pieces are tokenised separately, so that the tokens of a step do not depend on the text around it.
@@ -121,7 +121,7 @@ def piece_ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> dic
 
 
 def join(record: Record, start: list[int], steps: list[list[int]], marker: list[int], limit: int) -> Encoded | OverLong:
-    """`start`, then each step followed by `marker`; a step is read at the last of these tokens. Cut by `cut`."""
+    """Joins `start` and the steps, each followed by `marker`, and calls `cut`. A step is read where its marker ends."""
     ids, step_tokens = [*start], []
     for step in steps:
         ids += [*step, *marker]
@@ -131,13 +131,13 @@ def join(record: Record, start: list[int], steps: list[list[int]], marker: list[
 
 def cut(record: Record, ids: list[int], step_tokens: list[int], limit: int) -> Encoded | OverLong:
     """The tokens up to the last step that ends within `limit` tokens; `step_tokens` are in increasing order."""
-    kept = [token for token in step_tokens if token < limit]
-    if not kept:
+    fitting_steps = [token for token in step_tokens if token < limit]
+    if not fitting_steps:
         return OverLong(record, step_tokens[0] + 1, limit)
     return Encoded(
-        np.array(ids[: kept[-1] + 1], dtype=np.int32),
-        np.array(kept, dtype=np.int32),
-        steps_cut=len(step_tokens) - len(kept),
+        np.array(ids[: fitting_steps[-1] + 1], dtype=np.int32),
+        np.array(fitting_steps, dtype=np.int32),
+        steps_cut=len(step_tokens) - len(fitting_steps),
     )
 
 

@@ -1,5 +1,5 @@
-"""Text to tokens as third-party PRMs were trained on it: mostly a solution tokenised as one text, each step read at its
-end."""
+"""Turns text into tokens as third-party PRMs were trained on it. Most tokenise a solution as one text, and read each
+step at its end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,13 +96,13 @@ class TextEncoder:
         """The text of the question, and the text of each step up to the place where it is read."""
         marker = "" if self.layout.in_pieces or self.layout.step_token == LAST else self.layout.step_token
         # split, not replaced: a question or step may itself contain a placeholder
-        before, after = self.layout.step_format.split("{step}")
-        steps = [before + step + after + marker for step in record.steps]
+        text_before, text_after = self.layout.step_format.split("{step}")
+        steps = [text_before + step + text_after + marker for step in record.steps]
         return self.layout.prompt_format.replace("{prompt}", record.prompt), steps
 
     def _read(self, record: Record, ids: list[int], spans: np.ndarray, ends: list[int]) -> Encoded | RecordError:
         """`spans` [L, 2]: start and end of each token in the text; `ends` [K]: the place where each step is read."""
-        # of each step, the last token that begins before its end
+        # a step is read at the last token that begins before its end
         step_tokens = [int(token) - 1 for token in np.searchsorted(spans[:, 0], ends, side="left")]
         if any(spans[token, 1] > end for token, end in zip(step_tokens, ends, strict=True)):
             return RecordError(

@@ -1,4 +1,4 @@
-"""Objects with many tensors as one buffer: cheap to share between processes, and to pin."""
+"""Lays out objects with many tensors as one buffer, which is cheap to share between processes and to pin."""
 
 import io
 import pickle

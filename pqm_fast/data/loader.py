@@ -1,4 +1,4 @@
-"""Batches ahead of their use: made in worker processes, in order, in pinned memory if a GPU copies from it.
+"""Makes batches ahead of their use: in worker processes, in order, and in pinned memory if a GPU copies from it.
 
     trajectory numbers -> worker: make, plan, flatten -> shared memory -> training process: pin, restore
 
@@ -69,7 +69,7 @@ def load_steps(
             yield [_restored(maker.flattened(members), pin) for members in step]
         return
 
-    sizes: deque[int] = deque()  # of the steps that have been read ahead
+    sizes: deque[int] = deque()  # micro-batches in each step that has been read ahead
 
     def micro_batches() -> Iterator[np.ndarray]:
         for step in steps:
@@ -88,8 +88,8 @@ def load_steps(
             prefetch_factor=AHEAD,
             collate_fn=_unchanged,
             worker_init_fn=_end_with_parent,
-            # Pinned in `_restored`: DataLoader's pinning thread lowers the number of threads of those that start later,
-            # the autograd engine's among them, and compiled layers are recompiled for another number.
+            # `_restored` pins instead. DataLoader's pinning thread lowers the number of threads of each thread that
+            # starts later, also of the autograd engine's, and compiled layers are recompiled for another number.
             pin_memory=False,
             multiprocessing_context=context,
             generator=torch.Generator(),  # leaves the global one unchanged: dropout must not depend on `workers`
@@ -99,7 +99,7 @@ def load_steps(
         while sizes:
             yield [_restored(_receive(batches), pin) for _ in range(sizes.popleft())]
     finally:
-        # as long as someone keeps an exception's traceback, it keeps `batches`, and so the processes
+        # a traceback that someone keeps also keeps `batches`, and so the processes
         batches._shutdown_workers()
 
 
@@ -136,8 +136,8 @@ def _unchanged(x: Any) -> Any:
 
 
 def _end_with_parent(worker: int) -> None:
-    """Runs in a worker: makes it end when the training process does, and not before. A signal to all processes then
-    leaves the training process the next step.
+    """Runs in a worker: makes it end when the training process does, and not before. After a signal to all processes,
+    the training process can therefore still take its next step.
 
     Nothing tells a worker that the training process was killed: the worker's parent is the server that forked it, which
     in turn waits for its workers.

@@ -48,7 +48,7 @@ class PackedBatch:
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """A copy on `device`, except for `paths`: only batch plans read them, on the host."""
+        """A copy on `device`, except for `paths`, which only batch plans read, on the host."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()

@@ -1,4 +1,4 @@
-"""Which trajectories answer the same question: grouping by question, and a split that keeps questions whole."""
+"""Groups trajectories by question, and splits them into two sets without dividing a question."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Sources -> `Record`s, one at a time. A bad record is an error that names it, or is skipped and counted."""
+"""Reads `Record`s from sources, one at a time. A bad record is an error that names it, or is skipped and counted."""
 
 import os
 import warnings
@@ -27,8 +27,8 @@ class BadRecord(PQMError):
     """
 
     def __init__(self, place: Place, error: FormatError, id: str | None = None) -> None:
-        named = "" if id is None else f" (record {id})"
-        super().__init__(f"{place}{named}: {error}")
+        record_name = "" if id is None else f" (record {id})"
+        super().__init__(f"{place}{record_name}: {error}")
         self.path, _, self.line = place
         self.reason = str(error)
         self.kind = error.kind
@@ -90,12 +90,12 @@ def read_all(
 ) -> Iterator[Record]:
     """The records of several sources in turn, as in `read_records`. Ids are unique over all of them."""
     summary = SkipSummary() if skipped is None else skipped
-    taken: dict[str, Place] = {}
+    place_of_id: dict[str, Place] = {}
     stems: set[str] = set()
     if not (paths := list(paths)):
         raise PQMError("data: no source is named; name a file, a folder, a pattern or a hub data set")
     for source in expand(os.fspath(path) for path in paths):
-        yield from _read_source(source, options, summary, taken, stems)
+        yield from _read_source(source, options, summary, place_of_id, stems)
     if skipped is None and summary.total:
         warnings.warn(str(summary), stacklevel=2)
 
@@ -107,10 +107,10 @@ def chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
 
 
 def _read_source(
-    source: str, options: ReadOptions, summary: SkipSummary, taken: dict[str, Place], stems: set[str]
+    source: str, options: ReadOptions, summary: SkipSummary, place_of_id: dict[str, Place], stems: set[str]
 ) -> Iterator[Record]:
     stem, raws = open_source(source)
-    if stem in stems:  # files with one name in two folders: ids with the whole path differ
+    if stem in stems:  # two folders may hold files of one name; ids with the whole path differ
         stem = source
     stems.add(stem)
     format: str = options.format
@@ -127,7 +127,7 @@ def _read_source(
             elif options.format == "auto":
                 _check_same_format(raw, format)
             records = FORMATS[format].parse(raw, id or f"{stem}:{place.number}", options)
-            _take_ids(records, place, taken)
+            _take_ids(records, place, place_of_id)
         except FormatError as error:
             bad = BadRecord(place, error, id)
             if not options.skip_bad:
@@ -160,10 +160,10 @@ def _check_same_format(raw: dict[str, Any], format: str) -> None:
         )
 
 
-def _take_ids(records: list[Record], place: Place, taken: dict[str, Place]) -> None:
+def _take_ids(records: list[Record], place: Place, place_of_id: dict[str, Place]) -> None:
     for record in records:
-        if record.id in taken:
+        if record.id in place_of_id:
             raise FormatError(
-                "duplicate id", f"the id {record.id} is taken by {taken[record.id]}; give each record its own"
+                "duplicate id", f"the id {record.id} is taken by {place_of_id[record.id]}; give each record its own"
             )
-    taken.update((record.id, place) for record in records)
+    place_of_id.update((record.id, place) for record in records)

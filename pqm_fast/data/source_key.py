@@ -1,4 +1,4 @@
-"""The state of a data source, by its contents: equal keys, equal records."""
+"""A key for the contents of a data source: two sources with equal keys hold equal records."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Raw records and their places, from JSON and Parquet files and from saved and hub data sets."""
+"""Reads raw records and their places from JSON and Parquet files and from saved and hub data sets."""
 
 import glob
 import gzip
@@ -41,17 +41,17 @@ def expand(names: Iterable[str]) -> list[str]:
     """The sources that the names refer to, in turn: for a folder, its data files sorted by name; for a pattern (`*`,
     `?`, `[...]`, `**`), the files that it matches; otherwise the name itself.
 
-    Raises `PQMError` for a name without files, for data that is named twice, and for a folder with other files than
-    data: only hidden files, README, licence and `.md` files are left out silently.
+    Raises `PQMError` for a name without files, for data that is named twice, and for a folder that holds files
+    other than data: only hidden files, README, licence and `.md` files are left out silently.
     """
-    known: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
+    sources_by_split: dict[str, dict[str, str]] = {}  # the resolved path or hub name -> split -> the source
     sources = []
     for source in (source for name in names for source in _expanded(name)):
         base, split = base_and_split(source)
-        splits = known.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
+        splits = sources_by_split.setdefault(str(Path(base).resolve()) if Path(base).exists() else base, {})
         # a data set named without a split is its only split
-        if taken := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
-            also = "" if taken == source else f", also as {taken}"
+        if earlier_source := splits.get(split) or splits.get("") or (not split and next(iter(splits.values()), None)):
+            also = "" if earlier_source == source else f", also as {earlier_source}"
             raise PQMError(f"{source}: is named twice{also}; name it once, or its records count double")
         splits[split] = source
         sources.append(source)
@@ -79,11 +79,13 @@ def _expanded(source: str) -> list[str]:
     if not data:
         raise PQMError(f"{source}: holds no data files ({', '.join(_DATA_SUFFIXES)}) and no data set; check the folder")
     # README, licence and .md files describe the data; nothing else is left out
-    others = [p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))]
-    if others:
+    other_files = [
+        p for p in files if p not in data and p.suffix != ".md" and not p.name.startswith(("README", "LICENSE"))
+    ]
+    if other_files:
         raise PQMError(
-            f"{source}: holds {others[0].relative_to(folder)}, which is not a data file ({', '.join(_DATA_SUFFIXES)}); "
-            f"remove it, or name the files to read: {folder / f'*{data[0].suffix}'}"
+            f"{source}: holds {other_files[0].relative_to(folder)}, which is not a data file "
+            f"({', '.join(_DATA_SUFFIXES)}); remove it, or name the files to read: {folder / f'*{data[0].suffix}'}"
         )
     return list(map(str, data))
 
@@ -119,7 +121,7 @@ def is_pattern(source: str) -> bool:
 
 
 def open_source(source: str) -> tuple[str, Iterator[Raw]]:
-    """(the start of the ids of its records, its raw records) of a source that `expand` returned.
+    """Opens a source that `expand` returned. Returns (the start of the ids of its records, its raw records).
 
     Raises `PQMError` if there is no such source, and during reading if it is damaged.
     """
@@ -215,7 +217,7 @@ def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
         if opening.startswith("[") or (opening.startswith("{") and not opening.endswith("}")):
             all_lines = [first, *lines]
             try:
-                whole = json.loads("".join(line for _, line in all_lines))
+                value = json.loads("".join(line for _, line in all_lines))
             except (ValueError, RecursionError) as error:
                 if opening.startswith("["):
                     number = first[0] + getattr(error, "lineno", 1) - 1
@@ -224,7 +226,7 @@ def _read_json(path: Path, gzipped: bool) -> Iterator[Raw]:
                     raise PQMError(message) from None
                 lines = iter(all_lines[1:])
             else:
-                yield from _numbered(str(path), "record", whole if isinstance(whole, list) else [whole])
+                yield from _numbered(str(path), "record", value if isinstance(value, list) else [value])
                 return
         for number, line in chain([first], lines):
             if line.strip():

@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as raw records, with values that JSON could hold."""
+"""Turns rows of Arrow tables into raw records, with values that JSON could hold."""
 
 from collections.abc import Iterator
 from datetime import date, time

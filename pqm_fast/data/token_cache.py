@@ -53,7 +53,7 @@ def _fill(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Enc
         with atomic_folder(folder) as temporary:
             tokenise(temporary, paths, options, encoder)
     except OSError as error:
-        if not (folder / INFO).exists():  # otherwise another run has made the same one meanwhile
+        if not (folder / INFO).exists():  # if it exists, another run has made the same one meanwhile
             raise PQMError(
                 f"{error.filename or folder}: the tokens cannot be stored ({error.strerror}); make room there, or "
                 "choose another --cache-dir"

@@ -1,4 +1,4 @@
-"""Labelled records -> the files of a TrajectoryDataset."""
+"""Turns labelled records into the files of a TrajectoryDataset."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Prefix trees: tokens that trajectories of one question share from the start are laid out, and computed, once.
 
 Trajectories sorted by their tokens share most with their neighbours. Laid end to end in that order, each without the
-prefix that it shares with the one before it, they are their prefix tree in depth-first order.
+prefix that it shares with the one before it, they form their prefix tree in depth-first order.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """The prefix trees of n trajectories, with U tokens in all: the suffix of each trajectory, which it does not share
-    with the one before it, follows the suffix of the one before."""
+    """The prefix trees of n trajectories, with U tokens in all. The suffix of a trajectory is what it does not
+    share with the one before it. The suffixes are laid end to end."""
 
     order: np.ndarray  # [n] int64, the trajectories sorted by their tokens
     paths: list[np.ndarray]  # for each of `order`, the rows of its tokens: [L] int64, increasing, its suffix last
@@ -76,10 +76,10 @@ def split_tree(lengths: np.ndarray, shared: np.ndarray, budget: int) -> tuple[li
     def split(limit: int) -> tuple[list[int], list[int]]:
         starts, sizes, start = [], [], 0
         while start < len(lengths):
-            before = int(tree_size[start] - lengths[start])  # the first sequence of a run shares nothing
-            end = int(np.searchsorted(tree_size, before + limit, side="right"))
+            tokens_before = int(tree_size[start] - lengths[start])  # the first sequence of a run shares nothing
+            end = int(np.searchsorted(tree_size, tokens_before + limit, side="right"))
             starts.append(start)
-            sizes.append(int(tree_size[end - 1]) - before)
+            sizes.append(int(tree_size[end - 1]) - tokens_before)
             start = end
         return starts, sizes
 

@@ -12,7 +12,7 @@ AGGREGATORS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
     "min": lambda q, start, size: np.minimum.reduceat(q, start),
     "last": lambda q, start, size: q[start + size - 1],
     "mean": lambda q, start, size: np.add.reduceat(q, start) / size,
-    # The logarithm of the product ranks solutions alike; the product itself underflows after some hundred steps.
+    # The logarithm ranks solutions as the product does, which itself underflows after some hundred steps.
     "prod": lambda q, start, size: np.add.reduceat(log_sigmoid(q), start),
     "max": lambda q, start, size: np.maximum.reduceat(q, start),
 }
@@ -38,15 +38,17 @@ def aggregate_all(solutions: Sequence[Sequence[float | None]], how: str = "min")
     """`aggregate` of each solution: [solutions] float64. Raises the same errors as `aggregate`."""
     if how not in AGGREGATORS:
         raise PQMError(f"unknown aggregator {how!r}; choose one of {', '.join(AGGREGATORS)}")
-    known = np.fromiter((score for score in chain.from_iterable(solutions) if score is not None), np.float64)
-    if not np.isfinite(known).all():
-        raise PQMError(f"step scores must be finite, found {known[~np.isfinite(known)][0]}: check the model's output")
+    all_scores = np.fromiter((score for score in chain.from_iterable(solutions) if score is not None), np.float64)
+    if not np.isfinite(all_scores).all():
+        raise PQMError(
+            f"step scores must be finite, found {all_scores[~np.isfinite(all_scores)][0]}: check the model's output"
+        )
     aggregated = np.full(len(solutions), -np.inf)
-    whole = [i for i, scores in enumerate(solutions) if len(scores) and not any(score is None for score in scores)]
-    if whole:
-        size = np.array([len(solutions[i]) for i in whole])
-        q = np.fromiter(chain.from_iterable(solutions[i] for i in whole), np.float64, int(size.sum()))
-        aggregated[whole] = AGGREGATORS[how](q, np.cumsum(size) - size, size)
+    complete = [i for i, scores in enumerate(solutions) if len(scores) and not any(score is None for score in scores)]
+    if complete:
+        size = np.array([len(solutions[i]) for i in complete])
+        q = np.fromiter(chain.from_iterable(solutions[i] for i in complete), np.float64, int(size.sum()))
+        aggregated[complete] = AGGREGATORS[how](q, np.cumsum(size) - size, size)
     return aggregated
 
 

@@ -1,4 +1,4 @@
-"""Exact search for the best threshold, always on other questions than those the threshold is then used on."""
+"""Finds the best threshold by exact search, always on questions other than those that it is then used on."""
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -21,15 +21,15 @@ def deal(questions: Sequence[str]) -> np.ndarray:
 
 
 def cross(folds: np.ndarray, choose: Callable[[np.ndarray], Choice | None]) -> list[Choice] | None:
-    """For each fold the choice that `choose` makes on the other folds, which it gets as a mask; None if it returns None
-    for one of them."""
+    """For each fold, the choice that `choose` makes on the other folds, which it gets as a mask. None if `choose`
+    returns None for any fold."""
     choices = [choice for fold in range(FOLDS) if (choice := choose(folds != fold)) is not None]
     return choices if len(choices) == FOLDS else None
 
 
 def candidates(ends: np.ndarray) -> np.ndarray:
     """Sorted thresholds that represent all others: one below the finite values of `ends`, one between each two of them,
-    and one above. 0 alone if no end is finite.
+    and one above. Only 0 if no end is finite.
 
     A figure that changes only at `ends` has its highest value at one of these thresholds.
     """
@@ -55,9 +55,9 @@ def right_between(q: np.ndarray, used: np.ndarray, trajectory: np.ndarray, first
         first_error: [trajectories] index among all steps, -1 for a trajectory without an error.
     """
     wrong = first_error >= 0
-    before = used & ((first_error < 0)[trajectory] | (np.arange(q.size) < first_error[trajectory]))
+    before_error = used & ((first_error < 0)[trajectory] | (np.arange(q.size) < first_error[trajectory]))
     high = np.full(len(first_error), np.inf)
-    np.minimum.at(high, trajectory[before], q[before])
+    np.minimum.at(high, trajectory[before_error], q[before_error])
     low = np.full(len(first_error), -np.inf)
     low[wrong] = np.where(used[first_error[wrong]], q[first_error[wrong]], np.inf)
     bounds = np.stack([low, high], axis=1)

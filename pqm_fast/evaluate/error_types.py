@@ -25,8 +25,10 @@ def by_type(
     for name in sorted(set(types)):
         members = [i for i, kind in enumerate(types) if kind == name]
         q, y = [scores[i] for i in members], [labels[i] for i in members]
-        chosen = None if thresholds is None else thresholds.of(members)
-        figures[name] = step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, chosen)
-        best = None if chosen is None else prm_score(q, y, chosen.each("prm_score"))["prm_score"]
-        figures[name][calibrated("prm_score")] = best
+        type_thresholds = None if thresholds is None else thresholds.of(members)
+        figures[name] = (
+            step_metrics(q, y, threshold) | prm_score(q, y, threshold) | calibrated_metrics(q, y, type_thresholds)
+        )
+        score = None if type_thresholds is None else prm_score(q, y, type_thresholds.each("prm_score"))["prm_score"]
+        figures[name][calibrated("prm_score")] = score
     return figures

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: Best-of-N curves with their intervals, and the quality of the step scores."""
+"""Draws pictures of an evaluation: Best-of-N curves with their intervals, and the quality of the step scores."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from pqm_fast.evaluate.step_thresholds import calibrated
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANELS = 12  # at most, for the policies; more are too small to read
+PANELS = 12  # the most panels for policies; more are too small to read
 FEWEST = 10  # correct and wrong steps for a point of the curve: with fewer, AUROC is noise
 COLORS = {"min": "#1f6fb4", "last": "#e07b39", "mean": "#3c9d5d", "prod": "#9256a8", "max": "#b8444f"}
 GREY = "#8a93a6"
@@ -27,26 +27,26 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn = []
+    paths = []
     for name, panels in (("best_of_n", _pool_panels(summary)), ("steps", _step_panels(summary))):
-        parts = list(panels)
-        if not parts:
+        panel_functions = list(panels)
+        if not panel_functions:
             continue
-        columns = min(len(parts), 4 if len(parts) > 6 else 3)
-        rows = -(-len(parts) // columns)
+        columns = min(len(panel_functions), 4 if len(panel_functions) > 6 else 3)
+        rows = -(-len(panel_functions) // columns)
         size = (max(3.9 * columns, 6.0), 3.4 * rows + 0.8)  # inches; shown about 10 wide
         with plt.rc_context({"figure.dpi": 110, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
             figure, axes = plt.subplots(
                 rows, columns, figsize=size, squeeze=False, constrained_layout=True, sharey=name == "best_of_n"
             )
-            for ax in axes.flat[len(parts) :]:
+            for ax in axes.flat[len(panel_functions) :]:
                 ax.set_visible(False)
-            for ax, part in zip(axes.flat, parts, strict=False):
-                part(ax)
+            for ax, draw_panel in zip(axes.flat, panel_functions, strict=False):
+                draw_panel(ax)
                 ax.grid(alpha=0.25)
                 ax.set_axisbelow(True)
             if name == "best_of_n":
-                for ax in axes.flat[: len(parts)][::columns]:
+                for ax in axes.flat[: len(panel_functions)][::columns]:
                     ax.set_ylabel("expected accuracy")
                 handles, labels = axes.flat[0].get_legend_handles_labels()
                 figure.legend(handles, labels, loc="outside lower center", ncols=4 if columns > 1 else 3, frameon=False)
@@ -54,17 +54,17 @@ def draw(summary: dict[str, Any], out: Path) -> list[Path]:
             with atomic_file(path) as temporary:
                 figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.1)
             plt.close(figure)
-        drawn.append(path)
-    return drawn
+        paths.append(path)
+    return paths
 
 
 def _pool_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
     if "overall" not in summary:
         return
     policies = sorted(summary["policies"].items(), key=lambda item: -item[1]["questions"])
-    if len(policies) != 1 and something_to_choose(summary["overall"]):  # with one policy it is the same curve
-        shown = f"all {len(policies)} policies" if policies else "all candidates"
-        yield lambda ax: _best_of_n(ax, summary["overall"], shown)
+    if len(policies) != 1 and something_to_choose(summary["overall"]):  # one policy would have the same curve
+        title = f"all {len(policies)} policies" if policies else "all candidates"
+        yield lambda ax: _best_of_n(ax, summary["overall"], title)
     curves = [(name, entry) for name, entry in policies if something_to_choose(entry)]
     for name, entry in curves[: PANELS - 1]:
         yield lambda ax, name=name, entry=entry: _best_of_n(ax, entry, name)  # type: ignore[misc]
@@ -112,9 +112,9 @@ def _calibration(ax: "Axes", curve: dict[str, Any]) -> None:
     low, steps, predicted, correct = (
         [entry[key] for entry in curve["bins"]] for key in ("low", "steps", "predicted", "correct")
     )
-    most = max(steps)
-    shares = [count / most for count in steps]
-    ax.bar(low, shares, 0.1, align="edge", color=GREY, alpha=0.25, label=f"steps (highest: {most:,})")
+    largest_count = max(steps)
+    shares = [count / largest_count for count in steps]
+    ax.bar(low, shares, 0.1, align="edge", color=GREY, alpha=0.25, label=f"steps (highest: {largest_count:,})")
     ax.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
     label = f"model (error {curve['error']:.3f})"
     ax.plot(predicted, correct, "-o", color=COLORS["min"], markersize=4, label=label)
@@ -148,10 +148,10 @@ def _positions(ax: "Axes", rows: list[dict[str, Any]], overall: dict[str, Any]) 
 
 def _types(ax: "Axes", by_type: dict[str, Any]) -> None:
     types = list(by_type["types"].items())[::-1]  # the first on top
-    # at a fixed threshold they would show the level of the scores, not what the scores tell apart
-    known = any(figures[calibrated("accuracy_on_correct")] is not None for _, figures in types)
+    # accuracies at a fixed threshold would show the level of the scores, not what the scores tell apart
+    is_calibrated = any(figures[calibrated("accuracy_on_correct")] is not None for _, figures in types)
     for offset, key, color in ((0.2, "accuracy_on_correct", "#9cc3e6"), (-0.2, "accuracy_on_wrong", COLORS["min"])):
-        values = [figures[calibrated(key) if known else key] or 0.0 for _, figures in types]
+        values = [figures[calibrated(key) if is_calibrated else key] or 0.0 for _, figures in types]
         ax.barh(
             [i + offset for i in range(len(types))],
             values,
@@ -161,7 +161,9 @@ def _types(ax: "Axes", by_type: dict[str, Any]) -> None:
         )
     ax.set_yticks(range(len(types)), [name.replace("_", " ") for name, _ in types])
     ax.set(xlim=(0, 1), xlabel="share of steps judged right")
-    ax.set_title(f"Accuracy by {by_type['field'].replace('_', ' ')}, {'calibrated' if known else 'fixed threshold'}")
+    ax.set_title(
+        f"Accuracy by {by_type['field'].replace('_', ' ')}, {'calibrated' if is_calibrated else 'fixed threshold'}"
+    )
     _legend_below(ax)
 
 

@@ -1,4 +1,4 @@
-"""Everything that pools of candidate solutions allow: Best-of-N, votes and pass@N, overall and by policy."""
+"""Evaluates pools of candidate solutions: Best-of-N, votes and pass@N, overall and by policy."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -70,22 +70,22 @@ def evaluate_pools(
     """
     if ns is not None and min(ns, default=1) < 1:
         raise PQMError(f"n must be at least 1, found {min(ns)}")
-    missing: Counter[str] = Counter()
-    groups = _by_question(scored, missing)
+    remarks: Counter[str] = Counter()
+    groups = _by_question(scored, remarks)
     result: dict[str, Any] = {}
     if groups:
-        columns, pools = _columns(groups, how, missing, progress)
+        columns, pools = _columns(groups, how, remarks, progress)
         requested = ns or ()
         if ns is None:
-            half = sorted(map(len, pools))[len(pools) // 2]
-            ns = [2**k for k in range(half.bit_length())]
+            median_size = sorted(map(len, pools))[len(pools) // 2]
+            ns = [2**k for k in range(median_size.bit_length())]
         ns = sorted(set(ns))
         result["overall"] = _figures(columns, pools, ns, ties, draws, seed)
         result["policies"] = {
             name: _figures(columns, policy_pools, ns, ties, draws, seed)
             for name, policy_pools in sorted(_by_policy(columns, pools).items())
         }
-    result["left_out"] = [f"{count} {reason}" for reason, count in missing.items()]
+    result["left_out"] = [f"{count} {reason}" for reason, count in remarks.items()]
     if not groups:
         result["left_out"].append("Best-of-N: no candidate solutions whose correctness is known")
         return result
@@ -100,14 +100,14 @@ def evaluate_pools(
     return result
 
 
-def _by_question(scored: Scored, missing: Counter[str]) -> list[list[tuple[Candidate, Scores]]]:
+def _by_question(scored: Scored, remarks: Counter[str]) -> list[list[tuple[Candidate, Scores]]]:
     pools: dict[str, list[tuple[Candidate, Scores]]] = defaultdict(list)
     for record, scores in scored:
         candidate = Candidate.of(record)
         if candidate.question_id is None:
-            missing["records without question_id: not candidates of a pool"] += 1
+            remarks["records without question_id: not candidates of a pool"] += 1
         elif not candidate.can_be_judged:
-            missing["candidates with neither `answer` nor `correct`: nothing says whether they are right"] += 1
+            remarks["candidates with neither `answer` nor `correct`: nothing says whether they are right"] += 1
         else:
             checked(record, scores)
             pools[candidate.question_id].append((candidate, scores))
@@ -115,7 +115,7 @@ def _by_question(scored: Scored, missing: Counter[str]) -> list[list[tuple[Candi
 
 
 def _columns(
-    groups: list[list[tuple[Candidate, Scores]]], how: Sequence[str], missing: Counter[str], progress: bool
+    groups: list[list[tuple[Candidate, Scores]]], how: Sequence[str], remarks: Counter[str], progress: bool
 ) -> tuple[_Columns, Pools]:
     correct, classes = [], []
     for group in tqdm(groups, desc="answers", unit="question", disable=not progress, dynamic_ncols=True):
@@ -125,13 +125,13 @@ def _columns(
     pairs = [pair for group in groups for pair in group]
     for (candidate, scores), answer_class in zip(pairs, classes, strict=True):
         if candidate.cut_off:
-            missing[CUT_SHORT] += 1
+            remarks[CUT_SHORT] += 1
         elif answer_class < 0:
-            missing["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
+            remarks["candidates without a final answer: no vote, and wrong unless `correct` says otherwise"] += 1
         if all(score is None for score in scores):
-            missing["candidates without a scored step: kept, and never preferred"] += 1
+            remarks["candidates without a scored step: kept, and never preferred"] += 1
         elif None in scores:
-            missing[CUT_OFF] += 1
+            remarks[CUT_OFF] += 1
     columns = _Columns(
         policy=[candidate.policy for candidate, _ in pairs],
         correct=np.array(correct),

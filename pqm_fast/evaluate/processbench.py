@@ -66,7 +66,7 @@ def cross_calibrated(
     """
     _check(scores, first_errors)
     folds, erroneous, bounds = deal(questions), np.array(first_errors) >= 0, _bounds(scores, first_errors)
-    thresholds = cross(folds, lambda others: _best(bounds[others], erroneous[others]))
+    thresholds = cross(folds, lambda other_folds: _best(bounds[other_folds], erroneous[other_folds]))
     if thresholds is None:
         return None
     hits = _hits(scores, first_errors, [thresholds[fold] for fold in folds])
@@ -85,9 +85,9 @@ def _best(bounds: np.ndarray, erroneous: np.ndarray) -> float | None:
     """The threshold with the highest F1; None without erroneous or without correct solutions, where F1 is undefined."""
     if erroneous.all() or not erroneous.any():
         return None
-    tried = candidates(bounds)
-    a, c = (share_inside(bounds[kind], tried) for kind in (erroneous, ~erroneous))
-    return float(tried[np.argmax(2 * a * c / np.maximum(a + c, np.finfo(float).tiny))])
+    thresholds = candidates(bounds)
+    a, c = (share_inside(bounds[kind], thresholds) for kind in (erroneous, ~erroneous))
+    return float(thresholds[np.argmax(2 * a * c / np.maximum(a + c, np.finfo(float).tiny))])
 
 
 def _check(scores: Trajectories, first_errors: Sequence[int]) -> None:

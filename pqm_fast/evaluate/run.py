@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
         file_to_write(Path(config.out))
     skipped, cut = SkipSummary(), CutOff()
     scored = list(_scored(config, config.data, skipped, cut))
-    others = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
+    calibration_pairs = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if has_question_id(pair[0])]
     for record, _ in candidates:
@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     }
     parts = []
     if labelled:
-        parts.append(evaluate_steps(labelled, config.threshold, config.by, others))
+        parts.append(evaluate_steps(labelled, config.threshold, config.by, calibration_pairs))
     if candidates:
         parts.append(
             evaluate_pools(

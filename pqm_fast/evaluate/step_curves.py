@@ -32,8 +32,8 @@ def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
     bin_of_step = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
     bins, error = [], 0.0
     for k in np.unique(bin_of_step):
-        inside = bin_of_step == k
-        predicted, correct, steps = float(p[inside].mean()), float(y[inside].mean()), int(inside.sum())
+        in_bin = bin_of_step == k
+        predicted, correct, steps = float(p[in_bin].mean()), float(y[in_bin].mean()), int(in_bin.sum())
         error += steps * abs(predicted - correct) / p.size
         edges = {"low": k / BINS, "high": (k + 1) / BINS}
         bins.append({**edges, "predicted": predicted, "correct": correct, "steps": steps})
@@ -75,16 +75,16 @@ def auroc_by_position(
     length = None if lengths is None else np.array(list(chain.from_iterable(lengths)), dtype=np.int64)[used]
 
     def row(first: int, last: int) -> dict[str, Any]:
-        inside = (position >= first) & (position <= last)
-        one_group = np.zeros(int(inside.sum()), dtype=int)
+        in_row = (position >= first) & (position <= last)
+        one_group = np.zeros(int(in_row.sum()), dtype=int)
         return {
             "first": first,
             "last": last,
-            "correct": int(correct[inside].sum()),
-            "wrong": int((~correct[inside]).sum()),
-            "auroc": share_in_order(q[inside], correct[inside], one_group),
-            "position_only": share_in_order(-position[inside], correct[inside], one_group),
-            "length_only": None if length is None else share_in_order(-length[inside], correct[inside], one_group),
+            "correct": int(correct[in_row].sum()),
+            "wrong": int((~correct[in_row]).sum()),
+            "auroc": share_in_order(q[in_row], correct[in_row], one_group),
+            "position_only": share_in_order(-position[in_row], correct[in_row], one_group),
+            "length_only": None if length is None else share_in_order(-length[in_row], correct[in_row], one_group),
         }
 
     longest = int(position.max(initial=0))

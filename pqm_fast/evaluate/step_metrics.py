@@ -1,4 +1,4 @@
-"""How well Q-values separate correct steps from wrong ones. Every figure takes at most n log n time."""
+"""Measures how well Q-values separate correct steps from wrong ones. Every figure takes at most n log n time."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> 
     correct, passed = label >= 0.5, q >= of_each_step(threshold, trajectory)
     true_error = first_flagged(labelled & ~correct, trajectory, trajectories)
     predicted_error = first_flagged(used & ~passed, trajectory, trajectories)
-    seen = np.bincount(trajectory[used], minlength=trajectories) > 0
+    has_steps = np.bincount(trajectory[used], minlength=trajectories) > 0
     hit, correct = (passed == correct)[used], correct[used]
     on_correct, on_wrong = _mean(hit[correct]), _mean(hit[~correct])
     return {
@@ -79,7 +79,7 @@ def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> 
         "balanced_accuracy": None if on_correct is None or on_wrong is None else (on_correct + on_wrong) / 2,
         "accuracy_on_correct": on_correct,
         "accuracy_on_wrong": on_wrong,
-        "first_error_accuracy": _mean((true_error == predicted_error)[seen]),
+        "first_error_accuracy": _mean((true_error == predicted_error)[has_steps]),
     }
 
 
@@ -96,10 +96,10 @@ def flat_floor(labels: Trajectories) -> float:
     """
     total = 0.0
     for trajectory in labels:
-        known = [label >= 0.5 for label in trajectory if label is not None]
-        correct = sum(known)
+        is_correct = [label >= 0.5 for label in trajectory if label is not None]
+        correct = sum(is_correct)
         if correct:
-            total += math.lgamma(correct + 1) / (correct + (correct < len(known)))
+            total += math.lgamma(correct + 1) / (correct + (correct < len(is_correct)))
     return total / max(len(labels), 1)
 
 

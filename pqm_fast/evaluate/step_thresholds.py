@@ -12,7 +12,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import ON_FOLDS, ON_OTHERS, below, candidates, cross, deal, right_between, share_inside
 from pqm_fast.evaluate.step_metrics import Trajectories, first_flagged, flatten, threshold_metrics
 
-# Each figure from the number of correct and of wrong steps below the threshold, and the number of both in all.
+# A figure, from the numbers of correct and of wrong steps below the threshold, and the numbers of both in all.
 Counted = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 OF_STEPS: dict[str, Counted] = {
     "step_accuracy": lambda c, w, correct, wrong: (correct - c + w) / (correct + wrong),
@@ -23,11 +23,10 @@ OF_STEPS: dict[str, Counted] = {
 
 @dataclass(frozen=True, slots=True)
 class StepThresholds:
-    """For each figure the thresholds with its highest value on other questions, and which of them each trajectory
-    uses."""
+    """The thresholds at which each figure is highest on other questions, and which of them each trajectory uses."""
 
     chosen: dict[str, list[float]]
-    """By figure."""
+    """The thresholds of each figure."""
     which: np.ndarray
     """[trajectories] int64, index into each list of `chosen`."""
     calibrated_on: str
@@ -64,11 +63,11 @@ def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: in
         PQMError: as `step_metrics`; also if there is no correct or no wrong step.
     """
     steps = _Steps(scores, labels)
-    best = steps.best(np.ones(len(scores), dtype=bool))
-    if best is None:
-        right, wrong = int(steps.correct.sum()), int((~steps.correct).sum())
-        raise PQMError(f"a threshold needs correct and wrong steps, found {right} and {wrong}")
-    return StepThresholds(_by_figure([best]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
+    best_thresholds = steps.best(np.ones(len(scores), dtype=bool))
+    if best_thresholds is None:
+        num_correct, num_wrong = int(steps.correct.sum()), int((~steps.correct).sum())
+        raise PQMError(f"a threshold needs correct and wrong steps, found {num_correct} and {num_wrong}")
+    return StepThresholds(_by_figure([best_thresholds]), np.zeros(trajectories, dtype=np.int64), ON_OTHERS)
 
 
 def _by_figure(best_by_fold: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -99,8 +98,8 @@ def calibrated_metrics(
     if thresholds is None:
         return dict.fromkeys(map(calibrated, TAKEN_AT))
     steps = flatten(scores, labels)
-    at = {name: threshold_metrics(steps, len(scores), thresholds.each(name)) for name in set(TAKEN_AT.values())}
-    return {calibrated(figure): at[name][figure] for figure, name in TAKEN_AT.items()}
+    at_best = {name: threshold_metrics(steps, len(scores), thresholds.each(name)) for name in set(TAKEN_AT.values())}
+    return {calibrated(figure): at_best[name][figure] for figure, name in TAKEN_AT.items()}
 
 
 def calibrated(figure: str) -> str:
@@ -121,17 +120,17 @@ class _Steps:
         self.q, self.correct, self.trajectory = q[used], label[used] >= 0.5, trajectory[used]
 
     def best(self, mask: np.ndarray) -> dict[str, float] | None:
-        """For each figure the lowest of the best thresholds, for the trajectories where `mask` is set.
+        """For each figure, the lowest of the best thresholds over the trajectories where `mask` is set.
 
         None if they have no correct or no wrong steps.
         """
-        inside = mask[self.trajectory]
-        q, correct = self.q[inside], self.correct[inside]
+        selected = mask[self.trajectory]
+        q, correct = self.q[selected], self.correct[selected]
         if correct.all() or not correct.any():
             return None
-        tried, right, wrong = candidates(q), q[correct], q[~correct]
-        counted = below(right, tried), below(wrong, tried), right.size, wrong.size
-        best = {figure: float(tried[np.argmax(values(*counted))]) for figure, values in OF_STEPS.items()}
+        thresholds, correct_q, wrong_q = candidates(q), q[correct], q[~correct]
+        counted = below(correct_q, thresholds), below(wrong_q, thresholds), correct_q.size, wrong_q.size
+        best = {figure: float(thresholds[np.argmax(values(*counted))]) for figure, values in OF_STEPS.items()}
         bounds = self.bounds[mask & self.seen]
-        tried = candidates(bounds)
-        return {**best, "first_error_accuracy": float(tried[np.argmax(share_inside(bounds, tried))])}
+        thresholds = candidates(bounds)
+        return {**best, "first_error_accuracy": float(thresholds[np.argmax(share_inside(bounds, thresholds))])}

@@ -1,4 +1,4 @@
-"""All figures that need step labels: step metrics, curves, error types and ProcessBench."""
+"""Computes all figures that need step labels: step metrics, curves, error types and ProcessBench."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -41,8 +41,8 @@ def evaluate_steps(
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
-            `scored`, holds a record without labels, or holds no correct or no wrong step. Where the labels of `scored`
-            name first errors, also one whose labels do not, or without erroneous or without correct solutions.
+            `scored`, holds a record without labels, or holds no correct or no wrong step. If the labels of `scored`
+            name first errors, those of `calibrate` must too, and it must hold erroneous and correct solutions.
     """
     pairs = [checked(record, scores) for record, scores in scored]
     labelled = [(record, record.labels, scores) for record, scores in pairs if record.labels is not None]
@@ -52,32 +52,36 @@ def evaluate_steps(
     if not labelled:
         return result
     records, labels, scores = [r for r, *_ in labelled], [y for _, y, _ in labelled], [q for *_, q in labelled]
-    others = None if calibrate is None else _others(calibrate, {record.prompt for record in records})
+    other_pairs = None if calibrate is None else _others(calibrate, {record.prompt for record in records})
     result["threshold"] = threshold
-    first_errors = _first_error_figures(records, labels, scores, threshold, others, result)
-    chosen = _thresholds(records, labels, scores, others)
-    result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, chosen)
-    if chosen is None:
+    first_errors = _first_error_figures(records, labels, scores, threshold, other_pairs, result)
+    step_thresholds = _thresholds(records, labels, scores, other_pairs)
+    result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, step_thresholds)
+    if step_thresholds is None:
         result["left_out"].append(f"calibrated step figures: {TOO_FEW} correct and wrong steps")
     else:
-        result["step_thresholds"] = {**chosen.chosen, "calibrated_on": chosen.calibrated_on}
+        result["step_thresholds"] = {**step_thresholds.chosen, "calibrated_on": step_thresholds.calibrated_on}
     result["calibration"] = calibration(scores, labels)
     lengths = [[len(step) for step in record.steps] for record in records]
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
-    typed = [i for i, record in enumerate(records) if by in record.extra]
-    if typed:
-        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed]
-        typed_thresholds = None if chosen is None else chosen.of(typed)
-        figures = by_type([scores[i] for i in typed], [labels[i] for i in typed], types, threshold, typed_thresholds)
+    typed_indices = [i for i, record in enumerate(records) if by in record.extra]
+    if typed_indices:
+        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed_indices]
+        typed_thresholds = None if step_thresholds is None else step_thresholds.of(typed_indices)
+        figures = by_type(
+            [scores[i] for i in typed_indices], [labels[i] for i in typed_indices], types, threshold, typed_thresholds
+        )
         result["by_type"] = {"field": by, "types": figures}
-        if len(typed) < len(labelled):
-            result["left_out"].append(f"by {by}: {len(labelled) - len(typed)} of {len(labelled)} records lack it")
+        if len(typed_indices) < len(labelled):
+            result["left_out"].append(
+                f"by {by}: {len(labelled) - len(typed_indices)} of {len(labelled)} records lack it"
+            )
     result |= first_errors
-    cut = sum(
+    num_cut = sum(
         q is None and y is not None for ys, qs in zip(labels, scores, strict=True) for y, q in zip(ys, qs, strict=True)
     )
-    if cut:
-        result["left_out"].append(f"{cut} labelled steps have no score (they were cut off)")
+    if num_cut:
+        result["left_out"].append(f"{num_cut} labelled steps have no score (they were cut off)")
     return result
 
 
@@ -86,29 +90,35 @@ def _first_error_figures(
     labels: list[list[float | None]],
     scores: list[Sequence[float | None]],
     threshold: float,
-    others: list[Pair] | None,
+    other_pairs: list[Pair] | None,
     result: dict[str, Any],
 ) -> dict[str, Any]:
     first_errors = [first_error(y) for y in labels]
-    known = [first for first in first_errors if first is not None]
-    if len(known) < len(labels):
-        unfit = len(labels) - len(known)
+    error_indices = [first for first in first_errors if first is not None]
+    if len(error_indices) < len(labels):
+        unfit = len(labels) - len(error_indices)
         result["left_out"].append(
             f"ProcessBench: the labels of {unfit} of {len(labels)} records do not name a first error"
         )
         return {}
-    figures: dict[str, Any] = {"processbench": {"threshold": threshold, **processbench(scores, known, threshold)}}
-    if others is not None:
-        best = _first_error_threshold(others)
-        at_best = {**processbench(scores, known, best), "thresholds": [best], "calibrated_on": ON_OTHERS}
+    figures: dict[str, Any] = {
+        "processbench": {"threshold": threshold, **processbench(scores, error_indices, threshold)}
+    }
+    if other_pairs is not None:
+        best_threshold = _first_error_threshold(other_pairs)
+        at_best = {
+            **processbench(scores, error_indices, best_threshold),
+            "thresholds": [best_threshold],
+            "calibrated_on": ON_OTHERS,
+        }
         return {**figures, "processbench_calibrated": at_best}
-    crossed = cross_calibrated(scores, known, [record.prompt for record in records])
-    if crossed is None:
+    cross_figures = cross_calibrated(scores, error_indices, [record.prompt for record in records])
+    if cross_figures is None:
         result["left_out"].append(
             f"ProcessBench with a calibrated threshold: {TOO_FEW} erroneous and correct solutions"
         )
         return figures
-    return {**figures, "processbench_calibrated": {**crossed, "calibrated_on": ON_FOLDS}}
+    return {**figures, "processbench_calibrated": {**cross_figures, "calibrated_on": ON_FOLDS}}
 
 
 def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:
@@ -121,13 +131,13 @@ def _others(calibrate: Scored, scored_prompts: set[str]) -> list[Pair]:
     return pairs
 
 
-def _first_error_threshold(others: list[Pair]) -> float:
-    first_errors = [first_error(record.labels) if record.labels else None for record, _ in others]
-    unfit = next((record for (record, _), first in zip(others, first_errors, strict=True) if first is None), None)
+def _first_error_threshold(other_pairs: list[Pair]) -> float:
+    first_errors = [first_error(record.labels) if record.labels else None for record, _ in other_pairs]
+    unfit = next((record for (record, _), first in zip(other_pairs, first_errors, strict=True) if first is None), None)
     if unfit is not None:
         raise PQMError(f"calibrate: record {unfit.id}: its labels do not name a first error; leave it out")
     try:
-        return calibrate_threshold([q for _, q in others], [first for first in first_errors if first is not None])
+        return calibrate_threshold([q for _, q in other_pairs], [first for first in first_errors if first is not None])
     except PQMError as error:
         raise PQMError(f"calibrate: {error}") from None
 
@@ -136,15 +146,17 @@ def _thresholds(
     records: list[Record],
     labels: list[list[float | None]],
     scores: list[Sequence[float | None]],
-    others: list[Pair] | None,
+    other_pairs: list[Pair] | None,
 ) -> StepThresholds | None:
-    if others is None:
+    if other_pairs is None:
         return cross_thresholds(scores, labels, [record.prompt for record in records])
-    unlabelled = next((record for record, _ in others if record.labels is None), None)
+    unlabelled = next((record for record, _ in other_pairs if record.labels is None), None)
     if unlabelled is not None:
         raise PQMError(f"calibrate: record {unlabelled.id}: it has no labels; leave it out")
     try:
-        return thresholds_from([q for _, q in others], [record.labels or [] for record, _ in others], len(records))
+        return thresholds_from(
+            [q for _, q in other_pairs], [record.labels or [] for record, _ in other_pairs], len(records)
+        )
     except PQMError as error:
         raise PQMError(f"calibrate: {error}") from None
 

@@ -1,4 +1,4 @@
-"""The results of an evaluation as aligned plain text."""
+"""Writes the results of an evaluation as aligned plain text."""
 
 from typing import Any
 
@@ -20,11 +20,13 @@ def _steps(summary: dict[str, Any]) -> str:
     if "steps" not in summary:
         return ""
     figures = summary["steps"]
-    both = [name for name in figures if calibrated(name) in figures]
+    calibrated_names = [name for name in figures if calibrated(name) in figures]
     rows = [["", f"threshold {summary['threshold']:g}", "calibrated"]]
-    rows += [[_spaced(name), _number(figures[name]), _number(figures[calibrated(name)])] for name in both]
-    alone = [name for name in figures if name not in both and name not in map(calibrated, both)]
-    rows += [[_spaced(name), _number(figures[name]), ""] for name in alone]
+    rows += [[_spaced(name), _number(figures[name]), _number(figures[calibrated(name)])] for name in calibrated_names]
+    other_names = [
+        name for name in figures if name not in calibrated_names and name not in map(calibrated, calibrated_names)
+    ]
+    rows += [[_spaced(name), _number(figures[name]), ""] for name in other_names]
     note = ""
     if "step_thresholds" in summary:
         note = (

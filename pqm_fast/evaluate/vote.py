@@ -1,8 +1,8 @@
 """Votes on the final answer: all candidates, n of them (self-consistency), and votes weighted by a score.
 
 There is no closed form for the answer that wins among n random candidates. Where there are at most `draws` subsets of
-that size, all of them are counted and the figure is exact; elsewhere `draws` random subsets are, the same for every
-weighting.
+that size, all of them are counted and the figure is exact; otherwise `draws` random subsets are counted, the same
+for every weighting.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def majority_vote(groups: Groups, correct: Sequence[Values], ties: str = "share"
         raise PQMError(f"ties={ties!r}: choose 'first' or 'share'")
     values = []
     for pool_groups, pool_correct in _pools(groups, correct):
-        answer, right = _answers(pool_groups, pool_correct)
-        winners = right[np.flatnonzero(_is_most(np.bincount(answer, minlength=right.size + 1)[:-1]))]
+        answer, answer_correct = _answers(pool_groups, pool_correct)
+        winners = answer_correct[np.flatnonzero(_is_most(np.bincount(answer, minlength=answer_correct.size + 1)[:-1]))]
         values.append(winners[0] if ties == "first" and winners.size else winners.mean() if winners.size else 0.0)
     return Estimate.of(values)
 
@@ -97,13 +97,13 @@ def expected_votes(
     shape = (len(weightings), len(groups), len(ns))
     values, variances = np.full(shape, np.nan), np.full(shape, np.nan)
     for i, (pool_groups, pool_correct) in enumerate(_pools(groups, correct)):
-        answer, right = _answers(pool_groups, pool_correct)
+        answer, answer_correct = _answers(pool_groups, pool_correct)
         log_weight = np.array([weighting[i] for weighting in weightings], dtype=np.float64)
         if log_weight.shape[1:] != answer.shape:
             raise PQMError(f"question {i}: {answer.size} answers but {log_weight.shape[1]} weights")
         if np.isnan(log_weight).any() or np.isposinf(log_weight).any():
             raise PQMError(f"question {i}: the logarithm of a weight is NaN or infinite")
-        log_weight[:, answer == right.size] = -np.inf  # no answer, no vote
+        log_weight[:, answer == answer_correct.size] = -np.inf  # no answer, no vote
         rng = np.random.default_rng([seed, i])
         shuffled = None
         for j, n in enumerate(ns):
@@ -115,22 +115,22 @@ def expected_votes(
                 if shuffled is None:
                     shuffled = rng.permuted(np.tile(np.arange(answer.size), (draws, 1)), axis=1)
                 subsets = shuffled[:, :n]
-            outcome = _vote(answer[subsets], log_weight[:, subsets], right)
+            outcome = _vote(answer[subsets], log_weight[:, subsets], answer_correct)
             values[:, i, j] = outcome.mean(axis=1)
             variances[:, i, j] = 0.0 if exact else outcome.var(axis=1, ddof=1) / draws
     return values, variances
 
 
-def _vote(answer: np.ndarray, log_weight: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _vote(answer: np.ndarray, log_weight: np.ndarray, answer_correct: np.ndarray) -> np.ndarray:
     """[weightings, subsets] correctness of the winners, from [subsets, n] answers and their weights."""
     top = log_weight.max(axis=-1, keepdims=True)
     # Only ratios within a subset matter. Dividing by its largest weight keeps them all from underflowing.
     weight = np.where(np.isneginf(top), 1.0, np.exp(log_weight - np.where(np.isneginf(top), 0.0, top)))
-    slots = right.size + 1  # the last is for no answer
+    slots = answer_correct.size + 1  # the last slot is for no answer
     row = np.arange(weight.shape[0] * weight.shape[1]).reshape(*weight.shape[:2], 1) * slots
     totals = np.bincount((row + answer).ravel(), weight.ravel(), minlength=row.size * slots)
     wins = _is_most(totals.reshape(*weight.shape[:2], slots)[..., :-1])
-    return wins @ right / np.maximum(wins.sum(axis=-1), 1)
+    return wins @ answer_correct / np.maximum(wins.sum(axis=-1), 1)
 
 
 def _is_most(totals: np.ndarray) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Decoders with a Q-value head on packed batches: loaded, checked, run and saved."""
+"""Loads, checks, runs and saves decoders with a Q-value head on packed batches."""

@@ -55,10 +55,10 @@ def check_packing(decoder: PackedDecoder) -> None:
     if not all(hidden.isfinite().all() for hidden in expected):
         raise PQMError("the hidden states are not finite: a weight is NaN or infinite; fetch or train the model again")
     for (name, step_rows_only), hidden in packed.items():
-        alone = [
+        expected_steps = [
             expected[member][torch.as_tensor(trajectories[member].step_tokens)] for member in batches[name].members
         ]
-        error = _relative_error(hidden, torch.cat(alone))
+        error = _relative_error(hidden, torch.cat(expected_steps))
         if not error <= tolerance:
             raise PQMError(
                 f"{decoder.config.model_type}: {name} do not give the hidden states that trajectories give alone "
@@ -91,7 +91,7 @@ def _hidden_alone(decoder: PackedDecoder, trajectories: list[Trajectory], *, imp
     return [decoder.backbone(input_ids=i, use_cache=False).last_hidden_state[0].float() for i in ids]
 
 
-def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Computed in float64: in float32 the norm of finite values may be infinite. 0 where both are 0."""
-    difference = (got.double() - expected.double()).norm()
+def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Computes in float64, because in float32 the norm of finite values may be infinite. 0 if both are 0."""
+    difference = (actual.double() - expected.double()).norm()
     return float(difference / expected.double().norm()) if difference else 0.0

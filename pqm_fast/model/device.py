@@ -1,4 +1,4 @@
-"""The device that a model runs on, and the dtype it runs in."""
+"""Chooses the device that a model runs on, and the dtype that it runs in."""
 
 import time
 from functools import cache
@@ -62,7 +62,7 @@ def pick_dtype(name: str, device: torch.device, path: str, notes: list[str] | No
 @cache
 def bfloat16_gain(width: int, inner: int) -> float:
     """How many times as fast this CPU multiplies rows by a [width, inner] matrix in bfloat16 as in float32."""
-    best = {}
+    shortest = {}
     for dtype in (torch.float32, torch.bfloat16):
         rows, weight = torch.ones(MEASURED_ROWS, width, dtype=dtype), torch.ones(inner, width, dtype=dtype)
         seconds = []
@@ -70,8 +70,8 @@ def bfloat16_gain(width: int, inner: int) -> float:
             started = time.perf_counter()
             F.linear(rows, weight)
             seconds.append(time.perf_counter() - started)
-        best[dtype] = min(seconds)
-    return best[torch.float32] / best[torch.bfloat16]
+        shortest[dtype] = min(seconds)
+    return shortest[torch.float32] / shortest[torch.bfloat16]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

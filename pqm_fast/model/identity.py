@@ -24,7 +24,7 @@ IGNORED_ENTRIES = {"transformers_version", "dtype", "torch_dtype", "architecture
 def identify_model(path: str, config: Any) -> dict[str, Any]:
     """The model's `config` in force and, for a local folder, the SHA-256 of each file of weights, as values that JSON
     can hold. Weights from the hub are left out, because a resumed run loads those of its checkpoint."""
-    kept = {k: v for k, v in config.to_dict().items() if k not in IGNORED_ENTRIES and not k.startswith("_")}
+    entries = {k: v for k, v in config.to_dict().items() if k not in IGNORED_ENTRIES and not k.startswith("_")}
     folder = Path(path)
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")] if folder.is_dir() else []
-    return json.loads(json.dumps({"config": kept, "weights": checksums.sums(files)}, default=str))
+    return json.loads(json.dumps({"config": entries, "weights": checksums.sums(files)}, default=str))

@@ -1,7 +1,7 @@
-"""The last decoder layer at the rows that steps read, because no other row is used.
+"""Computes the last decoder layer only at the rows that steps read, because no other row is used.
 
 Every token attends. The output projection, the MLP and the final norm are computed only for the rows in
-`plan.head.tokens`. Supported are only decoder layers whose forward pass is known to be the one written here.
+`plan.head.tokens`. Only decoder layers whose forward pass is known to be the one written here are supported.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Configs and weights, loaded by transformers; what it cannot load gives one clear message."""
+"""Loads configs and weights through transformers. What it cannot load gives one clear message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

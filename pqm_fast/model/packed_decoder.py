@@ -1,4 +1,4 @@
-"""Any Hugging Face decoder on packed batches: the hidden states that the Q-value head reads."""
+"""Runs any Hugging Face decoder on packed batches, and returns the hidden states that the Q-value head reads."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class PackedDecoder(nn.Module):
 
     `classifier` must use the attention implementation `PACKED_ATTENTION`. Its head is kept in float32.
     `step_rows_only`: the last layer computes only the rows that steps read, which gives the same values in less time.
-    After construction the attribute tells whether it does: unsupported architectures compute all rows.
+    After construction the attribute says whether it does: unsupported architectures compute all rows.
     `attention`: the backend, as in `choose_backend`.
     """
 
@@ -59,7 +59,8 @@ class PackedDecoder(nn.Module):
         """The longest trajectory that the architecture supports, in tokens."""
         config = self.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":  # beyond this, the longest of a batch changes the others' positions
+        # beyond this length, the longest trajectory of a batch would change the positions of the others
+        if rope.get("rope_type") == "longrope":
             return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
         return getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
 

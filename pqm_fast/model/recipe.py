@@ -21,14 +21,14 @@ class Recipe:
     @classmethod
     def from_config(cls, config: Any, path: str) -> "Recipe":
         """Reads the recipe of the checkpoint `path`. Raises PQMError if its `config` has none or a damaged one."""
-        stored = getattr(config, CONFIG_KEY, None)
-        if not isinstance(stored, dict):
+        entry = getattr(config, CONFIG_KEY, None)
+        if not isinstance(entry, dict):
             raise PQMError(
                 f"{path}: config.json has no {CONFIG_KEY!r} entry, so it is not a checkpoint of pqm-fast; "
                 f"train one with `pqm-fast train`, or score another PRM with --preset {_preset_of(config)}"
             )
         try:
-            texts, loss, zeta = stored["template"], stored["loss"], stored["zeta"]
+            texts, loss, zeta = entry["template"], entry["loss"], entry["zeta"]
             if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
                 raise TypeError("a value has the wrong type")
             return cls(Template(**texts), loss, zeta)

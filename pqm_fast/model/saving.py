@@ -1,4 +1,4 @@
-"""A checkpoint folder with checksums: written, and its files checked before they are loaded."""
+"""Writes a checkpoint folder with checksums, and checks its files before they are loaded."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The tokenizer of a model."""
+"""Loads the tokenizer of a model, and notes if it differs from the one in tokenizer.json."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def load_tokenizer(path: str, notes: list[str] | None = None) -> PreTrainedToken
         raise _no_tokenizer(path, "its vocabulary is empty")
     file = Path(path) / "tokenizer.json"
     if notes is not None and file.is_file():
-        stored = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
-        if stored != tokenizer.encode(PROBE, add_special_tokens=False):
+        file_ids = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+        if file_ids != tokenizer.encode(PROBE, add_special_tokens=False):
             notes.append(
                 f"tokenizer: transformers replaces the one in {file} with its {type(tokenizer).__name__}, which gives "
                 "other tokens"

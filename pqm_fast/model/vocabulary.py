@@ -1,4 +1,4 @@
-"""The tokenizer's ids and the model's embedding: checked, and extended by the step token."""
+"""Checks that the tokenizer's ids fit the model's embedding, and adds the step token to both."""
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def fit_vocabulary(decoder: PackedDecoder, tokenizer: PreTrainedTokenizerBase, s
     if step_token == LAST:
         return None
     rows = decoder.embedding.shape[0]
-    known = len(tokenizer)
+    size_before = len(tokenizer)
     added = ensure_step_token(tokenizer, step_token)
     new_id = single_id(tokenizer, step_token)
     assert new_id is not None
@@ -43,6 +43,6 @@ def fit_vocabulary(decoder: PackedDecoder, tokenizer: PreTrainedTokenizerBase, s
             new_id + 1, pad_to_multiple_of=EMBEDDING_MULTIPLE, mean_resizing=False
         )
     with torch.no_grad():
-        decoder.embedding[new_id] = decoder.embedding[: min(known, rows)].mean(0)
+        decoder.embedding[new_id] = decoder.embedding[: min(size_before, rows)].mean(0)
     grown = f", the embedding grew from {rows} to {decoder.embedding.shape[0]} rows" if new_id >= rows else ""
     return f"step token {step_token!r} was added as id {new_id}{grown}"

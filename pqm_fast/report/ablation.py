@@ -29,7 +29,7 @@ class Table:
     rows: list[list[Cell]]
     """In each row the name, the options, and the figures."""
     seeds: bool
-    """Whether a row stands for several runs."""
+    """Whether any row shows several runs."""
 
 
 def ablation(runs: Sequence[Run]) -> Table:
@@ -61,10 +61,12 @@ def _by_options(runs: Sequence[Run]) -> list[list[int]]:
 
 
 def _differing(options: Sequence[dict[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for of_row in options for name in of_row)
-    known = [of_row for of_row in options if of_row]
+    names = dict.fromkeys(name for row_options in options for name in row_options)
+    known_options = [row_options for row_options in options if row_options]
     return [
-        name for name in names if name not in WITHOUT_EFFECT and len({repr(of_row.get(name)) for of_row in known}) > 1
+        name
+        for name in names
+        if name not in WITHOUT_EFFECT and len({repr(row_options.get(name)) for row_options in known_options}) > 1
     ]
 
 
@@ -97,10 +99,10 @@ def _figure_cells(column: Column, rows: list[list[int]]) -> list[Cell]:
                 spread = f"±{stdev(values):.3f}"
             tooltip = f"mean of {', '.join(f'{v:.3f}' for v in values)}, ± their standard deviation\n{tooltip}"
         cells.append(Cell(_number(mean(values)), spread, tooltip.strip(), mean(values)))
-    known = [cell.value for cell in cells if cell.value is not None and isfinite(cell.value)]
-    if column.best is None or len(known) < 2:
+    finite_values = [cell.value for cell in cells if cell.value is not None and isfinite(cell.value)]
+    if column.best is None or len(finite_values) < 2:
         return cells
-    best = column.best(known)
+    best = column.best(finite_values)
     return [Cell(c.text, c.spread, c.tooltip, c.value, is_best=c.value == best) for c in cells]
 
 

@@ -1,4 +1,4 @@
-"""The charts of a page as data for charts.js."""
+"""Makes the charts of a page, as data for charts.js."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -14,7 +14,7 @@ from pqm_fast.report.runs import Run
 Chart = dict[str, Any]
 Point = list[float]
 HAVE_FLOOR = tuple(name for name, loss in LOSSES.items() if loss.has_flat_floor)
-POINTS = 500  # at most, in a curve; a longer log is averaged
+POINTS = 500  # the most points in a curve; a longer log is averaged
 LEAST_SMOOTHED = 20  # points of a curve, below which it is not smoothed
 
 
@@ -144,7 +144,7 @@ def _series(
 
 
 def _drawn(*charts: Chart) -> list[Chart]:
-    """The charts without empty series, and without those that have no series left."""
+    """Leaves out empty series, and then the charts that have no series left."""
     for chart in charts:
         chart["series"] = [series for series in chart["series"] if series["points"]]
     return [chart for chart in charts if chart["series"]]
@@ -159,10 +159,10 @@ def _averaged(points: list[Point]) -> list[Point]:
 
 def _smoothed(points: list[Point]) -> list[Point]:
     """Each point becomes the mean of the tenth of all points that is centred on it, so that the curve does not lag."""
-    total, half = list(accumulate((y for _, y in points), initial=0.0)), len(points) // 20
+    total, half_width = list(accumulate((y for _, y in points), initial=0.0)), len(points) // 20
     smoothed = []
     for i, (x, _) in enumerate(points):
-        start, end = max(i - half, 0), min(i + half + 1, len(points))
+        start, end = max(i - half_width, 0), min(i + half_width + 1, len(points))
         smoothed.append([x, (total[end] - total[start]) / (end - start)])
     return smoothed
 

@@ -1,4 +1,4 @@
-"""The final figures of the runs, as columns of the ablation table: of the training, and of each evaluation."""
+"""Collects the final figures of the runs, as columns of the ablation table: of the training, and of each evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from pqm_fast.report.groups import Results, group_evaluations
 from pqm_fast.report.runs import Run
 
 Best = Callable[[list[float]], float]
-# {figure: (heading, which value is marked)}; figures at a fixed threshold depend on where a model's scores lie, so that
-# none of them is marked
+# {figure: (heading, which value is marked)}; figures at a fixed threshold depend on where a model's scores lie, so none
+# of them is marked
 STEPS: dict[str, tuple[str, Best | None]] = {
     "step_accuracy_calibrated": ("step accuracy, calibrated", max),
     "step_accuracy": ("step accuracy, fixed", None),
@@ -63,26 +63,28 @@ _STEP_FIGURES = (
 
 def columns(runs: Sequence[Run]) -> list[Column]:
     """The figures that at least one run has."""
-    made = [*_training(runs), *_evaluated(runs)]
-    return [column for column in made if any(value is not None for value in column.values)]
+    all_columns = [*_training(runs), *_evaluated(runs)]
+    return [column for column in all_columns if any(value is not None for value in column.values)]
 
 
 def _training(runs: Sequence[Run]) -> list[Column]:
     no_evaluation: dict[str, Any] = {}
-    last = [next((row for row in reversed(run.metrics) if row["kind"] == "eval"), no_evaluation) for run in runs]
+    last_evaluations = [
+        next((row for row in reversed(run.metrics) if row["kind"] == "eval"), no_evaluation) for run in runs
+    ]
     no_intervals = [""] * len(runs)
     steps = [float(run.metrics[-1]["step"]) if run.metrics else None for run in runs]
     return [
         Column("training, held out", "optimizer steps", steps, no_intervals),
         *(
-            Column("training, held out", heading, [row.get(name) for row in last], no_intervals, best)
+            Column("training, held out", heading, [row.get(name) for row in last_evaluations], no_intervals, best)
             for name, (heading, best) in HELD_OUT.items()
         ),
     ]
 
 
 def _evaluated(runs: Sequence[Run]) -> list[Column]:
-    made = []
+    figure_columns = []
     for group in group_evaluations(runs):
         by_run = [group.by_run.get(i, {}) for i in range(len(runs))]
         title = group.title or group.names[0]
@@ -90,8 +92,8 @@ def _evaluated(runs: Sequence[Run]) -> list[Column]:
             entries = [_at(results, figure.path) for results in by_run]
             values = [entry.get("mean") if isinstance(entry, dict) else entry for entry in entries]
             intervals = [_interval(entry) for entry in entries]
-            made.append(Column(f"{title}, {figure.part}", figure.name, values, intervals, figure.best))
-    return made
+            figure_columns.append(Column(f"{title}, {figure.part}", figure.name, values, intervals, figure.best))
+    return figure_columns
 
 
 def _pool_figures(by_run: Sequence[Results]) -> list[_Figure]:

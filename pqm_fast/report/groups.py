@@ -1,4 +1,4 @@
-"""Groups of evaluations that can be compared, because they are of the same data."""
+"""Groups evaluations that can be compared, because they use the same data."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class Group:
     """Results on the same data, at most one of each run."""
 
     names: list[str]
-    """Of the files of results, without the names of their runs."""
+    """The names of the files of results, without those of their runs."""
     key: tuple[Any, ...]
     by_run: dict[int, Results] = field(default_factory=dict)
-    """By the index of the run."""
+    """The results, by the index of the run."""
     title: str = ""
     """Empty if there is only one group."""
 
@@ -27,7 +27,7 @@ class Group:
 def group_evaluations(runs: Sequence[Run]) -> list[Group]:
     """The evaluations of all runs, grouped by figures that depend on the data but not on the model.
 
-    The names of the data files are no help: each model's scored file of the same data has its own name.
+    The names of the data files do not help: each model's scored file of the same data has its own name.
     """
     groups: list[Group] = []
     for i, run in enumerate(runs):
@@ -51,8 +51,10 @@ def group_evaluations(runs: Sequence[Run]) -> list[Group]:
 
 def _data_name(group: Group) -> str:
     """The data files that all its results name; empty if they differ or are not known."""
-    known = {tuple(Path(str(name)).name for name in results.get("data") or ()) for results in group.by_run.values()}
-    return ", ".join(known.pop()) if len(known) == 1 else ""
+    file_names = {
+        tuple(Path(str(name)).name for name in results.get("data") or ()) for results in group.by_run.values()
+    }
+    return ", ".join(file_names.pop()) if len(file_names) == 1 else ""
 
 
 def _without_run(name: str, run: str) -> str:

@@ -1,4 +1,4 @@
-"""The ablation table as HTML tables, one for each group of figures, each narrow enough for the page."""
+"""Writes the ablation table as HTML tables, one for each group of figures, each narrow enough for the page."""
 
 from html import escape
 from itertools import groupby
@@ -12,11 +12,13 @@ def html_tables(table: Table) -> str:
     html, start = "", first_figure
     for group, members in groupby(table.columns, key=lambda column: column.group):
         columns = list(members)
-        shown = slice(start, start + len(columns))
+        group_cells = slice(start, start + len(columns))
         text_columns = 1 if html else first_figure
         start += len(columns)
         rows = [
-            row[:text_columns] + row[shown] for row in table.rows if any(cell.value is not None for cell in row[shown])
+            row[:text_columns] + row[group_cells]
+            for row in table.rows
+            if any(cell.value is not None for cell in row[group_cells])
         ]
         heads = ["run", *table.options][:text_columns] + [column.name for column in columns]
         html += f"<h4>{escape(group)}</h4>{_html_table(heads, rows, text_columns)}"

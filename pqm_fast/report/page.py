@@ -1,4 +1,4 @@
-"""One HTML page that contains its style, scripts and data. It loads nothing, and its policy forbids loading."""
+"""Writes one HTML page that contains its style, scripts and data. It loads nothing, and its policy forbids loading."""
 
 import json
 from base64 import b64encode
@@ -48,9 +48,9 @@ def _buttons(runs: Sequence[Run]) -> str:
     """A button for each run, with its colour: a click hides the run in every chart."""
     if len(runs) < 2:
         return ""
-    made = "".join(
+    buttons = "".join(
         f'<button type="button" data-run="{i}" aria-pressed="true" title="{escape(str(run.path))}">'
         f'<i style="background:var(--run-{i % 8})"></i>{escape(run.name)}</button>'
         for i, run in enumerate(runs)
     )
-    return f'<div class="runs">{made}</div>'
+    return f'<div class="runs">{buttons}</div>'

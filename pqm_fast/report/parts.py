@@ -1,4 +1,4 @@
-"""The parts of runs that are under a path: training folders, results of `evaluate` and files of scored solutions."""
+"""Finds the parts of runs under a path: training folders, results of `evaluate` and files of scored solutions."""
 
 import json
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _in_folder(folder: Path) -> list[Part]:
 
 
 def _in_file(path: Path) -> Part:
-    """Takes a file without results for scored solutions; reading them later reports it if they are not."""
+    """Treats a file without results as scored solutions. Reading them later reports an error if they are not."""
     if path.suffix == ".json" and _is_evaluation(value := _json(path)):
         return Evaluation(path, value)
     if path.name == "metrics.jsonl":

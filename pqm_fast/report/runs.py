@@ -1,4 +1,4 @@
-"""The rows of a report: the parts of runs under the given paths, joined by the model that they belong to."""
+"""Finds the rows of a report: the parts of runs under the given paths, joined by the model that they belong to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,10 +31,10 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     """The runs in `paths`, each once, in the given order.
 
     A path is the folder of a training run, a folder with results or scored files, a file of either, or a folder of such
-    folders, as `demo` makes one. NAME=PATH names what is there. Files belong to one run if they have one name, or else
-    if they name one model, whose folder may be that of a training run. A file in a run's folder belongs to that run,
-    unless it names the model of another training run in `paths`. A file that names no model and is in no run's folder
-    belongs to the run RUN if it is called RUN.json or RUN.jsonl.
+    folders, like the one that `demo` makes. NAME=PATH names what is there. Files belong to one run if they have one
+    name, or else if they name one model, whose folder may be that of a training run. A file in a run's folder belongs
+    to that run, unless it names the model of another training run in `paths`. A file that names no model and is in no
+    run's folder belongs to the run RUN if it is called RUN.json or RUN.jsonl.
 
     Raises:
         PQMError: a path does not exist or holds nothing to report, or a file cannot be read.
@@ -78,7 +78,7 @@ def _join(named_parts: list[tuple[str, Part]]) -> list[Run]:
 
 
 def _key(part: Part, trained: set[str]) -> str:
-    """A key that is the same for all parts of one model, as far as the files and folders tell."""
+    """A key that is the same for all parts of one model, as far as the files and folders show."""
     path = part.path.resolve()
     in_run = (path.parent / "metrics.jsonl").exists()
     if part.model is not None and (part.model in trained or not in_run):

@@ -99,8 +99,8 @@ def _steps(group: Group, runs: Sequence[Run], charts: dict[str, list[Chart]], nu
     types = _types(group, [run.name for run in runs])
     if not charts[name] and not types:
         return ""
-    drawn = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
-    return f"{_heading(group)}{drawn}{types}"
+    charts_html = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
+    return f"{_heading(group)}{charts_html}{types}"
 
 
 def _types(group: Group, names: list[str]) -> str:
@@ -134,14 +134,14 @@ def _heading(group: Group) -> str:
 
 
 def _solutions(solutions: dict[str, Any]) -> str:
-    shown = len(solutions["items"])
-    if not shown:
+    num_shown = len(solutions["items"])
+    if not num_shown:
         return ""
-    total, distinct, worst = (solutions[name] for name in ("total", "distinct", "worst"))
+    total, distinct, num_worst = (solutions[name] for name in ("total", "distinct", "worst"))
     selection = f"All {distinct:,} scored solutions"
-    if worst is not None:
-        parts = f"the {worst:,} where the model was most wrong, and a random sample of the others (--solutions)"
-        selection = f"{shown:,} of {distinct:,} scored solutions: {parts}"
+    if num_worst is not None:
+        parts = f"the {num_worst:,} where the model was most wrong, and a random sample of the others (--solutions)"
+        selection = f"{num_shown:,} of {distinct:,} scored solutions: {parts}"
     selection += f"; copies ({total:,} records in all) are shown once." if distinct < total else "."
     legend = (
         "How wrong the model was is the largest |sigmoid(q) − label| over a solution's steps; where steps have no"

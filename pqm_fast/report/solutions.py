@@ -1,4 +1,4 @@
-"""The scored solutions on a page: those where the model was most wrong, and a random sample of the others."""
+"""Chooses the scored solutions for a page: those where the model was most wrong, and a random sample of the others."""
 
 import heapq
 import math
@@ -18,8 +18,8 @@ from pqm_fast.scoring.stored import Scores, scores_of
 def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
     """At most `limit` solutions, JSON-ready, without copies (same policy, question, steps, labels and correctness).
 
-    Every run gets the same share. Of a run with more solutions than that, half are the most wrong ones (`how_wrong`),
-    the others a random sample of the rest.
+    Every run gets the same share. If a run has more, half of its solutions are the most wrong ones (`how_wrong`), and
+    the others are a random sample of the rest.
 
     Returns:
         `prompts`: the questions, each once. `items`: {run (index), id, prompt (index in `prompts`), steps, labels (or
@@ -33,24 +33,24 @@ def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str
     scored = [(i, run.scored) for i, run in enumerate(runs) if run.scored]
     prompts: dict[str, int] = {}
     items: list[dict[str, Any]] = []
-    total = distinct = worst = 0
+    total = distinct = num_worst = 0
     for i, paths in scored:
         copies, top, sample = _select(paths, limit // len(scored), seed)
-        total, distinct, worst = total + sum(copies.values()), distinct + len(copies), worst + len(top)
-        missing = top | sample
+        total, distinct, num_worst = total + sum(copies.values()), distinct + len(copies), num_worst + len(top)
+        unread_keys = top | sample
         for record, scores in _read(paths):
-            if (key := _key(record)) in missing:
-                missing.remove(key)
+            if (key := _key(record)) in unread_keys:
+                unread_keys.remove(key)
                 prompt = prompts.setdefault(record.prompt, len(prompts))
                 items.append({"run": i, "prompt": prompt, **_item(record, scores), "copies": copies[key]})
-    counts = {"total": total, "distinct": distinct, "worst": worst if len(items) < distinct else None}
+    counts = {"total": total, "distinct": distinct, "worst": num_worst if len(items) < distinct else None}
     return {"prompts": list(prompts), "items": items, **counts}
 
 
 def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int], set[int], set[int]]:
     """(how often each key occurs, keys chosen as most wrong, keys chosen at random).
 
-    A first reading of the files, which holds no more than two numbers for each solution in memory.
+    This first reading of the files keeps no more than two numbers for each solution in memory.
     """
     copies: Counter[int] = Counter()
     wrong: dict[int, float] = {}
@@ -62,8 +62,8 @@ def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int],
     if len(copies) <= limit:
         return copies, set(), set(copies)
     top = set(heapq.nlargest(limit // 2, wrong, key=wrong.__getitem__))
-    rest = [key for key in copies if key not in top]
-    return copies, top, set(random.Random(seed).sample(rest, limit - len(top)))
+    other_keys = [key for key in copies if key not in top]
+    return copies, top, set(random.Random(seed).sample(other_keys, limit - len(top)))
 
 
 def _key(record: Record) -> int:
@@ -87,12 +87,12 @@ def how_wrong(record: Record, scores: Scores) -> tuple[float | None, int | None]
     ]
     if gaps:
         return max(gaps, key=lambda gap: gap[0])
-    known = [(q, t) for t, q in enumerate(scores) if q is not None]
+    scored_steps = [(q, t) for t, q in enumerate(scores) if q is not None]
     correct = correctness(record)
-    if not known or correct is None:
+    if not scored_steps or correct is None:
         return None, None
-    lowest, at = min(known)
-    return abs(_sigmoid(lowest) - correct), at
+    lowest, step = min(scored_steps)
+    return abs(_sigmoid(lowest) - correct), step
 
 
 def _sigmoid(q: float) -> float:
@@ -106,13 +106,13 @@ def _read(paths: Sequence[Path]) -> Iterator[tuple[Record, Scores]]:
 
 
 def _item(record: Record, scores: Scores) -> dict[str, Any]:
-    wrong, at = how_wrong(record, scores)
+    wrong, step = how_wrong(record, scores)
     item: dict[str, Any] = {
         "id": record.id,
         "steps": record.steps,
         "labels": record.labels,
         "q": [None if q is None else round(q, 4) for q in scores],
         "wrong": wrong,
-        "at": at,
+        "at": step,
     }
     return item | stated_fields(record)

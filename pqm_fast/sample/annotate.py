@@ -70,7 +70,7 @@ def _records(config: AnnotateConfig, skipped: SkipSummary) -> Iterator[Record]:
 
 def _write(config: AnnotateConfig, rollouts: Rollouts, skipped: SkipSummary) -> str:
     """Writes the labelled records in the order in which they were read. Returns a one-line summary."""
-    written = hopeless = 0
+    num_written = num_hopeless = 0
     with atomic_file(Path(config.out)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in _records(config, SkipSummary()):
             try:
@@ -92,12 +92,12 @@ def _write(config: AnnotateConfig, rollouts: Rollouts, skipped: SkipSummary) -> 
             }
             extra = {name: value for name, value in record.extra.items() if name not in row}
             file.write(json.dumps(row | extra, ensure_ascii=False) + "\n")
-            written += 1
-            hopeless += not any(right_counts.values())
-        if not written:
+            num_written += 1
+            num_hopeless += not any(right_counts.values())
+        if not num_written:
             raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
     measured = sum(len(prefix.verdicts) for prefix in rollouts.prefixes.values())
     return (
-        f"{written:,} records, {measured:,} rollouts of {len(rollouts.prefixes):,} prefixes; nothing ended right for "
-        f"{hopeless:,} records: more rollouts or a stronger policy may help"
+        f"{num_written:,} records, {measured:,} rollouts of {len(rollouts.prefixes):,} prefixes; nothing ended right "
+        f"for {num_hopeless:,} records: more rollouts or a stronger policy may help"
     )

@@ -1,4 +1,4 @@
-"""Whether a solution that a policy wrote ends with the right answer."""
+"""Checks whether a solution that a policy wrote ends with the right answer."""
 
 from pqm_fast.evaluate.answers import final_answer, gold_answer, marked_answer, right_answer
 

@@ -62,8 +62,8 @@ def parse_problem(text: str) -> Problem | None:
     words = match[2].split()
     problem = Problem(int(match[1]), tuple(map(int, words[1::2])))
     letters = "".join(words[::2])
-    known = problem.start in TRUE_VALUES and set(problem.operations) <= set(OPERATIONS)
-    return problem if known and LETTERS.startswith(letters) else None
+    in_range = problem.start in TRUE_VALUES and set(problem.operations) <= set(OPERATIONS)
+    return problem if in_range and LETTERS.startswith(letters) else None
 
 
 def parse_step(text: str) -> Step | None:

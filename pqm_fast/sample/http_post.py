@@ -1,4 +1,4 @@
-"""An HTTP POST with a limit on its total time and on the size of the reply; it follows no redirect.
+"""Sends an HTTP POST with a limit on its total time and on the size of the reply; it follows no redirect.
 
 urllib's timeout applies to each read, so a server that sends a byte at a time could hold a request for ever; and urllib
 reads a reply of any size into memory.
@@ -45,10 +45,10 @@ class _WithDeadline:
     deadline = math.inf
 
     def recv_into(self, *arguments: Any) -> int:
-        left = self.deadline - monotonic()
-        if left <= 0:
+        seconds_left = self.deadline - monotonic()
+        if seconds_left <= 0:
             raise TimeoutError("no whole reply in time")
-        self.settimeout(left)  # type: ignore[attr-defined]
+        self.settimeout(seconds_left)  # type: ignore[attr-defined]
         return super().recv_into(*arguments)  # type: ignore[misc]
 
 

@@ -1,4 +1,4 @@
-"""A local Hugging Face model as a policy: requests are completed in batches by transformers' `generate`."""
+"""Runs a local Hugging Face model as a policy: requests are completed in batches by transformers' `generate`."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Opens the policy that a name on the command line stands for."""
+"""Opens the policy that a name on the command line refers to."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which prefixes of a solution to measure, and the step labels that follow from the measurements.
+"""Chooses which prefixes of a solution to measure, and derives step labels from the measurements.
 
 Prefix t is the question and steps 1..t. It is measured by rollouts: solutions that continue from it. What counts is how
 many of them end right.

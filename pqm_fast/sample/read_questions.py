@@ -1,4 +1,4 @@
-"""The questions to sample solutions for, from the same sources as records."""
+"""Reads the questions to sample solutions for, from the same sources as records."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Rollouts of prefixes: requested, checked, journalled, and shared between solutions that begin alike."""
+"""Requests, checks and journals rollouts of prefixes. Solutions that begin alike share them."""
 
 import hashlib
 import json
@@ -77,13 +77,13 @@ class Rollouts:
         the prefixes.
         """
         counts = self.whole_solution(record)
-        while wanted := next_prefixes(len(record.steps), counts, self.config.search):
-            prefixes = {t: self.prefixes.get(_key(record, t), _Prefix()) for t in wanted}
+        while next_to_measure := next_prefixes(len(record.steps), counts, self.config.search):
+            prefixes = {t: self.prefixes.get(_key(record, t), _Prefix()) for t in next_to_measure}
             for prefix in prefixes.values():
                 if prefix.error is not None:
                     raise RecordError(f"record {record.id}: {prefix.error}", prefix.error.kind)
-            if missing := [t for t, prefix in prefixes.items() if len(prefix.verdicts) < self.config.rollouts]:
-                return counts, missing
+            if unmeasured := [t for t, prefix in prefixes.items() if len(prefix.verdicts) < self.config.rollouts]:
+                return counts, unmeasured
             counts |= {t: sum(prefix.verdicts.values()) for t, prefix in prefixes.items()}
         return counts, []
 
@@ -108,12 +108,12 @@ class Rollouts:
         """Queues the requests that the record needs next. Returns whether it needs nothing more."""
         record = waiting_record.record
         try:
-            _, missing = self.right_counts(record)
+            _, unmeasured = self.right_counts(record)
         except RecordError as error:
             if not self.config.read.skip_bad:
                 raise PQMError(f"{error}; --skip-bad leaves such records out") from error
             return True
-        for t in missing:
+        for t in unmeasured:
             key = _key(record, t)
             prefix = self.prefixes.setdefault(key, _Prefix())
             prefix.waiting.append(waiting_record)
@@ -121,7 +121,7 @@ class Rollouts:
             if not prefix.requested:
                 prefix.requested = True
                 self.ready += self._requests(record, t, key, prefix)
-        return not missing
+        return not unmeasured
 
     def _requests(self, record: Record, t: int, key: str, prefix: _Prefix) -> Iterator[Request]:
         steps, gold = tuple(record.steps[:t]), known_answer(record)

@@ -67,8 +67,10 @@ def _sample_missing(
     """Requests every solution that is not in the journal yet. Returns the questions that a policy refused."""
     refused: dict[int, RecordError] = {}
     per_policy = len(questions) * config.n
-    missing = offsets.count(_MISSING)
-    with tqdm(total=len(offsets), initial=len(offsets) - missing, unit="solution", disable=not config.progress) as bar:
+    num_missing = offsets.count(_MISSING)
+    with tqdm(
+        total=len(offsets), initial=len(offsets) - num_missing, unit="solution", disable=not config.progress
+    ) as bar:
         for p, name in enumerate(policy_names):
             if _MISSING not in offsets[p * per_policy : (p + 1) * per_policy]:
                 continue  # do not load a model that has nothing left to do

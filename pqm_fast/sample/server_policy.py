@@ -29,12 +29,12 @@ from pqm_fast.sample.prompt import chat_format, write_prompt
 from pqm_fast.sample.server_credentials import split_credentials
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 1.0, 60.0, 300.0  # seconds
-CUT_OFF_REASONS = ("length", "content_filter")  # among many finish reasons for having stopped by itself
-ABORTED_REASONS = ("abort", "error")  # from vLLM, where it gave up the request
+CUT_OFF_REASONS = ("length", "content_filter")  # the many other reasons mean that it stopped by itself
+ABORTED_REASONS = ("abort", "error")  # vLLM's reasons if it gave up the request
 REFUSED_CODES = (400, 413, 422)  # the server does not accept this prompt, but may accept others
 TRANSIENT_CODES = (408, 409, 425, 429)  # and every 5xx: the same request may work later
 NO_SERVER_ERRORS = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it answered before
-QUOTED_BYTES = 2000  # of a reply, at most, that a message may quote
+QUOTED_BYTES = 2000  # the largest part of a reply that a message may quote
 
 
 class ServerPolicy:
@@ -147,10 +147,10 @@ class ServerPolicy:
             headers["Authorization"] = self.credentials.authorization
         return HTTPRequest(self.url, json.dumps(body).encode(), headers)
 
-    def _quoted(self, text: str, most: int) -> str:
-        """The server's words as a message may show them: without secrets, in `most` characters."""
-        # only half of what was read: a secret cut off at the end of `text` would not be recognised
-        return shorten(self.credentials.hide(text)[: QUOTED_BYTES // 2], most)
+    def _quoted(self, text: str, max_length: int) -> str:
+        """The server's words as a message may show them: without secrets, in at most `max_length` characters."""
+        # quotes only half of what was read, because a secret cut off at the end of `text` would not be recognised
+        return shorten(self.credentials.hide(text)[: QUOTED_BYTES // 2], max_length)
 
 
 def _parse_completion(body: bytes) -> Completion:

@@ -1,4 +1,4 @@
-"""A count of the solutions that did not fit the context when files were scored."""
+"""Counts the solutions that did not fit the context when files were scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class CutOff:
 
     def __str__(self) -> str:
         singular = self.records == 1
-        last = "last steps" if self.unscored < self.records else "steps"
+        lost_steps = "last steps" if self.unscored < self.records else "steps"
         text = f"{self.records:,} {'record does' if singular else 'records do'} not fit {self.limit}: the scores of "
-        text += f"{'its' if singular else 'their'} {last} are null"
+        text += f"{'its' if singular else 'their'} {lost_steps} are null"
         if 0 < self.unscored < self.records:
             text += f", and {self.unscored:,} of these records have no score at all"
         return text

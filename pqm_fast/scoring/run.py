@@ -128,17 +128,17 @@ def score_records(
     usable = False
     with tqdm(total=total, unit="record", disable=not options.progress) as bar:
         for records in chunks(read_all(data, read, SkipSummary()), CHUNK):
-            kept: list[tuple[Record, Encoded | OverLong]] = []
+            usable_records: list[tuple[Record, Encoded | OverLong]] = []
             for record, encoded in zip(records, scorer.encoder(records), strict=True):
                 if isinstance(encoded, (Encoded, OverLong)):
-                    kept.append((record, encoded))
+                    usable_records.append((record, encoded))
                 elif read.skip_bad:
                     skipped.add(encoded.kind, str(encoded))
                 else:
                     raise PQMError(f"{names}: {encoded}") from encoded
-            usable = usable or bool(kept)
-            bar.update(len(records) - len(kept))
-            for record, scores in _scored_in_order(scorer, kept, done, bar, names):
+            usable = usable or bool(usable_records)
+            bar.update(len(records) - len(usable_records))
+            for record, scores in _scored_in_order(scorer, usable_records, done, bar, names):
                 cut.add(scores)
                 yield record, scores
     if not usable:
@@ -146,19 +146,19 @@ def score_records(
 
 
 def _scored_in_order(
-    scorer: Scorer, kept: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
+    scorer: Scorer, usable_records: list[tuple[Record, Encoded | OverLong]], done: Container[str], bar: tqdm, names: str
 ) -> Iterator[tuple[Record, Scores]]:
     """The records that are not `done`, each as soon as the records before it are scored too."""
-    needed = [record.id not in done for record, _ in kept]
+    is_needed = [record.id not in done for record, _ in usable_records]
     scores: dict[int, Scores] = {}
     batches = scorer.score_batches(
-        [(record.prompt, encoded) for record, encoded in kept],
-        needed=needed.__getitem__,
-        name=lambda i: f"{names}: record {kept[i][0].id}",
+        [(record.prompt, encoded) for record, encoded in usable_records],
+        needed=is_needed.__getitem__,
+        name=lambda i: f"{names}: record {usable_records[i][0].id}",
     )
-    for i, (record, _) in enumerate(kept):
-        while needed[i] and i not in scores:
+    for i, (record, _) in enumerate(usable_records):
+        while is_needed[i] and i not in scores:
             scores |= next(batches)
-        if needed[i]:
+        if is_needed[i]:
             yield record, scores.pop(i)
         bar.update()

@@ -61,7 +61,7 @@ class Scorer:
     ) -> "Scorer":
         """Loads a scorer from a folder or hub id.
 
-        `dtype` of weights and computation; auto: bfloat16 on a GPU, and on a CPU on which it is measured to be clearly
+        `dtype`: of weights and computation; auto: bfloat16 on a GPU, and on a CPU on which it is measured to be clearly
         faster; otherwise float32. `max_length`: longest solution in tokens (default: the model's context);
         `max_tokens`: of one forward pass. `third_party`: how a third-party PRM is read, such as `ThirdPartyPRM("trl")`.
 
@@ -103,8 +103,8 @@ class Scorer:
         return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
-        """The same for (question, result of the encoder) pairs. Raises a RecordError that is among the results, unless
-        it is an `OverLong`."""
+        """Like `score`, for (question, result of the encoder) pairs. Raises a RecordError that is among the results,
+        unless it is an `OverLong`."""
         scores: list[Scores] = [[] for _ in encoded]
         for batch_scores in self.score_batches(encoded):
             for number, solution_scores in batch_scores.items():
@@ -121,7 +121,7 @@ class Scorer:
 
         Batches are planned over all solutions, and those without a `needed` number are left out: the others are then
         packed, and so rounded, as if nothing had been left out. Raises Diverged for Q-values that are not finite,
-        before any score of their batch; `name` says whose they are.
+        before it yields a score of their batch; `name` says whose they are.
         """
         solutions: dict[int, Encoded] = {}
         for number, (_, result) in enumerate(encoded):
@@ -185,8 +185,8 @@ def _check_arguments(path: Any, third_party: Any, max_length: Any, max_tokens: A
             f"third_party: {show(third_party)} was given; pass ThirdPartyPRM({show(third_party)}) or the like"
         )
     for name, number in (("max_length", max_length), ("max_tokens", max_tokens)):
-        whole = isinstance(number, Integral) and not isinstance(number, bool)
-        if not whole and (number is not None or name == "max_tokens"):
+        is_whole = isinstance(number, Integral) and not isinstance(number, bool)
+        if not is_whole and (number is not None or name == "max_tokens"):
             raise PQMError(f"{name}: {show(number)} ({type(number).__name__}) was given; pass a whole number")
     if max_tokens < 1:
         raise PQMError(f"max_tokens: {max_tokens} was given; it must be at least 1")

@@ -112,15 +112,15 @@ class PRMSpec:
         text = chat_text(tokenizer, messages, option, answer_follows=False)
         if any(text.count(content) != 1 for content in (question, step)):
             raise PQMError(f"{option}: the chat template does not repeat each message exactly once")
-        before, after = text.split(step)
+        before_step, after_step = text.split(step)
         if self.layout.prompt_format == "chat":
-            return replace(self.layout, prompt_format=before)
-        to_answer, answer, rest = after.partition(self.good_token)
-        separator, repeated, _ = rest.partition(next_step)
+            return replace(self.layout, prompt_format=before_step)
+        to_answer, answer, after_answer = after_step.partition(self.good_token)
+        separator, repeated, _ = after_answer.partition(next_step)
         if not answer or not repeated:
             raise PQMError(f"{option}: the chat template does not repeat the turns in their order")
         return replace(
-            self.layout, prompt_format=before, step_format=step + to_answer, step_separator=answer + separator
+            self.layout, prompt_format=before_step, step_format=step + to_answer, step_separator=answer + separator
         )
 
 

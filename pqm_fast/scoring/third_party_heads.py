@@ -2,7 +2,7 @@
 model is run.
 
 The logit of the good label minus that of the bad one is linear in the head's input: a head with two rows becomes the
-difference of the rows, and of a language model's head only two rows are kept.
+difference of the rows, and only two rows of a language model's head are kept.
 """
 
 from typing import Any
@@ -54,11 +54,11 @@ def _from_classifier(path: str, config: Any, dtype: torch.dtype, *, hidden_layer
     model = _load(path, model_class, config, dtype, "no head of two labels" + " with a hidden layer" * hidden_layer)
     name = head_name(model)
     head = model.get_submodule(name).float()
-    *before, last = head.children() if isinstance(head, nn.Sequential) else [head]
-    assert isinstance(last, nn.Linear)
-    bias = None if last.bias is None else last.bias[1] - last.bias[0]
-    difference = _difference(good=last.weight[1], bad=last.weight[0], bias=bias)
-    setattr(model, name, nn.Sequential(*before, difference) if before else difference)
+    *earlier_layers, last_layer = head.children() if isinstance(head, nn.Sequential) else [head]
+    assert isinstance(last_layer, nn.Linear)
+    bias = None if last_layer.bias is None else last_layer.bias[1] - last_layer.bias[0]
+    difference = _difference(good=last_layer.weight[1], bad=last_layer.weight[0], bias=bias)
+    setattr(model, name, nn.Sequential(*earlier_layers, difference) if earlier_layers else difference)
     model.config.num_labels = 1
     return model
 

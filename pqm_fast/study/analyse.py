@@ -1,4 +1,4 @@
-"""From the results of the trials to the figures at each cell of the grid."""
+"""Computes the figures at each cell of the grid from the results of the trials."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The choice of learning rate and aggregator at a cell of the grid."""
+"""Chooses the learning rate and the aggregator at a cell of the grid."""
 
 from collections.abc import Mapping
 

@@ -30,12 +30,12 @@ def check_conditions(config: StudyConfig) -> None:
         write_json(file, current)
         return
     # an option that was added after the study started had its default value in it
-    stored = conditions(StudyConfig()) | json.loads(file.read_text(encoding="utf-8"))
-    changed = [name for name in current if stored.get(name) != current[name]]
+    stored_conditions = conditions(StudyConfig()) | json.loads(file.read_text(encoding="utf-8"))
+    changed = [name for name in current if stored_conditions.get(name) != current[name]]
     if not changed:
         return
     if any((config.folder / name).exists() for name in ("runs", "trials")):
-        values = ", ".join(f"{name} ({stored.get(name)!r} then, {current[name]!r} now)" for name in changed)
+        values = ", ".join(f"{name} ({stored_conditions.get(name)!r} then, {current[name]!r} now)" for name in changed)
         raise PQMError(f"{config.out}: holds a study under other conditions: {values}; choose another --out")
     # nothing was trained yet, so nothing is lost: the user has corrected an option
     shutil.rmtree(config.folder / "data", ignore_errors=True)

@@ -121,9 +121,9 @@ class StudyConfig:
         if self.baseline not in self.losses:
             raise PQMError(f"baseline {self.baseline}: is not among the losses {', '.join(self.losses)}")
         counts = ("n", "steps", "problems", "tuning_problems", "test_problems", "rollouts")
-        for name, least in (*((name, 1) for name in counts), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least {least}")
+        for name, minimum in (*((name, 1) for name in counts), ("workers", 0)):
+            if getattr(self, name) < minimum:
+                raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least {minimum}")
         for name, values, zero_allowed in (
             ("learning_rates", self.learning_rates, False),
             ("zetas", (self.zeta, *self.zetas), True),

@@ -1,4 +1,4 @@
-"""study.md: what was run, and the tables."""
+"""Writes study.md: what was run, and the tables."""
 
 from pqm_fast.study.select import Entry, Results
 from pqm_fast.study.tables import cell_name, tables

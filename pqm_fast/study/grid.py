@@ -11,7 +11,7 @@ from pqm_fast.study.config import StudyConfig
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A point of the grid. `zeta` is None for losses without a margin; `labels` is a kind of labels, as `flip:0.2`."""
+    """A point of the grid. `zeta` is None for losses without a margin. `labels` is the kind, such as `flip:0.2`."""
 
     loss: Loss
     zeta: float | None

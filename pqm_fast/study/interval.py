@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its 95% interval, over questions alone if there is one seed; None if there is one question."""
+    """A mean and its 95% interval, over questions alone if there is one seed. One question has no interval (None)."""
 
     mean: float
     low: float | None
@@ -19,8 +19,8 @@ def interval(values: np.ndarray, lowest: float = -1.0) -> Interval:
 
     Seeds and questions are crossed random effects: value = mean + seed + question + residual. The variance of the mean
     is MS_questions / SQ + (MS_seeds - MS_residual) / SQ. Each of the two terms takes the t quantile of its own degrees
-    of freedom: Satterthwaite's for their sum are too many where a few seeds happen to be alike. For the coverage see
-    tests/study/test_interval.py.
+    of freedom. Satterthwaite's degrees of freedom for their sum are too many if a few seeds happen to be alike. For the
+    coverage see tests/study/test_interval.py.
 
     Args:
         values: [seeds, questions], each from `lowest` to 1 and none missing.

@@ -29,7 +29,7 @@ class JudgedPool:
     correct: np.ndarray
     """[records] in [0, 1]."""
     questions: list[str]
-    """Ids."""
+    """The ids of the questions."""
     members: dict[str, dict[int, np.ndarray]]
     """`members[policy][question]`: indices into `records`; the question is an index into `questions`."""
 

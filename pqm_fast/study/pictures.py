@@ -1,4 +1,4 @@
-"""Pictures of a study: losses by labels and by backbone, Best-of-N by N, and rank by zeta."""
+"""Draws pictures of a study: losses by labels and by backbone, Best-of-N by N, and rank by zeta."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training records with their labels kept, cut after the first error, or flipped at random."""
+"""Writes training records with their labels kept, cut after the first error, or flipped at random."""
 
 import json
 import random

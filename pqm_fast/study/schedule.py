@@ -44,11 +44,11 @@ def run_trials(config: StudyConfig, shared: SharedData, grid: Sequence[Cell]) ->
             bar.update()
             cell = trial.cell
             tuning = {rate: results.get(Trial(cell, rate, config.seeds[0])) for rate in config.learning_rates}
-            known = {rate: result for rate, result in tuning.items() if result is not None}
-            if cell in tuned or len(known) < len(tuning):
+            known_results = {rate: result for rate, result in tuning.items() if result is not None}
+            if cell in tuned or len(known_results) < len(tuning):
                 return
             tuned.add(cell)
-            choice = choose(known)
+            choice = choose(known_results)
             if choice is None:
                 bar.update(len(config.seeds) - 1)
             else:
@@ -62,8 +62,8 @@ def run_trials(config: StudyConfig, shared: SharedData, grid: Sequence[Cell]) ->
                         take(trial)
                     else:
                         running[executor.submit(_run_in_worker, config, shared, trial)] = trial
-                done = wait(running, return_when=FIRST_COMPLETED).done if running else ()
-                for future in done:
+                finished = wait(running, return_when=FIRST_COMPLETED).done if running else ()
+                for future in finished:
                     future.result()
                     take(running.pop(future))
         except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""Which cells of results.json a table or a picture shows."""
+"""Selects the cells of results.json that a table or a picture shows."""
 
 from typing import Any
 

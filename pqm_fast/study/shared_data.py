@@ -1,4 +1,4 @@
-"""The files that the trials of a study share, each written once: labelled records, models, judged pools."""
+"""Writes the files that the trials of a study share, each once: labelled records, models, judged pools."""
 
 import json
 from collections.abc import Mapping
@@ -79,14 +79,14 @@ def _world_sources(config: StudyConfig, data: Path) -> _Sources:
 
     world = data / "world"
     if not (world / "tuning.jsonl").exists():
-        written = write_world(
+        new_world = write_world(
             world,
             problems=config.problems,
             test_problems=config.tuning_problems + config.test_problems,
             candidates=config.n,
             seed=config.world_seed,
         )
-        questions = written.pool.read_text(encoding="utf-8").splitlines(keepends=True)
+        questions = new_world.pool.read_text(encoding="utf-8").splitlines(keepends=True)
         for name, lines in (
             ("test.jsonl", questions[: config.test_problems]),
             ("tuning.jsonl", questions[config.test_problems :]),

@@ -1,4 +1,4 @@
-"""The results of a study as Markdown tables."""
+"""Writes the results of a study as Markdown tables."""
 
 from collections.abc import Callable, Iterable
 
@@ -96,8 +96,8 @@ def _aggregators(results: Results) -> str:
 
 def _step_columns(results: Results) -> dict[str, str]:
     """{figure: heading} of the step figures that some cell has: older results have no calibrated ones."""
-    present = {name for cell in results["cells"] for name in cell.get("steps") or {}}
-    return {name: heading for name, heading in STEP_FIGURES.items() if name in present}
+    stored_figures = {name for cell in results["cells"] for name in cell.get("steps") or {}}
+    return {name: heading for name, heading in STEP_FIGURES.items() if name in stored_figures}
 
 
 def _step_figures(columns: Iterable[str], cell: Entry) -> list[str]:

@@ -1,4 +1,4 @@
-"""One trial: train a model, score the pools with it, and write the result."""
+"""Runs one trial: trains a model, scores the pools with it, and writes the result."""
 
 import shutil
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def _train(config: StudyConfig, shared: SharedData, trial: Trial, folder: Path) 
 
 
 def _dtype(config: StudyConfig) -> DType:
-    """float32 for `auto` on a CPU, where `train` would take the faster dtype, measured anew in each trial."""
+    """float32 for `auto` on a CPU: `train` would measure in each trial which dtype is faster, and take that one."""
     from pqm_fast.model.device import pick_device
 
     on_cpu = pick_device(config.device).type == "cpu"

@@ -16,7 +16,7 @@ from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Trial
 from pqm_fast.study.judged_pool import JudgedPool
 
-DIGITS = 6  # of each stored Best-of-N
+DIGITS = 6  # digits of each stored Best-of-N
 
 PoolScores = tuple[JudgedPool, Sequence[Scores]]
 """A pool, and the step scores of each of its records."""
@@ -53,15 +53,17 @@ def diverged_result(trial: Trial, message: str) -> Result:
 def finished_result(config: StudyConfig, trial: Trial, tuning: PoolScores, test: PoolScores) -> Result:
     ns = _powers(config.n)
     (tuning_pool, tuning_scores), (test_pool, test_scores) = tuning, test
-    best = {name: test_pool.best_of_n(test_scores, name, ns) for name in config.aggregate}
+    best_of_n = {name: test_pool.best_of_n(test_scores, name, ns) for name in config.aggregate}
     return {
         "trial": asdict(trial),
         "diverged": None,
         "tuning": {
             name: _mean(tuning_pool.best_of_n(tuning_scores, name, [config.n])[..., 0]) for name in config.aggregate
         },
-        "test": {name: _as_lists(values[..., -1]) for name, values in best.items()},
-        "curve": {name: {str(n): _mean(values[..., i]) for i, n in enumerate(ns)} for name, values in best.items()},
+        "test": {name: _as_lists(values[..., -1]) for name, values in best_of_n.items()},
+        "curve": {
+            name: {str(n): _mean(values[..., i]) for i, n in enumerate(ns)} for name, values in best_of_n.items()
+        },
         "steps": _step_figures(test_pool, test_scores),
     }
 

@@ -58,8 +58,8 @@ def save_checkpoint(
             torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
         write_json(temporary / "state.json", state)
         write_sums(temporary)
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    for old_checkpoint in complete_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old_checkpoint)
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -103,8 +103,8 @@ def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.
 
 @contextmanager
 def _foreign_files_refused(path: Path) -> Iterator[None]:
-    """Raises PQMError for whatever goes wrong in reading. The exceptions that torch raises for files that it, or this
-    package, did not write have no common class."""
+    """Raises PQMError for whatever goes wrong in reading. torch raises exceptions without a common class for files that
+    it, or this package, did not write."""
     try:
         yield
     except MemoryError:
@@ -117,11 +117,11 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     """The content of state.json; None if this version did not write it."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        known = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
-        known = known and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
+        is_valid = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
+        is_valid = is_valid and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return state if known else None
+    return state if is_valid else None
 
 
 def _tensors(model: StepQModel) -> dict[str, torch.Tensor]:

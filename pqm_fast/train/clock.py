@@ -1,4 +1,4 @@
-"""How fast a run is, and how much time it has left."""
+"""Measures how fast a run is, and estimates how much time it has left."""
 
 import time
 from collections.abc import Iterator
@@ -37,17 +37,17 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The time in this context does not count."""
-        since = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.paused_seconds += time.perf_counter() - since
+        self.paused_seconds += time.perf_counter() - start
 
     @contextmanager
     def evaluating(self, step: int) -> Iterator[None]:
         """Measures the evaluation after `step`; those to come are assumed to be as fast."""
-        since = time.perf_counter()
+        start = time.perf_counter()
         with self.paused():
             yield
-        self.evaluated_tokens_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - since)
+        self.evaluated_tokens_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - start)
 
     def rates(self, now: float, step: int, device: torch.device) -> dict[str, float]:
         """The rates up to `now`, the time when `step`, the last step that was counted, finished. The next one may be
@@ -55,7 +55,7 @@ class Clock:
         seconds = max(1e-9, now - self.started - self.paused_seconds)
         tokens_per_second = self.tokens / seconds
         evaluation_rate = self.evaluated_tokens_per_second or tokens_per_second / FORWARD_SHARE
-        to_evaluate = sum(tokens for after, tokens in self.evaluations.items() if after >= step)
+        to_evaluate = sum(tokens for evaluated_step, tokens in self.evaluations.items() if evaluated_step >= step)
         figures = {
             "tokens_per_second": tokens_per_second,
             "trajectories_per_second": self.trajectories / seconds,

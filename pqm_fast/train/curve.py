@@ -1,4 +1,4 @@
-"""The picture of a run: training.png, drawn from its metrics.jsonl."""
+"""Draws the picture of a run, training.png, from its metrics.jsonl."""
 
 from pathlib import Path
 from typing import Any

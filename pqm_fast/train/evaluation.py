@@ -1,4 +1,4 @@
-"""Held-out loss and step metrics of a model during training."""
+"""Measures held-out loss and step metrics of a model during training."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Looking for NaN and infinity before weights reach a file."""
+"""Looks for NaN and infinity before weights reach a file."""
 
 from collections.abc import Iterable, Iterator
 

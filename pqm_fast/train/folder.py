@@ -40,10 +40,10 @@ class RunFolder:
 
     def _check_same_folder(self) -> None:
         try:
-            same = os.path.samestat(os.stat(self.path), self._stat_at_start)
+            is_same = os.path.samestat(os.stat(self.path), self._stat_at_start)
         except OSError:
-            same = False
-        if not same:
+            is_same = False
+        if not is_same:
             raise NotWritten(
                 f"{self.path}: the run folder was removed or replaced while the run was writing into it, so nothing "
                 "more can be saved"
@@ -52,7 +52,7 @@ class RunFolder:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """For writing `path`: raises NotWritten for whatever the system or the libraries raise if that is impossible."""
+    """Use it to write `path`: if that fails, the error of the system or a library becomes NotWritten."""
     try:
         yield
     except (OSError, SafetensorError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How much of the machine's memory this process can still use."""
+"""Measures how much of the machine's memory this process can still use."""
 
 import os
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ def free_on_host(root: Path = Path("/")) -> int:
 
 def _free_in_groups(root: Path) -> Iterable[int]:
     """The free bytes of each control group with a limit on memory."""
-    listed = root / "proc/self/cgroup"
-    for line in listed.read_text().splitlines() if listed.exists() else ():
+    groups_file = root / "proc/self/cgroup"
+    for line in groups_file.read_text().splitlines() if groups_file.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             mount, limit, usage, total = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
@@ -34,10 +34,10 @@ def _free_in_groups(root: Path) -> Iterable[int]:
         for group in (innermost, *innermost.parents):
             if not group.is_relative_to(mount) or not (group / limit).exists():
                 continue
-            if (most := (group / limit).read_text().strip()) != "max":
+            if (limit_text := (group / limit).read_text().strip()) != "max":
                 usage_by_kind = _numbers(group / "memory.stat")
                 files = (usage_by_kind.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
-                yield int(most) - int((group / usage).read_text()) + sum(files)
+                yield int(limit_text) - int((group / usage).read_text()) + sum(files)
 
 
 def _numbers(file: Path) -> dict[str, int]:

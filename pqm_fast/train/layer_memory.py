@@ -1,4 +1,4 @@
-"""How much memory one decoder layer keeps for its backward pass, measured before the first step."""
+"""Measures, before the first step, how much memory one decoder layer keeps for its backward pass."""
 
 import math
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ class LayerBytes:
     """Activations of one decoder layer that wait for the backward pass, in bytes per token."""
 
     kept: float
-    """If they are kept."""
+    """The bytes if the activations are kept."""
     recomputed: float
-    """If they are computed again: the layer's input."""
+    """The bytes if they are computed again: only the layer's input is kept."""
 
 
 def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0, longest: int = 256) -> LayerBytes:
@@ -30,8 +30,8 @@ def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0, longe
     The batch has `tokens` tokens to compute, and trajectories of about `longest` tokens that have `tree_ratio` times as
     many together. (Where soft caps make SDPA keep the scores, a token of a longer trajectory takes more.)
 
-    Autograd tells which tensors it saves. Weights are not counted, nor what all layers share (angles of rotary
-    embeddings, the layout of the batch).
+    Autograd tells which tensors it saves. Weights are not counted, and neither is what all layers share (angles of
+    rotary embeddings, the layout of the batch).
     """
     layer = decoder_layers(model.train())[0]
     args, kwargs = _layer_inputs(model, layer, tokens, tree_ratio, longest)
@@ -39,11 +39,11 @@ def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0, longe
     with torch.enable_grad():  # as in the measurement below, so that nothing is compiled twice
         layer(hidden, *args[1:], **kwargs)  # makes the masks that the layers share
     shared = {_storage(t) for t in (*model.parameters(), *_tensors([args[1:], kwargs]), hidden)}
-    kept: dict[int, int] = {}
+    kept_bytes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if _storage(tensor) not in shared:
-            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            kept_bytes[_storage(tensor)] = tensor.untyped_storage().nbytes()
         # the tensor itself would hold its graph, which holds the tensor: neither would ever be freed
         return tensor.detach()
 
@@ -51,7 +51,7 @@ def measure_layer(model: StepQModel, tokens: int, tree_ratio: float = 1.0, longe
         out = layer(hidden, *args[1:], **kwargs)
     del out  # not earlier: storages are told apart by their addresses, so all of them must be alive until here
     input_bytes = hidden.untyped_storage().nbytes()
-    return LayerBytes(kept=(sum(kept.values()) + input_bytes) / tokens, recomputed=input_bytes / tokens)
+    return LayerBytes(kept=(sum(kept_bytes.values()) + input_bytes) / tokens, recomputed=input_bytes / tokens)
 
 
 class _Captured(Exception):
@@ -69,7 +69,7 @@ def _layer_inputs(
         raise _Captured
 
     trajectories = _tree(tokens, min(longest, model.context), tree_ratio, model.config.get_text_config().vocab_size)
-    question = np.zeros(len(trajectories), np.int64) if tree_ratio > 1 else None  # the same one for all
+    question = np.zeros(len(trajectories), np.int64) if tree_ratio > 1 else None  # the same question for all
     batch = pack(trajectories, question=question, pad_to=tokens)
     hook = layer.register_forward_pre_hook(capture, with_kwargs=True)
     try:
@@ -83,8 +83,8 @@ def _layer_inputs(
 
 
 def _tree(tokens: int, longest: int, ratio: float, vocabulary: int) -> list[tuple[int, Trajectory]]:
-    """Random trajectories of about `longest` tokens. They share as many tokens at the start as are needed for `tokens`
-    to be computed where all of them together have `ratio` times as many."""
+    """Random trajectories of about `longest` tokens. They share so many tokens at the start that only `tokens` are
+    computed, although all of them together have `ratio` times as many."""
     count = min(max(math.ceil(ratio * tokens / longest), 2 if ratio > 1 else 1), tokens)
     length = min(int(ratio * tokens / count), tokens - count + 1)  # at least one token of each is not shared
     shared = min((count * length - tokens) // (count - 1) + 1, length - 1) if ratio > 1 and count > 1 else 0

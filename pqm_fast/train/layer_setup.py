@@ -1,4 +1,4 @@
-"""How the decoder layers of a run's model are computed, as the options and the memory of the device decide."""
+"""Sets up how the decoder layers of a run's model are computed, from the options and the memory of the device."""
 
 from collections.abc import Callable
 

@@ -38,12 +38,12 @@ def compile_layers(model: StepQModel, **options: Any) -> None:
 
 def recompute(model: StepQModel, count: int) -> None:
     """Makes the first `count` layers keep only their input, and compute again what their backward pass needs."""
-    # Around the compiled layer: transformers' checkpointing, which is inside it, would keep it from being compiled.
+    # This wraps the compiled layer: transformers' checkpointing, inside the layer, would keep it from being compiled.
     for layer in decoder_layers(model)[:count] if count else ():
         layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]
 
 
-# One compiled class for all layers of a class, so that what is compiled for one serves the others, and later models.
+# All layers of a class share a compiled class, so that what is compiled for one serves the others, and later models.
 @cache
 def _compiled(layer_class: type[nn.Module], **options: Any) -> type[nn.Module]:
     return _subclass(layer_class, torch.compile(layer_class.forward, dynamic=False, **options))
@@ -67,7 +67,7 @@ def _subclass(layer_class: type[nn.Module], forward: Callable[..., Any]) -> type
     """
     names = {"__module__": layer_class.__module__, "__qualname__": layer_class.__qualname__}
     subclass: Any = type(layer_class.__name__, (layer_class,), names)
-    subclass.forward = forward  # only now: transformers wraps the `forward` that a class is created with
+    subclass.forward = forward  # set only now, because transformers wraps the `forward` that a class is created with
     return subclass
 
 

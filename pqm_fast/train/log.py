@@ -23,7 +23,7 @@ BAR_NAMES = {"step_accuracy": "acc", "grad_norm": "gnorm", "tokens_per_second": 
 class RunLog:
     """metrics.jsonl in the run folder, one object a line, and the same figures on a progress bar.
 
-    `evaluated` has the steps whose evaluations are in the file from before `start`.
+    `evaluated` has the steps whose evaluations an earlier part of the run wrote into the file.
     """
 
     def __init__(self, folder: RunFolder, total_steps: int, start: Start, progress: bool = True):
@@ -41,14 +41,14 @@ class RunLog:
         """Removes damaged lines, and those of steps that a resumed run repeats. Returns how many were damaged, not
         counting one that a crash cut off (it has no line feed)."""
         lines = read_lines(path)
-        kept = [
+        kept_lines = [
             (line, row)
             for line, row in lines
             if isinstance(row, dict) and not (is_metrics(row) and start.repeats(row["kind"], row["step"], total_steps))
         ]
-        self.evaluated = {row["step"] for _, row in kept if is_metrics(row) and row["kind"] == "eval"}
+        self.evaluated = {row["step"] for _, row in kept_lines if is_metrics(row) and row["kind"] == "eval"}
         with atomic_file(path) as temporary:
-            temporary.write_bytes(b"".join(line.removesuffix(b"\n") + b"\n" for line, _ in kept))
+            temporary.write_bytes(b"".join(line.removesuffix(b"\n") + b"\n" for line, _ in kept_lines))
         return sum(row is None and line.endswith(b"\n") for line, row in lines)
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
@@ -65,13 +65,15 @@ class RunLog:
                 raise NotWritten(f"{path}: was removed or replaced while the run was writing into it")
         if kind == "train":
             self.bar.set_seconds_left(figures["eta_seconds"])
-            shown = {name: figures[name] for name in BAR_FIGURES if figures.get(name) is not None}
+            shown_figures = {name: figures[name] for name in BAR_FIGURES if figures.get(name) is not None}
             self.bar.set_postfix_str(
-                ", ".join(f"{BAR_NAMES.get(name, name)} {value:{BAR_FIGURES[name]}}" for name, value in shown.items())
+                ", ".join(
+                    f"{BAR_NAMES.get(name, name)} {value:{BAR_FIGURES[name]}}" for name, value in shown_figures.items()
+                )
             )
         else:
-            shown = {name: value for name, value in figures.items() if isinstance(value, float)}
-            self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+            shown_figures = {name: value for name, value in figures.items() if isinstance(value, float)}
+            self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown_figures.items()))
 
     def say(self, text: str) -> None:
         """Prints a message above the bar."""

@@ -70,10 +70,10 @@ def _take_steps(active: ActiveRun) -> None:
                 report_step(run, log, clock, launched)
             launched = LaunchedStep(step, rate, [batch for batch, _ in batches], result)
 
-            last = step == run.total_steps
-            evaluates = step in clock.evaluations and not last
-            saves = config.save_every and (last or step % config.save_every == 0)
-            if not (evaluates or saves or last or active.stop):
+            is_last = step == run.total_steps
+            evaluates = step in clock.evaluations and not is_last
+            saves = config.save_every and (is_last or step % config.save_every == 0)
+            if not (evaluates or saves or is_last or active.stop):
                 continue
             report_step(run, log, clock, launched)  # so that weights that are not finite are never saved or evaluated
             launched = None

@@ -1,4 +1,4 @@
-"""The memory that a training step needs, estimated before the first one, and the sizes that fit."""
+"""Estimates the memory that a training step needs before the first one, and chooses the sizes that fit."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from pqm_fast.train.layers import decoder_layers
 
 Auto = Literal["auto"]
 MOST_TOKENS = 16384
-# With fewer tokens, a GPU recomputes layers first: in batches of 4,096 tokens, a fifth would stay empty if prefix trees
-# keep whole questions together.
+# A GPU recomputes layers rather than use smaller batches than this: a fifth of a batch of 4,096 tokens would stay empty
+# if prefix trees keep whole questions together.
 FEWEST_TOKENS = 8192
-# A CPU takes seconds to measure more. What a layer keeps grows with the number of tokens.
+# A CPU would take seconds to measure more. What a layer keeps grows with the number of tokens.
 MEASURED_TOKENS = 1024
-# For the allocator's gaps, workspaces of matrix products, and the head. Not yet compared with a GPU.
+# For the allocator's gaps, workspaces of matrix products, and the head. It has not been compared with a GPU yet.
 RESERVE = 0.08
 # Measured on a CPU: glibc keeps freed memory that lies between blocks in use, up to a third of the estimate.
 HOST_RESERVE = 0.3
@@ -71,7 +71,7 @@ def estimate_memory(model: StepQModel, layer: LayerBytes, sizes: Sizes, optimize
     depth, recomputed = len(decoder_layers(model)), sizes.recompute_layers
     waiting = (depth - recomputed) * layer.kept + recomputed * layer.recomputed
     # The backward pass of a layer needs the gradients of what the layer kept. It begins with the last layers; if these
-    # are recomputed too, it also needs what that yields.
+    # are recomputed too, it also needs what recomputing them yields.
     working = layer.kept * (2 if recomputed == depth else 1)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
@@ -131,8 +131,8 @@ def fit_memory(
 ) -> tuple[Sizes, str | None]:
     """`choose_sizes` for the memory of the model's device, and what to tell the user about it.
 
-    `tree_ratio` (see `measure_layer`) is called only if something is measured. Raises PQMError if the decoder layers
-    of a model are not found and it is on a GPU, or layers are to be recomputed.
+    `tree_ratio` (see `measure_layer`) is called only if something is measured. If the decoder layers of a model
+    are not found, raises PQMError on a GPU, or if layers are to be recomputed.
     """
     if tokens != "auto" and recompute_layers == 0:
         return Sizes(tokens, accumulation, 0), None
@@ -144,8 +144,8 @@ def fit_memory(
             raise
         sizes = choose_sizes(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
-    most = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
-    layer = measure_layer(model, most if on_gpu else min(most, MEASURED_TOKENS), tree_ratio(), longest)
+    most_tokens = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
+    layer = measure_layer(model, most_tokens if on_gpu else min(most_tokens, MEASURED_TOKENS), tree_ratio(), longest)
     free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose_sizes(

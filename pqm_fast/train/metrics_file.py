@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl, the figures of a run: one JSON object a line."""
+"""Reads metrics.jsonl, the figures of a run: one JSON object a line."""
 
 import io
 import json

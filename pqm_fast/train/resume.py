@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, whether it is still the same run, and what it keeps from before."""
+"""Resumes a run: finds its checkpoint, checks that it is still the same run, and keeps what it wrote before."""
 
 import shlex
 import shutil
@@ -55,8 +55,8 @@ class Start:
     def repeats(self, kind: str, step: int, total_steps: int) -> bool:
         """Whether the run will write a row of `kind` (train or eval) for `step` into metrics.jsonl, so that an earlier
         row for it must go. The final evaluation follows the last checkpoint, so it is always repeated."""
-        last = min(self.step, total_steps - 1) if kind == "eval" else self.step
-        return step > last
+        last_kept = min(self.step, total_steps - 1) if kind == "eval" else self.step
+        return step > last_kept
 
 
 def find_start(config: TrainConfig, notes: list[str]) -> Start:
@@ -65,15 +65,15 @@ def find_start(config: TrainConfig, notes: list[str]) -> Start:
     Raises PQMError for a run folder that cannot be used with these options. Writes nothing there, but repairs a damaged
     config.yaml, and removes what a killed run left behind.
     """
-    stored = config.folder / CONFIG_FILE
+    config_file = config.folder / CONFIG_FILE
     remove_leftovers(config.folder)  # from a run that was killed while it wrote its config.yaml
     if not config.resume:
         if not is_empty(config.folder):
-            problem = "already holds a run" if stored.exists() else "is not empty"
+            problem = "already holds a run" if config_file.exists() else "is not empty"
             raise PQMError(f"{config.out}: {problem}; choose another --out, or --resume to continue the run in it")
         return Start(config, None)
     checkpoint, damaged = newest_intact(config.folder / "checkpoints")
-    if checkpoint is None and not stored.exists():
+    if checkpoint is None and not config_file.exists():
         raise PQMError(f"{config.out}: no run to resume here (no config.yaml); start it without --resume")
     check_options(config, checkpoint, notes)
     notes += [f"{path.name} is damaged ({reason}): left out" for path, reason in damaged.items()]
@@ -98,10 +98,10 @@ def newest_intact(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
             return checkpoint, damaged
         damaged[path] = checkpoint
     if damaged:
-        each = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
         raise PQMError(
-            f"{folder}: every checkpoint is damaged, or of a pqm-fast from before checkpoints had checksums ({each}); "
-            "put back a copy, or delete the folder to start again from the first step"
+            f"{folder}: every checkpoint is damaged, or of a pqm-fast from before checkpoints had checksums "
+            f"({reasons}); put back a copy, or delete the folder to start again from the first step"
         )
     return None, damaged
 

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, loaded and checked."""
+"""Loads and checks everything that a run needs before its first step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Run:
     training: Split
     held_out: Split
     order: StepOrder
-    """Of the optimizer steps over the training trajectories."""
+    """The order of the optimizer steps over the training trajectories."""
     total_steps: int
     identity: dict[str, Any]
     """What a run that is resumed must have in common with its checkpoint."""
@@ -133,10 +133,10 @@ def prepare(config: TrainConfig) -> Run:
 
 def _longest_trajectory(config: TrainConfig, context: int) -> int:
     """Tokens of the longest trajectory. Raises PQMError if it does not fit the model's context or a micro-batch."""
-    most = context if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
-    length = config.max_length or min(context, DEFAULT_LENGTH, most)
+    most_tokens = context if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
+    length = config.max_length or min(context, DEFAULT_LENGTH, most_tokens)
     if length > context:
         raise PQMError(f"max_length: {length} is more than the model's context of {context} tokens")
-    if length > most:
-        raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most}")
+    if length > most_tokens:
+        raise PQMError(f"max_length: a trajectory of {length} tokens does not fit micro_batch_tokens={most_tokens}")
     return length

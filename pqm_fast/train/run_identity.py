@@ -31,11 +31,11 @@ def run_identity(
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], model_name: str) -> None:
     """Raises PQMError if the model or the data are not those that the run was started with."""
-    stored = checkpoint.state
+    stored_state = checkpoint.state
     differences = [
         # another version of transformers has more config values, or fewer
-        *_differences(stored["model"]["config"], identity["model"]["config"], "config.json", only_shared=True),
-        *_differences(stored["model"]["weights"], identity["model"]["weights"], "weights"),
+        *_differences(stored_state["model"]["config"], identity["model"]["config"], "config.json", only_shared=True),
+        *_differences(stored_state["model"]["weights"], identity["model"]["weights"], "weights"),
     ]
     if differences:
         raise PQMError(
@@ -43,7 +43,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], model_name:
             "resume, or start a new run with it"
         )
     other_names = [name for name in identity if name not in ("model", "total_steps")]
-    differences = [line for name in other_names for line in _differences(stored.get(name), identity[name], name)]
+    differences = [line for name in other_names for line in _differences(stored_state.get(name), identity[name], name)]
     if differences:
         raise PQMError(
             f"{checkpoint.path}: the run was started with other data: {_listed(differences)}; put it back to resume"

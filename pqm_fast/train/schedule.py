@@ -34,9 +34,9 @@ class StepOrder:
 
     def count_steps(self, epochs: float) -> int:
         """Optimizer steps in `epochs` passes, at least 1. The number of batches varies a little from pass to pass."""
-        whole, part = int(epochs), epochs - int(epochs)
-        steps = sum(len(self.epoch(number)) for number in range(whole))
-        return max(1, steps + (math.ceil(part * len(self.epoch(whole))) if part else 0))
+        whole_passes, last_share = int(epochs), epochs - int(epochs)
+        steps = sum(len(self.epoch(number)) for number in range(whole_passes))
+        return max(1, steps + (math.ceil(last_share * len(self.epoch(whole_passes))) if last_share else 0))
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:

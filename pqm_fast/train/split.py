@@ -50,8 +50,8 @@ class Split:
         )
 
     def tree_ratio(self, sample: int = 4096) -> float:
-        """How many times as many tokens the trajectories of a question have as there are to compute: the value that 19
-        of 20 questions do not exceed, in a sample of trajectories. 1 without prefix trees."""
+        """The tokens of a question's trajectories, divided by the tokens to compute: the value that 19 of 20 questions
+        do not exceed, in a sample of trajectories. It is 1 without prefix trees."""
         if not self.prefix_tree:
             return 1.0
         sampled = self.indices[np.argsort(self.dataset.question[self.indices], kind="stable")[:sample]]

@@ -49,12 +49,12 @@ def _diverged(run: Run, launched: LaunchedStep) -> Diverged:
         trajectory_of_step = torch.repeat_interleave(torch.arange(batch.num_trajectories), batch.cu_steps.diff())
         affected = trajectory_of_step[~torch.isfinite(scores)].unique().tolist()
         names += [run.training.dataset.name(batch.members[i]) for i in affected]
-    where = (
+    finding = (
         f"Q-values are not finite in {len(names)} trajectories: {', '.join(names[:5])}"
         if names
         else "all Q-values are finite, the gradient is not"
     )
     return Diverged(
-        f"{run.config.out}: step {launched.step}: loss {result.loss}, gradient norm {result.grad_norm}; {where}. Check "
-        "these records, or start again with a lower --learning-rate"
+        f"{run.config.out}: step {launched.step}: loss {result.loss}, gradient norm {result.grad_norm}; {finding}. "
+        "Check these records, or start again with a lower --learning-rate"
     )

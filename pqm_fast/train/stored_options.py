@@ -26,13 +26,13 @@ def check_options(config: TrainConfig, checkpoint: Checkpoint | None, notes: lis
     message. Before the first checkpoint, config.yaml is all there is.
     """
     path = config.folder / CONFIG_FILE
-    stored = _read_options(path)
-    started_with = stored if checkpoint is None else _with_defaults(checkpoint.state["options"])
+    file_options = _read_options(path)
+    started_with = file_options if checkpoint is None else _with_defaults(checkpoint.state["options"])
     if started_with is None:
         raise PQMError(f"{path}: damaged, so --resume cannot tell the options of the run; start it again elsewhere")
     repaired = ""
     if checkpoint is not None and (
-        stored is None or _differing(started_with, stored) or _differing(stored, started_with)
+        file_options is None or _differing(started_with, file_options) or _differing(file_options, started_with)
     ):
         repaired = f"{path} was damaged, and is written again from {checkpoint.path.name}"
         notes.append(repaired)
@@ -64,6 +64,6 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """The options, among those that change what a step does, whose values differ."""
+    """The options that change what a step does and whose values differ."""
     compared = current.keys() - WITHOUT_EFFECT - RUN_LENGTH
     return [name for name in current if name in compared and started_with.get(name) != current[name]]

@@ -128,8 +128,8 @@ def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
     value = raw.get(name)
     if isinstance(value, str):
         try:
-            value = ast.literal_eval(written := value.strip())
-            if _texts_without_comma(written):
+            value = ast.literal_eval(list_text := value.strip())
+            if _texts_without_comma(list_text):
                 raise SyntaxError("two texts with no comma between them")
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
@@ -142,8 +142,8 @@ def _written_list(raw: dict[str, Any], name: str) -> list[Any]:
 _TEXT = re.compile(r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\"""", re.DOTALL)
 
 
-def _texts_without_comma(written: str) -> bool:
+def _texts_without_comma(list_text: str) -> bool:
     """Whether two texts in well-formed `written` follow each other without a comma, as NumPy prints arrays: Python
     would join them into one."""
-    spans = [match.span() for match in _TEXT.finditer(written)]
-    return any(not set(written[end:begin]) & set(",:()[]{}") for (_, end), (begin, _) in itertools.pairwise(spans))
+    spans = [match.span() for match in _TEXT.finditer(list_text)]
+    return any(not set(list_text[end:begin]) & set(",:()[]{}") for (_, end), (begin, _) in itertools.pairwise(spans))

@@ -19,7 +19,7 @@ def first_steps(text: str) -> list[int]:
 
 def likeliest(begins: list[int], text: str) -> int:
     """The "Step 1:" that begins the solution: the last one after a line break or the end of a sentence (within a
-    sentence it is only mentioned), or the last of all if there is none."""
+    sentence it is only mentioned), or else the last of all."""
     return next((begin for begin in reversed(begins) if _opens_sentence(text, begin)), begins[-1])
 
 
@@ -45,15 +45,15 @@ def _split_steps(text: str, marker: str) -> list[str]:
 def _question_end(text: str, marker: str) -> int:
     """The position at which the steps begin in a text that starts with the question: the likeliest "Step 1:" before the
     first marker, because the question may contain steps itself. Raises `FormatError`."""
-    # a question may contain line breaks, so a marker of line breaks does not show where the solution has begun
-    before = text.find(marker) if marker.strip() else -1
+    # a question may contain line breaks, so a marker of line breaks does not show where the solution begins
+    first_marker = text.find(marker) if marker.strip() else -1
     begins = first_steps(text)
     if not begins:
         raise FormatError("no first step", 'input holds no "Step 1:"; it must begin the first step')
     if not marker.strip() and len(begins) > 1:
         problem = 'input holds "Step 1:" more than once and no marker but line breaks'
         raise FormatError("no first step", f"{problem}; put a marker after each step and name it (step_marker)")
-    begins = [begin for begin in begins if before == -1 or begin < before]
+    begins = [begin for begin in begins if first_marker == -1 or begin < first_marker]
     if not begins:
         raise FormatError("step markers", f'a step marker {marker!r} comes before "Step 1:"; remove it and its label')
     return likeliest(begins, text)
@@ -108,6 +108,6 @@ def parse_openr(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Reco
     question, process, marker = field(raw, "question", str).strip(), field(raw, "process", str), options.step_marker
     labels = _signs(raw.get(name), name, options)
     # MATH-APS labels a whole prefix of a solution, in which a blank line does not separate steps
-    whole = labels is not None and len(labels) == 1 and (not marker.strip() or marker not in process)
-    steps = [process.strip()] if whole else _split_steps(process, marker)
+    labels_prefix = labels is not None and len(labels) == 1 and (not marker.strip() or marker not in process)
+    steps = [process.strip()] if labels_prefix else _split_steps(process, marker)
     return [record(id, question, steps, labels, rest(raw, "question", "process", name))]

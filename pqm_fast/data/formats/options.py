@@ -87,18 +87,18 @@ class ReadOptions:
             return raw
         sources = dict(pair.split("=", 1) for pair in self.field)
         values = {name: _picked(raw, source, name) for name, source in sources.items()}
-        kept = {key: value for key, value in raw.items() if key not in sources.values()}
-        return kept | values
+        other_fields = {key: value for key, value in raw.items() if key not in sources.values()}
+        return other_fields | values
 
     def label(self, value: Any, name: str) -> Any:
         """The meaning in `label_map` of a label in a file; the label itself without a map. Null stays null unless it is
         in the map. Raises `FormatError`; messages call the label `name`."""
         if self.label_map is None:
             return value
-        known = _parsed_map(self.label_map)
+        meanings = _parsed_map(self.label_map)
         for key in (value, _scalar(value)) if isinstance(value, str) else (value,):
-            if isinstance(key, (str, int, float, type(None))) and key in known:
-                return known[key]
+            if isinstance(key, (str, int, float, type(None))) and key in meanings:
+                return meanings[key]
         if value is None:
             return None
         raise FormatError(
@@ -130,8 +130,10 @@ def _picked(raw: dict[str, Any], source: str, name: str) -> Any:
     value: Any = raw
     for key in source.split("."):
         if not isinstance(value, dict) or key not in value:
-            present = ", ".join(raw) or "none"
-            message = f"field {source} (for {name}) is missing (fields found: {present}); add it, or correct --field"
+            field_names = ", ".join(raw) or "none"
+            message = (
+                f"field {source} (for {name}) is missing (fields found: {field_names}); add it, or correct --field"
+            )
             raise FormatError("missing field", message)
         value = value[key]
     return value
@@ -149,7 +151,7 @@ def _scalar(text: str) -> Any:
 @lru_cache
 def _parsed_map(text: str) -> dict[Any, float | None]:
     """-1=0,0=null,1=1 -> {-1: 0.0, 0: None, 1: 1.0}. Raises `PQMError`."""
-    known: dict[Any, float | None] = {}
+    meanings: dict[Any, float | None] = {}
     for entry in text.split(","):
         key, equals, meaning = entry.partition("=")
         value = _scalar(meaning)
@@ -160,6 +162,6 @@ def _parsed_map(text: str) -> dict[Any, float | None]:
                 "a number from 0 (wrong) to 1 (correct), or null for no label: -1=0,0=null,1=1"
             )
         label = None if value is None else float(value)
-        if known.setdefault(_scalar(key), label) != label:
+        if meanings.setdefault(_scalar(key), label) != label:
             raise PQMError(f"label_map: the label {key.strip()} occurs twice in {text!r}; give it one meaning")
-    return known
+    return meanings

@@ -37,7 +37,7 @@ def parse_pool(raw: dict[str, Any], id: str, options: ReadOptions) -> list[Recor
         steps = typed(response, name, dict).get("steps")
         if steps is None:
             steps = _lines(field(response, "text", str, f"{name}: "))
-        # fields of the question last: its `answer` is the right one, that of a response was extracted from its text
+        # the question's `answer` is the right one, so its fields come last; a response's was extracted from its text
         extra = {**rest(response, "text", "steps", "labels", "model_name"), **shared, "question_id": question_id}
         if response.get("model_name") is not None:
             extra["policy"] = response["model_name"]

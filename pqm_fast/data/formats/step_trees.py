@@ -25,7 +25,7 @@ def _records(id: str, question: str, paths: list[_Path], extra: dict[str, Any]) 
     """A record per path. A step that an earlier path has after the same steps is repeated without its label. A later
     path that adds no label does not become a record: it is the same alternative, listed twice."""
     labelled: dict[tuple[str, ...], float] = {}
-    kept: list[tuple[list[str], list[float | None]]] = []
+    solutions: list[tuple[list[str], list[float | None]]] = []
     for path in paths:
         texts, labels = [step.text for step in path], []
         for depth, step in enumerate(path, 1):
@@ -34,10 +34,10 @@ def _records(id: str, question: str, paths: list[_Path], extra: dict[str, Any]) 
             if step.label is not None and labelled.setdefault(node, step.label) != step.label:
                 conflict = f"step {depth} {show(step.text)} has the labels {labelled[node]} and {step.label}"
                 raise FormatError("two labels", f"{conflict} behind the same steps; give it one")
-        if not kept or any(label is not None for label in labels):
-            kept.append((texts, labels))
-    ids = [id] if len(kept) == 1 else [f"{id}/{number}" for number in range(1, len(kept) + 1)]
-    return [record(path_id, question, *solution, dict(extra)) for path_id, solution in zip(ids, kept, strict=True)]
+        if not solutions or any(label is not None for label in labels):
+            solutions.append((texts, labels))
+    ids = [id] if len(solutions) == 1 else [f"{id}/{number}" for number in range(1, len(solutions) + 1)]
+    return [record(path_id, question, *solution, dict(extra)) for path_id, solution in zip(ids, solutions, strict=True)]
 
 
 def _prm800k_paths(steps: list[Any], options: ReadOptions) -> list[_Path]:
@@ -49,29 +49,29 @@ def _prm800k_paths(steps: list[Any], options: ReadOptions) -> list[_Path]:
     """
     path: _Path = []
     alternatives: list[_Path] = []
-    last: int | None = None  # the step where nothing was chosen
-    begins_others = False  # whether that step has labelled alternatives
+    unchosen_step: int | None = None  # the number of the step where nothing was chosen
+    has_alternatives = False  # whether that step has labelled alternatives
     for number, entry in enumerate(steps, 1):
         name = f"step {number}"
-        listed = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
-        completions = [_rated(completion, f"{name}, completion {k}", options) for k, completion in enumerate(listed)]
+        entries = typed(typed(entry, name, dict).get("completions") or [], f"{name}: completions", list)
+        completions = [_rated(completion, f"{name}, completion {k}", options) for k, completion in enumerate(entries)]
         chosen, human = entry.get("chosen_completion"), entry.get("human_completion")
-        if last is not None and (listed or chosen is not None or human is not None):
-            message = f"{name} continues although nothing was chosen in step {last}; choose there, or remove the rest"
-            raise FormatError("nothing chosen", message)
+        if unchosen_step is not None and (entries or chosen is not None or human is not None):
+            problem = f"{name} continues although nothing was chosen in step {unchosen_step}"
+            raise FormatError("nothing chosen", f"{problem}; choose there, or remove the rest")
         if chosen is not None:
             chosen = typed(chosen, f"{name}: chosen_completion", int)
-            if not 0 <= chosen < len(listed):
-                raise FormatError("bad choice", f"{name}: chosen_completion is {chosen} of {len(listed)}; correct it")
-        others = [[*path, c] for k, c in enumerate(completions) if k != chosen and c.label is not None]
-        alternatives += others
+            if not 0 <= chosen < len(entries):
+                raise FormatError("bad choice", f"{name}: chosen_completion is {chosen} of {len(entries)}; correct it")
+        new_alternatives = [[*path, c] for k, c in enumerate(completions) if k != chosen and c.label is not None]
+        alternatives += new_alternatives
         if chosen is not None:
             path.append(completions[chosen])
         elif human is not None:
             path.append(_Step(_rated(human, f"{name}, human completion", options).text, None))
-        elif last is None:
-            last, begins_others = number, bool(others)
-    return alternatives if begins_others else [path, *alternatives]
+        elif unchosen_step is None:
+            unchosen_step, has_alternatives = number, bool(new_alternatives)
+    return alternatives if has_alternatives else [path, *alternatives]
 
 
 def _rated(completion: Any, name: str, options: ReadOptions) -> _Step:
@@ -123,12 +123,12 @@ def _prefix_and_value(state: Any, name: str, options: ReadOptions) -> tuple[str,
 def _prefix_paths(values: dict[str, list[float]]) -> list[_Path]:
     """The path to each prefix that no other prefix continues, in the order of the list."""
     parents: dict[str, str | None] = {}
-    inside: list[str] = []  # the prefixes of the last one, shortest first: sorting puts them before it
+    ancestors: list[str] = []  # the prefixes of the last prefix, shortest first: sorting puts them before it
     for prefix in sorted(values):
-        while inside and not prefix.startswith(inside[-1]):
-            inside.pop()
-        parents[prefix] = next((p for p in reversed(inside) if _LINE_BREAK.match(prefix, len(p))), None)
-        inside.append(prefix)
+        while ancestors and not prefix.startswith(ancestors[-1]):
+            ancestors.pop()
+        parents[prefix] = next((p for p in reversed(ancestors) if _LINE_BREAK.match(prefix, len(p))), None)
+        ancestors.append(prefix)
     continued = set(parents.values())
     paths = []
     for leaf in values:
@@ -155,8 +155,8 @@ def _solution(prefix: str, question: str, name: str) -> str:
         elif not prefix[end].isspace():
             break
         end += 1
-    after = prefix[end:]
-    if matched < len(sought) or (after and not after[0].isspace()):
+    solution = prefix[end:]
+    if matched < len(sought) or (solution and not solution[0].isspace()):
         message = f"{name}: solution_prefix {show(prefix)} does not begin with the question; put it before the steps"
         raise FormatError("no question", message)
-    return after.strip()
+    return solution.strip()

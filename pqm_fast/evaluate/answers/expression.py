@@ -41,5 +41,5 @@ def variables(node: Node) -> set[str]:
 
 
 def is_rounded(node: Node) -> bool:
-    """Whether it contains a decimal, which may stand for a number near it."""
+    """Whether the expression contains a decimal, which may be a rounded number."""
     return (node.do == "number" and node.parts[1]) or any(map(is_rounded, node.operands))

@@ -70,20 +70,20 @@ def final_answer(text: str) -> str | None:
     marked = marked_answer(text)
     if marked is not None:
         return marked
-    last = None
-    for last in _LAST_NUMBER.finditer(text):  # noqa: B007
+    last_number = None
+    for last_number in _LAST_NUMBER.finditer(text):  # noqa: B007
         pass
-    if last is None:
+    if last_number is None:
         return None
-    binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last.start() - 20) : last.start()])
-    return last["value"] if binary else last["sign"] + last["value"]
+    binary = re.search(r"[\d)\]}]\s*\Z", text[max(0, last_number.start() - 20) : last_number.start()])
+    return last_number["value"] if binary else last_number["sign"] + last_number["value"]
 
 
 def gold_answer(text: str) -> str:
     """The right answer from the text of a data set: the answer alone, or a whole solution that ends with it (GSM8K,
     MATH)."""
-    whole = "\n" in text.strip() or "####" in text or "box" in text or _MARK.search(text)
-    return (marked_answer(text) if whole else None) or text
+    is_solution = "\n" in text.strip() or "####" in text or "box" in text or _MARK.search(text)
+    return (marked_answer(text) if is_solution else None) or text
 
 
 def answer_of(record: Record) -> str | None:
@@ -179,11 +179,11 @@ def _last_boxed(text: str) -> str | None:
                 inner = bool(boxes) and boxes[-1][0] > opened[0]  # \boxed{\boxed{5}}
                 if content and not inner:
                     boxes.append((opened[0], token.end(), content))
-    together = boxes[-1:]  # the last first
+    listed_boxes = boxes[-1:]  # in reverse order
     for box in boxes[-2::-1]:
-        between = text[box[1] : together[-1][0]] if together[-1][0] - box[1] < 100 else "."
+        between = text[box[1] : listed_boxes[-1][0]] if listed_boxes[-1][0] - box[1] < 100 else "."
         if not _LIST.fullmatch(between) or _CORRECTION.search(between):
             break
-        together.append(box)
-    contents = list(dict.fromkeys(box[2] for box in reversed(together)))
+        listed_boxes.append(box)
+    contents = list(dict.fromkeys(box[2] for box in reversed(listed_boxes)))
     return ", ".join(contents) if contents else None

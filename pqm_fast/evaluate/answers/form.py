@@ -1,8 +1,8 @@
-r"""The canonical form of an answer: two answers are the same where their `Form.key` is.
+r"""The canonical form of an answer: two answers are the same if their `Form.key` is.
 
 An answer is a number (with a unit), an expression with variables, an equation, an inequality, a list, a set, a tuple,
-an interval, a matrix, or a text. A tuple, a list and a set are three kinds; `(1, 2)` is a tuple and the open interval.
-Keys are compared by equality, which makes sameness an equivalence whatever the notation.
+an interval, a matrix, or a text. A tuple, a list and a set are three kinds; `(1, 2)` is both a tuple and an open
+interval. Keys are compared by equality, which makes sameness an equivalence whatever the notation.
 """
 
 import re
@@ -47,7 +47,7 @@ _MORE = re.compile(r"\s*(?:and\b|or\b|[,&+\-*/=<>^_!|]|\\(?!text)|[A-Z]\b)")  # 
 
 
 def _option(text: str) -> str | None:
-    """`B` of `B) 12 apples`."""
+    """The letter of a choice: `B` for `B) 12 apples`."""
     match = _OPTION.fullmatch(text)
     if match is None or (match[5] and _MORE.match(match[5])):
         return None
@@ -92,7 +92,7 @@ def _key(text: str) -> Key:
 
 
 class _Unread(Exception):
-    """A part of a list, set, ... is left to math-verify, and so is the whole."""
+    """A part of a compound answer cannot be read here, so math-verify decides about the whole answer."""
 
 
 def _whole(read: Callable[[str], Form | None]) -> Callable[[str], Form | None]:
@@ -125,24 +125,24 @@ _NAME = re.compile(
 
 @_whole
 def _named(text: str) -> Form | None:
-    r"""`x = 5`, `x = 1 or x = 2`, `f(x) = x^2`, `x \in [0, 1]`."""
+    r"""Reads `x = 5`, `x = 1 or x = 2`, `f(x) = x^2`, `x \in [0, 1]`."""
     match = _NAME.fullmatch(text)
     if match is None:
         return None
-    name, right = match[1], match[2]
-    again = re.compile(rf"(?<=[\s,;])\s*{re.escape(name)}\s*=")
-    right = again.sub(" ", right)
-    if "=" in right and len(elements(right)) > 1:
+    name, right_side = match[1], match[2]
+    name_again = re.compile(rf"(?<=[\s,;])\s*{re.escape(name)}\s*=")
+    right_side = name_again.sub(" ", right_side)
+    if "=" in right_side and len(elements(right_side)) > 1:
         return None  # x = 2 and y = 3
-    right = right.rpartition("=")[2]
-    if not right.strip():
+    right_side = right_side.rpartition("=")[2]
+    if not right_side.strip():
         return None
-    bare = _form(right.strip())
+    bare = _form(right_side.strip())
     if bare.unread:
         raise _Unread
     key: Key = ("named", name, bare.key)
     if bare.key[0] == "expression":
-        key = equation_key(name, right) or key
+        key = equation_key(name, right_side) or key
     elif re.search(r"\\in(?![a-z])", text):
         key = bare.key
     return Form(key, bare=(bare.key, *bare.bare), unit=bare.unit, name=name)
@@ -150,7 +150,7 @@ def _named(text: str) -> Form | None:
 
 @_whole
 def _several(text: str) -> Form | None:
-    r"""`3, 5`, `3 and 5`, `3 or 5`: a list, in any order."""
+    r"""Reads `3, 5`, `3 and 5` or `3 or 5` as a list, in any order."""
     parts = elements(text)
     if len(parts) < 2:
         return None
@@ -186,7 +186,7 @@ def _bracketed(text: str) -> Form | None:
     opening, inside, closing = match[1], match[2], match[3]
     parts = elements(inside, bracketed=True)
     if opening == "{" and len(parts) < 2:
-        return None  # braces that only group
+        return None  # the braces only group
     if opening.endswith("{") and closing.endswith("}"):
         if builder := _BUILDER.fullmatch(inside):
             return _form(builder[1])
@@ -195,10 +195,10 @@ def _bracketed(text: str) -> Form | None:
         return Form(("set", frozenset(map(_key, parts)) if inside.strip() else frozenset()))
     if len(parts) == 2 and opening in "([]" and closing in ")][":
         low, high = map(_key, parts)
-        left, right = opening == "[", closing == "]"
+        includes_low, includes_high = opening == "[", closing == "]"
         if (opening == "(" and closing == ")") or (opening == "]" and closing == "["):
             return Form(("tuple", low, high))
-        return Form(("interval", low, high, left, right))
+        return Form(("interval", low, high, includes_low, includes_high))
     if _PAIRS.get(opening) != closing:
         return None
     if len(parts) == 1:
@@ -211,7 +211,7 @@ _RELATIONS = re.compile(r"(\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|<|>|=|\\app
 
 @_whole
 def _related(text: str) -> Form | None:
-    r"""`2 + 3 = 5`, `3x - y = 2`, `1 < x \le 2`."""
+    r"""Reads `2 + 3 = 5`, `3x - y = 2`, `1 < x \le 2`."""
     sides = _RELATIONS.split(text)
     if len(sides) < 3:
         return None
@@ -223,10 +223,10 @@ def _related(text: str) -> Form | None:
                     return _form(f"{sides[1]} = {sides[0]}")
                 key = equation_key(*sides)
                 return None if key is None else Form(key)
-            known = not any(variables(parse(side)) for side in sides[:-1])
+            is_calculation = not any(variables(parse(side)) for side in sides[:-1])
         except NotRead:
             return None
-        return _form(sides[-1].strip()) if known and sides[-1].strip() else None
+        return _form(sides[-1].strip()) if is_calculation and sides[-1].strip() else None
     try:
         key = inequality_key(sides, signs)
         return None if key is None else Form(key)

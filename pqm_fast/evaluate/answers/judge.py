@@ -45,8 +45,8 @@ def symbolically_equal(a: str, b: str) -> bool:
         verdict = _ask(a, b)
         if verdict is None:
             _endless.update(text for text in (a, b) if _ask(text, "1") is None)
-            why = f"it took over {LIMIT} s, or broke off"
-            warnings.warn(f"no verdict whether {a!r} equals {b!r} ({why}): counted as different", stacklevel=2)
+            reason = f"it took over {LIMIT} s, or broke off"
+            warnings.warn(f"no verdict whether {a!r} equals {b!r} ({reason}): counted as different", stacklevel=2)
         return bool(verdict)
 
 
@@ -122,8 +122,8 @@ def _stop() -> None:
 
 
 def _serve() -> None:
-    """The child, until its input ends. It answers each line of input with one line: true or false for [a, b], and the
-    values of a for [a]."""
+    """Runs in the child until its input ends. It answers each line of input with one line: true or false for [a, b],
+    and the values of a for [a]."""
     import resource
 
     from math_verify import LatexExtractionConfig, parse, verify

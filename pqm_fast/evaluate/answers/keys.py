@@ -1,4 +1,4 @@
-"""Keys: answers are the same where their keys are equal. The keys of numbers and of expressions."""
+"""The keys of numbers and expressions. Two answers are the same if their keys are equal."""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -28,10 +28,10 @@ _TINY = Fraction(1, 10**SAME)
 _SIMPLE = 1000  # denominators of the fractions that a number may be confused with
 
 
-def expression_key(at: list[Any]) -> Key:
+def expression_key(values: list[Any]) -> Key:
     """The key of an expression from its values at fixed points of the variables (`value.at_points`)."""
-    values = tuple(map(digits, at))
-    return number_key(at[0]) if len(set(values)) == 1 else ("expression", *values)  # x - x + 5 is 5
+    texts = tuple(map(digits, values))
+    return number_key(values[0]) if len(set(texts)) == 1 else ("expression", *texts)  # x - x + 5 is 5
 
 
 def number_key(number: Any, exact: bool = True, fine: bool = False) -> Key:

@@ -1,4 +1,4 @@
-r"""One spelling for the many ways to write mathematics: Unicode, LaTeX with its spaces and delimiters, and code.
+r"""Gives one spelling to the many ways of writing mathematics: Unicode, LaTeX with its spaces and delimiters, and code.
 
 `２½`, `2\tfrac12` -> `2 1/2`, `2\frac12`      `x²≤3·π` -> `x^{2}\le 3\cdot \pi `      `\(5\)`, `$5$` -> `5`
 """

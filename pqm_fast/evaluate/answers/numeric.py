@@ -1,4 +1,4 @@
-"""Answers that are one number or expression: with a unit, in a base other than ten, or a remainder.
+"""Reads answers that are one number or expression: with a unit, in a base other than ten, or a remainder.
 
 Each reader returns None for a text of another kind.
 """
@@ -24,7 +24,7 @@ _IN_BASE = re.compile(
 
 
 def number_in_base(text: str) -> Form | None:
-    """`1011_2`. Its key is its digits, not the number 11: a question after another base asks for the digits."""
+    """Reads `1011_2`. Its key is its digits, not the number 11: a question after another base asks for the digits."""
     match = _IN_BASE.fullmatch(text)
     if match is None:
         return None
@@ -36,7 +36,7 @@ _MODULO = re.compile(r"(.*?)\s*(?:\\pmod\s*\{?\s*(\w+)\s*\}?|\(?\s*\\?(?:mod|bmo
 
 
 def remainder(text: str) -> Form | None:
-    r"""`5 \pmod 7`, `x \equiv 5 \pmod 7`."""
+    r"""Reads `5 \pmod 7`, `x \equiv 5 \pmod 7`."""
     match = _MODULO.fullmatch(text)
     if match is None:
         return None
@@ -51,7 +51,7 @@ def remainder(text: str) -> Form | None:
 
 
 def compound_quantity(text: str) -> Form | None:
-    """`5 feet 6 inches`."""
+    """Reads `5 feet 6 inches`."""
     parts = compound(text)
     if parts is None:
         return None
@@ -63,7 +63,7 @@ def compound_quantity(text: str) -> Form | None:
 
 
 def number_or_expression(text: str) -> Form | None:
-    """A number with or without a unit, or an expression with variables."""
+    """Reads a number with or without a unit, or an expression with variables."""
     measured = quantity(text)
     if measured is None or has_words(measured.number) or not measured.number.strip():
         return None

@@ -19,7 +19,7 @@ from pqm_fast.evaluate.answers.expression import (
     NotRead,
 )
 
-DEPTH = 60  # of nested brackets
+DEPTH = 60  # levels of nested brackets
 THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
 
 _words = "|".join(sorted(FUNCTION_WORDS, key=len, reverse=True))
@@ -94,8 +94,8 @@ class _Parser:
             raise NotRead("too many nested brackets")
         node = self.product()
         while sign := self.take("+", "-"):
-            other = self.product()
-            node = Node("add", (node, other if sign == "+" else Node("negative", (other,))))
+            term = self.product()
+            node = Node("add", (node, term if sign == "+" else Node("negative", (term,))))
         self.depth -= 1
         return node
 
@@ -156,8 +156,8 @@ class _Parser:
         if kind == "number":
             return _number(token)
         if kind == "mixed":
-            whole, *rest = re.findall(r"\d+", token)
-            top, bottom = rest if len(rest) == 2 else rest[0]  # \frac12
+            whole, *fraction = re.findall(r"\d+", token)
+            top, bottom = fraction if len(fraction) == 2 else fraction[0]  # \frac12
             return Node("add", (_number(whole), Node("divide", (_number(top), _number(bottom)))))
         if kind == "repeating":
             return Node("number", (_repeating(token), False))
@@ -230,8 +230,8 @@ class _Parser:
     def argument(self) -> Node:
         r"""An argument of a command: in braces or brackets, or a single digit or letter as in \frac12."""
         if self.kind == "number" and len(self.token) > 1 and self.token.isdigit():
-            digit, rest = self.token[0], self.token[1:]
-            self.tokens[self.at] = ("number", rest)
+            digit, other_digits = self.token[0], self.token[1:]
+            self.tokens[self.at] = ("number", other_digits)
             return _number(digit)
         return self.atom()
 
@@ -263,8 +263,8 @@ def _number(text: str) -> Node:
 
 
 def _repeating(text: str) -> Fraction:
-    before, _, after = text.partition(".")
-    fixed, *rest = re.split(r"\D+", after)
-    period = "".join(rest)
-    start = Fraction(int(before or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
+    integer_part, _, decimals = text.partition(".")
+    fixed, *period_parts = re.split(r"\D+", decimals)
+    period = "".join(period_parts)
+    start = Fraction(int(integer_part or 0)) + Fraction(int(fixed or 0), 10 ** len(fixed))
     return start + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))

@@ -1,4 +1,4 @@
-"""The keys of equations and inequalities."""
+"""Makes the keys of equations and inequalities."""
 
 from fractions import Fraction
 from operator import sub, truediv
@@ -45,13 +45,15 @@ def _line(node: Node, name: str) -> tuple[Any, Any] | None:
     """(value at 0, slope) of an expression that is linear in its one variable; None if it is not."""
     points = (0, 1, -7, 1000)
     try:
-        at = [value(node, {name: Fraction(x)}) for x in points]
+        values = [value(node, {name: Fraction(x)}) for x in points]
     except NoValue:
         return None
-    if not all(isinstance(v, Fraction) for v in at):
-        at = [to_float(v) for v in at]
-    start, slope = at[0], at[1] - at[0]
-    if slope == 0 or any(abs(v - start - x * slope) * 10**SAME > abs(slope) for v, x in zip(at, points, strict=True)):
+    if not all(isinstance(v, Fraction) for v in values):
+        values = [to_float(v) for v in values]
+    start, slope = values[0], values[1] - values[0]
+    if slope == 0 or any(
+        abs(v - start - x * slope) * 10**SAME > abs(slope) for v, x in zip(values, points, strict=True)
+    ):
         return None
     return start, slope
 
@@ -99,30 +101,30 @@ def _interval(nodes: list[Node], signs: list[str], name: str) -> Key | None:
         plain = any(a.do == "variable" and not variables(b) for a, b in (nodes, nodes[::-1]))
         if not plain:
             nodes = [_difference(*nodes), Node("number", (Fraction(0), False))]
-    at = next(i for i, node in enumerate(nodes) if variables(node))
-    if sum(bool(variables(node)) for node in nodes) != 1 or (len(nodes) == 3 and at != 1):
+    variable_side = next(i for i, node in enumerate(nodes) if variables(node))
+    if sum(bool(variables(node)) for node in nodes) != 1 or (len(nodes) == 3 and variable_side != 1):
         return None
-    line = _line(nodes[at], name)
+    line = _line(nodes[variable_side], name)
     if line is None or any(v.imag != 0 for v in line):
         return None
     start, slope = line
     exact = not any(map(is_rounded, nodes))
-    least, most = number_key(float("-inf")), number_key(float("inf"))
-    low, high = (least, False), (most, False)
+    minus_infinity, infinity = number_key(float("-inf")), number_key(float("inf"))
+    low, high = (minus_infinity, False), (infinity, False)
     for k, sign in enumerate(signs):
-        left = k + 1 == at  # the number is to the left of the variable
-        end = value(nodes[k] if left else nodes[k + 1])
+        number_is_left = k + 1 == variable_side  # the side with the number is to the left of the variable
+        end = value(nodes[k] if number_is_left else nodes[k + 1])
         if end.imag != 0 or sign not in (*_FLIPPED, r"\ne"):
             return None
         bound = number_key(combined(truediv, combined(sub, end, start), slope), exact)
         if sign == r"\ne":
-            both = {("tuple", least, bound), ("tuple", bound, most)}
-            return ("union", frozenset(both)) if len(signs) == 1 else None
+            both_sides = {("tuple", minus_infinity, bound), ("tuple", bound, infinity)}
+            return ("union", frozenset(both_sides)) if len(signs) == 1 else None
         end_point = (bound, sign in (r"\le", r"\ge"))
-        if ((sign in ("<", r"\le")) == left) == (slope > 0):
+        if ((sign in ("<", r"\le")) == number_is_left) == (slope > 0):
             low = end_point
         else:
             high = end_point
     if not low[1] and not high[1]:
-        return ("tuple", low[0], high[0])  # as (1, 2) reads
+        return ("tuple", low[0], high[0])  # the key of (1, 2)
     return ("interval", low[0], high[0], low[1], high[1])

@@ -52,16 +52,16 @@ def group_answers(answers: Sequence[str | None]) -> list[int]:
     for answer in dict.fromkeys(answer for answer in answers if answer is not None):
         classes.setdefault(form(answer).key, []).append(answer)
     members = list(classes.values())
-    forms = [{form(answer): answer for answer in same} for same in members]  # `50%` and 1/2 have different bare keys
+    forms = [{form(answer): answer for answer in group} for group in members]  # `50%` and 1/2 have different bare keys
 
     def agree(i: int, j: int) -> Iterator[bool]:
         return (_agree(x, y, a, b) for x, a in forms[i].items() for y, b in forms[j].items())
 
     class_of: dict[str, tuple[int, int]] = {}
     for number, component in enumerate(_components(forms, lambda i, j: any(agree(i, j)))):
-        whole = all(all(agree(i, j)) for i, j in combinations(component, 2))
+        all_agree = all(all(agree(i, j)) for i, j in combinations(component, 2))
         for i in component:
-            class_of.update(dict.fromkeys(members[i], (number, 0 if whole else i)))
+            class_of.update(dict.fromkeys(members[i], (number, 0 if all_agree else i)))
     order = list(dict.fromkeys(class_of[answer] for answer in answers if answer is not None))
     return [-1 if answer is None else order.index(class_of[answer]) for answer in answers]
 
@@ -75,17 +75,17 @@ def _components(classes: Sequence[Iterable[Form]], linked: Callable[[int, int], 
         for key in class_keys:
             by_key.setdefault(key, set()).add(i)
     unread = {i for i, forms in enumerate(classes) if any(member.unread for member in forms)}
-    left = dict.fromkeys(range(len(classes)))
-    while left:
-        component = [next(iter(left))]
-        del left[component[0]]
+    remaining = dict.fromkeys(range(len(classes)))
+    while remaining:
+        component = [next(iter(remaining))]
+        del remaining[component[0]]
         for i in component:
-            near = unread if i not in unread else left
-            near = {*near, *(j for key in keys[i] for j in by_key[key])}
-            for j in sorted(near & left.keys()):
+            neighbours = unread if i not in unread else remaining
+            neighbours = {*neighbours, *(j for key in keys[i] for j in by_key[key])}
+            for j in sorted(neighbours & remaining.keys()):
                 if linked(i, j):
                     component.append(j)
-                    del left[j]
+                    del remaining[j]
         yield sorted(component)
 
 

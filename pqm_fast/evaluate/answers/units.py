@@ -1,4 +1,4 @@
-r"""Units of measure in answers: `5 feet 6 inches`, `12\text{ cm}^2`, `$18 per day`, `30^\circ`, `12.5%`."""
+r"""Reads units of measure in answers: `5 feet 6 inches`, `12\text{ cm}^2`, `$18 per day`, `30^\circ`, `12.5%`."""
 
 import re
 from fractions import Fraction
@@ -96,9 +96,9 @@ def quantity(text: str) -> Quantity | None:
     symbol = _SYMBOL.match(text)
     number = symbol[1] + text[symbol.end() :] if symbol else text
     currency = _named(symbol[2]) if symbol else Unit()
-    if after := _AFTER.search(number):
-        number = number[: after.start()]
-        return None if symbol else Quantity(number, 1, _named(after[1]))
+    if symbol_after := _AFTER.search(number):
+        number = number[: symbol_after.start()]
+        return None if symbol else Quantity(number, 1, _named(symbol_after[1]))
     match = _IN_TEXT.search(number) or _PLAIN.search(number) or _LETTER.search(number)
     if match is None:
         return Quantity(number, 1, currency)
@@ -120,7 +120,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def compound(text: str) -> list[Quantity] | None:
-    """`5 feet 6 inches`: at least two quantities of one dimension, else None."""
+    """Reads `5 feet 6 inches`: at least two quantities of one dimension, else None."""
     parts, position = [], 0
     while position < len(text):
         match = _COMPOUND.match(text, position)
@@ -139,9 +139,9 @@ def _named(word: str) -> Unit:
 
 def _unit(phrase: str) -> Unit | None:
     phrase = re.sub(r"\bmph\b", "mile/hour", re.sub(r"\bkph\b", "km/hour", phrase))
-    above, *below = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
-    parts = [product for part in (above, *below) if (product := _product(part)) is not None]
-    if len(parts) <= len(below) or not all(below):
+    numerator, *denominators = re.split(r"\s*/\s*|(?:^|\s+)per\s+", phrase.strip())
+    parts = [product for part in (numerator, *denominators) if (product := _product(part)) is not None]
+    if len(parts) <= len(denominators) or not all(denominators):
         return None
     (main, dimension, factor), *per = parts
     for _, per_dimension, size in per:
@@ -158,11 +158,13 @@ def _product(phrase: str) -> tuple[str, str, Fraction] | None:
         if word.lower() in _POWERS:
             power = _POWERS[word.lower()]
             continue
-        known = next((form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None)
+        table_name = next(
+            (form for form in (word, word.lower(), word.lower().removesuffix("s")) if form in _UNITS), None
+        )
         plain = word if word[1:] != word[1:].lower() else word.lower()  # MPa is not mPa
         singular = re.sub(r"(?<=[xhs])es\Z|(?<!s)s\Z", "", plain) if len(word) > 3 else plain
         # a word that is not in the table is a separate dimension: 5 volumes are not 5 litres
-        name, dimension, size = _UNITS[known] if known else (singular, f"number of {singular}", Fraction(1))
+        name, dimension, size = _UNITS[table_name] if table_name else (singular, f"number of {singular}", Fraction(1))
         exponent = int(raised) if raised else power
         suffix = f"^{exponent}" if exponent > 1 else ""
         names.append(name + suffix)

@@ -1,6 +1,6 @@
-r"""The value of an expression: exact where it is rational, else to more than 100 digits.
+r"""Computes the value of an expression: exact where it is rational, else to more than 100 digits.
 
-Two expressions are equal if their values are, at fixed points of their variables if they have any.
+Two expressions are equal if their values are equal. Variables are set to fixed values (`at_points`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ import mpmath
 
 from pqm_fast.evaluate.answers.expression import HYPERBOLIC, TRIGONOMETRIC, Node, NotRead, variables
 
-DIGITS = 120  # that values are computed with
+DIGITS = 120  # digits that values are computed with
 SAME = 90  # digits in which two values of one number agree, whatever the order of operations
-EXACT_BITS = 20_000  # of a numerator or denominator; beyond it a rational number is a float of `DIGITS`
+EXACT_BITS = 20_000  # bits of a numerator or denominator; a rational number with more is a float of `DIGITS`
 LARGEST = 1_000_000  # bits of a value before the point: 2^1000000 has a value, 9^{9^9} does not
-# the size of the variables at each of the points where an expression is evaluated; from the third on, of either sign
+# the size of the variables at each point where an expression is evaluated; from the third point on, the sign varies
 SCALES = (1, 300, 1, 20, 1, 300)
 
 _mp = mpmath.mp.clone()  # a private context: no other code reads or changes its precision
@@ -40,7 +40,7 @@ class NoValue(NotRead):
 
 
 def has_small_term(node: Node) -> bool:
-    """Whether a sum in it has a term too small for six digits to show, so that even its last digit is meant."""
+    """Whether a sum in `node` has a term too small for six digits to show, so that even its last digit is meant."""
     if any(map(has_small_term, node.operands)):
         return True
     if node.do != "add":
@@ -57,7 +57,7 @@ def value(node: Node, point: Mapping[str, Value] | None = None) -> Value:
     if _mp.isnan(number):
         raise NoValue("undefined")
     size = abs(number)
-    # the rest of terms that cancel, or a number that really is this small?
+    # terms may have cancelled: then the number shrinks at twice the precision, and its value is 0
     if size < _mp.mpf(10) ** -40 and abs(_value(node, point or {}, 2 * DIGITS)) < size * _mp.mpf(10) ** -30:
         return Fraction(0)
     if isinstance(number, _mp.mpc):
@@ -85,8 +85,8 @@ def at_points(node: Node) -> list[Value | None]:
 def coordinate(name: str, k: int) -> Value:
     """The value of variable `name` at point k, about `SCALES[k]` in size."""
     seed = int.from_bytes(blake2b(f"{name} {k}".encode(), digest_size=16).digest(), "little")
-    at = (Fraction(seed % 10**12, 5 * 10**11 + 39) + Fraction(1, 2)) * SCALES[k]
-    return to_float(-at if k > 1 and seed >> 100 & 1 else at)
+    magnitude = (Fraction(seed % 10**12, 5 * 10**11 + 39) + Fraction(1, 2)) * SCALES[k]
+    return to_float(-magnitude if k > 1 and seed >> 100 & 1 else magnitude)
 
 
 def digits(number: Value | None) -> str:
@@ -204,8 +204,8 @@ def _power(x: Value, y: Value) -> Value:
     if isinstance(x, Fraction) and x == 0:
         return _mp.power(0, to_float(y))
     _check_reach(x, y)
-    whole = isinstance(y, Fraction) and y.denominator == 1
-    return _mp.power(to_float(x), int(y) if whole else to_float(y))
+    is_whole = isinstance(y, Fraction) and y.denominator == 1
+    return _mp.power(to_float(x), int(y) if is_whole else to_float(y))
 
 
 def _check_reach(x: Value, y: Value) -> None:

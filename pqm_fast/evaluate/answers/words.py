@@ -19,13 +19,13 @@ def is_product(word: str) -> bool:
 
 def has_words(text: str) -> bool:
     """Whether the text contains prose."""
-    outside = re.sub(r"\\[a-zA-Z]+", " ", text)
+    without_commands = re.sub(r"\\[a-zA-Z]+", " ", text)
     return any(
         not is_product(word) and word not in FUNCTION_WORDS
-        for word in re.findall(r"[a-zA-Z]+", re.sub(r"\bdegrees?\b", " ", outside))
+        for word in re.findall(r"[a-zA-Z]+", re.sub(r"\bdegrees?\b", " ", without_commands))
         if len(word) > 2
         or not (len(word) == 1 or word.islower())
-        or (word in _SMALL_WORDS and not re.search(rf"[\d)}}]{word}|{word}[\d^(]", outside))
+        or (word in _SMALL_WORDS and not re.search(rf"[\d)}}]{word}|{word}[\d^(]", without_commands))
     )
 
 

@@ -1,4 +1,4 @@
-"""The choice of an attention backend for a model on a device."""
+"""Chooses an attention backend for a model on a device."""
 
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,7 @@ def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, con
 
 
 def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config: Any) -> str | None:
-    """Why `backend` cannot serve the model and what to do; None if it can. Off a GPU, SDPA serves every model."""
+    """Why `backend` cannot serve the model and what to do; None if it can. Without a GPU, SDPA serves every model."""
     if device.type != "cuda":
         return None if backend == "sdpa" else f"it needs a CUDA device, and the model is on {device.type}; take 'sdpa'"
     text = config.get_text_config()
@@ -57,8 +57,8 @@ def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype, config
         if not has_varlen():
             return "this build of PyTorch has no flash attention; take 'sdpa'"
         if softcap or dropout:
-            missing = "soft caps" if softcap else "dropout"
-            return f"it has no {missing} in attention, which config.json asks for; take 'flash' or 'sdpa'"
+            lacking_feature = "soft caps" if softcap else "dropout"
+            return f"it has no {lacking_feature} in attention, which config.json asks for; take 'flash' or 'sdpa'"
         return None
     if kernels.installed_flash(capability, head_dim, softcap=softcap, dropout=bool(dropout)) is None:
         if any(map(kernels.is_installed, kernels.FLASH)):
@@ -83,8 +83,8 @@ def _head_dims(text: Any) -> set[int]:
     """The sizes of the heads of queries, keys and values in all layers."""
     if getattr(text, "v_head_dim", None):  # multi-head latent attention, where head_dim is only a part
         return {text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim}
-    named = (getattr(text, name, None) for name in ("head_dim", "global_head_dim"))
-    return {dim for dim in named if dim} or {text.hidden_size // text.num_attention_heads}
+    sizes = (getattr(text, name, None) for name in ("head_dim", "global_head_dim"))
+    return {dim for dim in sizes if dim} or {text.hidden_size // text.num_attention_heads}
 
 
 def _dropout(text: Any) -> float:

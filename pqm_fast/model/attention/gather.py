@@ -1,4 +1,4 @@
-"""Rows of a batch, gathered in another order or several times."""
+"""Gathers rows of a batch in another order, or several times."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class RowGather:
         place_of_row = np.empty_like(used_places)
         place_of_row[index[used]] = used_places
         one_per_row, one_per_used_place = np.arange(len(used_places) + 1), np.concatenate([[0], np.cumsum(used)])
-        there = cls._with_inverse(index, order=place_of_row, first=one_per_row)
+        forth = cls._with_inverse(index, order=place_of_row, first=one_per_row)
         back = cls._with_inverse(place_of_row, order=index[used], first=one_per_used_place)
-        return there, back
+        return forth, back
 
     @classmethod
     def _with_inverse(cls, index: np.ndarray, *, order: np.ndarray, first: np.ndarray) -> "RowGather":

@@ -78,7 +78,7 @@ _ARGUMENTS = {"max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal", "window
 
 
 def installed_flash(capability: int, head_dim: int, *, softcap: bool, dropout: bool) -> Kernel | None:
-    """The newest installed release of flash-attn that serves this, None if there is none."""
+    """The newest installed release of flash-attn that serves this; None if there is none."""
     for kernel in FLASH:
         if kernel.serves(capability, head_dim, softcap=softcap, dropout=dropout) and is_installed(kernel):
             return kernel
@@ -105,9 +105,9 @@ def load(kernel: Kernel) -> Callable[..., torch.Tensor]:
             f"{release} is installed but cannot be used ({error}): install it again for PyTorch {torch.__version__}, "
             "or choose the attention `varlen`"
         ) from error
-    missing = _ARGUMENTS - set(inspect.signature(function).parameters) if kernel is not VARLEN else set()
-    if missing:
-        names = ", ".join(sorted(missing))
+    missing_arguments = _ARGUMENTS - set(inspect.signature(function).parameters) if kernel is not VARLEN else set()
+    if missing_arguments:
+        names = ", ".join(sorted(missing_arguments))
         raise PQMError(f"{release} is too old (it has no {names}): update it, or choose the attention `varlen`")
     return function
 
@@ -138,15 +138,15 @@ def calling_flash(function: Callable) -> Callable[..., torch.Tensor]:
     """Wraps flash_attn_varlen_func of releases 2 to 4, whose shared arguments have the same names and meanings."""
 
     def call(query, key, value, *, cu_queries, cu_keys, longest_query, longest_key, scale, window, softcap, dropout):
-        wanted: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if window is not None:  # the releases write "no window" differently
-            wanted["window_size"] = (window - 1, 0)
+            options["window_size"] = (window - 1, 0)
         if softcap:
-            wanted["softcap"] = softcap
+            options["softcap"] = softcap
         if dropout:
-            wanted["dropout_p"] = dropout
+            options["dropout_p"] = dropout
         if torch.are_deterministic_algorithms_enabled():
-            wanted["deterministic"] = True
+            options["deterministic"] = True
         out = function(
             query,
             key,
@@ -157,7 +157,7 @@ def calling_flash(function: Callable) -> Callable[..., torch.Tensor]:
             max_seqlen_k=longest_key,
             softmax_scale=scale,
             causal=True,
-            **wanted,
+            **options,
         )
         return out[0] if isinstance(out, tuple) else out  # some releases of 3 and 4 also return the log-sum-exp
 

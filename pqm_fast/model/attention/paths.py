@@ -1,4 +1,4 @@
-"""Which tokens see which, on the host: the one rule from which every backend is planned."""
+"""Says which tokens see which, on the host. Every backend is planned from this one rule."""
 
 from dataclasses import dataclass
 

@@ -73,6 +73,6 @@ class Planner:
         tokens, step_index = (torch.from_numpy(x) for x in np.unique(step_tokens.numpy(), return_inverse=True))
         if not len(tokens):  # token 0 instead, so that every parameter gets its (zero) gradient
             tokens = torch.zeros(1, dtype=torch.int64)
-        missing = -len(tokens) % self.row_multiple
-        tokens = torch.cat([tokens, tokens[-1:].expand(missing)])
+        num_repeats = -len(tokens) % self.row_multiple
+        tokens = torch.cat([tokens, tokens[-1:].expand(num_repeats)])
         return HeadRows(step_index, steps_by_row(step_index, len(tokens)), tokens)

@@ -1,5 +1,5 @@
 """Attention through PyTorch's SDPA: sequences of similar length run as one padded batch, so that no [T, T] mask is
-needed. For any device, with gradients. On a GPU it uses only kernels that keep no scores."""
+needed. It runs on any device, with gradients. On a GPU it uses only kernels that keep no scores."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from pqm_fast.model.attention.gather import RowGather
 from pqm_fast.model.attention.paths import AttentionPaths
 from pqm_fast.model.attention.precision import compute_dtype
 
-# On a GPU. Left to itself, PyTorch may fall back to its "math" kernel, which keeps every score. cuDNN's kernel makes a
+# For a GPU. Left to itself, PyTorch may fall back to its "math" kernel, which keeps every score. cuDNN's kernel makes a
 # new plan for each shape, and here nearly every batch has new shapes.
 KEEP_NO_SCORES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 # Bytes: the size of a head on a GPU and the row stride of a mask must be multiples of this
@@ -41,10 +41,10 @@ class PaddedAttention:
     Masks are made when a layer first needs them and kept for the other layers."""
 
     groups: tuple[PaddedGroup, ...]
-    gather_queries: RowGather  # from the rows of the batch to the padded places of all groups
-    gather_keys: RowGather  # likewise
+    gather_queries: RowGather  # from the rows of the batch to the padded places of all queries
+    gather_keys: RowGather  # from the rows of the batch to the padded places of all keys
     gather_outputs: RowGather  # from the places of queries back to the rows
-    # by number of the group, window and dtype
+    # the masks by number of the group, window and dtype
     masks: dict[tuple[int, int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -124,12 +124,12 @@ class PaddedAttention:
             # the key at the position of each query; padding repeats the last query
             position = torch.minimum(group.first[:, None] + query, group.last[:, None])
             distance = position[:, :, None] - key
-            seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            # with rows of other strides SDPA would copy, and keep, the mask in every layer
+            is_visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            # SDPA would copy, and keep, a mask with rows of other strides in every layer
             padded_keys = group.keys + -group.keys % MASK_MULTIPLE
             shape = (group.sequences, group.queries, padded_keys)
-            aligned = torch.full(shape, float("-inf"), dtype=dtype, device=seen.device)
-            self.masks[number, window, dtype] = aligned[..., : group.keys].masked_fill_(seen, 0.0)[:, None]
+            aligned = torch.full(shape, float("-inf"), dtype=dtype, device=is_visible.device)
+            self.masks[number, window, dtype] = aligned[..., : group.keys].masked_fill_(is_visible, 0.0)[:, None]
         return self.masks[number, window, dtype]
 
 
@@ -187,8 +187,8 @@ def _uncapped(
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """Pads heads with zeros to a multiple of ALIGNMENT bytes."""
-    missing = -x.shape[-1] % (ALIGNMENT // x.element_size())
-    return F.pad(x, (0, missing)) if missing else x
+    padding = -x.shape[-1] % (ALIGNMENT // x.element_size())
+    return F.pad(x, (0, padding)) if padding else x
 
 
 def _softcapped(

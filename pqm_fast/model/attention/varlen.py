@@ -1,5 +1,5 @@
 """Attention through kernels for sequences laid end to end (flash-attn, PyTorch's varlen_attn): without masks, without
-padding between sequences, and without the square of the batch. In half precision on CUDA, with gradients.
+padding between sequences, and without the square of the batch. They need half precision on CUDA, and have gradients.
 
 In a prefix tree the keys and values of each path are gathered, and their gradients summed back in a fixed order.
 """
