@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 COMMIT = "PQM_FAST_COMMIT"
 """The environment variable that names the commit if the files have no git history."""
 
@@ -16,6 +14,8 @@ COMMIT = "PQM_FAST_COMMIT"
 def describe() -> dict[str, Any]:
     """The device, versions and the commit. The commit comes from PQM_FAST_COMMIT in the environment or else from the
     git checkout, with a `+` if files differ from it."""
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     return {
         "device": device,

@@ -326,7 +326,7 @@ def test_soft_labels(configure, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "threshold", "warning"),
     [
-        ([1, 1], None, "all 80 step labels are correct: a model that gives every step one score looks right"),
+        ([1, 1], None, "all 80 step labels are correct: a model that gives every step the same score looks right"),
         ([0, 0], None, "all 80 step labels are wrong"),
         ([0.25, 0.75], None, None),
         ([0.25, 0.75], 0.2, "all 80 step labels are correct"),
