@@ -1,11 +1,10 @@
 """`pqm-fast COMMAND`: one function per command. Heavy imports are inside the functions."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pqm_fast.arguments import gather, parse
-from pqm_fast.common.exit_codes import run_command
-from pqm_fast.common.signals import stop_raises
+from pqm_fast.common.exit_codes import Command, run_command
 
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
@@ -30,25 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an error that the user can fix, printed as one message. 2: a usage error. 130, 143, 138: stopped by
     SIGINT, SIGTERM or SIGUSR1.
     """
-    return run_command("pqm-fast", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    commands = {"--version": _version, **COMMANDS}
+    return run_command("pqm-fast", USAGE, commands, sys.argv[1:] if argv is None else argv)
 
 
-def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        from importlib.metadata import version
+def _version(_: list[str]) -> None:
+    from importlib.metadata import version
 
-        print(version("pqm-fast"))
-        return 0
-    command = COMMANDS.get(arguments[0])
-    if command is None:
-        print(f"pqm-fast: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
-        return 2
-    with stop_raises():
-        command(arguments[1:])
-    return 0
+    print(version("pqm-fast"))
 
 
 def _demo(arguments: list[str]) -> None:
@@ -124,7 +112,7 @@ def _report(arguments: list[str]) -> None:
     print(f"report: {report(parse(ReportConfig, 'report', arguments))}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "train": _train,
     "score": _score,

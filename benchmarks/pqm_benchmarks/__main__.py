@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.exit_codes import run_command
-from pqm_fast.common.signals import stop_raises
+from pqm_fast.common.exit_codes import Command, run_command
 
 PROGRAM = "python -m pqm_benchmarks"
 USAGE = f"""\
@@ -27,26 +26,14 @@ file of options; options on the command line override it."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 if a stage failed or for a mistake that a user can fix, 2 for a wrong
     command line; after a signal 128 and its number."""
-    return run_command("pqm_benchmarks", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
-
-
-def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    command = COMMANDS.get(arguments[0])
-    if command is None:
-        print(f"pqm_benchmarks: no command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
-        return 2
-    return command(arguments[1:])
+    return run_command("pqm_benchmarks", USAGE, COMMANDS, sys.argv[1:] if argv is None else argv)
 
 
 def _benchmark(name: str, kind: type, run: Callable[[Any], object], arguments: list[str]) -> int:
     """Runs a benchmark whose options are the fields of the dataclass `kind`."""
     from pqm_fast.arguments import parse
 
-    with stop_raises():
-        run(parse(kind, name, arguments, program=PROGRAM))
+    run(parse(kind, name, arguments, program=PROGRAM))
     return 0
 
 
@@ -123,7 +110,7 @@ def _publish(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Command] = {
     "kernels": _kernels,
     "train": _train,
     "score": _score,

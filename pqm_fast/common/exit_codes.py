@@ -3,22 +3,25 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from pqm_fast.common.signals import Stopped
+from pqm_fast.common.signals import Stopped, stop_raises
 from pqm_fast.errors import PQMError
 
+Command = Callable[[list[str]], int | None]
+"""Takes the arguments behind its name. Returns an exit code, or None for 0."""
 
-def run_command(program: str, command: Callable[[], int]) -> int:
-    """Runs `command`, which returns its exit code, and turns what it raises into a message that begins with `program`.
+
+def run_command(program: str, usage: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> int:
+    """Runs the command that the first of the `arguments` names, and turns what it raises into one message.
 
     Returns:
-        The code of the command; 1 after an error that the user can fix; 130, 143 or 138 after SIGINT, SIGTERM or
-        SIGUSR1. Any other error is raised.
+        The code of the command, or 0 for help; 1 after an error that the user can fix; 2 for a wrong command line; 130,
+        143 or 138 after SIGINT, SIGTERM or SIGUSR1. Any other error is raised.
     """
     code = 0
     try:
-        code = _run(program, command)
+        code = _run(program, usage, commands, list(arguments))
         sys.stdout.flush()
     except OSError as error:  # standard output is a file on a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it exits
@@ -28,9 +31,16 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     return code
 
 
-def _run(program: str, command: Callable[[], int]) -> int:
+def _run(program: str, usage: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        print(f"{program}: no command {arguments[0]!r}\n\n{usage}", file=sys.stderr)
+        return 2
     try:
-        return command()
+        with stop_raises():
+            return commands[arguments[0]](arguments[1:]) or 0
     except SystemExit as exit:  # --help or a usage error; the parser has printed either
         return int(exit.code or 0)
     except PQMError as error:
