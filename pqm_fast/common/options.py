@@ -10,8 +10,10 @@ Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "sdpa"]
 if TYPE_CHECKING:  # a type checker cannot read the choices from the table
     Loss = str
+    Compare = str
 else:
     Loss = Literal[tuple(LOSSES)]
+    Compare = Literal[("none", *(name for name, loss in LOSSES.items() if loss.unit == "question"))]
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash is first because `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)
