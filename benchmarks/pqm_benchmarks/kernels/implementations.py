@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pqm_kernels import LOSSES, step_loss, steps_by_row
 from pqm_kernels.fused_step_loss.reference import FUNCTIONS
+from pqm_kernels.losses import LossOptions
 from torch import Tensor
 
 from pqm_benchmarks.kernels.inputs import Inputs
@@ -86,7 +87,7 @@ def _gather_first(
         rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + NORM_EPS) * norm_weight
     q = F.linear(rows, weight[None], bias).squeeze(-1)
     padded = q.new_zeros(padded_labels.numel()).index_copy(0, slots, q).view(padded_labels.shape)
-    total = FUNCTIONS[loss](padded, padded_labels, padded_labels >= 0, ZETA).sum()
+    total = FUNCTIONS[loss](padded, padded_labels, padded_labels >= 0, LossOptions(ZETA)).sum()
     return total / len(q if LOSSES[loss].normalised_by == "steps" else padded), q
 
 
