@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a type checker cannot read the choices from the table
     Compare = str
 else:
     Loss = Literal[tuple(LOSSES)]
-    Compare = Literal[("none", *(name for name, loss in LOSSES.items() if loss.unit == "question"))]
+    Compare = Literal[tuple(["none", *(name for name, loss in LOSSES.items() if loss.unit == "question")])]
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash is first because `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from pqm_kernels import Siblings, siblings
 
 from pqm_fast.data.questions import group_by_question
@@ -18,11 +17,11 @@ from pqm_fast.data.tree import laid_apart, lay_out
 class PackedBatch:
     """One micro-batch, as data hands it to the model.
 
-    Shapes: T tokens, S listed steps, B trajectories, G sequences, Q questions. Without prefix trees, a sequence is a trajectory. In
-    a batch of prefix trees it is the suffix of tokens that a trajectory does not share with the one before it, and a
-    trajectory that shares all its tokens has no sequence. Sequences are laid end to end from row 0. Each of them
-    attends to a path of rows: the tokens of its whole trajectory. Rows after the last sequence are padding. The steps
-    of trajectory b are cu_steps[b]:cu_steps[b+1].
+    Shapes: T tokens, S listed steps, B trajectories, G sequences, Q questions. Without prefix trees, a sequence is a
+    trajectory. In a batch of prefix trees it is the suffix of tokens that a trajectory does not share with the one
+    before it, and a trajectory that shares all its tokens has no sequence. Sequences are laid end to end from row 0.
+    Each of them attends to a path of rows: the tokens of its whole trajectory. Rows after the last sequence are
+    padding. The steps of trajectory b are cu_steps[b]:cu_steps[b+1].
 
     A batch of whole questions also has what a loss needs to compare their solutions: the fields from `cu_groups` on,
     which are None in other batches. The solutions of question g are the trajectories cu_groups[g]:cu_groups[g+1].

@@ -13,7 +13,6 @@ from pqm_fast.data.read import CHUNK, SkipSummary, chunks, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 
-
 Judge = Callable[[Record], float]
 
 
@@ -48,7 +47,7 @@ def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: 
                     continue
                 assert isinstance(encoded, Encoded)
                 kept_steps = len(encoded.step_tokens)
-                labels = [None] * kept_steps if record.labels is None else record.labels[:kept_steps]
+                labels = (record.labels or [None] * kept_steps)[:kept_steps]
                 if wanted.labels and all(label is None for label in labels):
                     without_label += 1
                     continue

@@ -110,8 +110,7 @@ class StepQModel(PackedDecoder):
         assert isinstance(head, nn.Linear)  # a third-party PRM may have more layers, but is only scored
         of_questions: dict[str, Any] = {}
         if compare is not None or LOSSES[loss].unit == "question":
-            names = ("cu_groups", "parent", "siblings", "outcomes")
-            of_questions = {name: getattr(batch, name) for name in names}
+            of_questions = {name: getattr(batch, name) for name in ("cu_groups", "siblings", "outcomes")}
         return step_loss(
             self.hidden(batch, plan),
             plan.head.step_index,

@@ -22,7 +22,8 @@ class TrainConfig:
     model: str
     """Folder or hub id of a decoder. A folder with only a config.json and a tokenizer starts from random weights."""
     data: tuple[str, ...]
-    """Records with step labels (for the listwise losses, outcomes): files (JSON lines, JSON, Parquet), folders, file patterns, names of hub data sets."""
+    """Records with step labels (for the listwise losses, outcomes): files (JSON lines, JSON, Parquet), folders, file
+    patterns, names of hub data sets."""
     out: str
     """Run folder. It gets the finished model, metrics.jsonl, training.png, config.yaml and checkpoints/."""
 

@@ -11,18 +11,17 @@ from pqm_fast.train.config import TrainConfig
 
 
 def known_outcomes(dataset: TrajectoryDataset, label_threshold: float | None) -> np.ndarray:
-    """[N] float32: 1 for a right solution, 0 for a wrong one, NaN if that is unknown.
+    """[N] float32: 1 for a right solution, 0 for a wrong one (from 0.5 on, numbers between them count as right), NaN if
+    that is unknown.
 
-    A correctness in the record that is not 0 or 1 is rounded; 0.5 counts as right. Without one, a solution with a step
-    labelled below `label_threshold` (None: 0.5) is wrong, and one without such a step is right if every step has a
-    label and none was cut off.
+    What the record says counts. If it says nothing, a solution with a step labelled below `label_threshold` (None: 0.5)
+    is wrong, and one without such a step is right if every step has a label and none was cut off.
     """
     threshold = 0.5 if label_threshold is None else label_threshold
     labels = dataset.columns["labels"]
     is_wrong, unlabelled = _any_step(dataset, labels < threshold), _any_step(dataset, np.isnan(labels))
     from_labels = np.where(is_wrong, 0.0, np.where(unlabelled | (dataset.steps_cut > 0), np.nan, 1.0))
-    stated = np.where(np.isnan(dataset.outcome), np.nan, dataset.outcome >= 0.5)
-    return np.where(np.isnan(stated), from_labels, stated).astype(np.float32)
+    return np.where(np.isnan(dataset.outcome), from_labels, dataset.outcome).astype(np.float32)
 
 
 def with_outcome(
