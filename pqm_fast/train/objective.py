@@ -78,13 +78,14 @@ def make_objective(config: TrainConfig, training: Split, notes: list[str]) -> Ob
 def _estimated_noise(config: TrainConfig, training: Split, notes: list[str]) -> tuple[float, float]:
     """The rates of wrong labels in the training data, the same whenever the run is resumed."""
     indices = training.indices[np.linspace(0, len(training) - 1, min(MOST_SOLUTIONS, len(training)), dtype=np.int64)]
-    labels = (training.trajectory(i).labels for i in indices)
-    estimate = estimate_noise(own[~np.isnan(own)] for own in labels)
+    labels = [own[~np.isnan(own)] for own in (training.trajectory(i).labels for i in indices)]
+    estimate = estimate_noise(labels)
     notes.append(
         f"noise, estimated from the labels of {len(indices):,} solutions: {estimate.before:.2%} of the steps before "
         f"the first error are labelled wrong, {estimate.after:.2%} of those from there on correct"
     )
-    if max(estimate.before, estimate.after) >= HIGHEST:
+    both_kinds = any(own.min(initial=1) < 0.5 <= own.max(initial=0) for own in labels)
+    if not both_kinds or max(estimate.before, estimate.after) >= HIGHEST:
         notes.append(
             f"warning: {', '.join(config.data)}: the labels do not tell these rates, which need solutions of several "
             "steps with correct and wrong ones; give them with --noise"
