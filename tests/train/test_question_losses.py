@@ -144,12 +144,11 @@ def test_divided_questions_are_counted(configure, branching):
         ("sibling", [{**LABELLED, "prompt": f"w{i}"} for i in range(8)], r"none of 8 questions has any \(0 have two"),
         ("sibling", [LABELLED, {**LABELLED, "completions": ["w8", "w6"], "labels": [1, 1]}], r"\(1 have two"),
         # correct and wrong steps, but never after the same beginning
-        ("sibling", [LABELLED | {"labels": [1, 0]}, LABELLED | {"completions": ["w8", "w7", "w6"], "labels": [1, 0, 1]}],
-         "that continue the same beginning"),
+        ("sibling", [{**LABELLED, "labels": [1, 0]}] * 2, "that continue the same beginning"),
         ("group-rank", [LABELLED, LABELLED], "correct with wrong steps of several solutions"),
         ("listwise", [LABELLED, {**LABELLED, "correct": 1}], "right with wrong solutions"),
     ],
-)  # fmt: skip
+)
 def test_data_with_nothing_to_compare(configure, tmp_path, loss, rows, found):
     """Alone, the loss cannot be trained with; beside another it is said that it does nothing."""
     data = write(tmp_path / "rows.jsonl", rows)
