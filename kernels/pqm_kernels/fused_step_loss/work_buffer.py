@@ -9,8 +9,8 @@ def work_size(num_steps: int, num_trajectories: int, has_norm: bool, loss: str, 
     - [S] the gradient of the loss by the scores;
     - with a norm, [S] score - bias and [S] 1 / rms;
     - [B] the losses of the trajectories;
-    - for chained losses, [S] scratch values;
-    - for losses that use outcomes, [B] scores and [B] outcomes of the solutions.
+    - for losses that use outcomes, [B] scores and [B] outcomes of the solutions;
+    - for chained losses, [S] scratch values.
 
     The backward needs the first two.
     """
