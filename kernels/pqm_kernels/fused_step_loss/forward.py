@@ -220,7 +220,8 @@ def forward(
     num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
     of_trajectory, of_question = split_units(loss, compare)
     *numbers, compare_weight, norm_eps = numbers
-    num_questions = 0 if of_question is None else questions[0].shape[0] - 1
+    cu_groups = questions[0]
+    num_questions = 0 if cu_groups is None else cu_groups.shape[0] - 1
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // STEPS_PER_PROGRAM)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)
