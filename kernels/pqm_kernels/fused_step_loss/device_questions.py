@@ -208,12 +208,18 @@ def question_loss(
             q_ptr, labels_ptr, dq_ptr, cu_steps_ptr, order_ptr, first_ptr, end_ptr, step_weights_ptr, weights_ptr,
             first_solution, last_solution, start, end, scale,
         )  # fmt: skip
-    elif COMPARE == "group-rank" or COMPARE == "group-contrastive":
+    elif COMPARE == "group-rank":
         loss = group_rank(
             q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, weights_ptr, first_solution, last_solution, start, end,
-            zeta, scale, COMPARE == "group-rank", BLOCK,
+            zeta, scale, True, BLOCK,
+        )  # fmt: skip
+    elif COMPARE == "group-contrastive":
+        loss = group_rank(
+            q_ptr, labels_ptr, None, dq_ptr, cu_steps_ptr, weights_ptr, first_solution, last_solution, start, end,
+            zeta, scale, False, BLOCK,
         )  # fmt: skip
     else:
+        tl.static_assert((COMPARE == "listwise") or ((COMPARE == "listwise-softmin") or (COMPARE == "listwise-mean")))
         loss = listwise(
             q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution, start,
             end, temperature, scale, COMPARE, BLOCK,
