@@ -103,8 +103,10 @@ def group_rank(
         num_solutions += tl.sum(load_weights(weights_ptr, solution, has_steps), 0)
     n_m = tl.maximum(m, 0.0)
     n_s = tl.exp(-n_m) + s * tl.exp(m - n_m)  # with Q_0 = 0: 1 + N
-    n_m += tl.log(tl.minimum(n_s, 1.0))  # weights below 1 can make it less than 1, which a chain cannot start from
-    n_s = tl.maximum(n_s, 1.0)
+    # Weights below 1 can make it less than 1, which a chain cannot start from. A whole number is subtracted exactly.
+    shift = tl.ceil(-tl.log(tl.minimum(n_s, 1.0)))
+    n_m -= shift
+    n_s *= tl.exp(shift)
     has_wrong = s > 0.0
     s_0 = tl.where(has_wrong, softplus(m + tl.log(tl.where(has_wrong, s, 1.0))), 0.0)
     num_terms = num_correct + tl.where(has_wrong, num_solutions, 0.0)
@@ -150,10 +152,11 @@ def group_rank(
 
 @triton.jit
 def listwise(
-    q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution, start, end,
-    temperature, scale, COMPARE: tl.constexpr, BLOCK: tl.constexpr,
+    q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution,
+    start, end, temperature, scale, COMPARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w."""
+    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w. Each s is the
+    sum of a score and a small rest."""
     m = EMPTY_MAX + 0.0
     s = 0.0
     for first in range(first_solution, last_solution, BLOCK):
@@ -162,7 +165,8 @@ def listwise(
         score = tl.load(scores_ptr + solution, mask=exists, other=0.0)
         weight = load_weights(weights_ptr, solution, exists)
         wrong = exists & (tl.load(outcomes_ptr + solution, mask=exists, other=RIGHT) == WRONG) & (weight > 0.0)
-        m, s = include(m, s, score, tl.log(tl.where(wrong, weight, 1.0)), wrong)
+        rest = tl.load(rests_ptr + solution, mask=exists, other=0.0)
+        m, s = include(m, s, score, rest + tl.log(tl.where(wrong, weight, 1.0)), wrong)
     log_s = tl.log(tl.where(s > 0.0, s, 1.0))
     total = 0.0
     from_m = 0.0  # the derivative by M
@@ -172,16 +176,19 @@ def listwise(
         score = tl.load(scores_ptr + solution, mask=exists, other=0.0)
         right = exists & (tl.load(outcomes_ptr + solution, mask=exists, other=WRONG) == RIGHT)
         weight = load_weights(weights_ptr, solution, right)
-        total += tl.sum(weight * softplus((m - score) + log_s), 0)
-        from_m += tl.sum(weight * sigmoid((m - score) + log_s), 0)
+        excess = (m - score) + (log_s - tl.load(rests_ptr + solution, mask=exists, other=0.0))
+        total += tl.sum(weight * softplus(excess), 0)
+        from_m += tl.sum(weight * sigmoid(excess), 0)
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         solution = solution_of(cu_steps_ptr, first_solution, last_solution, step)
         score = tl.load(scores_ptr + solution, mask=step < end, other=0.0)
+        rest = tl.load(rests_ptr + solution, mask=step < end, other=0.0)
         outcome = tl.load(outcomes_ptr + solution, mask=step < end, other=RIGHT)
         weight = load_weights(weights_ptr, solution, step < end)
-        of_right = -weight * sigmoid((m - score) + log_s)
-        of_wrong = weight * from_m * tl.exp(tl.where(outcome == WRONG, (score - m) - log_s, EMPTY_MAX))
+        excess = (m - score) + (log_s - rest)
+        of_right = -weight * sigmoid(excess)
+        of_wrong = weight * from_m * tl.exp(tl.where(outcome == WRONG, -excess, EMPTY_MAX))
         of_score = tl.where(outcome == RIGHT, of_right, tl.where(outcome == WRONG, of_wrong, 0.0))
         q = tl.load(q_ptr + step, mask=step < end, other=0.0)
         if COMPARE == "listwise":
@@ -191,15 +198,15 @@ def listwise(
             length = (tl.load(cu_steps_ptr + solution + 1, mask=step < end, other=1) - begin).to(tl.float32)
             share = 1.0 / length
             if COMPARE == "listwise-softmin":
-                share *= tl.exp(tl.where(step < end, (score - q) / temperature, 0.0))
+                share *= tl.exp(tl.where(step < end, ((score - q) + rest) / temperature, 0.0))
         _add_gradient(dq_ptr, step, of_score * share * scale, step < end)
     return total * scale
 
 
 @triton.jit
 def question_loss(
-    q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, scores_ptr, outcomes_ptr, order_ptr, first_ptr, end_ptr,
-    step_weights_ptr, weights_ptr, first_solution, last_solution, start, end, zeta, temperature, scale,
+    q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, outcomes_ptr, order_ptr, first_ptr,
+    end_ptr, step_weights_ptr, weights_ptr, first_solution, last_solution, start, end, zeta, temperature, scale,
     COMPARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """scale * COMPARE of the solutions first_solution..last_solution - 1. Adds scale * dloss/dq."""
@@ -208,14 +215,20 @@ def question_loss(
             q_ptr, labels_ptr, dq_ptr, cu_steps_ptr, order_ptr, first_ptr, end_ptr, step_weights_ptr, weights_ptr,
             first_solution, last_solution, start, end, scale,
         )  # fmt: skip
-    elif COMPARE == "group-rank" or COMPARE == "group-contrastive":
+    elif COMPARE == "group-rank":
         loss = group_rank(
             q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, weights_ptr, first_solution, last_solution, start, end,
-            zeta, scale, COMPARE == "group-rank", BLOCK,
+            zeta, scale, True, BLOCK,
+        )  # fmt: skip
+    elif COMPARE == "group-contrastive":
+        loss = group_rank(
+            q_ptr, labels_ptr, None, dq_ptr, cu_steps_ptr, weights_ptr, first_solution, last_solution, start, end,
+            zeta, scale, False, BLOCK,
         )  # fmt: skip
     else:
+        tl.static_assert((COMPARE == "listwise") or ((COMPARE == "listwise-softmin") or (COMPARE == "listwise-mean")))
         loss = listwise(
-            q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution, start,
-            end, temperature, scale, COMPARE, BLOCK,
+            q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, outcomes_ptr, weights_ptr, first_solution,
+            last_solution, start, end, temperature, scale, COMPARE, BLOCK,
         )  # fmt: skip
     return loss

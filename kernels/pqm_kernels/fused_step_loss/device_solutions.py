@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from pqm_kernels.fused_step_loss.device_labels import count_correct
-from pqm_kernels.fused_step_loss.device_math import EMPTY_MAX, include, softplus
+from pqm_kernels.fused_step_loss.device_math import EMPTY_MAX, add_exact, add_pairs, softplus
 
 RIGHT = tl.constexpr(1.0)
 WRONG = tl.constexpr(0.0)
@@ -42,27 +42,47 @@ def weights_in_question(step_weights_ptr, weights_ptr, cu_steps_ptr, first, last
 
 
 @triton.jit
+def _divide(high, low, n):
+    """(high + low) / n for a whole number n, as a float and a small rest."""
+    quotient = high / n
+    top = quotient * 4097.0  # 4097 = 2^12 + 1 splits a float into two halves
+    top -= top - quotient
+    remainder = (high - top * n) - (quotient - top) * n  # exact for n up to 4096
+    return quotient, (remainder + low) / n
+
+
+@triton.jit
 def solution_score(q_ptr, start, end, temperature, COMPARE: tl.constexpr, BLOCK: tl.constexpr):
-    """The score of the solution with the steps start..end, by the aggregator of a listwise loss; 0 without steps."""
-    total = 0.0
+    """The score of the solution with the steps start..end, by the aggregator of a listwise loss; 0 without steps.
+
+    It is a float and a small rest: scores are compared, and a sum of large terms differs from another by less than it
+    is rounded by."""
+    high = 0.0
+    low = 0.0
     m = EMPTY_MAX + 0.0
     s = 0.0
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         q = tl.load(q_ptr + step, mask=step < end, other=0.0)
         if COMPARE == "listwise-softmin":
-            m, s = include(m, s, -q / temperature, 0.0, step < end)
-        elif COMPARE == "listwise-mean":
-            total += tl.sum(q, 0)
+            # m is the largest -q; s sums e^((-q - m) / temperature)
+            new_m = tl.maximum(m, tl.max(tl.where(step < end, -q, EMPTY_MAX), 0))
+            s *= tl.exp((m - new_m) / temperature)
+            s += tl.sum(tl.where(step < end, tl.exp((-q - new_m) / temperature), 0.0), 0)
+            m = new_m
         else:
-            tl.static_assert(COMPARE == "listwise")
-            total -= tl.sum(tl.where(step < end, softplus(-q), 0.0), 0)
-    length = tl.maximum(end - start, 1).to(tl.float32)
-    if COMPARE == "listwise-softmin":
-        total = tl.where(start < end, -temperature * (m + tl.log(tl.maximum(s, 1.0) / length)), 0.0)
-    elif COMPARE == "listwise-mean":
-        total /= length
-    return total
+            if COMPARE == "listwise":
+                q = tl.where(step < end, -softplus(-q), 0.0)
+            block_high, block_low = tl.reduce((q, tl.zeros_like(q)), 0, add_pairs)
+            high, low = add_pairs(high, low, block_high, block_low)
+    if start < end:
+        length = (end - start).to(tl.float32)
+        if COMPARE == "listwise-softmin":
+            high, low = add_exact(-m, -temperature * tl.log(s / length))
+        elif COMPARE == "listwise-mean":
+            high, low = _divide(high, low, length)
+        high, low = add_exact(high, low)
+    return high, low
 
 
 @triton.jit

@@ -135,8 +135,10 @@ def forward_kernel(
     dot_ptr = dq_ptr + num_steps
     rstd_ptr = dot_ptr + num_steps
     losses_ptr = dot_ptr if norm_weight_ptr is None else rstd_ptr + num_steps
-    scores_ptr = losses_ptr + num_trajectories  # these, and the outcomes behind them, exist only if OUTCOMES
-    x_ptr = losses_ptr + num_trajectories * (3 if OUTCOMES else 1)
+    scores_ptr = losses_ptr + num_trajectories  # the next three exist only if OUTCOMES
+    rests_ptr = scores_ptr + num_trajectories
+    solved_outcomes_ptr = rests_ptr + num_trajectories
+    x_ptr = losses_ptr + num_trajectories * (4 if OUTCOMES else 1)
     num_windows = tl.maximum(tl.cdiv(num_steps, PART) - 1, 0)
     program = tl.program_id(0).to(tl.int64)
     is_window = program < num_windows
@@ -178,10 +180,11 @@ def forward_kernel(
     if COMPARE is not None:  # noqa: SIM102  # decided when the kernel is compiled
         if is_last & exists:
             if OUTCOMES:
-                score = solution_score(q_ptr, start, end, temperature, COMPARE, BLOCK_SWEEP)
+                score, rest = solution_score(q_ptr, start, end, temperature, COMPARE, BLOCK_SWEEP)
                 outcome = solution_outcome(outcomes_ptr, labels_ptr, trajectory, start, end, BLOCK_SWEEP)
                 tl.store(scores_ptr + trajectory, score)
-                tl.store(scores_ptr + num_trajectories + trajectory, outcome)
+                tl.store(rests_ptr + trajectory, rest)
+                tl.store(solved_outcomes_ptr + trajectory, outcome)
             question = _count_up_to(cu_groups_ptr + 1, num_questions, trajectory, PART)
             first = tl.load(cu_groups_ptr + question).to(tl.int64)
             last = tl.load(cu_groups_ptr + question + 1).to(tl.int64)
@@ -190,7 +193,7 @@ def forward_kernel(
             if tl.atomic_add(solved_ptr, 1, sem="acq_rel", scope="gpu") == last - first - 1:
                 tl.store(solved_ptr, 0)
                 compared = question_loss(
-                    q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, scores_ptr, scores_ptr + num_trajectories,
+                    q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, solved_outcomes_ptr,
                     sibling_order_ptr, sibling_first_ptr, sibling_end_ptr, step_weights_ptr, weights_ptr, first, last,
                     tl.load(cu_steps_ptr + first).to(tl.int64), tl.load(cu_steps_ptr + last).to(tl.int64),
                     zeta, temperature, compare_weight * scale, COMPARE, BLOCK_SWEEP,
