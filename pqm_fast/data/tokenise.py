@@ -21,8 +21,8 @@ class Wanted:
     """What training needs to know about each solution."""
 
     judge: Judge | None = None
-    """Tells the outcome of a record's solution: 1 right, 0 wrong, NaN unknown. It raises PQMError for a record that it
-    cannot read. None: outcomes are not needed, and count as unknown."""
+    """Tells the outcome of a record's solution: 1 right, 0 wrong, NaN unknown. It raises RecordError for a record that
+    it cannot read. None: outcomes are not needed, and count as unknown."""
     labels: bool = True
     """A record without any step label is bad."""
 
@@ -74,8 +74,8 @@ def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: 
 def _outcome(record: Record, judge: Judge | None) -> tuple[float, RecordError | None]:
     try:
         return math.nan if judge is None else judge(record), None
-    except PQMError as error:
-        return math.nan, RecordError(str(error), kind="correctness that is no number")
+    except RecordError as error:
+        return math.nan, error
 
 
 def _problem(record: Record, encoded: Encoded | RecordError, needs_labels: bool) -> RecordError | None:

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.evaluate.answers import answer_of, gold_answer, right_answer
 
 
 def outcome(record: Record) -> float:
     """The correctness in [0, 1] of a record's solution, as `judged`; NaN if the record has neither `correct` nor
-    `answer`. Raises PQMError as `Candidate.of`."""
-    candidate = Candidate.of(record)
+    `answer`. Raises RecordError for what `Candidate.of` refuses."""
+    try:
+        candidate = Candidate.of(record)
+    except PQMError as error:
+        raise RecordError(str(error), kind="correctness that is no number") from error
     if not candidate.can_be_judged:
         return math.nan
     [correct] = judged([candidate], [answer_of(record) if candidate.correct is None else None])

@@ -28,13 +28,13 @@ class TrainConfig:
     """Run folder. It gets the finished model, metrics.jsonl, training.png, config.yaml and checkpoints/."""
 
     loss: Loss = "rank"
-    """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines; first-error and
-    first-error-noisy read labels up to the first wrong step, the latter as labels that may be wrong. The others compare
-    the solutions of a question, and so need several of each: sibling compares steps that continue the same beginning,
-    group-rank and group-contrastive all steps, and the listwise losses whole solutions. These need no step labels, but
-    whether a solution is right: `correct`, or `answer`, or a label for every step."""
+    """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines; first-error
+    learns up to the first wrong step, and first-error-noisy from labels that may be wrong (--noise). Six losses compare
+    solutions, and so need several of each question: sibling compares steps that continue the same beginning, group-rank
+    and group-contrastive all steps, and the three listwise losses whole solutions. The listwise losses need no step
+    labels, but whether each solution is right: `correct`, or the right `answer`, or a label for every step."""
     compare: Compare = "none"
-    """Add a loss that compares the solutions of a question, with its needs, to a --loss that takes them one by one."""
+    """Add a loss that compares solutions to a --loss that takes them one by one. The data must have what both need."""
     compare_weight: float = 1.0
     """Factor of the loss that --compare adds."""
     zeta: float = 4.0
@@ -62,7 +62,8 @@ class TrainConfig:
     eval_every: int = 200
     """Optimizer steps between evaluations (0: only at the end)."""
     eval_limit: int = 4000
-    """Most trajectories in an evaluation during training; the evaluation at the end takes all."""
+    """Most trajectories in an evaluation during training, of whole questions if the loss compares their solutions; the
+    evaluation at the end takes all."""
 
     micro_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens in a forward pass; trajectories are packed into it without padding. auto: 16384. If the memory of the GPU

@@ -134,6 +134,7 @@ def test_layout_of_a_tree_batch():
     assert batch.parent.tolist() == [0, 0, 1, 0, 1, 0, 1]  # the same number in two questions is two nodes
     assert batch.siblings.order.tolist() == [0, 1, 3, 5, 2, 4, 6]
     assert batch.outcomes.isnan().all()
+    assert {column.device.type for column in batch.to("meta").siblings} == {"meta"}
     kinds = {name: str(value.dtype) for name, value in vars(batch).items() if hasattr(value, "dtype")}
     assert {kinds.pop(name) for name in ("labels", "outcomes")} == {"torch.float32"}
     assert {kinds.pop(name) for name in ("cu_steps", "cu_groups", "parent")} == {"torch.int32"}
