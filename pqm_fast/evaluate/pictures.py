@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 PANELS = 12  # the most panels for policies; more are too small to read
 FEWEST = 10  # correct and wrong steps for a point of the curve: with fewer, AUROC is noise
-COLORS = {"min": "#1f6fb4", "last": "#e07b39", "mean": "#3c9d5d", "prod": "#9256a8", "max": "#b8444f"}
+COLORS = {
+    "min": "#1f6fb4",
+    "last": "#e07b39",
+    "mean": "#3c9d5d",
+    "softmin": "#c2a01c",
+    "prod": "#9256a8",
+    "max": "#b8444f",
+}
 GREY = "#8a93a6"
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
+from pqm_fast.evaluate.aggregate import AGGREGATORS, TEMPERATURE, aggregate_all, log_weight
 from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, right_answer
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
 from pqm_fast.evaluate.estimate import Estimate
@@ -41,6 +41,7 @@ def evaluate_pools(
     draws: int = DRAWS,
     seed: int = 0,
     progress: bool = False,
+    temperature: float = TEMPERATURE,
 ) -> dict[str, Any]:
     """Best-of-N over candidate solutions: records with `question_id` in `extra` (`Candidate`).
 
@@ -56,17 +57,20 @@ def evaluate_pools(
         ties: who wins a tied majority vote of the whole pool, `share` or `first` (`majority_vote`).
         draws, seed: random subsets per question for the votes of n, where there are more than that.
         progress: show a bar over the questions while their answers are compared.
+        temperature: of `softmin` (`aggregate`).
 
     Returns:
         `overall` (all candidates of a question as one pool) and `policies` (one entry per policy): each holds
         `questions`, `candidates`, `mean_accuracy`, `majority_vote`, `best_of_n[how][n]`, `self_consistency[n]`,
         `weighted_vote[how][n]` and `pass_at_n[n]`. A figure is {mean, low, high, questions, sampling_error} and n is a
         string. `majority_vote` is over the whole pool whatever n is, and adds the rule `ties` and `votes`, their mean
-        number per question. `left_out`: what is missing, and why. JSON-ready.
+        number per question. `temperature`: if `softmin` is among `how`. `left_out`: what is missing, and why.
+        JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a candidate whose `correct` is not true, false or a number
-            from 0 to 1, a NaN score, an unknown aggregator, n < 1, draws < 2, or seed < 0.
+            from 0 to 1, a NaN score, an unknown aggregator, a temperature that is not finite and above 0, n < 1, draws < 2,
+            or seed < 0.
     """
     if ns is not None and min(ns, default=1) < 1:
         raise PQMError(f"n must be at least 1, found {min(ns)}")
@@ -74,12 +78,14 @@ def evaluate_pools(
     groups = _by_question(scored, remarks)
     result: dict[str, Any] = {}
     if groups:
-        columns, pools = _columns(groups, how, remarks, progress)
+        columns, pools = _columns(groups, how, temperature, remarks, progress)
         requested = ns or ()
         if ns is None:
             median_size = sorted(map(len, pools))[len(pools) // 2]
             ns = [2**k for k in range(median_size.bit_length())]
         ns = sorted(set(ns))
+        if "softmin" in how:
+            result["temperature"] = temperature
         result["overall"] = _figures(columns, pools, ns, ties, draws, seed)
         result["policies"] = {
             name: _figures(columns, policy_pools, ns, ties, draws, seed)
@@ -115,7 +121,11 @@ def _by_question(scored: Scored, remarks: Counter[str]) -> list[list[tuple[Candi
 
 
 def _columns(
-    groups: list[list[tuple[Candidate, Scores]]], how: Sequence[str], remarks: Counter[str], progress: bool
+    groups: list[list[tuple[Candidate, Scores]]],
+    how: Sequence[str],
+    temperature: float,
+    remarks: Counter[str],
+    progress: bool,
 ) -> tuple[_Columns, Pools]:
     correct, classes = [], []
     for group in tqdm(groups, desc="answers", unit="question", disable=not progress, dynamic_ncols=True):
@@ -136,7 +146,7 @@ def _columns(
         policy=[candidate.policy for candidate, _ in pairs],
         correct=np.array(correct),
         answer=np.array(classes),
-        scores={name: aggregate_all([scores for _, scores in pairs], name) for name in dict.fromkeys(how)},
+        scores={name: aggregate_all([scores for _, scores in pairs], name, temperature) for name in dict.fromkeys(how)},
     )
     return columns, np.split(np.arange(len(pairs)), np.cumsum([len(group) for group in groups])[:-1])
 

@@ -141,6 +141,8 @@ def _pools(summary: dict[str, Any]) -> str:
         "majority (how ties are decided): the vote of a question's whole pool; votes: mean number per question",
         f"votes of n: standard error of random subsets at most {noise:.4f}; all else is exact over subsets",
     ]
+    if "temperature" in summary:
+        notes.append(f"softmin: at temperature {summary['temperature']:g}")
     title = "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
     return "\n".join([title, _aligned(rows), *(f"  {note}" for note in notes)])
 

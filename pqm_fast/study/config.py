@@ -9,6 +9,7 @@ from pqm_fast.common.options import Attention, DType, Layers, Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.aggregate import TEMPERATURE, check_temperature
 from pqm_fast.evaluate.run import Aggregator
 from pqm_fast.study.relabel import parse_label_kind
 
@@ -58,6 +59,8 @@ class StudyConfig:
     out there."""
     aggregate: tuple[Aggregator, ...] = get_args(Aggregator)
     """Aggregators to choose from."""
+    temperature: float = TEMPERATURE
+    """Temperature of the aggregator softmin, in logits."""
 
     template: Template = field(default_factory=lambda: Template(step_token="last"))
     steps: int = 600
@@ -105,6 +108,7 @@ class StudyConfig:
     """Show the progress bar."""
 
     def __post_init__(self) -> None:
+        check_temperature(self.temperature)
         for name in ("losses", "labels", "models", "learning_rates", "seeds", "aggregate"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

@@ -53,12 +53,13 @@ def diverged_result(trial: Trial, message: str) -> Result:
 def finished_result(config: StudyConfig, trial: Trial, tuning: PoolScores, test: PoolScores) -> Result:
     ns = _powers(config.n)
     (tuning_pool, tuning_scores), (test_pool, test_scores) = tuning, test
-    best_of_n = {name: test_pool.best_of_n(test_scores, name, ns) for name in config.aggregate}
+    best_of_n = {name: test_pool.best_of_n(test_scores, name, ns, config.temperature) for name in config.aggregate}
     return {
         "trial": asdict(trial),
         "diverged": None,
         "tuning": {
-            name: _mean(tuning_pool.best_of_n(tuning_scores, name, [config.n])[..., 0]) for name in config.aggregate
+            name: _mean(tuning_pool.best_of_n(tuning_scores, name, [config.n], config.temperature)[..., 0])
+            for name in config.aggregate
         },
         "test": {name: _as_lists(values[..., -1]) for name, values in best_of_n.items()},
         "curve": {

@@ -1,6 +1,7 @@
 """Pools of candidates from records to figures, against enumeration."""
 
 import json
+import math
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +11,7 @@ from pqm_fast.data import read_records
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import aggregate, evaluate_pools, self_consistency, table, weighted_vote
+from pqm_fast.evaluate.aggregate import AGGREGATORS
 
 
 def candidate(question, policy, steps, scores, **extra):
@@ -75,6 +77,7 @@ def test_weights_of_votes_are_probabilities():
         "min": 1,
         "last": 0,
         "mean": 0,
+        "softmin": 1,
         "prod": 1,
         "max": 0,
     }
@@ -205,6 +208,8 @@ def test_scores_must_fit_the_steps():
         evaluate_pools([candidate("q1", "p", ["it is 1"], [0.0, 1.0], answer="1")])
     with pytest.raises(PQMError, match="at least 1, found 0"):
         evaluate_pools(POOL, ns=(0, 1))
+    with pytest.raises(PQMError, match=r"temperature: inf was given"):
+        evaluate_pools(POOL, temperature=math.inf)
 
 
 @pytest.mark.parametrize("correct", [7, -0.1, "yes", float("nan")])
@@ -245,7 +250,7 @@ def test_many_candidates():
         ]
     found = evaluate_pools(pool)
     best = found["overall"]["best_of_n"]
-    assert list(best) == ["min", "last", "mean", "prod", "max"]
+    assert list(best) == list(AGGREGATORS)
     assert list(best["min"]) == ["1", "2", "4", "8", "16", "32", "64", "128"]
     assert best["min"]["1"]["mean"] < best["min"]["128"]["mean"]
     assert 0 < found["overall"]["self_consistency"]["8"]["sampling_error"] < 0.002
@@ -265,5 +270,5 @@ def test_gsm8k_pool(shared_data):
     mean = overall["mean_accuracy"]["mean"]
     assert [own["4"]["mean"] for own in overall["best_of_n"].values() if own is not overall["best_of_n"]["prod"]] == [
         pytest.approx(mean)
-    ] * 4
+    ] * 5
     assert overall["weighted_vote"]["min"] == overall["self_consistency"]
