@@ -10,10 +10,12 @@ from tqdm import tqdm
 
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.aggregate import AGGREGATORS, TEMPERATURE, aggregate_all, log_weight
+from pqm_fast.evaluate.aggregate import AGGREGATORS, TEMPERATURE, aggregate_all, log_odds, log_weight
 from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, right_answer
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
+from pqm_fast.evaluate.calibrate import FOLDS, deal
 from pqm_fast.evaluate.estimate import Estimate
+from pqm_fast.evaluate.probabilities import cross_scaled
 from pqm_fast.evaluate.steps import Scored, checked
 from pqm_fast.evaluate.vote import DRAWS, expected_votes, majority_vote
 from pqm_fast.scoring.stored import Scores
@@ -64,13 +66,14 @@ def evaluate_pools(
         `questions`, `candidates`, `mean_accuracy`, `majority_vote`, `best_of_n[how][n]`, `self_consistency[n]`,
         `weighted_vote[how][n]` and `pass_at_n[n]`. A figure is {mean, low, high, questions, sampling_error} and n is a
         string. `majority_vote` is over the whole pool whatever n is, and adds the rule `ties` and `votes`, their mean
-        number per question. `temperature`: if `softmin` is among `how`. `left_out`: what is missing, and why.
-        JSON-ready.
+        number per question. `temperature`: if `softmin` is among `how`. `solution_probabilities[how]`: the
+        result of `cross_scaled` for the candidates' aggregated scores and correctness, if it can be computed.
+        `left_out`: what is missing, and why. JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a candidate whose `correct` is not true, false or a number
-            from 0 to 1, a NaN score, an unknown aggregator, a temperature that is not finite and above 0, n < 1, draws < 2,
-            or seed < 0.
+            from 0 to 1, a NaN score, an unknown aggregator, a temperature that is not finite and above 0, n < 1,
+            draws < 2, or seed < 0.
     """
     if ns is not None and min(ns, default=1) < 1:
         raise PQMError(f"n must be at least 1, found {min(ns)}")
@@ -91,10 +94,18 @@ def evaluate_pools(
             name: _figures(columns, policy_pools, ns, ties, draws, seed)
             for name, policy_pools in sorted(_by_policy(columns, pools).items())
         }
+        folds = deal([group[0][0].record.prompt for group in groups])
+        result["solution_probabilities"] = _probabilities(columns, pools, folds)
     result["left_out"] = [f"{count} {reason}" for reason, count in remarks.items()]
     if not groups:
         result["left_out"].append("Best-of-N: no candidate solutions whose correctness is known")
         return result
+    if not result["solution_probabilities"]:
+        del result["solution_probabilities"]
+        result["left_out"].append(
+            f"probabilities of solutions: {FOLDS - 1} of {FOLDS} parts of the questions must hold correct and wrong "
+            "ones"
+        )
     for name, figures in [("all candidates", result["overall"]), *result["policies"].items()]:
         for n in requested:
             if str(n) not in figures["pass_at_n"]:
@@ -170,6 +181,22 @@ def judged(candidates: Sequence[Candidate], answers: Sequence[str | None]) -> li
                 verdicts[pair] = right_answer(answer, gold_answer(candidate.answer))
             correct.append(float(verdicts[pair]))
     return correct
+
+
+def _probabilities(columns: _Columns, pools: Pools, folds: np.ndarray) -> dict[str, Any]:
+    """{aggregator: the result of `cross_scaled`}; empty if the folds do not allow it. A candidate that was cut off has
+    no probability: it is not part of these figures."""
+    fold = np.empty(len(columns.correct), dtype=np.int64)
+    for pool, pool_fold in zip(pools, folds, strict=True):
+        fold[pool] = pool_fold
+    results = {}
+    for name, scores in columns.scores.items():
+        has_score = np.isfinite(scores)
+        logit = log_odds(scores[has_score], name)
+        scaled = cross_scaled(logit, columns.correct[has_score], fold[has_score])
+        if scaled is not None:
+            results[name] = scaled
+    return results
 
 
 def _by_policy(columns: _Columns, pools: Pools) -> dict[str, Pools]:

@@ -45,7 +45,8 @@ class EvaluateConfig:
     of 0: compare models by the calibrated figures, which are printed beside those at this threshold."""
     calibrate: tuple[str, ...] = ()
     """Records of other questions, in the formats of --data: the calibrated figures use the thresholds that are best on
-    them. Default: the thresholds for each fifth of the questions come from the other four."""
+    them, and the probabilities of steps the Platt scaling fitted on them. Default: those for each fifth of the
+    questions come from the other four."""
     by: Text = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
