@@ -11,10 +11,11 @@ from tqdm import tqdm
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import AGGREGATORS, TEMPERATURE, aggregate_all, log_odds, log_weight
-from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, right_answer
+from pqm_fast.evaluate.answers import answer_of, group_answers
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
 from pqm_fast.evaluate.calibrate import FOLDS, deal
 from pqm_fast.evaluate.estimate import Estimate
+from pqm_fast.evaluate.outcomes import judged
 from pqm_fast.evaluate.probabilities import cross_scaled
 from pqm_fast.evaluate.steps import Scored, checked
 from pqm_fast.evaluate.vote import DRAWS, expected_votes, majority_vote
@@ -160,27 +161,6 @@ def _columns(
         scores={name: aggregate_all([scores for _, scores in pairs], name, temperature) for name in dict.fromkeys(how)},
     )
     return columns, np.split(np.arange(len(pairs)), np.cumsum([len(group) for group in groups])[:-1])
-
-
-def judged(candidates: Sequence[Candidate], answers: Sequence[str | None]) -> list[float]:
-    """The correctness in [0, 1] of solutions to one question.
-
-    It is `correct` where the candidate has it. Elsewhere it is 1 if the final answer of the solution, in `answers`, is
-    right for `answer` (`right_answer`), and 0 if it is not or if there is no final answer.
-    """
-    correct = []
-    verdicts: dict[tuple[str, str], bool] = {}  # one comparison for each pair of a final answer and a right answer
-    for candidate, answer in zip(candidates, answers, strict=True):
-        if candidate.correct is not None:
-            correct.append(candidate.correct)
-        elif answer is None or candidate.answer is None:
-            correct.append(0.0)
-        else:
-            pair = answer, candidate.answer
-            if pair not in verdicts:  # GSM8K and MATH give a whole solution as the right answer
-                verdicts[pair] = right_answer(answer, gold_answer(candidate.answer))
-            correct.append(float(verdicts[pair]))
-    return correct
 
 
 def _probabilities(columns: _Columns, pools: Pools, folds: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import TEMPERATURE, aggregate_all
 from pqm_fast.evaluate.answers import answer_of
 from pqm_fast.evaluate.best_of_n import expected_best
-from pqm_fast.evaluate.pools import judged
+from pqm_fast.evaluate.outcomes import judged
 from pqm_fast.scoring.stored import Scores
 
 

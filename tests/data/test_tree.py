@@ -130,9 +130,13 @@ def test_layout_of_a_tree_batch():
     assert batch.step_tokens.tolist() == [1, 1, 4, 1, 4, 1, 7]
     assert batch.labels.tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (6, 7, 8)
+    assert batch.cu_groups.tolist() == [0, 4, 6]
+    assert batch.parent.tolist() == [0, 0, 1, 0, 1, 0, 1]  # the same number in two questions is two nodes
+    assert batch.siblings.order.tolist() == [0, 1, 3, 5, 2, 4, 6]
+    assert batch.outcomes.isnan().all()
     kinds = {name: str(value.dtype) for name, value in vars(batch).items() if hasattr(value, "dtype")}
-    assert kinds.pop("labels") == "torch.float32"
-    assert kinds.pop("cu_steps") == "torch.int32"
+    assert {kinds.pop(name) for name in ("labels", "outcomes")} == {"torch.float32"}
+    assert {kinds.pop(name) for name in ("cu_steps", "cu_groups", "parent")} == {"torch.int32"}
     assert set(kinds.values()) == {"torch.int64"}
     everything = pack_trees([first, second], labelled_only=False)
     assert everything.step_tokens.tolist() == [1, 3, 1, 4, 1, 4, 1, 7]
@@ -186,8 +190,12 @@ def test_trees_of_one_trajectory_each_are_plain_packing(given):
     apart = pack(list(enumerate(made)), question=np.arange(len(made)))
     assert plain.paths is None
     assert plain.path_lengths == plain.lengths
+    compared = {"cu_groups", "parent", "siblings", "outcomes"}
     for name, value in vars(plain).items():
-        np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
+        if name in compared:
+            assert value is None, name
+        else:
+            np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
 
 
 @settings(max_examples=100, deadline=None)
