@@ -24,7 +24,7 @@ PoolScores = tuple[JudgedPool, Sequence[Scores]]
 Result = Mapping[str, Any]
 """The contents of a trial's file:
 
-- `trial`: its cell, learning rate and seed
+- `trial`: its cell, learning rate, seed and weight of an added comparison
 - `diverged`: None, or the message where a loss, a weight or a Q-value was not finite; such a result has no figures
 - `tuning`: {aggregator: mean Best-of-N on the tuning pool}
 - `test`: {aggregator: [policies][questions] Best-of-N on the test pool, null where a policy has too few candidates}
