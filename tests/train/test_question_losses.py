@@ -17,6 +17,7 @@ from pqm_fast.model.loading import load_config
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.train.evaluation import evaluate, evaluated
 from pqm_fast.train.loop import train
+from pqm_fast.train.objective import Objective
 from pqm_fast.train.run import prepare
 
 LABELLED = {"prompt": "w9", "completions": ["w8", "w7"], "labels": [1, 1]}
@@ -78,6 +79,23 @@ def test_the_command_trains(configure, branching, unlabelled, tmp_path, argument
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["loss"] > 0
     assert (metrics["step_accuracy"] is None) == (data is unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("losses", "numbers"),
+    [
+        ({"loss": "bce", "compare": "sibling"}, {"compare_weight": 0.5}),
+        ({"loss": "listwise-softmin"}, {"temperature": 0.2}),
+        ({"loss": "first-error-noisy"}, {"noise": (0.3, 0.05)}),
+    ],
+)
+def test_the_numbers_reach_the_loss(configure, branching, losses, numbers):
+    run = prepare(configure(eval_fraction=0, **losses, **numbers, **branching))
+    batch = run.training.pack(run.training.indices)
+    value = run.objective(run.model, batch, None, 1.0).loss.item()
+    assert value == run.model(batch, zeta=4.0, normalizer=1.0, **losses, **numbers).loss.item()
+    with_defaults = Objective(**losses)(run.model, batch, None, 1.0).loss.item()
+    assert abs(value - with_defaults) > 1e-3 * value
 
 
 def test_resuming_is_exact(configure, branching, tmp_path):
