@@ -39,7 +39,7 @@ class PackedBatch:
     paths: torch.Tensor | None = None
     cu_groups: torch.Tensor | None = None  # [Q+1] int32
     # [S] int32, the node of its question's prefix tree that a step continues: the token at which the step before it is
-    # read, whether that is listed or not, and for a first step the first token of its trajectory
+    # read, whether that is listed or not, and for a first step -1, the question
     parent: torch.Tensor | None = None
     siblings: Siblings | None = None  # the steps with the same parent: three tensors [S] int32
     outcomes: torch.Tensor | None = None  # [B] float32: 1 right, 0 wrong, or between them; NaN unknown
@@ -133,7 +133,7 @@ def _pack(
             counts.append(int(keep.sum()))
             members.append(int(number))
             if compared:
-                parents.append(nodes[np.concatenate([[0], t.step_tokens])[:-1][keep]])
+                parents.append(np.concatenate([[-1], nodes[t.step_tokens]])[:-1][keep])
                 outcomes.append(t.outcome)
         group_sizes.append(len(group))
         offset += len(layout.input_ids)

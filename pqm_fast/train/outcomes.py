@@ -15,13 +15,15 @@ def known_outcomes(dataset: TrajectoryDataset, label_threshold: float | None) ->
     that is unknown.
 
     What the record says counts. If it says nothing, a solution with a step labelled below `label_threshold` (None: 0.5)
-    is wrong, and one without such a step is right if every step has a label and none was cut off.
+    is wrong, and one without such a step is right if every step has a label. A solution whose end was cut off has no
+    score to compare, so its outcome counts as unknown.
     """
     threshold = 0.5 if label_threshold is None else label_threshold
     labels = dataset.columns["labels"]
     is_wrong, unlabelled = _any_step(dataset, labels < threshold), _any_step(dataset, np.isnan(labels))
-    from_labels = np.where(is_wrong, 0.0, np.where(unlabelled | (dataset.steps_cut > 0), np.nan, 1.0))
-    return np.where(np.isnan(dataset.outcome), from_labels, dataset.outcome).astype(np.float32)
+    from_labels = np.where(is_wrong, 0.0, np.where(unlabelled, np.nan, 1.0))
+    outcomes = np.where(np.isnan(dataset.outcome), from_labels, dataset.outcome)
+    return np.where(dataset.steps_cut > 0, np.nan, outcomes).astype(np.float32)
 
 
 def with_outcome(
@@ -30,10 +32,10 @@ def with_outcome(
     """The trajectories [N] int64 whose outcome is known.
 
     Raises PQMError for a record that does not tell it; with `skip_bad` these are counted in `notes`. So are those whose
-    labels would have told it if their end had not been cut off.
+    end was cut off.
     """
     unknown = np.isnan(outcomes)
-    cut = unknown & (dataset.steps_cut > 0) & ~_any_step(dataset, np.isnan(dataset.columns["labels"]))
+    cut = unknown & (dataset.steps_cut > 0)
     skipped, names = SkipSummary(), ", ".join(paths)
     for i in np.flatnonzero(unknown & ~cut).tolist():
         problem = (
@@ -48,7 +50,7 @@ def with_outcome(
     if skipped.total:
         notes.append(str(skipped))
     if cut.any():
-        notes.append(f"{cut.sum():,} trajectories left out: their end was cut off, so that their outcome is unknown")
+        notes.append(f"{cut.sum():,} trajectories left out: their end was cut off, so that they have no score to compare")
     return np.flatnonzero(~unknown)
 
 

@@ -131,7 +131,7 @@ def test_layout_of_a_tree_batch():
     assert batch.labels.tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (6, 7, 8)
     assert batch.cu_groups.tolist() == [0, 4, 6]
-    assert batch.parent.tolist() == [0, 0, 1, 0, 1, 0, 1]  # the same number in two questions is two nodes
+    assert batch.parent.tolist() == [-1, -1, 1, -1, 1, -1, -1]  # the same number in two questions is two nodes
     assert batch.siblings.order.tolist() == [0, 1, 3, 5, 2, 4, 6]
     assert batch.outcomes.isnan().all()
     assert {column.device.type for column in batch.to("meta").siblings} == {"meta"}
@@ -197,7 +197,7 @@ def test_steps_with_one_parent_continue_one_prefix(given, share, labelled_only):
     for number in batch.members:
         t = made[number]
         rows = t.step_tokens.tolist()
-        for row_before, label in zip([0, *rows], t.labels, strict=False):
+        for row_before, label in zip([-1, *rows], t.labels, strict=False):  # a first step continues the question
             if not (labelled_only and np.isnan(label)):
                 continued.append((question[number], *t.input_ids[: row_before + 1].tolist()))
     assert len(parents) == len(continued) == batch.num_steps

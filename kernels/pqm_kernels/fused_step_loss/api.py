@@ -101,8 +101,8 @@ def step_loss(
             ranks). Default: B, or S for a loss normalised by steps, and 1 if that is 0. It gets no gradient.
         steps_by_row: `pqm_kernels.steps_by_row(step_index, T)`. If it is computed in advance, the triton backend need
             not sort.
-        backend: "eager", "triton" or "auto". Eager is plain PyTorch on any device, with derivatives of any order. On
-            CUDA it reads the lengths of the trajectories back, which synchronises the device. Triton takes one launch
+        backend: "eager", "triton" or "auto". Eager is plain PyTorch on any device, with derivatives of any order
+            (except for the losses whose names contain rank: second derivatives of logcumsumexp are NaN). On CUDA it reads the lengths of the trajectories back, which synchronises the device. Triton takes one launch
             forward and two backward. With it, nothing synchronises the device, loss and gradients repeat bit for bit,
             and torch.compile keeps the op in one graph. A backward with create_graph raises RuntimeError, because there
             is no second derivative. Auto is triton on CUDA if it supports the dtypes, else eager.
@@ -116,6 +116,7 @@ def step_loss(
     others = {
         "cu_groups": cu_groups, "parent": parent, "outcomes": outcomes, "step_weights": step_weights,
         "trajectory_weights": trajectory_weights,
+        **({} if siblings is None else {f"siblings.{name}": part for name, part in siblings._asdict().items()}),
     }  # fmt: skip
     check_inputs(hidden, step_index, labels, cu_steps, weight, bias, norm_weight, normalizer, steps_by_row, others)
     num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
@@ -124,6 +125,8 @@ def step_loss(
     check_weights(num_steps, num_trajectories, (loss, compare), step_weights, trajectory_weights)
     zeta, norm_eps = finite_number("zeta", zeta), finite_number("norm_eps", norm_eps)
     compare_weight, options = finite_number("compare_weight", compare_weight), _options(zeta, temperature, noise)
+    step_weights = None if step_weights is None else step_weights.detach()
+    trajectory_weights = None if trajectory_weights is None else trajectory_weights.detach()
     divisor = None  # the normalizer, if it is a number
     if isinstance(normalizer, Tensor):
         normalizer = normalizer.detach()

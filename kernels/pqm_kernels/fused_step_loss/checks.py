@@ -122,6 +122,8 @@ def check_questions(
     for name, tensor in () if by_parent is None else by_parent._asdict().items():
         if tensor.shape != (num_steps,) or tensor.dtype != torch.int32:
             raise _misfit(f"siblings.{name}", tensor, f"int32 [{num_steps}]")
+        if tensor.is_cpu and not torch.compiler.is_compiling() and not ((tensor >= 0) & (tensor <= num_steps)).all():
+            raise ValueError(f"siblings.{name} must lie in 0..{num_steps}")
     if outcomes is not None and (outcomes.shape != (num_trajectories,) or not outcomes.is_floating_point()):
         raise _misfit("outcomes", outcomes, f"floating point [{num_trajectories}]")
 
