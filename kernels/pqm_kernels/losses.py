@@ -28,7 +28,7 @@ class Loss:
     formula: str
     """The loss of one trajectory, or of one question, and its source, in one line."""
     unit: Literal["trajectory", "question"] = "trajectory"
-    """What the formula is about. A loss of a question compares its solutions. It can be added to one of a trajectory."""
+    """What the formula is about. A loss of a question compares its solutions; it can be added to a trajectory's."""
     soft_labels: bool = False
     """Takes any label in [0, 1]; the others take 0 and 1 only."""
     normalised_by: Literal["trajectories", "steps"] = "trajectories"

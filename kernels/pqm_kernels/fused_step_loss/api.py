@@ -132,12 +132,7 @@ def step_loss(
         if divisor <= 0:
             raise ValueError(f"normalizer must be positive, found {divisor}")
     of_trajectory, of_question = split_units(loss, compare)
-    if of_question is None or not LOSSES[of_question].uses_siblings:
-        siblings = None
-    elif siblings is None:
-        siblings = sibling_index.siblings(parent, cu_steps, cu_groups)
-    elif parent is not None:
-        check_siblings(siblings, parent, cu_steps, cu_groups)
+    siblings = _siblings_of(of_question, siblings, parent, cu_steps, cu_groups)
     if of_question is None or not LOSSES[of_question].uses_outcomes:
         outcomes = None
     dtypes = [tensor.dtype for tensor in (hidden, weight, bias, norm_weight) if tensor is not None]
@@ -150,6 +145,7 @@ def step_loss(
                 trajectory_weights=trajectory_weights,
             ).sum()  # fmt: skip
         if of_question is not None:
+            assert cu_groups is not None  # checked
             compared = question_losses_of(
                 q, labels, cu_steps, cu_groups, of_question, options, siblings, outcomes, step_weights,
                 trajectory_weights,
@@ -176,6 +172,21 @@ def step_loss(
         divisor,
     )
     return StepLoss(loss=total, q=q)
+
+
+def _siblings_of(
+    loss: str | None, given: Siblings | None, parent: Tensor | None, cu_steps: Tensor, cu_groups: Tensor | None
+) -> Siblings | None:
+    """The steps sorted by parent, if a loss of questions compares siblings."""
+    if loss is None or not LOSSES[loss].uses_siblings:
+        return None
+    assert cu_groups is not None  # checked
+    if parent is None:
+        return given
+    if given is None:
+        return sibling_index.siblings(parent, cu_steps, cu_groups)
+    check_siblings(given, parent, cu_steps, cu_groups)
+    return given
 
 
 def _options(zeta: float, temperature: float, noise: tuple[float, float]) -> LossOptions:

@@ -108,7 +108,7 @@ def check_questions(
     if compare is not None and (LOSSES[loss].unit != "trajectory" or LOSSES[compare].unit != "question"):
         of_questions = ", ".join(name for name in LOSSES if LOSSES[name].unit == "question")
         raise ValueError(
-            f"compare adds a loss of questions ({of_questions}) to a loss of trajectories, found {compare!r} and {loss!r}"
+            f"compare adds a loss of questions ({of_questions}) to one of trajectories, found {compare!r} and {loss!r}"
         )
     of_question = next((name for name in (loss, compare) if name and LOSSES[name].unit == "question"), None)
     if of_question and cu_groups is None:

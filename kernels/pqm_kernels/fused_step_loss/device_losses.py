@@ -1,9 +1,10 @@
 """Triton code of each loss: the twin of its function in `reference.py`, with the gradient by the scores.
 
 A twin takes the steps start..end of one trajectory, `(q_ptr, labels_ptr, [weights_ptr,] [x_ptr,] dq_ptr, start, end,
-[zeta,] scale, [BLOCK])`, with the weights of the steps or None; it returns scale * loss and stores scale * dloss/dq of every step. It works in sweeps of BLOCK steps, so that
-any length is possible, in time linear in the length (quadratic for `pairwise`). All arithmetic is float32, arranged so
-that no small result is the difference of large numbers: a loss of 1e-12 has the same relative precision as one of 1.
+[zeta,] scale, [BLOCK])`, with the weights of the steps or None; it returns scale * loss and stores scale * dloss/dq of
+every step. It works in sweeps of BLOCK steps, so that any length is possible, in time linear in the length (quadratic
+for `pairwise`). All arithmetic is float32, arranged so that no small result is the difference of large numbers: a loss
+of 1e-12 has the same relative precision as one of 1.
 """
 
 import triton

@@ -81,8 +81,8 @@ def group_rank(
     q_ptr, labels_ptr, x_ptr, dq_ptr, cu_steps_ptr, weights_ptr, first_solution, last_solution, start, end, zeta,
     scale, ORDERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`group-rank` or, if not ORDERED, `group-contrastive`. With S_0 = log(1 + N), the terms of a solution are the chain
-    of its correct steps from S_0, or softplus(S_0 - q_c) each, and S_0."""
+    """`group-rank` or, if not ORDERED, `group-contrastive`. With S_0 = log(1 + N), the terms of a solution are S_0, and
+    the chain of its correct steps from S_0, or softplus(S_0 - q_c) for each."""
     m = EMPTY_MAX + 0.0
     s = 0.0
     num_correct = 0.0

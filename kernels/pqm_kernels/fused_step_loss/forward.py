@@ -177,7 +177,7 @@ def forward_kernel(
             LOSS, BLOCK_SWEEP,
         )  # fmt: skip
         tl.store(losses_ptr + trajectory, loss, mask=exists)
-    if COMPARE is not None:
+    if COMPARE is not None:  # noqa: SIM102  # decided when the kernel is compiled
         if is_last & exists:
             if OUTCOMES:
                 score, rest = solution_score(q_ptr, start, end, temperature, COMPARE, BLOCK_SWEEP)
@@ -223,7 +223,8 @@ def forward(
     num_steps, num_trajectories = step_index.shape[0], cu_steps.shape[0] - 1
     of_trajectory, of_question = split_units(loss, compare)
     *numbers, compare_weight, norm_eps = numbers
-    num_questions = 0 if of_question is None else questions[0].shape[0] - 1
+    cu_groups = questions[0]
+    num_questions = 0 if cu_groups is None else cu_groups.shape[0] - 1
     stride_row, stride_column = hidden.stride()
     num_parts = -(-num_steps // STEPS_PER_PROGRAM)
     programs = max(num_parts - 1, 0) + max(num_trajectories, 1)

@@ -36,8 +36,8 @@ LEAST_PROBABILITY = 1e-12
 
 Function = Callable[..., Tensor]
 FUNCTIONS: dict[str, Function] = {}
-"""The function `(q, y, valid, options) -> [...]` of each loss of a trajectory in `LOSSES`. A loss that `weighs_steps` takes
-the weight of each step, in the shape of q, as a fifth argument."""
+"""The function `(q, y, valid, options) -> [...]` of each loss of a trajectory in `LOSSES`. A loss that `weighs_steps`
+takes the weight of each step, in the shape of q, as a fifth argument."""
 
 
 def _computes(loss: str) -> Callable[[Function], Function]:
@@ -160,7 +160,7 @@ def first_error_noisy(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions)
 
     P(y) = sum_z P_q(z) prod_{t<z} right(y_t) prod_{t>=z} wrong(y_t), with P_q(z) = prod_{k<z} sigmoid(q_k)
     (1 - sigmoid(q_z)), or the product over all steps for no error. right(1) = 1 - noise_before and wrong(0) =
-    1 - noise_after; a soft label is a mixture of both. Without noise and with labels that never rise it is `first-error`.
+    1 - noise_after; a soft label mixes both. Without noise and with labels that never rise it is `first-error`.
     """
     a, b = options.noise_before, options.noise_after
     log_right = torch.log((y * (1 - a) + (1 - y) * a).clamp(min=LEAST_PROBABILITY))

@@ -1,8 +1,8 @@
 """Every loss that compares the solutions of a question, in plain PyTorch, for a batch of questions.
 
-Each loss is one function `(q, y, batch, options) -> [Q]` of the scores q [S] and the labels y [S] (1 correct, 0 wrong) of
-all steps. An integer weight counts as so many copies of a step or of a solution. Time is linear in the steps, except for
-`sibling`, which computes every pair of a correct and a wrong step behind one prefix. Precision as in reference.py.
+Each loss is one function `(q, y, batch, options) -> [Q]` of the scores q [S] and the labels y [S] (1 correct, 0 wrong)
+of all steps. An integer weight counts as so many copies of a step or of a solution. Time is linear in the steps, except
+for `sibling`, which computes every pair of a correct and a wrong step behind one prefix. Precision as in reference.py.
 
 Source of `sibling`: the pairs of PRISM (arXiv 2606.09078), which compares two steps behind one exact prefix.
 """
