@@ -11,8 +11,8 @@ import pytest
 from cases import OF_QUESTIONS, OF_TRAJECTORIES
 
 ARCHITECTURES = (80, 90, 100)  # Ampere, Hopper, Blackwell
-# Forward kernels: each loss of a trajectory for 3 dtypes of hidden, with a norm and without; each loss of a question, two
-# pairs of both and two weighted losses for 3 of these.
+# Each loss of a trajectory for 3 dtypes of hidden, with a norm and without; for 3 of these each loss of a question, two
+# pairs of both, and two weighted losses.
 FORWARD_KERNELS = len(OF_TRAJECTORIES) * 3 * 2 + (len(OF_QUESTIONS) + 4) * 3
 
 
@@ -101,8 +101,7 @@ def test_another_batch_needs_no_other_kernel(compiled):
 
 @pytest.mark.aot
 def test_scores_of_other_programs_are_received(compiled):
-    """The loss of a long trajectory, that of a question, and the sum of all are computed behind an acquire-release of the
-    GPU."""
+    """The loss of a long trajectory, of a question, and the sum of all: each behind an acquire-release of the GPU."""
     for records in compiled.values():
         forward = [record for record in records if record["kernel"] == "forward_kernel"]
         for record in forward:

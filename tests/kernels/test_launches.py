@@ -37,8 +37,8 @@ def test_one_launch_forward_and_two_backward(device, lengths, dtype, monkeypatch
     assert_close(found, define(case, normalizer=2))
 
 
-@pytest.mark.parametrize("options", [{"loss": "sibling"}, {"loss": "bce", "compare": "sibling"}, {"compare": "group-rank"}])
-def test_one_launch_with_questions(device, options, monkeypatch):
+@pytest.mark.parametrize(("loss", "compare"), [("sibling", None), ("bce", "sibling"), ("rank", "group-rank")])
+def test_one_launch_with_questions(device, loss, compare, monkeypatch):
     """Nothing sorts, if that has been done in advance."""
     case = make_case(device, rows=9, lengths=[3, 0, 70, 2, 5])
     case["siblings"] = siblings(case["parent"], case["cu_steps"], case["cu_groups"])
@@ -52,10 +52,11 @@ def test_one_launch_with_questions(device, options, monkeypatch):
     monkeypatch.setattr(launch.Launcher, "launch", counted)
     if not case["parent"].is_cpu:  # there the order is checked
         monkeypatch.setattr(torch.Tensor, "sort", None)
-    found = run(case, backend="triton", steps_by_row=steps_by_row(case["step_index"], 9), **options)
+    by_row = steps_by_row(case["step_index"], 9)
+    found = run(case, backend="triton", steps_by_row=by_row, loss=loss, compare=compare)
     assert launched == ["forward_kernel", "rows_kernel", "head_kernel"]
     del case["siblings"]
-    assert_close(found, define(case, **options))
+    assert_close(found, define(case, loss=loss, compare=compare))
 
 
 def test_counters_are_left_zero(device, monkeypatch):

@@ -151,7 +151,9 @@ def copies(case, of_steps, of_solutions):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("loss", "compare"), [*ALONE_AND_PAIRS, ("mse", None), ("first-error", None), ("crm", "listwise")])
+@pytest.mark.parametrize(
+    ("loss", "compare"), [*ALONE_AND_PAIRS, ("mse", None), ("first-error", None), ("crm", "listwise")]
+)
 def test_a_weight_counts_copies(device, backend, loss, compare):
     case = case_of(device, [3, 2, 4, 5, 2, 3], [3, 1, 2], seed=1)
     case["outcomes"] = torch.tensor([1.0, 0, 1, 0, 0, 1], device=device)

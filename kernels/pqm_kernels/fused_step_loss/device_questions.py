@@ -155,8 +155,8 @@ def listwise(
     q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution,
     start, end, temperature, scale, COMPARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w. Each s is the
-    sum of a score and a small rest."""
+    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w. Each s is a
+    score plus a small rest."""
     m = EMPTY_MAX + 0.0
     s = 0.0
     for first in range(first_solution, last_solution, BLOCK):
