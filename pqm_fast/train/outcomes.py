@@ -50,7 +50,9 @@ def with_outcome(
     if skipped.total:
         notes.append(str(skipped))
     if cut.any():
-        notes.append(f"{cut.sum():,} trajectories left out: their end was cut off, so that they have no score to compare")
+        notes.append(
+            f"{cut.sum():,} trajectories left out: their end was cut off, so that they have no score to compare"
+        )
     return np.flatnonzero(~unknown)
 
 

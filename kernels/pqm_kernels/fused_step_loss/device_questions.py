@@ -142,7 +142,7 @@ def group_rank(
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         weight = weights_in_question(None, weights_ptr, cu_steps_ptr, first_solution, last_solution, step, step < end)
-        wrong = has_label(False, labels_ptr, step, step < end)
+        wrong = has_label(False, labels_ptr, step, step < end) & (weight > 0.0)  # others may be above N
         q = tl.load(q_ptr + step, mask=wrong, other=0.0)
         negative, error = add_exact(q, zeta)
         share = weight * tl.exp(tl.where(wrong, (negative - n_m) + error, EMPTY_MAX)) / n_s
