@@ -23,8 +23,8 @@ def cu_steps_of(lengths, device):
 
 def cu_groups_of(num_trajectories):
     """Questions with 3, 2, 0, 1, 3, ... solutions, of which the last has those that are left."""
-    ends = [*itertools.takewhile(lambda end: end < num_trajectories, itertools.accumulate(itertools.cycle((3, 2, 0, 1))))]
-    return torch.tensor([0, *ends, num_trajectories] if num_trajectories else [0, 0], dtype=torch.int32)
+    ends = itertools.accumulate(itertools.cycle((3, 2, 0, 1)), initial=0)
+    return torch.tensor([*itertools.takewhile(lambda end: end < num_trajectories, ends), num_trajectories]).int()
 
 
 def questions_of(lengths, seed=0):
@@ -83,9 +83,12 @@ def batch_loss(q, case, loss, zeta=4.0, *, compare=None, compare_weight=1.0, tem
     total = q.sum() * 0.0
     if of_trajectory is not None:
         weights = {name: case.get(name) for name in ("step_weights", "trajectory_weights")}
-        total = total + trajectory_definitions(
-            q, case["labels"], case["cu_steps"], of_trajectory, zeta, noise=noise, **weights
-        ).sum()
+        total = (
+            total
+            + trajectory_definitions(
+                q, case["labels"], case["cu_steps"], of_trajectory, zeta, noise=noise, **weights
+            ).sum()
+        )
     if of_question is not None:
         factor = 1.0 if of_trajectory is None else compare_weight
         options = LossOptions(zeta, temperature, *noise)

@@ -128,7 +128,8 @@ def first_error_noisy(
         log_probability = -softplus(-q[:z]).sum() - softplus(q[z : z + 1]).sum()
         for t, label in enumerate(y):
             rate_of_one = 1 - noise[0] if t < z else noise[1]
-            log_probability = log_probability + math.log(max(label * rate_of_one + (1 - label) * (1 - rate_of_one), least))
+            emission = label * rate_of_one + (1 - label) * (1 - rate_of_one)
+            log_probability = log_probability + math.log(max(emission, least))
         paths.append(log_probability)
     return -torch.logsumexp(torch.stack(paths), 0)
 

@@ -80,7 +80,8 @@ def step_loss(
         zeta: margin between correct and wrong steps, for the losses with `uses_zeta`; a finite Python number.
         compare: None, or a loss of questions to add to a `loss` of trajectories.
         compare_weight: its factor, a finite Python number.
-        temperature: of the soft minimum, for the losses with `uses_temperature`; above 0.
+        temperature: of the soft minimum, for the losses with `uses_temperature`; above 0. From about 100 times the
+            spread of the scores on, the triton backend loses digits: take the mean instead.
         noise: for the losses with `uses_noise`, how often the label of a step before the first error is wrong, and of a
             step from there on; both in [0, 1].
         cu_groups: [Q + 1] int32 or int64: the trajectories cu_groups[g]:cu_groups[g + 1] are solutions of question g.
@@ -102,10 +103,11 @@ def step_loss(
         steps_by_row: `pqm_kernels.steps_by_row(step_index, T)`. If it is computed in advance, the triton backend need
             not sort.
         backend: "eager", "triton" or "auto". Eager is plain PyTorch on any device, with derivatives of any order
-            (except for the losses whose names contain rank: second derivatives of logcumsumexp are NaN). On CUDA it reads the lengths of the trajectories back, which synchronises the device. Triton takes one launch
-            forward and two backward. With it, nothing synchronises the device, loss and gradients repeat bit for bit,
-            and torch.compile keeps the op in one graph. A backward with create_graph raises RuntimeError, because there
-            is no second derivative. Auto is triton on CUDA if it supports the dtypes, else eager.
+            (except for the losses with rank in their names: second derivatives of logcumsumexp are NaN). On CUDA it
+            reads the lengths of the trajectories back, which synchronises the device. Triton takes one launch forward
+            and two backward. With it, nothing synchronises the device, loss and gradients repeat bit for bit, and
+            torch.compile keeps the op in one graph. A backward with create_graph raises RuntimeError, because there is
+            no second derivative. Auto is triton on CUDA if it supports the dtypes, else eager.
 
     Raises:
         ValueError: an unknown loss or backend; shapes, dtypes, devices or numbers that do not fit; a dtype that the

@@ -142,10 +142,10 @@ def group_rank(
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         weight = weights_in_question(None, weights_ptr, cu_steps_ptr, first_solution, last_solution, step, step < end)
-        wrong = has_label(False, labels_ptr, step, step < end)
+        wrong = has_label(False, labels_ptr, step, step < end) & (weight > 0.0)  # others may be above N
         q = tl.load(q_ptr + step, mask=wrong, other=0.0)
         negative, error = add_exact(q, zeta)
-        share = weight * tl.exp(tl.where(wrong, ((negative - n_m) + error) - tl.log(n_s), EMPTY_MAX))
+        share = weight * tl.exp(tl.where(wrong, (negative - n_m) + error, EMPTY_MAX)) / n_s
         _add_gradient(dq_ptr, step, share * from_s_0 * scale, wrong)
     return total * scale
 
@@ -155,8 +155,8 @@ def listwise(
     q_ptr, dq_ptr, cu_steps_ptr, scores_ptr, rests_ptr, outcomes_ptr, weights_ptr, first_solution, last_solution,
     start, end, temperature, scale, COMPARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w. Each s is the
-    sum of a score and a small rest."""
+    """log(1 + sum_w e^(s_w - s_r)) = softplus(M - s_r), with M the log-sum-exp over the wrong solutions w. Each s is a
+    score plus a small rest."""
     m = EMPTY_MAX + 0.0
     s = 0.0
     for first in range(first_solution, last_solution, BLOCK):
@@ -188,7 +188,8 @@ def listwise(
         weight = load_weights(weights_ptr, solution, step < end)
         excess = (m - score) + (log_s - rest)
         of_right = -weight * sigmoid(excess)
-        of_wrong = weight * from_m * tl.exp(tl.where(outcome == WRONG, -excess, EMPTY_MAX))
+        is_rival = (outcome == WRONG) & (weight > 0.0)  # others may be above M
+        of_wrong = weight * from_m * tl.exp(tl.where(is_rival, -excess, EMPTY_MAX))
         of_score = tl.where(outcome == RIGHT, of_right, tl.where(outcome == WRONG, of_wrong, 0.0))
         q = tl.load(q_ptr + step, mask=step < end, other=0.0)
         if COMPARE == "listwise":
