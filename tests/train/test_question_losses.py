@@ -213,7 +213,7 @@ def test_outcomes(configure, tmp_path):
     assert any(
         note.startswith("skipped 2 bad records (2 unknown outcome), for example: record r8") for note in run.notes
     )
-    assert "1 trajectories left out: their end was cut off, so they have no score to compare" in run.notes
+    assert "1 trajectories left out: their end was cut off, so that they have no score to compare" in run.notes
     batch = run.training.pack(run.training.indices)
     assert batch.num_steps == 2 * len(known)  # also those without a label
     # beside another loss, solutions of unknown outcome stay, with their labelled steps
