@@ -10,7 +10,7 @@ from pqm_fast.evaluate.step_thresholds import calibrated
 
 def table(summary: dict[str, Any]) -> str:
     """The result of `evaluate_steps` or `evaluate_pools` (or both in one dict) as aligned plain text."""
-    sections = (_steps, _types, _positions, _calibration, _probabilities, _processbench, _pools)
+    sections = (_steps, _types, _positions, _calibration, _processbench, _pools, _probabilities)
     parts = [section(summary) for section in sections]
     if summary.get("left_out"):
         parts.append("Left out\n" + "\n".join(f"  {reason}" for reason in summary["left_out"]))
