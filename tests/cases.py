@@ -3,18 +3,39 @@
 import itertools
 
 import torch
-from definitions import batch_loss
+from definitions import trajectory_definitions
 from pqm_kernels import LOSSES, step_loss
+from pqm_kernels.losses import LossOptions, split_units
+from question_definitions import question_definitions
 
 INPUTS = ("hidden", "weight", "bias", "norm_weight")
 BACKENDS = ("eager", "triton")
 LENGTHS = (3, 0, 1, 17, 2, 5)
+OF_TRAJECTORIES = [name for name, loss in LOSSES.items() if loss.unit == "trajectory"]
+OF_QUESTIONS = [name for name, loss in LOSSES.items() if loss.unit == "question"]
 # Around the parts of 64 steps that long trajectories are scored in; the sixth begins in the middle of one.
 UNEVEN = (3, 0, 300, 64, 65, 1, 128, 129, 63)
 
 
 def cu_steps_of(lengths, device):
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def cu_groups_of(num_trajectories):
+    """Questions with 3, 2, 0, 1, 3, ... solutions, of which the last has those that are left."""
+    ends = itertools.accumulate(itertools.cycle((3, 2, 0, 1)), initial=0)
+    return torch.tensor([*itertools.takewhile(lambda end: end < num_trajectories, ends), num_trajectories]).int()
+
+
+def questions_of(lengths, seed=0):
+    """What describes the questions of a batch: few prefixes, so that steps have siblings, and any outcome."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    outcomes = torch.tensor([0.0, 0.3, 1.0, torch.nan])
+    return {
+        "cu_groups": cu_groups_of(len(lengths)),
+        "parent": torch.randint(3, (sum(lengths),), generator=generator) - 1,
+        "outcomes": outcomes[(torch.randint(4, (1,), generator=generator) + torch.arange(len(lengths)) * 3) % 4],
+    }
 
 
 def make_case(device, *, rows=40, width=24, lengths=LENGTHS, dtype=torch.float32, seed=0, norm=True, bias=True):
@@ -30,14 +51,15 @@ def make_case(device, *, rows=40, width=24, lengths=LENGTHS, dtype=torch.float32
         "bias": torch.randn(1, generator=generator) if bias else None,
         "norm_weight": torch.rand(width, generator=generator) + 0.5 if norm else None,
     }
+    case |= questions_of(lengths, seed)
     return {name: None if tensor is None else tensor.to(device) for name, tensor in case.items()}
 
 
 def exact_case(q, labels, lengths, device):
     """A case whose scores are `q` [S] to the bit, and whose gradient by hidden is that by the scores."""
-    steps = {"step_index": torch.arange(len(q), device=device), "cu_steps": cu_steps_of(lengths, device)}
-    weight = torch.ones(1, device=device)
-    return {"hidden": q.float()[:, None].to(device), "labels": labels.to(device), "weight": weight, **steps}
+    steps = {"step_index": torch.arange(len(q)), "cu_steps": cu_steps_of(lengths, "cpu"), "labels": labels}
+    case = {"hidden": q.float()[:, None], "weight": torch.ones(1), **steps, **questions_of(lengths)}
+    return {name: tensor.to(device) for name, tensor in case.items()}
 
 
 def run(case, *, upstream=1.0, needs=INPUTS, dtype=None, **options):
@@ -55,7 +77,26 @@ def run(case, *, upstream=1.0, needs=INPUTS, dtype=None, **options):
     return {name: tensor.detach().double().cpu() for name, tensor in results.items()}
 
 
-def define(case, *, loss="rank", zeta=4.0, norm_eps=1e-6, normalizer=None, upstream=1.0, total=batch_loss):
+def batch_loss(q, case, loss, zeta=4.0, *, compare=None, compare_weight=1.0, temperature=1.0, noise=(0.1, 0.1)):
+    """The sum of the losses by their definitions, 0-dim."""
+    of_trajectory, of_question = split_units(loss, compare)
+    total = q.sum() * 0.0
+    if of_trajectory is not None:
+        weights = {name: case.get(name) for name in ("step_weights", "trajectory_weights")}
+        total = (
+            total
+            + trajectory_definitions(
+                q, case["labels"], case["cu_steps"], of_trajectory, zeta, noise=noise, **weights
+            ).sum()
+        )
+    if of_question is not None:
+        factor = 1.0 if of_trajectory is None else compare_weight
+        options = LossOptions(zeta, temperature, *noise)
+        total = total + factor * question_definitions(q, case, of_question, options).sum()
+    return total
+
+
+def define(case, *, loss="rank", norm_eps=1e-6, normalizer=None, upstream=1.0, total=batch_loss, **options):
     """What `run` should return, from float64 scores and `definitions.py`, or another `total` of their losses.
 
     Beside it, under "terms", by name the largest sum of absolute terms that an element is made of: in float32 an
@@ -70,7 +111,7 @@ def define(case, *, loss="rank", zeta=4.0, norm_eps=1e-6, normalizer=None, upstr
     norm_weight = leaves.get("norm_weight", torch.ones(1))
     q = (x * norm_weight * leaves["weight"]).sum(1) + leaves.get("bias", torch.zeros(1))
     whole = len(q) if LOSSES[loss].normalised_by == "steps" else len(cu_steps) - 1
-    value = total(q, case["labels"], cu_steps, loss, zeta) / (normalizer or max(whole, 1))
+    value = total(q, case, loss, **options) / (normalizer or max(whole, 1))
     *gradients, dq = torch.autograd.grad(
         value * upstream, [*leaves.values(), q], allow_unused=True, materialize_grads=True
     )

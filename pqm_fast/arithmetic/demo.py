@@ -125,7 +125,7 @@ def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: in
         EvaluateConfig(
             data=(str(scored),),
             out=str(run.folder / "evaluation.json"),
-            aggregate=("min", "last", "mean", "prod"),
+            aggregate=("min", "last", "mean", "softmin", "prod"),
             n=(1, 2, 4, 8, 16),
         ),
         quiet=True,  # it would print 120 lines; the table at the end has what matters

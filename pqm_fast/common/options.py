@@ -8,10 +8,13 @@ from pqm_kernels.losses import LOSSES
 DType = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "sdpa"]
+_COMPARE = ("none", *(name for name, loss in LOSSES.items() if loss.unit == "question"))
 if TYPE_CHECKING:  # a type checker cannot read the choices from the table
     Loss = str
+    Compare = str
 else:
     Loss = Literal[tuple(LOSSES)]
+    Compare = Literal[_COMPARE]
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash is first because `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)

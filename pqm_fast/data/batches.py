@@ -14,11 +14,14 @@ WINDOW = 8192  # units that are packed together
 
 @dataclass(frozen=True)
 class PackingUnits:
-    """Trajectories in units that are packed into one batch as a whole: single trajectories or prefix trees."""
+    """Trajectories in units that are packed into one batch as a whole: single trajectories, or the solutions of one
+    question."""
 
     members: np.ndarray  # [N] numbers of trajectories, unit after unit
     ends: np.ndarray  # [U] the end of each unit in `members`
     sizes: np.ndarray  # [U] tokens to compute
+    divided: int = 0
+    """Questions that do not fit a batch, so that their solutions are in more than one unit."""
 
     @classmethod
     def single(cls, members: np.ndarray, lengths: np.ndarray) -> "PackingUnits":
@@ -26,27 +29,43 @@ class PackingUnits:
         return cls(members, np.arange(1, len(members) + 1), lengths)
 
     @classmethod
-    def prefix_trees(
-        cls, members: np.ndarray, question: np.ndarray, tokens: Callable[[int], np.ndarray], budget: int
+    def questions(
+        cls,
+        members: np.ndarray,
+        question: np.ndarray,
+        tokens: Callable[[int], np.ndarray],
+        budget: int,
+        *,
+        share: bool,
     ) -> "PackingUnits":
-        """The trajectories of one question are a unit, or as few units as keep each prefix tree within the budget.
+        """The trajectories of one question are a unit, or as few units as keep each within the budget.
 
         `question` [N] has equal numbers for trajectories of one question; `tokens` returns the tokens [L] of a
-        trajectory from its number. Raises ValueError if a single trajectory exceeds the budget.
+        trajectory from its number. `share`: a unit is a prefix tree, whose shared tokens count once. The units of a
+        question that is divided hold neighbours in the order of their tokens, which share the most. Raises ValueError
+        if a single trajectory exceeds the budget.
         """
-        ordered, starts, sizes, offset = [members[:0]], [], [], 0
+        ordered, starts, sizes, offset, divided = [members[:0]], [], [], 0, 0
         for positions in group_by_question(question):
             group = members[positions]
             sequences = [tokens(i) for i in group.tolist()]
             order, shared = prefix_order(sequences)
             lengths = np.array([len(s) for s in sequences], dtype=np.int64)[order]
-            tree_starts, tree_sizes = split_tree(lengths, shared, budget)
+            unit_starts, unit_sizes = split_tree(lengths, shared if share else np.zeros_like(shared), budget)
             ordered.append(group[order])
-            starts += [offset + start for start in tree_starts]
-            sizes += tree_sizes
+            starts += [offset + start for start in unit_starts]
+            sizes += unit_sizes
             offset += len(group)
+            divided += len(unit_sizes) > 1
         ends = np.array([*starts[1:], offset][: len(starts)], dtype=np.int64)
-        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64))
+        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), divided)
+
+    @classmethod
+    def prefix_trees(
+        cls, members: np.ndarray, question: np.ndarray, tokens: Callable[[int], np.ndarray], budget: int
+    ) -> "PackingUnits":
+        """`questions` as prefix trees."""
+        return cls.questions(members, question, tokens, budget, share=True)
 
     def batches(self, budget: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[np.ndarray]:
         """The trajectory numbers of each batch, planned by `plan_batches`."""

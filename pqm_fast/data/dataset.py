@@ -17,6 +17,7 @@ COLUMNS = {
     "steps_end": np.int64,
     "steps_cut": np.int32,
     "question": np.uint64,
+    "outcome": np.float32,
     "names": np.uint8,
     "names_end": np.int64,
 }
@@ -24,7 +25,7 @@ INFO = "info.json"
 
 
 class TrajectoryDataset:
-    """Labelled trajectories, `dataset[i]` -> Trajectory. `notes` is what a user should know about how it was made.
+    """Trajectories, `dataset[i]` -> Trajectory. `notes` is what a user should know about how it was made.
 
     Its pickle is the path of its folder: another process maps the same files.
     """
@@ -41,7 +42,7 @@ class TrajectoryDataset:
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         self.notes: list[str] = info["notes"]
         self.digest: str = info["digest"]
-        """A digest of all that is stored: tokens, step tokens, labels, questions and record ids."""
+        """A digest of all that is stored except outcomes: tokens, step tokens, labels, questions and record ids."""
 
     def __reduce__(self) -> tuple[type["TrajectoryDataset"], tuple[Path]]:
         return TrajectoryDataset, (self.folder.absolute(),)
@@ -58,6 +59,7 @@ class TrajectoryDataset:
             input_ids=self._part("ids", "ids_end", i),
             step_tokens=self._part("rows", "steps_end", i),
             labels=self._part("labels", "steps_end", i),
+            outcome=float(self.columns["outcome"][i]),
         )
 
     def name(self, i: int) -> str:
@@ -73,6 +75,12 @@ class TrajectoryDataset:
     def question(self) -> np.ndarray:
         """The question number of each trajectory [N] uint64: equal for equal questions."""
         return self.columns["question"]
+
+    @property
+    def outcome(self) -> np.ndarray:
+        """Whether each solution is right according to its record [N] float32: 1 right, 0 wrong, NaN unknown. All are
+        unknown if the data set was made without a judge."""
+        return self.columns["outcome"]
 
     @property
     def steps_cut(self) -> np.ndarray:

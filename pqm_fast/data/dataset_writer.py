@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,9 @@ class DatasetWriter:
     ) -> None:
         self._stack.close()
 
-    def add(self, encoded: Encoded, *, labels: list[float | None], question: int, name: str) -> None:
+    def add(
+        self, encoded: Encoded, *, labels: list[float | None], question: int, name: str, outcome: float = math.nan
+    ) -> None:
         """`labels` has one entry per step that was kept; `name` is the record id."""
         row = {
             "ids": encoded.input_ids,
@@ -48,6 +51,7 @@ class DatasetWriter:
             "names": np.frombuffer(name.encode(), dtype=np.uint8),
             "steps_cut": np.array([encoded.steps_cut]),
             "question": np.array([question], dtype=np.uint64),
+            "outcome": np.array([outcome]),
         }
         for end, flat in _FLAT_COLUMNS.items():
             self._ends[end] += len(row[flat])
@@ -61,7 +65,8 @@ class DatasetWriter:
         for column, dtype in COLUMNS.items():
             if parts := self._parts[column]:
                 flat = np.concatenate(parts).astype(dtype).tobytes()
-                self._digest.update(flat)
+                if column != "outcome":  # runs that need no outcomes are resumed whether or not they are known
+                    self._digest.update(flat)
                 self._checksums[column].update(flat)
                 self._files[column].write(flat)
                 parts.clear()

@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from pqm_kernels import Siblings, siblings
 
 from pqm_fast.data.questions import group_by_question
 from pqm_fast.data.trajectory import Trajectory
-from pqm_fast.data.tree import lay_out
+from pqm_fast.data.tree import laid_apart, lay_out
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """One micro-batch, as data hands it to the model.
 
-    Shapes: T tokens, S listed steps, B trajectories, G sequences. Without prefix trees, a sequence is a trajectory. In
-    a batch of prefix trees it is the suffix of tokens that a trajectory does not share with the one before it, and a
-    trajectory that shares all its tokens has no sequence. Sequences are laid end to end from row 0. Each of them
-    attends to a path of rows: the tokens of its whole trajectory. Rows after the last sequence are padding. The steps
-    of trajectory b are cu_steps[b]:cu_steps[b+1].
+    Shapes: T tokens, S listed steps, B trajectories, G sequences, Q questions. Without prefix trees, a sequence is a
+    trajectory. In a batch of prefix trees it is the suffix of tokens that a trajectory does not share with the one
+    before it, and a trajectory that shares all its tokens has no sequence. Sequences are laid end to end from row 0.
+    Each of them attends to a path of rows: the tokens of its whole trajectory. Rows after the last sequence are
+    padding. The steps of trajectory b are cu_steps[b]:cu_steps[b+1].
+
+    A batch of whole questions also has what a loss needs to compare their solutions: the fields from `cu_groups` on,
+    which are None in other batches. The solutions of question g are the trajectories cu_groups[g]:cu_groups[g+1].
     """
 
     input_ids: torch.Tensor  # [T] int64
@@ -33,6 +37,12 @@ class PackedBatch:
     path_lengths: tuple[int, ...]  # [G] rows of each path
     # [sum of path_lengths] int64 on the host, path after path; None if each path is the rows of its sequence
     paths: torch.Tensor | None = None
+    cu_groups: torch.Tensor | None = None  # [Q+1] int32
+    # [S] int32, the node of its question's prefix tree that a step continues: the token at which the step before it is
+    # read, whether that is listed or not, and for a first step -1, the question
+    parent: torch.Tensor | None = None
+    siblings: Siblings | None = None  # the steps with the same parent: three tensors [S] int32
+    outcomes: torch.Tensor | None = None  # [B] float32: 1 right, 0 wrong, or between them; NaN unknown
 
     @property
     def num_trajectories(self) -> int:
@@ -54,6 +64,8 @@ class PackedBatch:
             for name, value in vars(self).items()
             if torch.is_tensor(value) and name != "paths"
         }
+        if self.siblings is not None:
+            moved["siblings"] = Siblings(*(column.to(device, non_blocking=True) for column in self.siblings))
         return replace(self, **moved)
 
 
@@ -61,20 +73,22 @@ def pack(
     trajectories: Iterable[tuple[int, Trajectory]],
     *,
     question: np.ndarray | None = None,
+    share: bool = True,
     pad_to: int | None = None,
     labelled_only: bool = True,
 ) -> PackedBatch:
-    """Lays `(number, trajectory)` pairs end to end; with `question` [B], in prefix trees of those with equal numbers.
+    """Lays `(number, trajectory)` pairs end to end; with `question` [B], those with equal numbers together, as a group.
 
+    `share`: a group is laid out as a prefix tree; otherwise its trajectories have no row in common, in the same order.
     `pad_to` fills the token axis up to a fixed size, so that every batch has the same shape. `labelled_only` leaves
-    out steps without a label (training); otherwise every step is listed (scoring). Raises ValueError for more tokens
-    than `pad_to`.
+    out steps without a label; otherwise every step is listed (scoring, and losses that do not read labels). Raises
+    ValueError for more tokens than `pad_to`.
     """
     pairs = list(trajectories)
-    groups = [[pair] for pair in pairs]
-    if question is not None:
-        groups = [[pairs[i] for i in group] for group in group_by_question(question)]
-    return pack_trees(groups, pad_to=pad_to, labelled_only=labelled_only)
+    if question is None:
+        return _pack([[pair] for pair in pairs], True, pad_to, labelled_only, compared=False)
+    groups = [[pairs[i] for i in group] for group in group_by_question(question)]
+    return _pack(groups, share, pad_to, labelled_only, compared=True)
 
 
 def pack_trees(
@@ -85,14 +99,29 @@ def pack_trees(
     The trajectories of a group are sorted by their tokens. One row may belong to steps of several trajectories:
     `step_tokens` then has duplicates. `pad_to`, `labelled_only` and errors as in `pack`.
     """
+    return _pack(groups, True, pad_to, labelled_only, compared=True)
+
+
+def _pack(
+    groups: Iterable[Sequence[tuple[int, Trajectory]]],
+    share: bool,
+    pad_to: int | None,
+    labelled_only: bool,
+    *,
+    compared: bool,
+) -> PackedBatch:
+    """`compared`: with the fields that compare the trajectories of a group."""
     ids, positions, paths, step_tokens, labels, counts, members = [], [], [], [], [], [], []
     lengths, path_lengths = [], []
+    group_sizes, parents, outcomes = [], [], []
     offset = 0
     for group in groups:
-        layout = lay_out([t.input_ids for _, t in group])
+        tree = lay_out([t.input_ids for _, t in group])
+        layout = tree if share else laid_apart(tree)
         ids.append(layout.input_ids)
         positions.append(layout.position_ids)
-        for i, path, suffix_length in zip(layout.order, layout.paths, layout.suffix_lengths.tolist(), strict=True):
+        columns = (layout.order, layout.paths, layout.suffix_lengths.tolist(), tree.paths)
+        for i, path, suffix_length, nodes in zip(*columns, strict=True):
             number, t = group[i]
             if suffix_length:
                 lengths.append(suffix_length)
@@ -103,6 +132,10 @@ def pack_trees(
             labels.append(t.labels[keep])
             counts.append(int(keep.sum()))
             members.append(int(number))
+            if compared:
+                parents.append(np.concatenate([[-1], nodes[t.step_tokens]])[:-1][keep])
+                outcomes.append(t.outcome)
+        group_sizes.append(len(group))
         offset += len(layout.input_ids)
     if pad_to is not None:
         if offset > pad_to:
@@ -113,14 +146,29 @@ def pack_trees(
     def flat(parts: list[np.ndarray], dtype: type) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False))
 
-    return PackedBatch(
+    batch = PackedBatch(
         input_ids=flat(ids, np.int64),
         position_ids=flat(positions, np.int64),
         lengths=tuple(lengths),
         step_tokens=flat(step_tokens, np.int64),
         labels=flat(labels, np.float32),
-        cu_steps=torch.from_numpy(np.cumsum([0, *counts]).astype(np.int32)),
+        cu_steps=_ends(counts),
         members=tuple(members),
         path_lengths=tuple(path_lengths),
         paths=flat(paths, np.int64) if lengths != path_lengths else None,
     )
+    if not compared:
+        return batch
+    cu_groups, parent = _ends(group_sizes), flat(parents, np.int32)
+    return replace(
+        batch,
+        cu_groups=cu_groups,
+        parent=parent,
+        siblings=siblings(parent, batch.cu_steps, cu_groups),
+        outcomes=torch.tensor(outcomes, dtype=torch.float32),
+    )
+
+
+def _ends(counts: list[int]) -> torch.Tensor:
+    """[len(counts) + 1] int32: where each part begins, and the end of the last."""
+    return torch.from_numpy(np.cumsum([0, *counts]).astype(np.int32))

@@ -1,4 +1,4 @@
-"""The token cache: labelled records are tokenised once, kept on disk, and checked before each use."""
+"""The token cache: records are tokenised once, kept on disk, and checked before each use."""
 
 import hashlib
 import json
@@ -15,22 +15,29 @@ from pqm_fast.data.dataset_writer import find_damage
 from pqm_fast.data.encode import Encoder
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.source_key import source_key
-from pqm_fast.data.tokenise import tokenise
+from pqm_fast.data.tokenise import Wanted, tokenise
 from pqm_fast.errors import PQMError
 
-LAYOUT = 3  # raise it when the stored files change: older caches are then ignored
+LAYOUT = 4  # raise it when the stored files change: older caches are then ignored
+
+
+LABELS_ALONE = Wanted()
 
 
 def load_dataset(
-    paths: Sequence[str], options: ReadOptions, encoder: Encoder, cache_dir: str | None = None
+    paths: Sequence[str],
+    options: ReadOptions,
+    encoder: Encoder,
+    cache_dir: str | None = None,
+    wanted: Wanted = LABELS_ALONE,
 ) -> TrajectoryDataset:
-    """Labelled records as a data set: from the cache if every byte there is intact, otherwise read and tokenised.
+    """Records as a data set: from the cache if every byte there is intact, otherwise read and tokenised.
 
     Damage to the cache is reported in `.notes`. Raises PQMError, naming the record, for anything that cannot be used;
     with `options.skip_bad` such records are counted in `.notes` instead. A record without any label cannot be trained
-    on and counts as bad.
+    on and counts as bad, unless `wanted` needs no labels.
     """
-    root, key = _cache_root(cache_dir), _cache_key(paths, options, encoder)
+    root, key = _cache_root(cache_dir), _cache_key(paths, options, encoder, wanted)
     folder = root / key
     remove_leftovers(root)
     notes = []
@@ -39,8 +46,8 @@ def load_dataset(
         with temporary_beside(folder) as aside:
             os.rename(folder, aside)
     if not folder.exists():
-        _fill(folder, paths, options, encoder)
-        if _cache_key(paths, options, encoder) != key:
+        _fill(folder, paths, options, encoder, wanted)
+        if _cache_key(paths, options, encoder, wanted) != key:
             shutil.rmtree(folder)
             raise PQMError(f"{', '.join(paths)}: changed while being read; start again when it is complete")
     dataset = TrajectoryDataset(folder)
@@ -48,10 +55,10 @@ def load_dataset(
     return dataset
 
 
-def _fill(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
+def _fill(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder, wanted: Wanted) -> None:
     try:
         with atomic_folder(folder) as temporary:
-            tokenise(temporary, paths, options, encoder)
+            tokenise(temporary, paths, options, encoder, wanted)
     except OSError as error:
         if not (folder / INFO).exists():  # if it exists, another run has made the same one meanwhile
             raise PQMError(
@@ -66,7 +73,7 @@ def _cache_root(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqm-fast"
 
 
-def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> str:
+def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder, wanted: Wanted) -> str:
     """A digest of everything that the stored tokens depend on."""
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     tokenizer = backend.to_str() if backend is not None else repr(encoder.tokenizer)
@@ -77,6 +84,8 @@ def _cache_key(paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> 
         encoder.max_length,
         encoder.bos,
         tokenizer,
+        wanted.judge is not None,
+        wanted.labels,
     ]
     parts += [source_key(path) for path in paths]
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()

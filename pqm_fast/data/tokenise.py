@@ -1,6 +1,8 @@
-"""Turns labelled records into the files of a TrajectoryDataset."""
+"""Turns records into the files of a TrajectoryDataset."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pqm_fast.data.dataset_writer import DatasetWriter
@@ -11,9 +13,22 @@ from pqm_fast.data.read import CHUNK, SkipSummary, chunks, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 
+Judge = Callable[[Record], float]
 
-def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder) -> None:
-    """Reads and tokenises labelled records into a folder that exists.
+
+@dataclass(frozen=True)
+class Wanted:
+    """What training needs to know about each solution."""
+
+    judge: Judge | None = None
+    """Tells the outcome of a record's solution: 1 right, 0 wrong, NaN unknown. It raises RecordError for a record that
+    it cannot read. None: outcomes are not needed, and count as unknown."""
+    labels: bool = True
+    """A record without any step label is bad."""
+
+
+def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Encoder, wanted: Wanted) -> None:
+    """Reads and tokenises records into a folder that exists.
 
     Raises PQMError for a record that cannot be used (with `options.skip_bad` it is counted in the data set's notes),
     and if none can be used.
@@ -23,19 +38,21 @@ def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: 
     with DatasetWriter(folder) as writer:
         for records in chunks(read_all(paths, options, skipped), CHUNK):
             for record, encoded in zip(records, encoder(records), strict=True):
-                problem = _problem(record, encoded)
+                outcome, problem = _outcome(record, wanted.judge)
+                problem = problem or _problem(record, encoded, wanted.labels)
                 if problem is not None and not options.skip_bad:
                     raise PQMError(f"{', '.join(paths)}: {problem}") from problem
                 if problem is not None:
                     skipped.add(problem.kind, str(problem))
                     continue
                 assert isinstance(encoded, Encoded)
-                assert record.labels is not None
-                labels = record.labels[: len(encoded.step_tokens)]
-                if all(label is None for label in labels):
+                kept_steps = len(encoded.step_tokens)
+                labels = (record.labels or [None] * kept_steps)[:kept_steps]
+                if wanted.labels and all(label is None for label in labels):
                     without_label += 1
                     continue
-                writer.add(encoded, labels=labels, question=question_number(record.prompt), name=record.id)
+                question = question_number(record.prompt)
+                writer.add(encoded, labels=labels, question=question, name=record.id, outcome=outcome)
                 cut_records += encoded.steps_cut > 0
                 cut_steps += encoded.steps_cut
             writer.flush()
@@ -54,10 +71,17 @@ def tokenise(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: 
         writer.finish(notes)
 
 
-def _problem(record: Record, encoded: Encoded | RecordError) -> RecordError | None:
+def _outcome(record: Record, judge: Judge | None) -> tuple[float, RecordError | None]:
+    try:
+        return math.nan if judge is None else judge(record), None
+    except RecordError as error:
+        return math.nan, error
+
+
+def _problem(record: Record, encoded: Encoded | RecordError, needs_labels: bool) -> RecordError | None:
     if isinstance(encoded, RecordError):
         return encoded
-    if record.labels is not None and any(label is not None for label in record.labels):
+    if not needs_labels or (record.labels is not None and any(label is not None for label in record.labels)):
         return None
     return RecordError(
         f"record {record.id}: no step has a label, so there is nothing to learn from it; leave it out with --skip-bad",

@@ -40,6 +40,14 @@ def lay_out(sequences: Sequence[np.ndarray]) -> TreeLayout:
     return TreeLayout(order, paths, suffix_lengths, ids, position)
 
 
+def laid_apart(tree: TreeLayout) -> TreeLayout:
+    """The trajectories of `tree` in its order, laid end to end: each has all its tokens as rows of its own."""
+    lengths = np.array([len(path) for path in tree.paths], dtype=np.int64)
+    rows = np.concatenate([np.zeros(0, np.int64), *tree.paths])
+    paths = np.split(np.arange(len(rows)), np.cumsum(lengths)[:-1]) if len(lengths) else []
+    return TreeLayout(tree.order, paths, lengths, tree.input_ids[rows], tree.position_ids[rows])
+
+
 def prefix_order(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(order [n] int64, shared [n] int64) of token sequences ([L] integers each).
 

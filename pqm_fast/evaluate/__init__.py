@@ -3,8 +3,10 @@
 from pqm_fast.evaluate.aggregate import aggregate
 from pqm_fast.evaluate.best_of_n import best_of_n, mean_accuracy, pass_at_n
 from pqm_fast.evaluate.error_types import by_type
+from pqm_fast.evaluate.platt import platt_scaling
 from pqm_fast.evaluate.pools import evaluate_pools
 from pqm_fast.evaluate.prm_score import prm_score
+from pqm_fast.evaluate.probabilities import cross_scaled, probability_errors, scaled_from
 from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
 from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
 from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
@@ -23,6 +25,7 @@ __all__ = [
     "calibrated_metrics",
     "calibration",
     "cross_calibrated",
+    "cross_scaled",
     "cross_thresholds",
     "evaluate_pools",
     "evaluate_steps",
@@ -30,8 +33,11 @@ __all__ = [
     "majority_vote",
     "mean_accuracy",
     "pass_at_n",
+    "platt_scaling",
     "prm_score",
+    "probability_errors",
     "processbench",
+    "scaled_from",
     "self_consistency",
     "step_metrics",
     "table",

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 PANELS = 12  # the most panels for policies; more are too small to read
 FEWEST = 10  # correct and wrong steps for a point of the curve: with fewer, AUROC is noise
-COLORS = {"min": "#1f6fb4", "last": "#e07b39", "mean": "#3c9d5d", "prod": "#9256a8", "max": "#b8444f"}
+COLORS = {
+    "min": "#1f6fb4",
+    "last": "#e07b39",
+    "mean": "#3c9d5d",
+    "softmin": "#c2a01c",
+    "prod": "#9256a8",
+    "max": "#b8444f",
+}
 GREY = "#8a93a6"
 
 
@@ -96,7 +103,7 @@ def _curve(ax: "Axes", by_n: dict[str, Any], label: str, color: str, style: str)
 
 def _step_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
     if summary.get("calibration", {}).get("bins"):
-        yield lambda ax: _calibration(ax, summary["calibration"])
+        yield lambda ax: _calibration(ax, summary["calibration"], summary.get("probabilities", {}).get("bins", []))
     rows = [
         row
         for row in summary.get("auroc_by_position", {}).get("rows", [])
@@ -108,7 +115,7 @@ def _step_panels(summary: dict[str, Any]) -> Iterator[Callable[["Axes"], None]]:
         yield lambda ax: _types(ax, summary["by_type"])
 
 
-def _calibration(ax: "Axes", curve: dict[str, Any]) -> None:
+def _calibration(ax: "Axes", curve: dict[str, Any], scaled_bins: list[dict[str, Any]]) -> None:
     low, steps, predicted, correct = (
         [entry[key] for entry in curve["bins"]] for key in ("low", "steps", "predicted", "correct")
     )
@@ -118,6 +125,9 @@ def _calibration(ax: "Axes", curve: dict[str, Any]) -> None:
     ax.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
     label = f"model (error {curve['error']:.3f})"
     ax.plot(predicted, correct, "-o", color=COLORS["min"], markersize=4, label=label)
+    if scaled_bins:
+        points = ([entry[key] for entry in scaled_bins] for key in ("predicted", "correct"))
+        ax.plot(*points, "--s", color=COLORS["last"], markersize=4, label="after Platt scaling")
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="sigmoid(q)", ylabel="share of correct steps")
     ax.set_title("Calibration")
     _legend_below(ax)

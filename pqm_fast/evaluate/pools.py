@@ -10,10 +10,13 @@ from tqdm import tqdm
 
 from pqm_fast.data.candidate import Candidate
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.aggregate import AGGREGATORS, aggregate_all, log_weight
-from pqm_fast.evaluate.answers import answer_of, gold_answer, group_answers, right_answer
+from pqm_fast.evaluate.aggregate import AGGREGATORS, TEMPERATURE, aggregate_all, log_odds, log_weight
+from pqm_fast.evaluate.answers import answer_of, group_answers
 from pqm_fast.evaluate.best_of_n import expected_best, mean_accuracy
+from pqm_fast.evaluate.calibrate import FOLDS, deal
 from pqm_fast.evaluate.estimate import Estimate
+from pqm_fast.evaluate.outcomes import judged
+from pqm_fast.evaluate.probabilities import cross_scaled
 from pqm_fast.evaluate.steps import Scored, checked
 from pqm_fast.evaluate.vote import DRAWS, expected_votes, majority_vote
 from pqm_fast.scoring.stored import Scores
@@ -41,6 +44,7 @@ def evaluate_pools(
     draws: int = DRAWS,
     seed: int = 0,
     progress: bool = False,
+    temperature: float = TEMPERATURE,
 ) -> dict[str, Any]:
     """Best-of-N over candidate solutions: records with `question_id` in `extra` (`Candidate`).
 
@@ -56,17 +60,21 @@ def evaluate_pools(
         ties: who wins a tied majority vote of the whole pool, `share` or `first` (`majority_vote`).
         draws, seed: random subsets per question for the votes of n, where there are more than that.
         progress: show a bar over the questions while their answers are compared.
+        temperature: of `softmin` (`aggregate`).
 
     Returns:
         `overall` (all candidates of a question as one pool) and `policies` (one entry per policy): each holds
         `questions`, `candidates`, `mean_accuracy`, `majority_vote`, `best_of_n[how][n]`, `self_consistency[n]`,
         `weighted_vote[how][n]` and `pass_at_n[n]`. A figure is {mean, low, high, questions, sampling_error} and n is a
         string. `majority_vote` is over the whole pool whatever n is, and adds the rule `ties` and `votes`, their mean
-        number per question. `left_out`: what is missing, and why. JSON-ready.
+        number per question. `temperature`: if `softmin` is among `how`. `solution_probabilities[how]`: the
+        result of `cross_scaled` for the candidates' aggregated scores and correctness, if it can be computed.
+        `left_out`: what is missing, and why. JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a candidate whose `correct` is not true, false or a number
-            from 0 to 1, a NaN score, an unknown aggregator, n < 1, draws < 2, or seed < 0.
+            from 0 to 1, a NaN score, an unknown aggregator, a temperature that is not finite and above 0, n < 1,
+            draws < 2, or seed < 0.
     """
     if ns is not None and min(ns, default=1) < 1:
         raise PQMError(f"n must be at least 1, found {min(ns)}")
@@ -74,21 +82,31 @@ def evaluate_pools(
     groups = _by_question(scored, remarks)
     result: dict[str, Any] = {}
     if groups:
-        columns, pools = _columns(groups, how, remarks, progress)
+        columns, pools = _columns(groups, how, temperature, remarks, progress)
         requested = ns or ()
         if ns is None:
             median_size = sorted(map(len, pools))[len(pools) // 2]
             ns = [2**k for k in range(median_size.bit_length())]
         ns = sorted(set(ns))
+        if "softmin" in how:
+            result["temperature"] = temperature
         result["overall"] = _figures(columns, pools, ns, ties, draws, seed)
         result["policies"] = {
             name: _figures(columns, policy_pools, ns, ties, draws, seed)
             for name, policy_pools in sorted(_by_policy(columns, pools).items())
         }
+        folds = deal([group[0][0].record.prompt for group in groups])
+        result["solution_probabilities"] = _probabilities(columns, pools, folds)
     result["left_out"] = [f"{count} {reason}" for reason, count in remarks.items()]
     if not groups:
         result["left_out"].append("Best-of-N: no candidate solutions whose correctness is known")
         return result
+    if not result["solution_probabilities"]:
+        del result["solution_probabilities"]
+        result["left_out"].append(
+            f"probabilities of solutions: {FOLDS - 1} of {FOLDS} parts of the questions must hold correct and wrong "
+            "ones"
+        )
     for name, figures in [("all candidates", result["overall"]), *result["policies"].items()]:
         for n in requested:
             if str(n) not in figures["pass_at_n"]:
@@ -115,7 +133,11 @@ def _by_question(scored: Scored, remarks: Counter[str]) -> list[list[tuple[Candi
 
 
 def _columns(
-    groups: list[list[tuple[Candidate, Scores]]], how: Sequence[str], remarks: Counter[str], progress: bool
+    groups: list[list[tuple[Candidate, Scores]]],
+    how: Sequence[str],
+    temperature: float,
+    remarks: Counter[str],
+    progress: bool,
 ) -> tuple[_Columns, Pools]:
     correct, classes = [], []
     for group in tqdm(groups, desc="answers", unit="question", disable=not progress, dynamic_ncols=True):
@@ -136,30 +158,25 @@ def _columns(
         policy=[candidate.policy for candidate, _ in pairs],
         correct=np.array(correct),
         answer=np.array(classes),
-        scores={name: aggregate_all([scores for _, scores in pairs], name) for name in dict.fromkeys(how)},
+        scores={name: aggregate_all([scores for _, scores in pairs], name, temperature) for name in dict.fromkeys(how)},
     )
     return columns, np.split(np.arange(len(pairs)), np.cumsum([len(group) for group in groups])[:-1])
 
 
-def judged(candidates: Sequence[Candidate], answers: Sequence[str | None]) -> list[float]:
-    """The correctness in [0, 1] of solutions to one question.
-
-    It is `correct` where the candidate has it. Elsewhere it is 1 if the final answer of the solution, in `answers`, is
-    right for `answer` (`right_answer`), and 0 if it is not or if there is no final answer.
-    """
-    correct = []
-    verdicts: dict[tuple[str, str], bool] = {}  # one comparison for each pair of a final answer and a right answer
-    for candidate, answer in zip(candidates, answers, strict=True):
-        if candidate.correct is not None:
-            correct.append(candidate.correct)
-        elif answer is None or candidate.answer is None:
-            correct.append(0.0)
-        else:
-            pair = answer, candidate.answer
-            if pair not in verdicts:  # GSM8K and MATH give a whole solution as the right answer
-                verdicts[pair] = right_answer(answer, gold_answer(candidate.answer))
-            correct.append(float(verdicts[pair]))
-    return correct
+def _probabilities(columns: _Columns, pools: Pools, folds: np.ndarray) -> dict[str, Any]:
+    """{aggregator: the result of `cross_scaled`}; empty if the folds do not allow it. A candidate that was cut off has
+    no probability: it is not part of these figures."""
+    fold = np.empty(len(columns.correct), dtype=np.int64)
+    for pool, pool_fold in zip(pools, folds, strict=True):
+        fold[pool] = pool_fold
+    results = {}
+    for name, scores in columns.scores.items():
+        has_score = np.isfinite(scores)
+        logit = log_odds(scores[has_score], name)
+        scaled = cross_scaled(logit, columns.correct[has_score], fold[has_score])
+        if scaled is not None:
+            results[name] = scaled
+    return results
 
 
 def _by_policy(columns: _Columns, pools: Pools) -> dict[str, Pools]:

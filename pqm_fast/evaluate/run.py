@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pqm_fast.common.files import file_to_write, write_json
 from pqm_fast.common.options import Text
@@ -11,6 +11,7 @@ from pqm_fast.data.candidate import Candidate, has_question_id
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.aggregate import TEMPERATURE, check_temperature
 from pqm_fast.evaluate.pools import evaluate_pools
 from pqm_fast.evaluate.steps import Pair, evaluate_steps
 from pqm_fast.evaluate.table import table
@@ -19,7 +20,7 @@ from pqm_fast.scoring.cut_off import CutOff
 from pqm_fast.scoring.options import ScoringOptions
 from pqm_fast.scoring.stored import SCORED_BY, model_name, scores_of
 
-Aggregator = Literal["min", "last", "mean", "prod", "max"]
+Aggregator = Literal["min", "last", "mean", "softmin", "prod", "max"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class EvaluateConfig:
     """Checkpoint to score the records with; without it the records must already have scores."""
     out: str | None = None
     """JSON file for the results, with pictures of the same name beside it. Default: they are only printed."""
-    aggregate: tuple[Aggregator, ...] = ("min", "last", "mean", "prod", "max")
-    """How to compute a solution's score from its steps' Q-values (prod: logarithm of the product of the sigmoids)."""
+    aggregate: tuple[Aggregator, ...] = get_args(Aggregator)
+    """How to compute a solution's score from its steps' Q-values (prod: logarithm of the product of the sigmoids;
+    softmin: between min and mean)."""
+    temperature: float = TEMPERATURE
+    """Temperature of softmin, in logits: close to min if it is low, close to mean if it is high."""
     n: tuple[int, ...] = ()
     """Pool sizes N of Best-of-N. Default: 1, 2, 4, ... as far as the pools go."""
     threshold: float = 0.0
@@ -41,7 +45,8 @@ class EvaluateConfig:
     of 0: compare models by the calibrated figures, which are printed beside those at this threshold."""
     calibrate: tuple[str, ...] = ()
     """Records of other questions, in the formats of --data: the calibrated figures use the thresholds that are best on
-    them. Default: the thresholds for each fifth of the questions come from the other four."""
+    them, and the probabilities of steps the Platt scaling fitted on them. Default: those for each fifth of the
+    questions come from the other four."""
     by: Text = "error_type"
     """Field of the records to break the step figures down by."""
     draws: int = DRAWS
@@ -50,6 +55,9 @@ class EvaluateConfig:
     """Seed of these random subsets."""
     read: ReadOptions = field(default_factory=ReadOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
 
 def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
                 draws=config.draws,
                 seed=config.seed,
                 progress=config.scoring.progress and not quiet,
+                temperature=config.temperature,
             )
         )
     if not parts:

@@ -28,20 +28,26 @@ def calibration(scores: Trajectories, labels: Trajectories) -> dict[str, Any]:
     """
     q, label, _ = flatten(scores, labels)
     used = ~(np.isnan(q) | np.isnan(label))
-    p, y = np.exp(log_sigmoid(q[used])), label[used]
-    bin_of_step = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
-    bins, error = [], 0.0
-    for k in np.unique(bin_of_step):
-        in_bin = bin_of_step == k
-        predicted, correct, steps = float(p[in_bin].mean()), float(y[in_bin].mean()), int(in_bin.sum())
-        error += steps * abs(predicted - correct) / p.size
-        edges = {"low": k / BINS, "high": (k + 1) / BINS}
-        bins.append({**edges, "predicted": predicted, "correct": correct, "steps": steps})
+    q, y = q[used], label[used]
+    bins = reliability_bins(q, y)
     return {
         "bins": bins,
-        "error": error if p.size else None,
-        "brier": float(((p - y) ** 2).mean()) if p.size else None,
+        "error": sum(b["steps"] * abs(b["predicted"] - b["correct"]) for b in bins) / q.size if q.size else None,
+        "brier": float(((np.exp(log_sigmoid(q)) - y) ** 2).mean()) if q.size else None,
     }
+
+
+def reliability_bins(logit: np.ndarray, label: np.ndarray) -> list[dict[str, Any]]:
+    """The `bins` of `calibration`, from [steps] logits and labels without a missing one."""
+    p = np.exp(log_sigmoid(logit))
+    bin_of_step = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)
+    bins = []
+    for k in np.unique(bin_of_step):
+        in_bin = bin_of_step == k
+        predicted, correct, steps = float(p[in_bin].mean()), float(label[in_bin].mean()), int(in_bin.sum())
+        edges = {"low": k / BINS, "high": (k + 1) / BINS}
+        bins.append({**edges, "predicted": predicted, "correct": correct, "steps": steps})
+    return bins
 
 
 def auroc_by_position(

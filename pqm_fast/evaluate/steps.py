@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.calibrate import FOLDS, ON_FOLDS, ON_OTHERS
+from pqm_fast.evaluate.calibrate import FOLDS, ON_FOLDS, ON_OTHERS, deal
 from pqm_fast.evaluate.error_types import by_type
+from pqm_fast.evaluate.probabilities import cross_scaled, scaled_from
 from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
 from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
-from pqm_fast.evaluate.step_metrics import step_metrics
+from pqm_fast.evaluate.step_metrics import flatten, step_metrics
 from pqm_fast.evaluate.step_thresholds import StepThresholds, calibrated_metrics, cross_thresholds, thresholds_from
 from pqm_fast.scoring.stored import Scores
 
@@ -27,12 +30,13 @@ def evaluate_steps(
     Args:
         threshold: a step counts as predicted wrong below this Q-value.
         by: the field of `extra` that names a record's type of error.
-        calibrate: other pairs, for the thresholds of the calibrated figures. Without them, each question's thresholds
-            come from the other questions (`cross_thresholds`, `cross_calibrated`).
+        calibrate: other pairs, for the thresholds of the calibrated figures and for Platt scaling. Without them, those
+            of each question come from the other questions (`cross_thresholds`, `cross_calibrated`, `cross_scaled`).
 
     Returns:
         `threshold`; `steps`: the results of `step_metrics` and `calibrated_metrics`; `step_thresholds`: {figure: its
-        thresholds} and `calibrated_on`, if there are any; `calibration`, `auroc_by_position`: the results of
+        thresholds} and `calibrated_on`, if there are any, and with them `probabilities`, the result of `cross_scaled`
+        or `scaled_from`; `calibration`, `auroc_by_position`: the results of
         `step_curves`, with the length of a step in characters; `by_type`: {field, types} with the result of
         `error_types.by_type`, if records have the field. If the labels of every record name a first error (all steps
         correct, or correct up to a wrong step and none labelled correct after it): `processbench`, its result at
@@ -58,9 +62,12 @@ def evaluate_steps(
     step_thresholds = _thresholds(records, labels, scores, other_pairs)
     result["steps"] = step_metrics(scores, labels, threshold) | calibrated_metrics(scores, labels, step_thresholds)
     if step_thresholds is None:
-        result["left_out"].append(f"calibrated step figures: {TOO_FEW} correct and wrong steps")
+        result["left_out"].append(f"calibrated step figures and probabilities: {TOO_FEW} correct and wrong steps")
     else:
         result["step_thresholds"] = {**step_thresholds.chosen, "calibrated_on": step_thresholds.calibrated_on}
+    probabilities = _probabilities(records, labels, scores, other_pairs)
+    if probabilities is not None:
+        result["probabilities"] = probabilities
     result["calibration"] = calibration(scores, labels)
     lengths = [[len(step) for step in record.steps] for record in records]
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
@@ -159,6 +166,23 @@ def _thresholds(
         )
     except PQMError as error:
         raise PQMError(f"calibrate: {error}") from None
+
+
+def _probabilities(
+    records: list[Record],
+    labels: list[list[float | None]],
+    scores: list[Sequence[float | None]],
+    other_pairs: list[Pair] | None,
+) -> dict[str, Any] | None:
+    """After `_thresholds`, which refuses other pairs without labels."""
+    q, label, trajectory = flatten(scores, labels)
+    used = ~(np.isnan(q) | np.isnan(label))
+    if other_pairs is None:
+        folds = deal([record.prompt for record in records])
+        return cross_scaled(q[used], label[used], folds[trajectory[used]])
+    other_q, other_label, _ = flatten([q for _, q in other_pairs], [record.labels or [] for record, _ in other_pairs])
+    other_used = ~(np.isnan(other_q) | np.isnan(other_label))
+    return scaled_from(q[used], label[used], other_q[other_used], other_label[other_used])
 
 
 def checked(record: Record, scores: Sequence[float | None]) -> Pair:

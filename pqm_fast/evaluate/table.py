@@ -3,13 +3,14 @@
 from typing import Any
 
 from pqm_fast.evaluate.best_of_n import something_to_choose
+from pqm_fast.evaluate.probabilities import EQUAL_BINS
 from pqm_fast.evaluate.step_curves import BINS
 from pqm_fast.evaluate.step_thresholds import calibrated
 
 
 def table(summary: dict[str, Any]) -> str:
     """The result of `evaluate_steps` or `evaluate_pools` (or both in one dict) as aligned plain text."""
-    sections = (_steps, _types, _positions, _calibration, _processbench, _pools)
+    sections = (_steps, _types, _positions, _calibration, _processbench, _pools, _probabilities)
     parts = [section(summary) for section in sections]
     if summary.get("left_out"):
         parts.append("Left out\n" + "\n".join(f"  {reason}" for reason in summary["left_out"]))
@@ -91,6 +92,35 @@ def _calibration(summary: dict[str, Any]) -> str:
     return f"Calibration\n{_aligned(rows)}\n{note}"
 
 
+PROBABILITY_COLUMNS = {"brier": "Brier score", "log_loss": "log loss", "ece": "ECE"}
+
+
+def _probabilities(summary: dict[str, Any]) -> str:
+    steps, solutions = summary.get("probabilities"), summary.get("solution_probabilities", {})
+    entries = ({"step": steps} if steps else {}) | solutions
+    if not entries:
+        return ""
+    rows = [["", "number", "slope", "offset", *PROBABILITY_COLUMNS.values()]]
+    for name, entry in entries.items():
+        lines = [_range(entry[key]) for key in ("slope", "offset")]
+        pairs = [f"{_number(entry['before'][key])} / {_number(entry['after'][key])}" for key in PROBABILITY_COLUMNS]
+        rows.append([name, str(entry["count"]), *lines, *pairs])
+    notes = [
+        "step: that it is correct, sigmoid(q) / sigmoid(slope * q + offset); min, ...: the same of a solution, with its"
+        "\n  score by this aggregator in place of q (for prod the logit of the product);",
+        f"ECE: calibration error with {EQUAL_BINS} bins of equal mass; the slope and the offset come from:",
+    ]
+    if steps:
+        notes.append(f"steps: {steps['calibrated_on']}")
+    if solutions:
+        notes.append(f"solutions: {next(iter(solutions.values()))['calibrated_on']}")
+    return "\n".join(["Probabilities before / after Platt scaling", _aligned(rows), *(f"  {note}" for note in notes)])
+
+
+def _range(values: list[float]) -> str:
+    return " to ".join(dict.fromkeys((f"{min(values):.3g}", f"{max(values):.3g}")))
+
+
 def _processbench(summary: dict[str, Any]) -> str:
     if "processbench" not in summary:
         return ""
@@ -141,6 +171,8 @@ def _pools(summary: dict[str, Any]) -> str:
         "majority (how ties are decided): the vote of a question's whole pool; votes: mean number per question",
         f"votes of n: standard error of random subsets at most {noise:.4f}; all else is exact over subsets",
     ]
+    if "temperature" in summary:
+        notes.append(f"softmin: at temperature {summary['temperature']:g}")
     title = "Best-of-N: expected accuracy over all subsets of n candidates, +- 95% interval over questions"
     return "\n".join([title, _aligned(rows), *(f"  {note}" for note in notes)])
 

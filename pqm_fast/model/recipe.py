@@ -1,4 +1,4 @@
-"""The recipe that a checkpoint was trained with: template, loss and margin."""
+"""The recipe that a checkpoint was trained with: the template, and the losses with their numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,12 @@ class Recipe:
     loss: str = "rank"
     zeta: float = 4.0
     """The margin between correct and incorrect steps in the ranking loss (PQM, arXiv 2410.11287)."""
+    compare: str | None = None
+    """The loss that was added to compare the solutions of a question."""
+    compare_weight: float = 1.0
+    temperature: float = 1.0
+    noise: tuple[float, float] = (0.1, 0.1)
+    """The rates of wrong labels before the first error and from there on, as the loss took them."""
 
     @classmethod
     def from_config(cls, config: Any, path: str) -> "Recipe":
@@ -29,10 +35,15 @@ class Recipe:
             )
         try:
             texts, loss, zeta = entry["template"], entry["loss"], entry["zeta"]
-            if not all(isinstance(text, str) for text in (*texts.values(), loss)) or not isinstance(zeta, int | float):
+            compare = entry.get("compare", cls.compare)  # from here on, entries that earlier checkpoints do not have
+            weight, temperature = entry.get("compare_weight", 1.0), entry.get("temperature", 1.0)
+            before, after = entry.get("noise", cls.noise)
+            if not all(isinstance(text, str) for text in (*texts.values(), loss, compare or "")) or not all(
+                isinstance(number, int | float) for number in (zeta, weight, temperature, before, after)
+            ):
                 raise TypeError("a value has the wrong type")
-            return cls(Template(**texts), loss, zeta)
-        except (KeyError, TypeError, AttributeError, PQMError) as error:
+            return cls(Template(**texts), loss, zeta, compare, weight, temperature, (before, after))
+        except (KeyError, TypeError, ValueError, AttributeError, PQMError) as error:
             raise PQMError(f"{path}: the {CONFIG_KEY!r} entry of config.json is damaged ({error!r})") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pqm_kernels import StepLoss, step_loss
+from pqm_kernels import LOSSES, StepLoss, step_loss
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -92,25 +92,39 @@ class StepQModel(PackedDecoder):
         *,
         loss: str,
         zeta: float,
+        compare: str | None = None,
+        compare_weight: float = 1.0,
+        temperature: float = 1.0,
+        noise: tuple[float, float] = (0.1, 0.1),
         normalizer: torch.Tensor | float | None = None,
     ) -> StepLoss:
         """Returns `.loss` (scalar, float32) and `.q` [S] (float32, detached) of the listed steps of a batch on the
         host.
 
-        `plan`: the plan of the batch from `planner()`, if it was made in advance.
+        `plan`: the plan of the batch from `planner()`, if it was made in advance. The other options are those of
+        `step_loss`; a loss that compares the solutions of a question needs a batch that was packed with `question`. A
+        step without a label may be listed only if the loss does not read labels.
         """
         batch, plan = self._on_device(batch, plan)
         head = self.head
         assert isinstance(head, nn.Linear)  # a third-party PRM may have more layers, but is only scored
+        of_questions: dict[str, Any] = {}
+        if compare is not None or LOSSES[loss].unit == "question":
+            of_questions = {name: getattr(batch, name) for name in ("cu_groups", "siblings", "outcomes")}
         return step_loss(
             self.hidden(batch, plan),
             plan.head.step_index,
-            batch.labels,
+            batch.labels.nan_to_num(0.0) if LOSSES[loss].uses_outcomes else batch.labels,
             batch.cu_steps,
             head.weight.view(-1),
             head.bias,
             loss=loss,
             zeta=zeta,
+            compare=compare,
+            compare_weight=compare_weight,
+            temperature=temperature,
+            noise=noise,
+            **of_questions,
             normalizer=normalizer,
             steps_by_row=plan.head.steps_by_row,
         )

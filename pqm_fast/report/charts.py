@@ -111,6 +111,9 @@ def step_charts(group: Group) -> list[Chart]:
         calibration.append(
             _series(i, "share of correct steps", points, notes=[f"{row['steps']:,} steps" for row in bins], dots=True)
         )
+        scaled = result.get("probabilities", {}).get("bins", [])  # older results have none
+        scaled_points = [[row["predicted"], row["correct"]] for row in scaled]
+        calibration.append(_series(i, "after Platt scaling", scaled_points, dash="6 3", dots=True))
         rows = [row for row in result.get("auroc_by_position", {}).get("rows", []) if row["auroc"] is not None]
         for row in rows:
             ticks[row["first"]] = str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}"

@@ -82,10 +82,12 @@ def _best_of_n(group: Group, runs: int, charts: dict[str, list[Chart]], number: 
     choices = list(dict.fromkeys(s["choice"] for chart in charts[name] for s in chart["series"] if "choice" in s))
     options = (["all"] if runs == 1 and len(choices) > 1 else []) + choices
     select = "".join(f'<option value="{escape(choice)}">{escape(choice)}</option>' for choice in options)
+    temperatures = {f"{result['temperature']:g}": None for result in group.by_run.values() if "temperature" in result}
+    softmin = f" (softmin at temperature {' or '.join(temperatures)})" if temperatures else ""
     note = (
         "Expected share of questions answered correctly when the model picks one of N candidates, over all subsets of"
         " N. Bands are 95% intervals over questions; with more than two curves, they are in the tooltips. The score of"
-        " a solution aggregates the Q-values of its steps:"
+        f" a solution aggregates the Q-values of its steps{softmin}:"
     )
     return (
         f'{_heading(group)}<div data-charts="{name}"><p class="note">{note}'

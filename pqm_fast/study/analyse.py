@@ -1,7 +1,7 @@
 """Computes the figures at each cell of the grid from the results of the trials."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from pqm_fast.evaluate.best_of_n import mean_accuracy, pass_at_n
 from pqm_fast.evaluate.vote import majority_vote
 from pqm_fast.study.choice import choose
 from pqm_fast.study.config import StudyConfig
-from pqm_fast.study.grid import Cell, Trial
+from pqm_fast.study.grid import Cell, Trial, tuning_trials
 from pqm_fast.study.interval import interval
 from pqm_fast.study.judged_pool import JudgedPool
 from pqm_fast.study.trial_result import Result
@@ -36,31 +36,32 @@ def analyse(
     Returns:
         `pool`: number of questions, N, and for each policy the mean accuracy, majority vote and pass@N of its
         candidates. `cells`: an entry for each cell with the cell itself; `tuning`: {rate: best Best-of-N on the tuning
-        pool, None if diverged}; `learning_rate` and `aggregate`: the chosen ones; `best_of_n`, `by_policy` and
+        pool, None if diverged}, for a combination {rate: {weight: the same}}; `learning_rate`, `compare_weight` (None
+        for a loss by itself) and `aggregate`: the chosen ones; `best_of_n`, `by_policy` and
         `against` (the difference from the baseline loss on the same model and labels, seed by seed and question by
         question; None for the baseline itself), each as {mean, low, high}; `by_aggregator`, `curve` and `steps`: means
-        over seeds; `diverged`: the number of seeds that diverged. Where every rate diverged, `tuning` is the only
+        over seeds; `diverged`: the number of seeds that diverged. Where every trial diverged, `tuning` is the only
         figure.
     """
     values: dict[Cell, np.ndarray] = {}  # [seeds, questions] Best-of-N; NaN for a seed that diverged
     entries = []
     for cell in cells:
-        by_rate = {rate: results[Trial(cell, rate, config.seeds[0])] for rate in config.learning_rates}
-        tuning = {f"{rate:g}": None if r["diverged"] else max(r["tuning"].values()) for rate, r in by_rate.items()}
-        entry: dict[str, Any] = {**asdict(cell), "tuning": tuning}
+        tried = {trial: results[trial] for trial in tuning_trials(config, cell)}
+        entry: dict[str, Any] = {**asdict(cell), "tuning": _tuning(tried)}
         entries.append(entry)
-        choice = choose(by_rate)
+        choice = choose(tried)
         if choice is None:
             continue
-        rate, aggregator = choice
-        seeds = {seed: results[Trial(cell, rate, seed)] for seed in config.seeds}
+        chosen, aggregator = choice
+        seeds = {seed: results[replace(chosen, seed=seed)] for seed in config.seeds}
         finished = [result for result in seeds.values() if result["diverged"] is None]
         # [seeds, policies, questions]
         best_of_n = np.array([result["test"][aggregator] for result in finished], dtype=float)
         values[cell] = np.full((len(seeds), best_of_n.shape[2]), np.nan)
         values[cell][[result["diverged"] is None for result in seeds.values()]] = np.nanmean(best_of_n, axis=1)
         entry |= {
-            "learning_rate": rate,
+            "learning_rate": chosen.learning_rate,
+            "compare_weight": chosen.compare_weight,
             "aggregate": aggregator,
             "diverged": len(seeds) - len(finished),
             "best_of_n": asdict(interval(np.nanmean(best_of_n, axis=1), lowest=0.0)),
@@ -82,6 +83,19 @@ def analyse(
         if cell in values:
             entry["against"] = _against(values, cell, cell.with_loss(config.baseline, config.zeta))
     return {"pool": _pool(config, test), "cells": entries}
+
+
+def _tuning(tried: Mapping[Trial, Result]) -> dict[str, Any]:
+    """{rate: best Best-of-N on the tuning pool}, or {rate: {weight: the same}}; None where a trial diverged."""
+    tuning: dict[str, Any] = {}
+    for trial, result in tried.items():
+        best = None if result["diverged"] else max(result["tuning"].values())
+        rate = f"{trial.learning_rate:g}"
+        if trial.compare_weight is None:
+            tuning[rate] = best
+        else:
+            tuning.setdefault(rate, {})[f"{trial.compare_weight:g}"] = best
+    return tuning
 
 
 def _against(values: Mapping[Cell, np.ndarray], cell: Cell, baseline: Cell) -> dict[str, Any] | None:

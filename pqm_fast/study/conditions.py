@@ -13,6 +13,7 @@ from pqm_fast.study.config import StudyConfig
 
 # options that may change from one call to the next: the points of the grid, and how the trials are run
 GRID = {"losses", "zetas", "labels", "models", "learning_rates", "seeds", "baseline"}
+GRID |= {"compare_weights", "compare_learning_rates"}
 MAY_CHANGE = GRID | {"out", "workers", "progress", "device", "save_every", "keep_weights"}
 
 

@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from pqm_fast.common.options import Attention, DType, Layers, Loss
+from pqm_fast.common.options import Attention, DType, Layers
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.aggregate import TEMPERATURE, check_temperature
 from pqm_fast.evaluate.run import Aggregator
+from pqm_fast.study.combination import parse_loss
 from pqm_fast.study.relabel import parse_label_kind
 
 
@@ -26,12 +28,12 @@ class StudyConfig:
     """Folder for the trials, results.json, study.md and pictures. Run the same command again to continue an interrupted
     study; losses, labels, models, rates, margins and seeds can be added."""
 
-    losses: tuple[Loss, ...] = ("rank", "rank-theory", "rank-first-error", "bce", "mse", "orm")
-    """Losses to compare; pairwise and crm can be added."""
-    baseline: Loss = "bce"
+    losses: tuple[str, ...] = ("rank", "rank-theory", "rank-first-error", "bce", "mse", "orm")
+    """Losses to compare: any of `pqm-fast train --loss`, and combinations with one of its --compare, as bce+sibling."""
+    baseline: str = "bce"
     """The loss that the others are compared with, seed by seed and question by question."""
     zeta: float = 4.0
-    """Margin of rank, rank-theory and pairwise."""
+    """Margin of rank, rank-theory, pairwise, group-rank and group-contrastive."""
     zetas: tuple[float, ...] = (0.0, 16.0)
     """Other margins to try, for rank on the first model with the first kind of labels."""
     labels: tuple[str, ...] = ("given", "flip:0.2")
@@ -42,6 +44,11 @@ class StudyConfig:
     """Model folders or hub ids; in the arithmetic world llama, qwen2 and mistral, small and with random weights."""
     learning_rates: tuple[float, ...] = (1e-3, 2e-3)
     """Learning rates that each loss tries at each point of the grid."""
+    compare_weights: tuple[float, ...] = (1.0, 3.0)
+    """Weights of the added comparison that each combination tries with each of its rates."""
+    compare_learning_rates: tuple[float, ...] = ()
+    """Learning rates of combinations, so few that rates times weights are as many trials as other losses have. Default:
+    those of the other losses."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds, for the order of the data and for new weights."""
 
@@ -58,6 +65,10 @@ class StudyConfig:
     out there."""
     aggregate: tuple[Aggregator, ...] = get_args(Aggregator)
     """Aggregators to choose from."""
+    temperature: float = TEMPERATURE
+    """Temperature of the aggregator softmin and of the loss listwise-softmin, in logits."""
+    noise: tuple[float, float] | Literal["auto"] = "auto"
+    """Rates of wrong labels for first-error-noisy, as for `pqm-fast train`. auto: estimated from training labels."""
 
     template: Template = field(default_factory=lambda: Template(step_token="last"))
     steps: int = 600
@@ -73,7 +84,8 @@ class StudyConfig:
     lora_rank: int = 0
     """Rank of the low-rank adapters to train. 0: train every weight."""
     prefix_tree: bool = False
-    """Compute the shared beginnings of solutions to one question once."""
+    """Compute the shared beginnings of solutions to one question once. Recommended if any loss compares solutions:
+    batches then hold whole questions for every loss, so that the conditions are equal."""
     device: str = "auto"
     """auto: cuda if there is a GPU, otherwise cpu."""
     dtype: DType = "auto"
@@ -105,7 +117,8 @@ class StudyConfig:
     """Show the progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("losses", "labels", "models", "learning_rates", "seeds", "aggregate"):
+        check_temperature(self.temperature)
+        for name in ("losses", "labels", "models", "learning_rates", "compare_weights", "seeds", "aggregate"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise PQMError(f"{name}: {', '.join(map(str, values)) or 'none'} given; name at least one, each once")
@@ -126,12 +139,31 @@ class StudyConfig:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least {minimum}")
         for name, values, zero_allowed in (
             ("learning_rates", self.learning_rates, False),
+            ("compare_learning_rates", self.compare_learning_rates, False),
+            ("compare_weights", self.compare_weights, False),
             ("zetas", (self.zeta, *self.zetas), True),
             ("seeds", self.seeds, True),
         ):
             if not all(0 <= value < math.inf and (value or zero_allowed) for value in values):
                 allowed = "of at least 0" if zero_allowed else "above 0"
                 raise PQMError(f"{name}: {', '.join(map(str, values))} given; each must be a finite number {allowed}")
+        if self.noise != "auto" and not (min(self.noise) >= 0 and sum(self.noise) < 1):
+            raise PQMError(f"noise: {self.noise} was given; it must be two rates of at least 0 with a sum below 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Every loss must have the same number of trials to choose from, or the combinations would be favoured."""
+        combinations = [text for text in self.losses if parse_loss(text).compare is not None]
+        rates, weights = self.compare_learning_rates or self.learning_rates, self.compare_weights
+        if len(set(rates)) < len(rates):
+            raise PQMError(f"compare_learning_rates: {', '.join(map(str, rates))} given; name each once")
+        if combinations and len(rates) * len(weights) != len(self.learning_rates):
+            raise PQMError(
+                f"losses {', '.join(combinations)}: {len(rates)} rates times {len(weights)} weights are "
+                f"{len(rates) * len(weights)} trials to choose from, but other losses have {len(self.learning_rates)}; "
+                "give --compare-learning-rates, --compare-weights and --learning-rates so that the numbers are equal, "
+                "as 1e-3 2e-3, 1 3 and 5e-4 1e-3 2e-3 4e-3"
+            )
 
     @property
     def folder(self) -> Path:

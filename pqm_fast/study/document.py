@@ -1,5 +1,7 @@
 """Writes study.md: what was run, and the tables."""
 
+from typing import Any
+
 from pqm_fast.study.select import Entry, Results
 from pqm_fast.study.tables import cell_name, tables
 
@@ -21,7 +23,7 @@ def _head(results: Results) -> str:
         f"The figures are Best-of-{pool['n']} among one policy's candidates (the expectation over subsets), averaged "
         f"over {pool['questions']} test questions and {len(pool['policies'])} policies.",
         "Learning rate and aggregator were chosen at each point of the grid, on other questions, from "
-        f"{rates} and {', '.join(config['aggregate'])}.",
+        f"{rates} and {', '.join(config['aggregate'])}.{_combinations(config)}",
         f"Training seeds: {seeds}; 95% intervals over seeds and questions. Differences are from {config['baseline']}, "
         "seed by seed and question by question, and bold where the interval excludes 0.",
     ]
@@ -31,5 +33,17 @@ def _head(results: Results) -> str:
     return "\n".join(lines)
 
 
+def _combinations(config: dict[str, Any]) -> str:
+    if not any("+" in loss for loss in config["losses"]):
+        return ""
+    rates, weights = (
+        ", ".join(f"{value:g}" for value in values)
+        for values in (config["compare_learning_rates"] or config["learning_rates"], config["compare_weights"])
+    )
+    return f" Combinations chose from the rates {rates} and the weights {weights}, as many trials as other losses had."
+
+
 def _diverged_part(cell: Entry) -> str:
-    return f"{cell['diverged']} seeds, which are left out" if "diverged" in cell else "with every learning rate"
+    if "diverged" in cell:
+        return f"{cell['diverged']} seeds, which are left out"
+    return "with every learning rate" + (" and weight" if "+" in cell["loss"] else "")

@@ -3,23 +3,26 @@
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from pqm_kernels.losses import LOSSES
-
-from pqm_fast.common.options import Loss
+from pqm_fast.study.combination import Combination, parse_loss
 from pqm_fast.study.config import StudyConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A point of the grid. `zeta` is None for losses without a margin. `labels` is the kind, such as `flip:0.2`."""
+    """A point of the grid. `loss` is the text, such as `bce` or `bce+sibling`. `zeta` is None for losses without a
+    margin. `labels` is the kind, such as `flip:0.2`."""
 
-    loss: Loss
+    loss: str
     zeta: float | None
     model: str
     labels: str
 
-    def with_loss(self, loss: Loss, zeta: float) -> "Cell":
-        return replace(self, loss=loss, zeta=zeta if LOSSES[loss].uses_zeta else None)
+    @property
+    def combination(self) -> Combination:
+        return parse_loss(self.loss)
+
+    def with_loss(self, loss: str, zeta: float) -> "Cell":
+        return replace(self, loss=loss, zeta=zeta if parse_loss(loss).uses_zeta else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Trial:
     cell: Cell
     learning_rate: float
     seed: int
+    compare_weight: float | None = None
+    """Weight of the added comparison; None for a loss by itself."""
 
     @property
     def name(self) -> str:
@@ -36,7 +41,9 @@ class Trial:
         cell = self.cell
         loss = cell.loss if cell.zeta is None else f"{cell.loss}-zeta{_digits(cell.zeta)}"
         labels = cell.labels.replace(":", "")
-        return f"{loss}_{quote(cell.model, safe='')}_{labels}_lr{_digits(self.learning_rate)}_seed{self.seed}"
+        weight = "" if self.compare_weight is None else f"_weight{_digits(self.compare_weight)}"
+        rate = _digits(self.learning_rate)
+        return f"{loss}_{quote(cell.model, safe='')}_{labels}_lr{rate}{weight}_seed{self.seed}"
 
 
 def _digits(value: float) -> str:
@@ -56,3 +63,12 @@ def cells(config: StudyConfig) -> list[Cell]:
     if "rank" in config.losses:
         points += [replace(base, zeta=zeta) for zeta in config.zetas]
     return list(dict.fromkeys(points))
+
+
+def tuning_trials(config: StudyConfig, cell: Cell) -> list[Trial]:
+    """The trials at a cell to choose from, all with the first seed: as many for every loss."""
+    seed = config.seeds[0]
+    if cell.combination.compare is None:
+        return [Trial(cell, rate, seed) for rate in config.learning_rates]
+    rates = config.compare_learning_rates or config.learning_rates
+    return [Trial(cell, rate, seed, weight) for rate in rates for weight in config.compare_weights]

@@ -14,10 +14,10 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all, read_records
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.aggregate import aggregate_all
+from pqm_fast.evaluate.aggregate import TEMPERATURE, aggregate_all
 from pqm_fast.evaluate.answers import answer_of
 from pqm_fast.evaluate.best_of_n import expected_best
-from pqm_fast.evaluate.pools import judged
+from pqm_fast.evaluate.outcomes import judged
 from pqm_fast.scoring.stored import Scores
 
 
@@ -33,13 +33,15 @@ class JudgedPool:
     members: dict[str, dict[int, np.ndarray]]
     """`members[policy][question]`: indices into `records`; the question is an index into `questions`."""
 
-    def best_of_n(self, scores: Sequence[Scores], aggregator: str, ns: Sequence[int]) -> np.ndarray:
+    def best_of_n(
+        self, scores: Sequence[Scores], aggregator: str, ns: Sequence[int], temperature: float = TEMPERATURE
+    ) -> np.ndarray:
         """Expected correctness of the candidate with the best score among n, from step scores per record.
 
         Returns:
             [policies, questions, ns], float64; NaN where a policy has fewer than n candidates.
         """
-        aggregated = aggregate_all(scores, aggregator)
+        aggregated = aggregate_all(scores, aggregator, temperature)
         expected = np.full((len(self.members), len(self.questions), len(ns)), np.nan)
         for p, groups in enumerate(self.members.values()):
             indices = list(groups.values())

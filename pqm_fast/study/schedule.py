@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from threading import Thread
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
 from pqm_fast.study.choice import choose
 from pqm_fast.study.config import StudyConfig
-from pqm_fast.study.grid import Cell, Trial
+from pqm_fast.study.grid import Cell, Trial, tuning_trials
 from pqm_fast.study.shared_data import SharedData
 from pqm_fast.study.trial import run_trial
 from pqm_fast.study.trial_result import Result, read_result, result_file
@@ -23,17 +24,18 @@ from pqm_fast.study.trial_result import Result, read_result, result_file
 def run_trials(config: StudyConfig, shared: SharedData, grid: Sequence[Cell]) -> dict[Trial, Result]:
     """Runs the trials without a result and returns the results of all that the analysis needs.
 
-    At each cell every learning rate is tried with the first seed. The other seeds follow, with the chosen rate, once
-    all these results are known; there are none where every rate diverged.
+    At each cell every learning rate, and for combinations every weight, is tried with the first seed. The other seeds
+    follow, with the chosen rate and weight, once all these results are known; there are none where all diverged.
 
     Raises:
         PQMError: a trial failed for a reason other than divergence, or a worker was killed.
     """
     results: dict[Trial, Result] = {}
     tuned: set[Cell] = set()
-    queue = deque(Trial(cell, rate, config.seeds[0]) for cell in grid for rate in config.learning_rates)
+    to_try = {cell: tuning_trials(config, cell) for cell in grid}
+    queue = deque(trial for trials in to_try.values() for trial in trials)
     running: dict[Future[None], Trial] = {}
-    total = len(grid) * (len(config.learning_rates) + len(config.seeds) - 1)
+    total = len(queue) + len(grid) * (len(config.seeds) - 1)
     workers = _worker_count(config)
     callers_children = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (workers,))
@@ -43,16 +45,15 @@ def run_trials(config: StudyConfig, shared: SharedData, grid: Sequence[Cell]) ->
             results[trial] = read_result(result_file(config, trial))
             bar.update()
             cell = trial.cell
-            tuning = {rate: results.get(Trial(cell, rate, config.seeds[0])) for rate in config.learning_rates}
-            known_results = {rate: result for rate, result in tuning.items() if result is not None}
-            if cell in tuned or len(known_results) < len(tuning):
+            known_results = {trial: results[trial] for trial in to_try[cell] if trial in results}
+            if cell in tuned or len(known_results) < len(to_try[cell]):
                 return
             tuned.add(cell)
             choice = choose(known_results)
             if choice is None:
                 bar.update(len(config.seeds) - 1)
             else:
-                queue.extendleft(Trial(cell, choice[0], seed) for seed in config.seeds[1:])
+                queue.extendleft(replace(choice[0], seed=seed) for seed in config.seeds[1:])
 
         try:
             while queue or running:

@@ -114,15 +114,28 @@ def _steps(results: Results) -> str:
 
 
 def _rates(results: Results) -> str:
-    rates = [f"{rate:g}" for rate in results["config"]["learning_rates"]]
-    if len(rates) < 2:
+    """A table of the losses by themselves, and one of the combinations, which also tried weights."""
+    cells = results["cells"]
+    if len(_tuning(cells[0])) < 2:
         return ""
-    rows = [
-        [
-            cell_name(cell),
-            *(markdown.number(cell["tuning"][rate]) for rate in rates),
-            f"{cell.get('learning_rate', '-')}",
-        ]
-        for cell in results["cells"]
-    ]
-    return f"## Learning rates\n\n{markdown.table(['tuning pool', *rates, 'chosen'], rows)}"
+    by_themselves = [cell for cell in cells if "+" not in cell["loss"]]
+    combinations = [cell for cell in cells if "+" in cell["loss"]]
+    parts = ["## Learning rates"]
+    for heading, group in (("tuning pool", by_themselves), ("tuning pool, rate x weight", combinations)):
+        if group:
+            rows = [[cell_name(c), *map(markdown.number, _tuning(c).values()), _chosen_rate(c)] for c in group]
+            parts.append(markdown.table([heading, *_tuning(group[0]), "chosen"], rows))
+    return "\n\n".join(parts)
+
+
+def _tuning(cell: Entry) -> dict[str, float | None]:
+    """{rate: best Best-of-N on the tuning pool}; for a combination the key is RATE x WEIGHT."""
+    tuning: dict[str, float | None] = {}
+    for rate, best in cell["tuning"].items():
+        tuning |= {f"{rate} x {weight}": b for weight, b in best.items()} if isinstance(best, dict) else {rate: best}
+    return tuning
+
+
+def _chosen_rate(cell: Entry) -> str:
+    weight = cell.get("compare_weight")  # older results have none
+    return f"{cell.get('learning_rate', '-')}" + ("" if weight is None else f" x {weight:g}")

@@ -24,7 +24,7 @@ PoolScores = tuple[JudgedPool, Sequence[Scores]]
 Result = Mapping[str, Any]
 """The contents of a trial's file:
 
-- `trial`: its cell, learning rate and seed
+- `trial`: its cell, learning rate, seed and weight of an added comparison
 - `diverged`: None, or the message where a loss, a weight or a Q-value was not finite; such a result has no figures
 - `tuning`: {aggregator: mean Best-of-N on the tuning pool}
 - `test`: {aggregator: [policies][questions] Best-of-N on the test pool, null where a policy has too few candidates}
@@ -53,12 +53,13 @@ def diverged_result(trial: Trial, message: str) -> Result:
 def finished_result(config: StudyConfig, trial: Trial, tuning: PoolScores, test: PoolScores) -> Result:
     ns = _powers(config.n)
     (tuning_pool, tuning_scores), (test_pool, test_scores) = tuning, test
-    best_of_n = {name: test_pool.best_of_n(test_scores, name, ns) for name in config.aggregate}
+    best_of_n = {name: test_pool.best_of_n(test_scores, name, ns, config.temperature) for name in config.aggregate}
     return {
         "trial": asdict(trial),
         "diverged": None,
         "tuning": {
-            name: _mean(tuning_pool.best_of_n(tuning_scores, name, [config.n])[..., 0]) for name in config.aggregate
+            name: _mean(tuning_pool.best_of_n(tuning_scores, name, [config.n], config.temperature)[..., 0])
+            for name in config.aggregate
         },
         "test": {name: _as_lists(values[..., -1]) for name, values in best_of_n.items()},
         "curve": {

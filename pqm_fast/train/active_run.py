@@ -11,7 +11,7 @@ from pqm_fast.errors import Diverged
 from pqm_fast.model.device import dtype_name
 from pqm_fast.train.checkpoint import save_checkpoint
 from pqm_fast.train.clock import Clock
-from pqm_fast.train.evaluation import evaluate
+from pqm_fast.train.evaluation import evaluate, evaluated
 from pqm_fast.train.finite import first_not_finite, training_state
 from pqm_fast.train.folder import RunFolder
 from pqm_fast.train.log import RunLog
@@ -34,7 +34,7 @@ class ActiveRun:
     def evaluate(self, step: int, limit: int | None) -> dict[str, Any]:
         """Evaluates (at most `limit` trajectories of) the held-out data after `step`, and logs the figures. Returns
         them, or {} if a signal came."""
-        count = min(len(self.run.held_out), limit or len(self.run.held_out))
+        count = len(evaluated(self.run, self.run.held_out, limit))
         with self.log.evaluating(count) as bar, self.clock.evaluating(step):
             metrics = evaluate(self.run, self.run.held_out, limit, stop=self.stop, bar=bar)
         if metrics:

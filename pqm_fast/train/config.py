@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pqm_fast.common.options import Attention, DType, Layers, Loss
+from pqm_kernels.losses import LOSSES
+from pqm_kernels.losses import Loss as LossEntry
+
+from pqm_fast.common.options import Attention, Compare, DType, Layers, Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
@@ -19,14 +22,29 @@ class TrainConfig:
     model: str
     """Folder or hub id of a decoder. A folder with only a config.json and a tokenizer starts from random weights."""
     data: tuple[str, ...]
-    """Records with step labels: files (JSON lines, JSON, Parquet), folders, file patterns, names of hub data sets."""
+    """Records with step labels (for the listwise losses, outcomes): files (JSON lines, JSON, Parquet), folders, file
+    patterns, names of hub data sets."""
     out: str
     """Run folder. It gets the finished model, metrics.jsonl, training.png, config.yaml and checkpoints/."""
 
     loss: Loss = "rank"
-    """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines."""
+    """rank is PQM's comparative loss (paper Eq. 10); bce, mse and orm are the classification baselines; first-error
+    learns up to the first wrong step, and first-error-noisy from labels that may be wrong (--noise). Six losses compare
+    solutions, and so need several of each question: sibling compares steps that continue the same beginning, group-rank
+    and group-contrastive all steps, and the three listwise losses whole solutions. The listwise losses need no step
+    labels, but whether each solution is right: `correct`, or the right `answer`, or a label for every step."""
+    compare: Compare = "none"
+    """Add a loss that compares solutions to a --loss that takes them one by one. The data must have what both need."""
+    compare_weight: float = 1.0
+    """Factor of the loss that --compare adds."""
     zeta: float = 4.0
-    """Margin between correct and wrong steps in rank, rank-theory and pairwise (try 2 to 16)."""
+    """Margin between correct and wrong steps in rank, rank-theory, pairwise, group-rank and group-contrastive (try 2 to
+    16)."""
+    temperature: float = 1.0
+    """Temperature of the soft minimum over the steps of a solution in listwise-softmin (near 0: the minimum)."""
+    noise: tuple[float, float] | Literal["auto"] = (0.1, 0.1)
+    """For first-error-noisy: the probability that a step before the first error is labelled wrong, and that a step from
+    there on is labelled correct. auto: both are estimated from the training labels."""
     label_threshold: float | None = None
     """Make soft labels hard: from this value on, a step is correct. Needed for losses that take only 0 and 1."""
 
@@ -44,7 +62,8 @@ class TrainConfig:
     eval_every: int = 200
     """Optimizer steps between evaluations (0: only at the end)."""
     eval_limit: int = 4000
-    """Most trajectories in an evaluation during training; the evaluation at the end takes all."""
+    """Most trajectories in an evaluation during training, of whole questions if the loss compares their solutions; the
+    evaluation at the end takes all."""
 
     micro_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens in a forward pass; trajectories are packed into it without padding. auto: 16384. If the memory of the GPU
@@ -126,7 +145,7 @@ class TrainConfig:
                 "above 0",
                 lambda value: 0 < value < math.inf,
                 "max_length eval_limit micro_batch_tokens accumulation epochs max_steps learning_rate keep_checkpoints "
-                "log_every lora_alpha",
+                "log_every lora_alpha compare_weight temperature",
             ),
             (
                 "0 or more",
@@ -143,9 +162,40 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not isinstance(value, str) and not holds(value):
                     raise PQMError(f"{name}: {value} was given; it must be a finite number {allowed}")
+        if self.noise != "auto" and not (min(self.noise) >= 0 and sum(self.noise) < 1):
+            raise PQMError(f"noise: {self.noise} was given; it must be two rates of at least 0 with a sum below 1")
+        if self.compare == "none" and self.compare_weight != 1:
+            raise PQMError(f"compare_weight: {self.compare_weight} was given, but no loss to --compare solutions with")
+        if self.compare != "none" and LOSSES[self.loss].unit == "question":
+            single = ", ".join(name for name, loss in LOSSES.items() if loss.unit == "trajectory")
+            raise PQMError(
+                f"compare: {self.compare} was given, but the loss {self.loss} compares solutions itself; leave it out, "
+                f"or choose a --loss that takes solutions one by one ({single})"
+            )
+
+    @property
+    def losses(self) -> dict[str, LossEntry]:
+        """The losses that are trained with, by name: one, or two with `compare`."""
+        return {name: LOSSES[name] for name in (self.loss, self.compare) if name != "none"}
+
+    @property
+    def whole_questions(self) -> bool:
+        """A loss compares the solutions of a question, so that these must be in one batch."""
+        return any(loss.unit == "question" for loss in self.losses.values())
+
+    @property
+    def needs_outcomes(self) -> bool:
+        """A loss reads whether whole solutions are right."""
+        return any(loss.uses_outcomes for loss in self.losses.values())
+
+    @property
+    def reads_labels(self) -> bool:
+        """A loss reads step labels."""
+        return not all(loss.uses_outcomes for loss in self.losses.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"data": list(self.data), "eval_data": list(self.eval_data)}
+        lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
+        return asdict(self) | lists
 
     def to_store(self) -> dict[str, Any]:
         """The options as config.yaml and checkpoints keep them."""

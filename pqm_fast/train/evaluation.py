@@ -17,7 +17,7 @@ from pqm_fast.evaluate.step_metrics import flat_floor, step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
 from pqm_fast.train.run import Run
 from pqm_fast.train.split import Split
-from pqm_fast.train.step import Planned
+from pqm_fast.train.step import Objective, Planned
 
 
 def planned_evaluations(run: Run) -> dict[int, int]:
@@ -27,7 +27,7 @@ def planned_evaluations(run: Run) -> dict[int, int]:
     every, limit = run.config.eval_every, run.config.eval_limit
     lengths = run.held_out.dataset.lengths
     during = range(every, run.total_steps, every) if every else ()
-    tokens = int(lengths[_evaluated(run, run.held_out, limit)].sum())
+    tokens = int(lengths[evaluated(run, run.held_out, limit)].sum())
     return dict.fromkeys(during, tokens) | {run.total_steps: int(lengths[run.held_out.indices].sum())}
 
 
@@ -37,7 +37,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss and step metrics over (at most `limit` trajectories of) a split, packed as in training. {} if the split is
     empty, or as soon as `stop` is true. `bar` counts trajectories."""
-    indices = _evaluated(run, split, limit)
+    indices = evaluated(run, split, limit)
     if not len(indices):
         return {}
     run.model.eval()
@@ -48,28 +48,26 @@ def evaluate(
         for [(batch, plan)] in steps:
             if stop:
                 return {}
-            out = run.model(batch, plan, loss=run.config.loss, zeta=run.config.zeta, normalizer=1.0)
+            out = run.objective(run.model, batch, plan, 1.0)
             batches.append(batch)
             losses.append(out.loss)
             scores.append(out.q)
             if bar is not None:
                 bar.update(batch.num_trajectories)
     total = sum(float(loss) for loss in losses)
-    by_steps = LOSSES[run.config.loss].normalised_by == "steps"
-    count = sum(b.num_steps if by_steps else b.num_trajectories for b in batches)
     per_trajectory, labels = _per_trajectory(batches, scores)
     questions = [str(split.dataset.question[i]) for batch in batches for i in batch.members]
     calibrated = calibrated_metrics(per_trajectory, labels, cross_thresholds(per_trajectory, labels, questions))
-    return {"loss": total / max(1, count), **step_metrics(per_trajectory, labels), **calibrated}
+    return {"loss": total / run.objective.normalizer(batches), **step_metrics(per_trajectory, labels), **calibrated}
 
 
-def step_figures(loss: str, batches: list[PackedBatch], scores: list[torch.Tensor]) -> dict[str, Any]:
+def step_figures(objective: Objective, batches: list[PackedBatch], scores: list[torch.Tensor]) -> dict[str, Any]:
     """The metrics of one optimizer step, from the Q-values [S] of each of its micro-batches."""
     per_trajectory, labels = _per_trajectory(batches, scores)
     metrics = step_metrics(per_trajectory, labels)
     names = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")
     figures = {name: metrics[name] for name in names}
-    if LOSSES[loss].has_flat_floor:
+    if LOSSES[objective.loss].has_flat_floor and objective.compare is None:
         figures["flat_floor"] = flat_floor(labels)
     return figures
 
@@ -86,12 +84,22 @@ def load_batches(run: Run, split: Split, steps: Iterable[list[np.ndarray]]) -> G
     )
 
 
-def _evaluated(run: Run, split: Split, limit: int | None) -> np.ndarray:
-    """The trajectories [N] of `split` that are evaluated: all, or the same random `limit` of them every time."""
+def evaluated(run: Run, split: Split, limit: int | None) -> np.ndarray:
+    """The trajectories [N] of `split` that are evaluated: all, or the same random `limit` of them every time.
+
+    If the loss compares the solutions of a question, whole questions are taken: at least one, and not more than fit
+    `limit`.
+    """
     indices = split.indices
     if limit is None or len(indices) <= limit:
         return indices
-    return np.sort(np.random.default_rng([run.config.seed, 2]).permutation(indices)[:limit])
+    random = np.random.default_rng([run.config.seed, 2])
+    if not split.whole_questions:
+        return np.sort(random.permutation(indices)[:limit])
+    unique, number, sizes = np.unique(split.dataset.question[indices], return_inverse=True, return_counts=True)
+    order = random.permutation(len(unique))
+    count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit, side="right")))
+    return indices[np.isin(number, order[:count])]
 
 
 def _per_trajectory(batches: list[PackedBatch], scores: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:

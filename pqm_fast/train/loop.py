@@ -21,7 +21,7 @@ from pqm_fast.train.optim import make_optimizer, set_learning_rate
 from pqm_fast.train.resume import how_to_resume, restore
 from pqm_fast.train.run import prepare
 from pqm_fast.train.schedule import learning_rate
-from pqm_fast.train.step import Objective, train_step
+from pqm_fast.train.step import train_step
 from pqm_fast.train.step_report import LaunchedStep, report_step
 from pqm_fast.train.stored_options import write_config
 
@@ -56,7 +56,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _take_steps(active: ActiveRun) -> None:
     """Takes the optimizer steps, with the evaluations and checkpoints between them."""
     run, config, log, clock = active.run, active.run.config, active.log, active.clock
-    objective = Objective(config.loss, config.zeta, config.clip)
     start = run.start.step
     if start in clock.evaluations and start not in log.evaluated and start < run.total_steps:
         active.evaluate(start, config.eval_limit)  # the run was stopped during this evaluation
@@ -65,7 +64,7 @@ def _take_steps(active: ActiveRun) -> None:
         for step, batches in enumerate(steps, start + 1):
             rate = learning_rate(step - 1, run.total_steps, config)
             set_learning_rate(active.optimizer, rate)
-            result = train_step(run.model, active.optimizer, batches, objective)
+            result = train_step(run.model, active.optimizer, batches, run.objective)
             if launched is not None:
                 report_step(run, log, clock, launched)
             launched = LaunchedStep(step, rate, [batch for batch, _ in batches], result)

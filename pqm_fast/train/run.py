@@ -13,8 +13,11 @@ from pqm_fast.model.identity import identify_model
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
+from pqm_fast.train.comparisons import check_comparisons, divided_questions
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.layer_setup import set_up_layers, settle_sizes
+from pqm_fast.train.objective import Objective, make_objective
+from pqm_fast.train.outcomes import outcomes_digest
 from pqm_fast.train.resume import Start, check_same_run, find_start
 from pqm_fast.train.run_identity import run_identity
 from pqm_fast.train.schedule import StepOrder
@@ -35,6 +38,7 @@ class Run:
     recipe: Recipe
     training: Split
     held_out: Split
+    objective: Objective
     order: StepOrder
     """The order of the optimizer steps over the training trajectories."""
     total_steps: int
@@ -56,7 +60,7 @@ class Run:
         tokens = int(self.training.dataset.lengths[self.training.indices].sum())
         sizes = self.order.sizes
         lines = [
-            f"{self.model.config.model_type}, {parameters:,} parameters, {self.device}; loss {self.config.loss}",
+            f"{self.model.config.model_type}, {parameters:,} parameters, {self.device}; loss {self.objective}",
             f"{len(self.training):,} trajectories to train on ({tokens:,} tokens), {len(self.held_out):,} held out; "
             f"{self.total_steps:,} steps of {sizes.accumulation:,} x {sizes.micro_batch_tokens:,} tokens at most, "
             f"{sizes.recompute_layers} layers computed again in the backward pass",
@@ -97,8 +101,12 @@ def prepare(config: TrainConfig) -> Run:
     set_up_layers(model, config, notes)
 
     training, held_out = training_and_held_out(config, Encoder(tokenizer, template, length), notes)
+    check_comparisons(config, training, notes)
+    objective = make_objective(config, training, notes)
     sizes = settle_sizes(model, start, longest=length, tree_ratio=training.tree_ratio, notes=notes)
     order = StepOrder(training.units(training.indices, sizes.micro_batch_tokens), sizes, config.seed)
+    if config.whole_questions and (divided := divided_questions(order.units, sizes.micro_batch_tokens)):
+        notes.append(divided)
     if config.prefix_tree:
         total, unique = training.dataset.lengths[training.indices].sum(), order.units.sizes.sum()
         notes.append(
@@ -108,6 +116,7 @@ def prepare(config: TrainConfig) -> Run:
     identity = run_identity(
         model=model_identity,
         data=training.dataset.digest,
+        outcomes=outcomes_digest(training.outcomes),
         trajectories=len(training),
         total_steps=total_steps,
         sizes=sizes,
@@ -121,9 +130,10 @@ def prepare(config: TrainConfig) -> Run:
         device=device,
         model=model,
         tokenizer=tokenizer,
-        recipe=Recipe(template, config.loss, config.zeta),
+        recipe=objective.recipe(template),
         training=training,
         held_out=held_out,
+        objective=objective,
         order=order,
         total_steps=total_steps,
         identity=identity,

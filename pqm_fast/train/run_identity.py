@@ -12,13 +12,22 @@ LISTED = 8  # differences that a message names
 
 
 def run_identity(
-    *, model: dict[str, Any], data: str, trajectories: int, total_steps: int, sizes: Sizes, template: Template
+    *,
+    model: dict[str, Any],
+    data: str,
+    outcomes: str | None,
+    trajectories: int,
+    total_steps: int,
+    sizes: Sizes,
+    template: Template,
 ) -> dict[str, Any]:
     """The part of a checkpoint's state that identifies the run, in JSON types.
 
-    `model` is the result of `identify_model` before the first step; `data` is the digest of the training data.
+    `model` is the result of `identify_model` before the first step; `data` is the digest of the training data, and
+    `outcomes` that of its outcomes, if the loss reads them.
     """
     return {
+        **({} if outcomes is None else {"outcomes": outcomes}),
         "model": model,
         "data": data,
         "trajectories": trajectories,

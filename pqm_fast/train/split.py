@@ -12,9 +12,12 @@ from pqm_fast.data.encode import Encoder
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.data.questions import split_by_question
 from pqm_fast.data.token_cache import load_dataset
+from pqm_fast.data.tokenise import Wanted
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.outcomes import outcome
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.outcomes import known_outcomes, with_outcome
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class Split:
     """Soft labels become 1 from this value on, and 0 below. None: labels stay as they are."""
     prefix_tree: bool
     """Compute what the trajectories of a question share once."""
+    whole_questions: bool = False
+    """Keep the trajectories of a question in one batch, because the loss compares them."""
+    every_step: bool = False
+    """List steps without a label too, because the loss does not read labels."""
+    outcomes: np.ndarray | None = None
+    """[trajectories of `dataset`] float32: 1 right, 0 wrong, NaN unknown; None if no loss reads outcomes."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -35,6 +44,8 @@ class Split:
     def trajectory(self, index: int) -> Trajectory:
         """Trajectory `index` of the data set."""
         trajectory = self.dataset[index]
+        if self.outcomes is not None:
+            trajectory = replace(trajectory, outcome=float(self.outcomes[index]))
         if self.label_threshold is None:
             return trajectory
         labels = trajectory.labels
@@ -43,10 +54,11 @@ class Split:
 
     def units(self, indices: np.ndarray, budget: int) -> PackingUnits:
         """The trajectories `indices` in units for batches of `budget` tokens."""
-        if not self.prefix_tree:
+        if not (self.prefix_tree or self.whole_questions):
             return PackingUnits.single(indices, self.dataset.lengths[indices])
-        return PackingUnits.prefix_trees(
-            indices, self.dataset.question[indices], lambda i: self.dataset[i].input_ids, budget
+        question = self.dataset.question[indices]
+        return PackingUnits.questions(
+            indices, question, lambda i: self.dataset[i].input_ids, budget, share=self.prefix_tree
         )
 
     def tree_ratio(self, sample: int = 4096) -> float:
@@ -62,7 +74,8 @@ class Split:
     def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
         """One batch of the trajectories `members` [B], padded to `pad_to` tokens."""
         pairs = [(int(i), self.trajectory(i)) for i in members]
-        return pack(pairs, question=self.dataset.question[members] if self.prefix_tree else None, pad_to=pad_to)
+        question = self.dataset.question[members] if self.prefix_tree or self.whole_questions else None
+        return pack(pairs, question=question, share=self.prefix_tree, pad_to=pad_to, labelled_only=not self.every_step)
 
 
 def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str]) -> tuple[Split, Split]:
@@ -90,21 +103,42 @@ def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str
 
 def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:
     """All trajectories of `paths` that the loss can use."""
-    dataset = load_dataset(paths, config.read, encoder, config.cache_dir)
+    wanted = Wanted(outcome if config.needs_outcomes else None, labels=config.reads_labels)
+    dataset = load_dataset(paths, config.read, encoder, config.cache_dir, wanted)
     notes += dataset.notes
     indices = np.arange(len(dataset))
     if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut > 0).any():
         notes.append(f"{cut.sum():,} trajectories left out: {config.loss} needs the last step, and theirs was cut off")
         indices = indices[~cut]
-    soft = LOSSES[config.loss].soft_labels or config.label_threshold is not None
+    outcomes = None
+    if config.needs_outcomes:
+        outcomes = known_outcomes(dataset, config.label_threshold)
+        if not config.reads_labels:
+            indices = with_outcome(dataset, outcomes, paths, config, notes)
+    if config.reads_labels:
+        _check_labels(dataset, paths, config, notes)
+    return Split(
+        dataset=dataset,
+        indices=indices,
+        label_threshold=config.label_threshold,
+        prefix_tree=config.prefix_tree,
+        whole_questions=config.whole_questions,
+        every_step=not config.reads_labels,
+        outcomes=outcomes,
+    )
+
+
+def _check_labels(dataset: TrajectoryDataset, paths: tuple[str, ...], config: TrainConfig, notes: list[str]) -> None:
+    """Raises PQMError for a label between 0 and 1 that a loss does not take. `notes` gets a warning if nearly all
+    labels are equal."""
     labels = dataset.columns["labels"]
     if warning := one_sided(labels, config.label_threshold or 0.5):
         notes.append(f"warning: {', '.join(paths)}: {warning}")
-    if not soft and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
+    hard = [name for name, loss in config.losses.items() if not (loss.soft_labels or loss.uses_outcomes)]
+    if hard and config.label_threshold is None and len(wrong := np.flatnonzero((labels > 0) & (labels < 1))):
         record = dataset.name(dataset.trajectory_of_step(int(wrong[0])))
         raise PQMError(
             f"{', '.join(paths)}: record {record}: label {labels[wrong[0]]:g} is neither 0 nor 1, which the loss "
-            f"{config.loss} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
+            f"{hard[0]} needs ({len(wrong):,} such labels); give --label-threshold 0.5, or a loss for soft labels "
             f"({', '.join(name for name, loss in LOSSES.items() if loss.soft_labels)})"
         )
-    return Split(dataset, indices, config.label_threshold, config.prefix_tree)

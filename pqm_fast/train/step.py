@@ -6,26 +6,17 @@ Nothing here waits for the device: the results of a step are read later, while t
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from pqm_kernels import LOSSES, StepLoss
+from pqm_kernels import StepLoss
 
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.model.attention import BatchPlan
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.train.objective import Objective
 
 Planned = tuple[PackedBatch, BatchPlan | None]
 """A micro-batch on the host, and its attention plan if that was made ahead."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimises: `loss` with its margin `zeta`. Gradients are clipped to a norm of `clip` (0: never)."""
-
-    loss: str = "rank"
-    zeta: float = 4.0
-    clip: float = 1.0
 
 
 class PendingResult:
@@ -75,11 +66,10 @@ def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective
     do not change the gradient.
     """
     model.train()
-    by_steps = LOSSES[objective.loss].normalised_by == "steps"
-    total = sum(b.num_steps if by_steps else b.num_trajectories for b, _ in batches)
+    normalizer = objective.normalizer(batch for batch, _ in batches)
     outputs = []
     for batch, plan in batches:
-        out = model(batch, plan, loss=objective.loss, zeta=objective.zeta, normalizer=float(max(1, total)))
+        out = objective(model, batch, plan, normalizer)
         out.loss.backward()
         outputs.append(StepLoss(out.loss.detach(), out.q))
     return outputs

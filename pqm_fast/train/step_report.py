@@ -38,7 +38,7 @@ def report_step(run: Run, log: RunLog, clock: Clock, launched: LaunchedStep) -> 
             "grad_norm": result.grad_norm,
             "learning_rate": launched.learning_rate,
         }
-        figures |= step_figures(config.loss, launched.batches, result.scores)
+        figures |= step_figures(run.objective, launched.batches, result.scores)
         log.write("train", step, figures | clock.rates(result.finished, step, run.device))
 
 

@@ -57,6 +57,7 @@ def _read_options(path: Path) -> dict[str, Any] | None:
 def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Adds options that did not exist yet when the run was started: it ran with what is now their default."""
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
     options = options | {name: value for name, value in defaults.items() if name not in options}
     if isinstance(options.get("read"), dict):
         options["read"] = asdict(ReadOptions()) | options["read"]

@@ -70,7 +70,7 @@ def test_each_run_keeps_its_scored_pool_and_their_evaluation(folder, printed, na
     loss, seed = name.split("-seed")
     [stored] = [run for run in _losses(folder)[loss]["runs"] if run["seed"] == int(seed)]
     for policy, figures in evaluation["policies"].items():
-        assert list(figures["best_of_n"]) == ["min", "last", "mean", "prod"]
+        assert list(figures["best_of_n"]) == ["min", "last", "mean", "softmin", "prod"]
         assert list(figures["best_of_n"]["min"]) == ["1", "2", "4", "8", "16"]
         assert figures["best_of_n"]["min"]["16"]["mean"] == stored["policies"][policy]["best_of_16"]
         assert figures["best_of_n"]["min"]["1"]["mean"] == pytest.approx(stored["policies"][policy]["mean_accuracy"])

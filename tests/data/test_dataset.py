@@ -1,5 +1,6 @@
 """The token cache: stored tokens are intact or made again, never those of another data set or of a part of one."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from pqm_fast.data.dataset import COLUMNS
 from pqm_fast.data.encode import Encoder, Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.token_cache import load_dataset
+from pqm_fast.data.tokenise import Wanted
 from pqm_fast.errors import PQMError
 
 
@@ -108,6 +110,28 @@ def test_an_edit_of_the_same_size_and_time_is_found(data, tmp_path):
     assert load(data, tmp_path / "cache").digest != before.digest
     Path(data).write_text(text)  # another time, the same contents: the tokens are still there
     assert load(data, tmp_path / "cache").folder == before.folder
+
+
+def test_outcomes_are_stored_if_they_are_wanted(data, tmp_path):
+    """Each with its own tokens in the cache; the digest, by which earlier runs are resumed, stays."""
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    labels_alone = load(data, tmp_path / "cache")
+    assert np.isnan(labels_alone.outcome).all()
+    judge = {row["id"]: (1.0, 0.25, np.nan)[i % 3] for i, row in enumerate(rows)}
+    judged = load_dataset(
+        [str(data)], ReadOptions(), encoder(), str(tmp_path / "cache"), Wanted(lambda record: judge[record.id])
+    )
+    assert judged.folder != labels_alone.folder
+    assert judged.digest == labels_alone.digest
+    np.testing.assert_array_equal(judged.outcome, np.array(list(judge.values()), np.float32))
+    assert judged[1].outcome == 0.25
+    del rows[1]["labels"]
+    Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PQMError, match="record r1: no step has a label"):
+        load(data, tmp_path / "cache")
+    unlabelled = load_dataset([str(data)], ReadOptions(), encoder(), str(tmp_path / "cache"), Wanted(labels=False))
+    assert len(unlabelled) == len(rows)
+    assert np.isnan(unlabelled[1].labels).all()
 
 
 def test_an_edit_while_the_data_are_read_is_found(data, tmp_path):

@@ -43,6 +43,7 @@ def dataset(tmp_path):
         "steps_end": 3 * np.arange(1, len(ids) + 1),
         "steps_cut": np.zeros(len(ids)),
         "question": question,
+        "outcome": rng.choice([0, 1, np.nan], len(ids)),
         "names": np.frombuffer(b"".join(b"%02d" % i for i in range(len(ids))), np.uint8),
         "names_end": 2 * np.arange(1, len(ids) + 1),
     }
@@ -93,7 +94,7 @@ def steps_of(dataset, trees):
 def assert_equal_batches(got, expected):
     for field in fields(PackedBatch):
         a, b = getattr(got, field.name), getattr(expected, field.name)
-        if torch.is_tensor(b):
+        if torch.is_tensor(b) or field.name == "siblings":
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
         else:
             assert a == b
@@ -111,7 +112,7 @@ def test_all_batches_in_order_as_this_process_makes_them(dataset, trees, workers
         for (batch, plan), members in zip(loaded, step, strict=True):
             expected = make(members)
             assert_equal_batches(batch, expected)
-            assert (batch.paths is not None) == trees
+            assert (batch.paths is not None) == (batch.siblings is not None) == trees
             assert torch.equal(plan.tokens, expected.input_ids.bool())
             assert torch.equal(plan.kept[None][0], expected.step_tokens.flip(0))
             assert plan.kept[None][1] == 3.5

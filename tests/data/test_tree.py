@@ -130,9 +130,14 @@ def test_layout_of_a_tree_batch():
     assert batch.step_tokens.tolist() == [1, 1, 4, 1, 4, 1, 7]
     assert batch.labels.tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert (batch.num_trajectories, batch.num_steps, batch.num_tokens) == (6, 7, 8)
+    assert batch.cu_groups.tolist() == [0, 4, 6]
+    assert batch.parent.tolist() == [-1, -1, 1, -1, 1, -1, -1]  # the same number in two questions is two nodes
+    assert batch.siblings.order.tolist() == [0, 1, 3, 5, 2, 4, 6]
+    assert batch.outcomes.isnan().all()
+    assert {column.device.type for column in batch.to("meta").siblings} == {"meta"}
     kinds = {name: str(value.dtype) for name, value in vars(batch).items() if hasattr(value, "dtype")}
-    assert kinds.pop("labels") == "torch.float32"
-    assert kinds.pop("cu_steps") == "torch.int32"
+    assert {kinds.pop(name) for name in ("labels", "outcomes")} == {"torch.float32"}
+    assert {kinds.pop(name) for name in ("cu_steps", "cu_groups", "parent")} == {"torch.int32"}
     assert set(kinds.values()) == {"torch.int64"}
     everything = pack_trees([first, second], labelled_only=False)
     assert everything.step_tokens.tolist() == [1, 3, 1, 4, 1, 4, 1, 7]
@@ -179,6 +184,48 @@ def test_steps_of_a_tree_batch_are_those_of_its_trajectories(given, labelled_onl
 
 
 @settings(max_examples=100, deadline=None)
+@given(numbered(), st.booleans(), st.booleans())
+def test_steps_with_one_parent_continue_one_prefix(given, share, labelled_only):
+    """By comparing prefixes as tokens. Steps without a label are parents, whether or not they are listed."""
+    made, question = given
+    made = [replace(t, outcome=float(i)) for i, t in enumerate(made)]
+    batch = pack(list(enumerate(made)), question=question, share=share, labelled_only=labelled_only)
+    together = np.split(np.array(batch.members, dtype=int), batch.cu_groups.tolist()[1:-1]) if made else []
+    assert [set(group) for group in together] == [set(np.flatnonzero(question == q)) for q in np.unique(question)]
+    assert batch.outcomes.tolist() == list(batch.members)
+    parents, continued = batch.parent.tolist(), []
+    for number in batch.members:
+        t = made[number]
+        rows = t.step_tokens.tolist()
+        for row_before, label in zip([-1, *rows], t.labels, strict=False):  # a first step continues the question
+            if not (labelled_only and np.isnan(label)):
+                continued.append((question[number], *t.input_ids[: row_before + 1].tolist()))
+    assert len(parents) == len(continued) == batch.num_steps
+    for i, j in combinations(range(len(parents)), 2):
+        if continued[i][0] == continued[j][0]:
+            assert (parents[i] == parents[j]) == (continued[i] == continued[j])
+    order, first, end = (column.tolist() for column in batch.siblings)
+    for position, (begin, stop) in enumerate(zip(first, end, strict=True)):
+        expected = [i for i in range(len(parents)) if continued[i] == continued[order[position]]]
+        assert order[begin:stop] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(numbered(), st.integers(0, 5))
+def test_whole_questions_without_shared_rows(given, padding):
+    """The same trajectories in the same order as in trees, each laid out as in plain packing."""
+    made, question = given
+    total = sum(len(t.input_ids) for t in made)
+    apart = pack(list(enumerate(made)), question=question, share=False, pad_to=total + padding)
+    trees = pack(list(enumerate(made)), question=question)
+    plain = pack([(i, made[i]) for i in apart.members], pad_to=total + padding)
+    for name in ("input_ids", "position_ids", "lengths", "path_lengths", "paths", "step_tokens", "cu_steps", "labels"):
+        np.testing.assert_array_equal(getattr(apart, name), getattr(plain, name), err_msg=name)
+    for name in ("members", "cu_groups", "parent", "outcomes", "labels", "cu_steps"):
+        np.testing.assert_array_equal(getattr(apart, name), getattr(trees, name), err_msg=name)
+
+
+@settings(max_examples=100, deadline=None)
 @given(numbered())
 def test_trees_of_one_trajectory_each_are_plain_packing(given):
     made, _ = given
@@ -186,27 +233,34 @@ def test_trees_of_one_trajectory_each_are_plain_packing(given):
     apart = pack(list(enumerate(made)), question=np.arange(len(made)))
     assert plain.paths is None
     assert plain.path_lengths == plain.lengths
+    compared = {"cu_groups", "parent", "siblings", "outcomes"}
     for name, value in vars(plain).items():
-        np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
+        if name in compared:
+            assert value is None, name
+        else:
+            np.testing.assert_array_equal(value, getattr(apart, name), err_msg=name)
 
 
 @settings(max_examples=100, deadline=None)
-@given(numbered(), st.integers(7, 20), st.integers(0, 3))
-def test_units_hold_each_trajectory_once_within_the_budget(given, budget, epoch):
+@given(numbered(), st.integers(7, 20), st.integers(0, 3), st.booleans())
+def test_units_hold_each_trajectory_once_within_the_budget(given, budget, epoch, share):
     made, question = given
     numbers = np.arange(100, 100 + len(made))  # trajectories of a data set that are not its first
-    units = PackingUnits.prefix_trees(numbers, question, lambda i: made[i - 100].input_ids, budget)
+    units = PackingUnits.questions(numbers, question, lambda i: made[i - 100].input_ids, budget, share=share)
     assert sorted(units.members) == numbers.tolist()
+    first_of_units = units.members[np.append(0, units.ends)[:-1]] if made else units.members
+    assert units.divided == (np.unique(question[first_of_units - 100], return_counts=True)[1] > 1).sum()
     for start, end, size in zip([0, *units.ends][:-1], units.ends, units.sizes, strict=True):
         own = units.members[start:end] - 100
         assert len(set(question[own])) == 1
-        assert 0 < size == len(prefixes([made[i].input_ids.tolist() for i in own])) <= budget
+        tokens = [made[i].input_ids.tolist() for i in own]
+        assert 0 < size == (len(prefixes(tokens)) if share else sum(map(len, tokens))) <= budget
     batches, in_order = units.batches(budget, epoch=epoch), list(units.batches_in_order(budget))
     assert sorted(i for b in batches for i in b) == numbers.tolist()
     assert [i for b in in_order for i in b] == units.members.tolist()
     for members in (*batches, *in_order):
         pairs = [(i, made[i - 100]) for i in members]
-        assert pack(pairs, question=question[members - 100], pad_to=budget).num_tokens <= budget
+        assert pack(pairs, question=question[members - 100], share=share, pad_to=budget).num_tokens <= budget
 
 
 def questions_with_solutions(count, each, seed=0):

@@ -79,6 +79,8 @@ def test_step_panels_hold_the_figures(figures, tmp_path):
     calibration, positions, types = shown(figures[0])
     reliability = next(line for line in calibration.lines if line.get_label().startswith("model"))
     assert reliability.get_ydata().tolist() == [own["correct"] for own in found["calibration"]["bins"]]
+    scaled = next(line for line in calibration.lines if line.get_label() == "after Platt scaling")
+    assert scaled.get_ydata().tolist() == [own["correct"] for own in found["probabilities"]["bins"]]
     model, baseline, length, _ = positions.lines
     rows = found["auroc_by_position"]["rows"]
     assert model.get_ydata().tolist() == [row["auroc"] for row in rows]

@@ -1,6 +1,7 @@
 """Pools of candidates from records to figures, against enumeration."""
 
 import json
+import math
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from pqm_fast.data import read_records
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate import aggregate, evaluate_pools, self_consistency, table, weighted_vote
+from pqm_fast.evaluate import aggregate, cross_scaled, evaluate_pools, self_consistency, table, weighted_vote
+from pqm_fast.evaluate.aggregate import AGGREGATORS
+from pqm_fast.evaluate.calibrate import deal
 
 
 def candidate(question, policy, steps, scores, **extra):
@@ -75,9 +78,46 @@ def test_weights_of_votes_are_probabilities():
         "min": 1,
         "last": 0,
         "mean": 0,
+        "softmin": 1,
         "prod": 1,
         "max": 0,
     }
+
+
+def test_probabilities_of_solutions():
+    """The scores of prod are logarithms of probabilities, and those of a candidate that was cut off have none."""
+    rng = np.random.default_rng(0)
+    pool = []
+    for i in range(200):
+        correct = float(i % 3 > 0)
+        q = (rng.normal(correct, 1, 3) * 2 + 1).tolist()
+        extra = {"question_id": f"{i // 4}", "correct": correct}
+        pool.append((Record(f"{i}", f"Q{i // 4}?", ["s"] * 3, extra=extra), q))
+    pool[7] = (pool[7][0], [1.0, None, 2.0])
+    found = evaluate_pools(pool)["solution_probabilities"]
+    assert list(found) == list(AGGREGATORS)
+    kept = [pair for i, pair in enumerate(pool) if i != 7]
+    correct = np.array([record.extra["correct"] for record, _ in kept])
+    folds = deal([record.prompt for record, _ in kept])
+    for how, entry in found.items():
+        p = [math.prod(1 / (1 + math.exp(-x)) for x in q) if how == "prod" else None for _, q in kept]
+        logit = [math.log(own / (1 - own)) if own else aggregate(q, how) for own, (_, q) in zip(p, kept, strict=True)]
+        expected = cross_scaled(np.array(logit), correct, folds)
+        for name in ("slope", "offset"):
+            assert entry[name] == pytest.approx(expected[name])
+        for name in ("before", "after"):
+            assert entry[name] == pytest.approx(expected[name])
+        assert entry["count"] == 199
+    assert found["prod"]["after"]["brier"] < found["prod"]["before"]["brier"]
+    text = table(evaluate_pools(pool))
+    pairs = [f"{found['max'][when]['ece']:.3f}" for when in ("before", "after")]
+    [row] = [line for line in text.splitlines() if line.startswith("  max ")]
+    assert " / ".join(pairs) in row
+    sure = [(record, [1e4 if record.extra["correct"] else -1e4] * 3) for record, _ in pool]
+    assert evaluate_pools(sure)["solution_probabilities"]["prod"]["before"]["brier"] == 0.0
+    one = evaluate_pools(pool[:4])
+    assert "solution_probabilities" not in one
+    assert one["left_out"][-1].startswith("probabilities of solutions: 4 of 5 parts of the questions must hold")
 
 
 def test_one_candidate_and_no_candidates():
@@ -205,6 +245,8 @@ def test_scores_must_fit_the_steps():
         evaluate_pools([candidate("q1", "p", ["it is 1"], [0.0, 1.0], answer="1")])
     with pytest.raises(PQMError, match="at least 1, found 0"):
         evaluate_pools(POOL, ns=(0, 1))
+    with pytest.raises(PQMError, match=r"temperature: inf was given"):
+        evaluate_pools(POOL, temperature=math.inf)
 
 
 @pytest.mark.parametrize("correct", [7, -0.1, "yes", float("nan")])
@@ -231,10 +273,10 @@ def test_table_is_aligned_and_survives_json():
 
 
 def test_many_candidates():
-    """500 questions, 128 candidates each, every aggregator, with answers to find and compare."""
+    """300 questions, 128 candidates each, every aggregator, with answers to find and compare."""
     rng = np.random.default_rng(0)
     pool = []
-    for i in range(500):
+    for i in range(300):
         answers = rng.geometric(0.3, 128)
         pool += [
             (
@@ -245,7 +287,7 @@ def test_many_candidates():
         ]
     found = evaluate_pools(pool)
     best = found["overall"]["best_of_n"]
-    assert list(best) == ["min", "last", "mean", "prod", "max"]
+    assert list(best) == list(AGGREGATORS)
     assert list(best["min"]) == ["1", "2", "4", "8", "16", "32", "64", "128"]
     assert best["min"]["1"]["mean"] < best["min"]["128"]["mean"]
     assert 0 < found["overall"]["self_consistency"]["8"]["sampling_error"] < 0.002
@@ -265,5 +307,5 @@ def test_gsm8k_pool(shared_data):
     mean = overall["mean_accuracy"]["mean"]
     assert [own["4"]["mean"] for own in overall["best_of_n"].values() if own is not overall["best_of_n"]["prod"]] == [
         pytest.approx(mean)
-    ] * 4
+    ] * 5
     assert overall["weighted_vote"]["min"] == overall["self_consistency"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pqm_fast.cli import main
+from pqm_fast.evaluate.aggregate import AGGREGATORS
 
 
 def write(path, rows):
@@ -47,13 +48,31 @@ def test_table_json_and_pictures(tmp_path, capsys):
     assert main(["evaluate", "--data", str(data), "--out", str(out)]) == 0
     result, printed = json.loads(out.read_text()), capsys.readouterr().out
     overall = result["overall"]
-    assert set(overall["best_of_n"]) == set(overall["weighted_vote"]) == {"min", "last", "mean", "prod", "max"}
+    assert set(overall["best_of_n"]) == set(overall["weighted_vote"]) == set(AGGREGATORS)
     assert list(overall["best_of_n"]["prod"]) == ["1", "2", "4", "8"]
     for name in ("a", "b", "all candidates"):
         assert f"\n  {name}  " in printed
     assert f"{overall['weighted_vote']['max']['8']['mean']:.3f} +-" in printed
     assert printed.endswith(f"picture: {tmp_path / 'result.best_of_n.png'}\n")
     assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "result.json", "result.best_of_n.png"}
+
+
+def test_temperature_reaches_the_scores(tmp_path, capsys):
+    """A temperature close to 0 gives the figures of min, and a high one those of mean."""
+    data, out = write(tmp_path / "pool.jsonl", pool(10)), tmp_path / "result.json"
+    few = ["--draws", "2", "--n", "1", "4"]
+    for temperature, other in (("1e-3", "min"), ("1e3", "mean")):
+        assert main(["evaluate", "--data", str(data), "--temperature", temperature, "--out", str(out), *few]) == 0
+        result = json.loads(out.read_text())
+        assert result["temperature"] == float(temperature)
+        assert f"\n  softmin: at temperature {float(temperature):g}\n" in capsys.readouterr().out
+        best = result["overall"]["best_of_n"]
+        assert best["softmin"] == best[other]
+        assert best["min"] != best["mean"]
+    assert main(["evaluate", "--data", str(data), "--aggregate", "min", "--out", str(out), *few]) == 0
+    assert "temperature" not in json.loads(out.read_text())
+    assert main(["evaluate", "--data", str(data), "--temperature", "0"]) == 1
+    assert "temperature: 0.0 was given; it must be a finite number above 0" in capsys.readouterr().err
 
 
 def test_draws_and_seed_reach_the_votes(tmp_path):

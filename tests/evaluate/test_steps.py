@@ -11,7 +11,7 @@ from pqm_fast.data import read_records
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate import calibrate_threshold, evaluate_steps, table
+from pqm_fast.evaluate import calibrate_threshold, evaluate_steps, platt_scaling, table
 
 
 def test_steps_with_processbench_figures():
@@ -76,6 +76,11 @@ def test_threshold_from_other_questions():
     assert found["step_thresholds"]["calibrated_on"] == "other questions given"
     assert [len(found["step_thresholds"][name]) for name in ("step_accuracy", "first_error_accuracy")] == [1, 1]
     assert found["steps"]["first_error_accuracy_calibrated"] > found["steps"]["first_error_accuracy"] + 0.1
+    flat = [pair for record, q in solutions(100, 1, "other") for pair in zip(q, record.labels, strict=True)]
+    line = platt_scaling(*np.array([pair for pair in flat if None not in pair]).T)
+    assert (found["probabilities"]["slope"], found["probabilities"]["offset"]) == ([line[0]], [line[1]])
+    assert found["probabilities"]["calibrated_on"] == "other questions given"
+    assert found["probabilities"]["count"] == found["steps"]["steps"]
     assert own["f1"] > fixed["f1"] + 0.1
     crossed = evaluate_steps(solutions(200, 0))["processbench_calibrated"]
     assert len(crossed["thresholds"]) == 5
@@ -151,8 +156,14 @@ def test_table_holds_every_figure():
     assert all(value is None for name, value in found["steps"].items() if name.endswith("_calibrated"))
     assert "  step accuracy         1.000        -" in lines
     assert any("1.000 / -" in line for line in lines)
-    assert "step_thresholds" not in found
-    calibrated = table(evaluate_steps(solutions(200, 0))).splitlines()
+    assert not {"step_thresholds", "probabilities"} & found.keys()
+    assert any(reason.startswith("calibrated step figures and probabilities: 4 of 5") for reason in found["left_out"])
+    found = evaluate_steps(solutions(200, 0))
+    calibrated = table(found).splitlines()
+    [row] = [line for line in calibrated if line.startswith("  step  700")]
+    for name in ("brier", "log_loss", "ece"):
+        before, after = (found["probabilities"][when][name] for when in ("before", "after"))
+        assert f"{before:.3f} / {after:.3f}" in row
     assert any(line.startswith("  calibrated, -") for line in calibrated)
     assert "  calibrated on: for each fifth of the questions, the other 4" in calibrated
 
@@ -172,6 +183,8 @@ def test_calibrated_figures_do_not_depend_on_the_level_of_the_scores():
         assert {name: one[name] for name in names} == {name: other[name] for name in names}
     assert low["steps"]["step_accuracy_calibrated"] > 0.95
     assert low["steps"]["first_error_accuracy_calibrated"] > 0.9
+    assert low["probabilities"]["after"] == pytest.approx(level["probabilities"]["after"])
+    assert low["probabilities"]["before"]["brier"] > 0.7 > 0.1 > low["probabilities"]["after"]["brier"]
     shift = np.subtract(level["step_thresholds"]["step_accuracy"], low["step_thresholds"]["step_accuracy"])
     assert shift == pytest.approx([50.0] * 5)
 

@@ -20,12 +20,22 @@ from pqm_kernels.fused_step_loss.backward import backward
 from pqm_kernels.fused_step_loss.forward import forward
 from pqm_kernels.gather import kernel as gather_kernel
 from pqm_kernels.launch import Launcher
+from pqm_kernels.losses import LossOptions, split_units
 from pqm_kernels.row_index import steps_by_row
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+OF_TRAJECTORIES: dict[str, dict] = {name: {"loss": name} for name, loss in LOSSES.items() if loss.unit == "trajectory"}
+# These are compiled for two of the dtypes only.
+OTHERS: dict[str, dict] = {name: {"loss": name} for name in LOSSES if name not in OF_TRAJECTORIES} | {
+    "bce+sibling": {"loss": "bce", "compare": "sibling", "weights": True},
+    "rank+listwise-softmin": {"loss": "rank", "compare": "listwise-softmin", "weights": True, "outcomes": True},
+    "weighted first-error": {"loss": "first-error", "weights": True},
+    "weighted group-rank": {"loss": "group-rank", "weights": True},
+}
+OTHERS_FOR = ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True))
 
 
 class AbsentGPU:
@@ -50,9 +60,10 @@ class AbsentGPU:
 def call(
     *, rows=4096, steps=1000, trajectories=128, width=1536, dtype=torch.bfloat16, head=torch.float32, loss="rank",
     norm=True, bias=True, normalizer=True, needs=((True, True),), hidden=None, index=torch.int64, cu=torch.int32,
-    label=torch.float32, offset=0,
+    label=torch.float32, offset=0, compare=None, weights=False, outcomes=False,
 ) -> None:  # fmt: skip
-    """Forward, and backward for each (needs_hidden, needs_head). `offset` of weight, in elements."""
+    """Forward, and backward for each (needs_hidden, needs_head). `offset` of weight, in elements. A loss of questions
+    gets four solutions to a question."""
     hidden = torch.zeros(rows, width, dtype=dtype) if hidden is None else hidden
     rows, width = hidden.shape
     step_index, labels = torch.zeros(steps, dtype=index), torch.ones(steps, dtype=label)
@@ -61,8 +72,22 @@ def call(
     norm_weight = torch.ones(width, dtype=head) if norm else None
     head_weights = (weight, torch.zeros(1, dtype=head) if bias else None, norm_weight)
     divisor = torch.tensor(3.0) if normalizer else None
-    numbers = {"zeta": 4.0, "norm_eps": 1e-6, "scale": 1.0}
-    _, _, work = forward(hidden, *head_weights, step_index, labels, cu_steps, divisor, loss, **numbers)
+    of_trajectory, of_question = split_units(loss, compare)
+    questions = [None] * 7
+    if of_question is not None:
+        questions[0] = torch.linspace(0, trajectories, trajectories // 4 + 1).to(cu)
+        if LOSSES[of_question].uses_siblings:
+            questions[1:4] = torch.zeros(3, steps, dtype=torch.int32)
+        if outcomes:
+            questions[4] = torch.ones(trajectories)
+    if weights:
+        if all(LOSSES[name].weighs_steps for name in (of_trajectory, of_question) if name is not None):
+            questions[5] = torch.ones(steps)
+        questions[6] = torch.ones(trajectories)
+    numbers = [*LossOptions(), 0.5, 1e-6]
+    _, _, work = forward(
+        hidden, *head_weights, step_index, labels, cu_steps, divisor, questions, loss, compare, numbers, 1.0
+    )
     order, first = steps_by_row(step_index, rows)
     for needs_hidden, needs_head in needs:
         backward(torch.tensor(1.0), work, hidden, *head_weights, order, first, needs_hidden, needs_head)
@@ -75,9 +100,10 @@ def calls() -> Iterator[tuple[str, dict]]:
         head = torch.float32 if norm else dtype
         trajectories = 128 if norm else 300  # few programs, or many
         common = {"dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": head}
-        for loss in LOSSES:
-            options = common | {"loss": loss, "trajectories": trajectories}
-            yield f"{loss}, {dtype}, {'with' if norm else 'without'} norm", options | {"needs": subsets}
+        others = OTHERS if (dtype, norm) in OTHERS_FOR else {}
+        for name, variant in (OF_TRAJECTORIES | others).items():
+            options = common | {"trajectories": trajectories} | variant
+            yield f"{name}, {dtype}, {'with' if norm else 'without'} norm", options | {"needs": subsets}
     for dtype in (torch.bfloat16, torch.float32):
         yield f"many programs, {dtype}", {"dtype": dtype, "trajectories": 300}
     yield "no long trajectory", {"steps": 40, "trajectories": 4}  # must need no other kernel, nor the next two

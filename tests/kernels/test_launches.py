@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import UNEVEN, assert_close, define, make_case, run
-from pqm_kernels import step_loss, steps_by_row
+from pqm_kernels import siblings, step_loss, steps_by_row
 
 pytest.importorskip("triton")
 
@@ -37,12 +37,38 @@ def test_one_launch_forward_and_two_backward(device, lengths, dtype, monkeypatch
     assert_close(found, define(case, normalizer=2))
 
 
+@pytest.mark.parametrize(("loss", "compare"), [("sibling", None), ("bce", "sibling"), ("rank", "group-rank")])
+def test_one_launch_with_questions(device, loss, compare, monkeypatch):
+    """Nothing sorts, if that has been done in advance."""
+    case = make_case(device, rows=9, lengths=[3, 0, 70, 2, 5])
+    case["siblings"] = siblings(case["parent"], case["cu_steps"], case["cu_groups"])
+    launched = []
+    original = launch.Launcher.launch
+
+    def counted(self, *arguments, **options):
+        launched.append(self.kernel.__name__)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(launch.Launcher, "launch", counted)
+    if not case["parent"].is_cpu:  # there the order is checked
+        monkeypatch.setattr(torch.Tensor, "sort", None)
+    by_row = steps_by_row(case["step_index"], 9)
+    found = run(case, backend="triton", steps_by_row=by_row, loss=loss, compare=compare)
+    assert launched == ["forward_kernel", "rows_kernel", "head_kernel"]
+    del case["siblings"]
+    assert_close(found, define(case, loss=loss, compare=compare))
+
+
 def test_counters_are_left_zero(device, monkeypatch):
     """One buffer for all calls, as on a stream of a GPU."""
     cases = [make_case(device, rows=50, width=3, lengths=lengths, seed=7) for lengths in SHAPES]
 
     def losses():
-        return [step_loss(**case, backend="triton").loss.item() for case in cases]
+        return [
+            step_loss(**case, loss=loss, compare=compare, backend="triton").loss.item()
+            for case in cases
+            for loss, compare in (("rank", None), ("bce", "sibling"))
+        ]
 
     expected = losses()
     kept = torch.zeros(64, dtype=torch.int32, device=device)

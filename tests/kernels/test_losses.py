@@ -8,52 +8,71 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import OF_QUESTIONS, OF_TRAJECTORIES
 from definitions import DEFINITIONS
+from pqm_kernels import trajectory_losses
 from pqm_kernels.fused_step_loss import reference
-from pqm_kernels.losses import LOSSES
+from pqm_kernels.fused_step_loss.reference_questions import QUESTION_FUNCTIONS
+from pqm_kernels.losses import LOSSES, LossOptions
+from question_definitions import QUESTION_DEFINITIONS
 
-DEVICE_LOSSES = Path(reference.__file__).with_name("device_losses.py")
+OP = Path(reference.__file__).parent
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 
 
-def triton_branches():
-    """{loss: the arguments that its branch of `trajectory_loss` passes to its device function}"""
+def triton_branches(file, function):
+    """{loss: the arguments that its branch of the dispatching function passes to its device function}. None is a loss
+    too; a branch that serves several passes on which of them it is."""
     [dispatch] = (
         node
-        for node in ast.parse(DEVICE_LOSSES.read_text()).body
-        if isinstance(node, ast.FunctionDef) and node.name == "trajectory_loss"
+        for node in ast.parse((OP / file).read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == function
     )
     branches = {}
     for node in ast.walk(dispatch):
         if not isinstance(node, ast.If):
             continue
         bodies = [(node.test, node.body)]
-        if node.orelse and not isinstance(node.orelse[0], ast.If):  # the last branch asserts its name
+        if node.orelse and not isinstance(node.orelse[0], ast.If):  # the last branch asserts its names
             bodies.append((node.orelse[0], node.orelse[1:]))
         for names, [assignment] in bodies:
-            [loss] = (part.value for part in ast.walk(names) if isinstance(part, ast.Constant))
-            branches[loss] = {argument.id for argument in assignment.value.args}
+            arguments = {part.id for part in ast.walk(assignment.value) if isinstance(part, ast.Name)}
+            branches |= {part.value: arguments for part in ast.walk(names) if isinstance(part, ast.Constant)}
     return branches
+
+
+def branches_of_both():
+    of_trajectories = triton_branches("device_losses.py", "trajectory_loss")
+    assert "x_ptr" not in of_trajectories.pop(None)
+    return of_trajectories, triton_branches("device_questions.py", "question_loss")
 
 
 def documented():
     """{loss: the other cells of its row in the table of docs/method.md}"""
-    table = METHOD.read_text().split("| loss | labels |")[1].split("\n\n")[0]
+    table = METHOD.read_text().split("| loss | unit | labels |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {loss.strip("`"): cells for loss, *cells in rows}
 
 
 def test_every_place_has_the_same_losses():
-    assert list(reference.FUNCTIONS) == list(LOSSES)
-    assert list(DEFINITIONS) == list(LOSSES)
-    assert list(triton_branches()) == list(LOSSES)
+    for places, names in zip(
+        ((reference.FUNCTIONS, DEFINITIONS), (QUESTION_FUNCTIONS, QUESTION_DEFINITIONS)),
+        (OF_TRAJECTORIES, OF_QUESTIONS),
+        strict=True,
+    ):
+        assert [list(place) for place in places] == [names] * 2
+    assert [list(branches) for branches in branches_of_both()] == [OF_TRAJECTORIES, OF_QUESTIONS]
     assert list(documented()) == list(LOSSES)
 
 
 def test_the_documented_table():
+    def labels(loss):
+        return "outcomes" if loss.uses_outcomes else "from 0 to 1" if loss.soft_labels else "0 or 1"
+
     assert documented() == {
         name: [
-            "from 0 to 1" if loss.soft_labels else "0 or 1",
+            loss.unit,
+            labels(loss),
             loss.normalised_by,
             "yes" if loss.uses_zeta else "no",
             "yes" if loss.has_flat_floor else "no",
@@ -62,9 +81,12 @@ def test_the_documented_table():
     }
 
 
-def test_chained_losses_are_those_whose_kernel_gets_a_scratch_value_a_step():
-    chained = {name for name, arguments in triton_branches().items() if "x_ptr" in arguments}
-    assert chained == {name for name, loss in LOSSES.items() if loss.chained}
+@pytest.mark.parametrize(("argument", "flag"), [("x_ptr", "chained")])
+def test_what_a_kernel_gets_is_what_the_table_says(argument, flag):
+    """A scratch value for each step; weights of steps."""
+    of_trajectories, of_questions = branches_of_both()
+    given = {name for name, arguments in (of_trajectories | of_questions).items() if argument in arguments}
+    assert given == {name for name, loss in LOSSES.items() if getattr(loss, flag)}
 
 
 @pytest.fixture
@@ -75,26 +97,26 @@ def trajectory():
     return q, y, valid
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_zeta_does_nothing_for_the_losses_without_a_margin(loss, trajectory):
     function = reference.FUNCTIONS[loss]
-    depends = bool(function(*trajectory, 1.0) != function(*trajectory, 5.0))
+    depends = bool(function(*trajectory, LossOptions(1.0)) != function(*trajectory, LossOptions(5.0)))
     assert depends == LOSSES[loss].uses_zeta == (loss in ("rank", "rank-theory", "pairwise"))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_the_gradient_of_the_steps_before_the_last(loss, trajectory):
     q, y, valid = trajectory
-    (gradient,) = torch.autograd.grad(reference.FUNCTIONS[loss](q, y, valid, 4.0).sum(), q)
+    (gradient,) = torch.autograd.grad(reference.FUNCTIONS[loss](q, y, valid, LossOptions()).sum(), q)
     assert (not gradient[0, :-1].any()) == LOSSES[loss].last_step_only
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 @pytest.mark.parametrize("num_wrong", [0, 1])
 def test_the_flat_floor(loss, num_wrong):
     """The value where correct steps are alike and far above 0, wrong ones far below it."""
-    q = torch.tensor([[30.0] * 5 + [-30.0] * num_wrong], dtype=torch.float64)
-    value = reference.FUNCTIONS[loss](q, (q > 0).double(), torch.ones_like(q, dtype=torch.bool), 4.0).item()
+    q = torch.tensor([30.0] * 5 + [-30.0] * num_wrong, dtype=torch.float64)
+    value = trajectory_losses(q, (q > 0).double(), torch.tensor([0, len(q)]), loss).item()
     if LOSSES[loss].has_flat_floor:
         assert value == pytest.approx(math.log(120) / (5 + num_wrong), abs=1e-9)
 
@@ -115,9 +137,12 @@ def test_public_names():
     assert {name: type(getattr(pqm_kernels, name)).__name__ for name in pqm_kernels.__all__} == {
         "LOSSES": "dict",
         "AdamW": "type",
+        "Siblings": "type",
         "StepLoss": "type",
         "StepsByRow": "type",
         "gather_rows": "function",
+        "question_losses": "function",
+        "siblings": "function",
         "step_loss": "function",
         "steps_by_row": "function",
         "trajectory_losses": "function",

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from pqm_kernels import LOSSES, trajectory_losses
+from cases import OF_TRAJECTORIES
+from pqm_kernels import trajectory_losses
 from pqm_kernels.fused_step_loss import reference
 
 TRAJECTORY_LABELS = [
@@ -28,7 +29,7 @@ def make_batch(seed, scale, trajectories=TRAJECTORY_LABELS, dtype=torch.float64)
     return q.clamp(-1e4, 1e4), labels, cu_steps
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 @pytest.mark.parametrize(("scale", "zeta"), [(1, 4.0), (1, 0.0), (6, 4.0)])
 def test_gradcheck(loss, scale, zeta):
     q, labels, cu_steps = make_batch(2, scale)
@@ -68,7 +69,7 @@ def test_rank_agrees_with_the_published_loss():
     torch.testing.assert_close(ours, published_rank_loss(rewards, padded, 4), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_trajectories_do_not_touch_each_other(loss):
     q, labels, cu_steps = make_batch(6, 2)
     together = trajectory_losses(q, labels, cu_steps, loss)
@@ -85,7 +86,7 @@ def test_trajectories_do_not_touch_each_other(loss):
     torch.testing.assert_close(permuted, together[order], rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_uneven_trajectories(loss, monkeypatch):
     """Padded in groups of like length or all together: the same losses and gradients, in the same order."""
     generator = torch.Generator().manual_seed(11)
@@ -95,9 +96,9 @@ def test_uneven_trajectories(loss, monkeypatch):
     results, widths = [], []
     padded_losses = reference._padded_losses
 
-    def recorded(q, labels, lengths, longest, *rest):
+    def recorded(q, labels, weights, lengths, longest, *rest):
         widths.append(longest)
-        return padded_losses(q, labels, lengths, longest, *rest)
+        return padded_losses(q, labels, weights, lengths, longest, *rest)
 
     monkeypatch.setattr(reference, "_padded_losses", recorded)
     for limit in (2**20, 0):
@@ -123,7 +124,7 @@ def test_one_long_trajectory_among_many(loss):
     assert losses[5001:].eq(losses[0]).all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("small_batch", [2**12, 0])
 def test_a_bad_score_stays_in_its_trajectory(loss, bad, small_batch, monkeypatch):
@@ -146,7 +147,7 @@ def test_a_bad_score_stays_in_its_trajectory(loss, bad, small_batch, monkeypatch
     torch.testing.assert_close(broken.grad[elsewhere], clean.grad[elsewhere], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 @pytest.mark.parametrize("num_trajectories", [0, 1, 3])
 def test_no_steps_no_loss(loss, num_trajectories):
     q = torch.empty(0, requires_grad=True)
@@ -158,7 +159,7 @@ def test_no_steps_no_loss(loss, num_trajectories):
     assert q.grad.shape == (0,)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_no_nan_on_the_way_back(loss):
     """Anomaly mode raises on a NaN in any step of the backward, also one that a mask would hide in the end."""
     q, labels, cu_steps = make_batch(8, 1e3, dtype=torch.float32)
@@ -181,7 +182,7 @@ def test_pairwise_in_blocks(monkeypatch):
     torch.testing.assert_close(results[0], results[1], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_dtypes(loss):
     q, labels, cu_steps = make_batch(10, 1, dtype=torch.float32)
     expected = trajectory_losses(q, labels, cu_steps, loss)
@@ -199,6 +200,7 @@ def test_dtypes(loss):
     ("change", "message"),
     [
         ({"loss": "ranking"}, "unknown loss 'ranking'; known: rank, "),
+        ({"loss": "sibling"}, "'sibling' is a loss of questions: call question_losses"),
         ({"labels": [1.0, 0.5, 0.0]}, "labels for 'rank' must be 0 or 1.*bce, mse"),
         ({"labels": [1.0, math.nan, 0.0]}, "must be 0 or 1"),
         ({"labels": [1.0, -0.1, 0.0], "loss": "bce"}, r"labels for 'bce' must lie in \[0, 1\]"),

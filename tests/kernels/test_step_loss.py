@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, INPUTS, UNEVEN, assert_close, define, exact_case, make_case, run
+from cases import BACKENDS, INPUTS, OF_TRAJECTORIES, UNEVEN, assert_close, define, exact_case, make_case, run
 from pqm_kernels import LOSSES, StepLoss, step_loss, steps_by_row
 from test_reference import TRAJECTORY_LABELS, make_batch, published_rank_loss
 
@@ -160,7 +160,7 @@ def test_a_group_has_many_rows(device, groups, monkeypatch):
     assert_close(run(case, backend="triton"), define(case))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
 def test_trajectories_may_move(device, loss):
     """A trajectory's scores and rows have the same gradient bits wherever it stands in the batch."""
     lengths = [3, 0, 70, 5]
@@ -168,7 +168,7 @@ def test_trajectories_may_move(device, loss):
     case["step_index"] = torch.randperm(78, generator=torch.Generator().manual_seed(0)).to(device)
     moved = dict(case)
     order = torch.tensor([*range(73, 78), *range(3), *range(3, 73)], device=device)
-    moved |= {"step_index": case["step_index"][order], "labels": case["labels"][order]}
+    moved |= {name: case[name][order] for name in ("step_index", "labels", "parent")}
     moved["cu_steps"] = torch.tensor([0, 5, 8, 8, 78], dtype=torch.int32, device=device)
     first, second = (run(inputs, backend="triton", loss=loss) for inputs in (case, moved))
     assert first["hidden"].equal(second["hidden"])
@@ -200,14 +200,15 @@ def test_normalizer_has_no_gradient(device, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_accumulation_is_exact(device, backend, loss):
-    """Micro-batches normalised over the whole step add up to the gradient of the one batch."""
-    case = make_case(device, width=6, lengths=[4, 6, 3])
+    """Micro-batches of whole questions, normalised over the whole step, add up to the gradient of the one batch."""
+    case = make_case(device, width=6, lengths=[4, 6, 3, 2, 5])
     whole = define(case, loss=loss)
-    normalizer = 13 if LOSSES[loss].normalised_by == "steps" else 3
+    normalizer = 20 if LOSSES[loss].normalised_by == "steps" else 5
     parts = []
-    for begin, end, cu_steps in ((0, 4, [0, 4]), (4, 13, [0, 6, 9])):
-        part = case | {name: case[name][begin:end] for name in ("step_index", "labels")}
-        part["cu_steps"] = torch.tensor(cu_steps, dtype=torch.int32, device=device)
+    for begin, end, steps, ends in ((0, 3, slice(13), [0, 4, 10, 13]), (3, 5, slice(13, 20), [0, 2, 7])):
+        part = case | {name: case[name][steps] for name in ("step_index", "labels", "parent")}
+        part |= {"outcomes": case["outcomes"][begin:end], "cu_groups": torch.tensor([0, end - begin], device=device)}
+        part["cu_steps"] = torch.tensor(ends, dtype=torch.int32, device=device)
         parts.append(run(part, normalizer=normalizer, loss=loss, backend=backend))
     assert_close({name: parts[0][name] + parts[1][name] for name in ("loss", *INPUTS)}, whole)
 

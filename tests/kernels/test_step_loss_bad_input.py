@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from cases import BACKENDS, make_case
-from pqm_kernels import StepsByRow, step_loss, steps_by_row
+from pqm_kernels import Siblings, StepsByRow, step_loss, steps_by_row
+
+ONE = torch.tensor([0, 1])
+SIBLINGS = {"loss": "sibling", "cu_groups": ONE, "parent": torch.zeros(3, dtype=torch.int64)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -46,6 +49,38 @@ from pqm_kernels import StepsByRow, step_loss, steps_by_row
         ({"normalizer": 0}, "normalizer must be positive, found 0"),
         ({"normalizer": -1.0}, "normalizer must be positive"),
         ({"normalizer": math.inf}, "normalizer must be a finite Python number"),
+        ({"compare": "crm"}, r"compare adds a loss of questions \(sibling, .* of trajectories, found 'crm' and"),
+        ({"loss": "sibling", "compare": "listwise"}, "compare adds .*found 'listwise' and 'sibling'"),
+        ({"compare": "hinge"}, "unknown loss 'hinge'; known: rank, "),
+        ({"loss": "group-rank"}, "'group-rank' compares the solutions of a question: pass cu_groups"),
+        ({"compare": "listwise"}, "'listwise' compares the solutions of a question: pass cu_groups"),
+        ({"loss": "sibling", "cu_groups": ONE}, "'sibling' compares steps that continue the same prefix: pass parent"),
+        ({"cu_groups": torch.tensor([0, 2])}, r"cu_groups must rise from 0 to 1, the number of traj.*= 2"),
+        ({"cu_groups": torch.tensor([0.0, 1.0])}, r"cu_groups must be int32 or int64 \[Q \+ 1\], found torch.float32"),
+        ({"parent": torch.zeros(2, dtype=torch.int64)}, r"parent must be int32 or int64 \[3\], found .* \[2\]"),
+        ({"parent": torch.zeros(3)}, r"parent must be int32 or int64 \[3\], found torch.float32"),
+        ({"outcomes": torch.zeros(3)}, r"outcomes must be floating point \[1\], found torch.float32 \[3\]"),
+        ({"outcomes": torch.zeros(1, dtype=torch.int64)}, r"outcomes must be floating point \[1\], found torch.int64"),
+        (SIBLINGS | {"labels": torch.tensor([1.0, 0.5, 0.0])}, "labels for 'sibling' must be 0 or 1; losses that take"),
+        (SIBLINGS | {"siblings": Siblings(*torch.zeros(3, 3, dtype=torch.int32))}, "siblings is not siblings"),
+        (SIBLINGS | {"siblings": Siblings(*torch.zeros(3, 3))}, r"siblings.order must be int32 \[3\], found"),
+        (
+            {"loss": "bce", "labels": torch.tensor([1.0, 0.5, 0.0]), "compare": "group-rank", "cu_groups": ONE},
+            "labels for 'group-rank' must be 0 or 1",
+        ),
+        ({"step_weights": torch.ones(3)}, "'rank' takes no step_weights; losses that do: bce, mse, first-error, s"),
+        (
+            {"loss": "bce", "compare": "listwise", "cu_groups": ONE, "step_weights": torch.ones(3)},
+            "'listwise' takes no step_weights",
+        ),
+        ({"loss": "bce", "step_weights": torch.ones(2)}, r"step_weights must be floating point \[3\]"),
+        ({"loss": "bce", "step_weights": torch.tensor([1.0, -1.0, 0.0])}, "step_weights must be finite and at least 0"),
+        ({"trajectory_weights": torch.tensor([math.nan])}, "trajectory_weights must be finite and at least 0"),
+        ({"trajectory_weights": torch.ones(1, dtype=torch.int64)}, r"trajectory_weights must be floating point \[1\]"),
+        ({"trajectory_weights": torch.ones(1, device="meta")}, "hidden on cpu and trajectory_weights on meta"),
+        ({"temperature": 0.0}, "temperature must be above 0, found 0.0"),
+        ({"noise": (0.1, 1.5)}, r"noise must be two numbers from 0 to 1, found \(0.1, 1.5\)"),
+        ({"compare_weight": math.inf}, "compare_weight must be a finite Python number"),
     ],
 )
 def test_bad_input(backend, change, message):

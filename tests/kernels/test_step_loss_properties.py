@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, INPUTS, assert_close, cu_steps_of, define, exact_case, make_case, run
+from cases import BACKENDS, INPUTS, OF_TRAJECTORIES, assert_close, cu_steps_of, define, exact_case, make_case, run
 from pqm_kernels import LOSSES
 
 pytest.importorskip("hypothesis")
@@ -23,7 +23,7 @@ FEW = settings(
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
-losses = st.sampled_from(list(LOSSES))
+losses = st.sampled_from(OF_TRAJECTORIES)
 zetas = st.sampled_from([0.0, 0.3, 4.0, 1e3])
 short = st.lists(st.integers(0, 6), max_size=6)
 # Around the parts of 64 steps that a long trajectory is scored in.
@@ -75,10 +75,11 @@ def trajectories_of(case):
 
 
 def joined(case, trajectories):
-    """The case with these trajectories."""
+    """The case with these trajectories, which are of no question."""
     step_index, labels = (torch.cat(parts) for parts in zip(*trajectories, strict=True))
     cu_steps = cu_steps_of([len(labels) for _, labels in trajectories], labels.device)
-    return case | {"step_index": step_index, "labels": labels, "cu_steps": cu_steps}
+    of_questions = dict.fromkeys(("cu_groups", "parent", "outcomes"))
+    return case | {"step_index": step_index, "labels": labels, "cu_steps": cu_steps} | of_questions
 
 
 def assert_same(found, expected, case, tolerance=1e-6, **options):
@@ -86,7 +87,7 @@ def assert_same(found, expected, case, tolerance=1e-6, **options):
     assert_close(found, expected | {"terms": define(case, **options)["terms"]}, tolerance)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*OF_TRAJECTORIES, "sibling", "group-rank", "listwise-softmin"])
 @settings(FEW, max_examples=4)
 @given(batch=batches(), zeta=zetas)
 def test_agrees_with_the_definition(device, backend, loss, batch, zeta):
@@ -134,7 +135,7 @@ def test_upstream_scales_gradients(device, backend, batch, loss, upstream):
 
 
 @FEW
-@given(batches(), st.sampled_from(["rank-first-error", "crm", "bce", "mse", "orm"]), zetas)
+@given(batches(), st.sampled_from([loss for loss in LOSSES if not LOSSES[loss].uses_zeta]), zetas)
 def test_losses_without_a_margin(device, backend, batch, loss, zeta):
     case = batch(device, loss)
     with_zeta, without = (run(case, backend=backend, loss=loss, zeta=value) for value in (zeta, 4.0))
@@ -167,7 +168,7 @@ def test_zeta_is_a_shift_of_the_wrong_scores(device, backend, batch, loss, zeta)
 
 
 @FEW
-@given(exact_batches(), st.sampled_from([loss for loss in LOSSES if loss not in ("crm", "orm")]))
+@given(exact_batches(), st.sampled_from(["rank", "rank-theory", "rank-first-error", "pairwise", "bce", "mse"]))
 def test_correct_steps_may_all_come_first(device, backend, batch, loss):
     """These losses look at the order among the correct and among the wrong steps alone."""
     q, labels, lengths = batch

@@ -1,10 +1,12 @@
 """Small pools and results of trials, made up by hand."""
 
 import json
+import re
+from dataclasses import replace
 
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.study.config import StudyConfig
-from pqm_fast.study.grid import Trial
+from pqm_fast.study.grid import tuning_trials
 from pqm_fast.study.judged_pool import read_judged_pool, write_judged_pool
 
 CONFIG = StudyConfig(
@@ -54,12 +56,14 @@ def result(tuning=0.5, test=(0.5, 0.5, 0.5), last=None, diverged=None, steps=STE
 
 
 def every(grid, config=CONFIG, **own):
-    """{trial: result}: for cells of `own` (by loss) its results by seed at the second, better rate, else plain ones."""
+    """{trial: result}: for cells of `own` (by loss) its results by seed at the last, better rate and weight, else plain
+    ones."""
     results = {}
     for cell in grid:
-        for rate in config.learning_rates:
+        tried = tuning_trials(config, cell)
+        for trial in tried:
             for seed in config.seeds:
-                chosen = rate == config.learning_rates[-1]
-                found = own.get(cell.loss.replace("-", "_"), {}) if chosen else {}
-                results[Trial(cell, rate, seed)] = found.get(seed, result(tuning=0.6 if chosen else 0.4))
+                chosen = trial == tried[-1]
+                found = own.get(re.sub(r"\W", "_", cell.loss), {}) if chosen else {}
+                results[replace(trial, seed=seed)] = found.get(seed, result(tuning=0.6 if chosen else 0.4))
     return results

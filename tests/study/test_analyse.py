@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from handmade import CONFIG, STEPS, every, pool, result
@@ -30,10 +31,21 @@ BLOWN = {"diverged": "step 3: loss nan"}
         ({0.2: tuned(last=0.5, min=0.5), 0.3: tuned(last=0.5, min=0.5)}, (0.2, "last")),  # equal: as they were named
         ({0.2: BLOWN, 0.1: tuned(min=0.0)}, (0.1, "min")),
         ({0.1: BLOWN, 0.2: BLOWN}, None),
+        ({(0.1, 3.0): tuned(min=0.5), (0.1, 1.0): tuned(min=0.7), (0.2, 3.0): tuned(min=0.8)}, (0.2, 3.0, "min")),
+        ({(0.2, 1.0): tuned(min=0.5), (0.1, 3.0): tuned(min=0.5), (0.1, 1.0): tuned(min=0.5)}, (0.1, 1.0, "min")),
     ],
 )
-def test_rate_and_aggregator_are_chosen(results, expected):
-    assert choose(results) == expected
+def test_rate_weight_and_aggregator_are_chosen(results, expected):
+    """Results by rate, or by (rate, weight)."""
+    cell = Cell("bce", None, "llama", "given")
+    trials = {key if isinstance(key, tuple) else (key, None): own for key, own in results.items()}
+    found = choose({Trial(cell, rate, 5, weight): own for (rate, weight), own in trials.items()})
+    if expected is None:
+        assert found is None
+    else:
+        *numbers, aggregator = expected
+        rate, weight = numbers if len(numbers) == 2 else (*numbers, None)
+        assert found == (Trial(cell, rate, 5, weight), aggregator)
 
 
 def test_a_damaged_result_is_named(tmp_path):
@@ -85,6 +97,33 @@ def test_means_and_differences_by_hand(tmp_path):
     assert orm["against"]["mean"] == pytest.approx(0.5 - 0.4)
 
 
+def test_a_combination_has_figures_by_rate_and_weight(tmp_path):
+    """Four trials as every other loss; the other seeds have the chosen rate and weight."""
+    config = replace(
+        CONFIG,
+        losses=("bce", "bce+sibling"),
+        learning_rates=(0.001, 0.002, 0.004, 0.01),
+        compare_learning_rates=(0.001, 0.004),
+        compare_weights=(3.0, 0.5),
+    )
+    grid = cells(config)
+    combined = Cell("bce+sibling", None, "llama", "given")
+    results = every(grid, config, bce={5: result(0.7, (0.2,) * 3), 7: result(0.7, (0.3,) * 3)})
+    for seed, tuning, test in ((5, 0.9, 0.5), (7, 0.1, 0.8)):
+        results[Trial(combined, 0.001, seed, 0.5)] = result(tuning, (test,) * 3)
+    results[Trial(combined, 0.004, 5, 3.0)] = result(diverged="step 2: loss nan")
+    found = analyse(config, grid, results, pool(tmp_path))
+    json.dumps(found, allow_nan=False)
+    cell = by(found, loss="bce+sibling", model="llama", labels="given")
+    assert cell["tuning"] == {"0.001": {"3": 0.4, "0.5": 0.9}, "0.004": {"3": None, "0.5": 0.6}}
+    assert (cell["learning_rate"], cell["compare_weight"], cell["aggregate"]) == (0.001, 0.5, "min")
+    assert cell["best_of_n"]["mean"] == pytest.approx(0.65)
+    assert cell["against"]["mean"] == pytest.approx(0.4)
+    plain = by(found, loss="bce", model="llama", labels="given")
+    assert plain["tuning"].keys() == {"0.001", "0.002", "0.004", "0.01"}
+    assert (plain["learning_rate"], plain["compare_weight"]) == (0.01, None)
+
+
 def test_differences_are_from_the_baseline_of_the_same_model_and_labels(tmp_path):
     grid = cells(CONFIG)
     results = every(grid)
@@ -112,8 +151,6 @@ def test_differences_are_from_the_baseline_of_the_same_model_and_labels(tmp_path
 
 
 def test_a_rank_baseline_has_the_main_margin(tmp_path):
-    from dataclasses import replace
-
     config = replace(CONFIG, baseline="rank")
     grid = cells(config)
     results = every(grid)

@@ -10,6 +10,7 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
@@ -169,6 +170,34 @@ def test_other_conditions_are_refused(copied, no_training, capsys):
     assert "n (2 then, 3 now)" in said
     assert "steps (4 then, 5 now)" in said
     assert said.endswith("choose another --out\n")
+
+
+def test_a_study_from_before_an_option_goes_on(copied, no_training):
+    """An option that its study.json lacks had the default value."""
+    file = copied / "study.json"
+    stored = json.loads(file.read_text())
+    for name in ("temperature", "noise"):
+        del stored[name]
+    assert not {"compare_weights", "compare_learning_rates"} & stored.keys()  # these may change
+    file.write_text(json.dumps(stored))
+    assert study(copied, f"{BASE} --compare-weights 2") == 0
+
+
+def test_a_combination(tmp_path, in_process):
+    """Its options reach the training, and the other seed is trained with the chosen weight."""
+    options = "--losses bce+sibling --baseline bce+sibling --zetas --learning-rates 1e-3 2e-3 --seeds 0 1"
+    assert study(tmp_path / "s", f"{options} --compare-learning-rates 1e-3 --compare-weights 1 3 --prefix-tree") == 0
+    [cell] = results(tmp_path / "s")["cells"]
+    assert cell["tuning"].keys() == {"0.001"}
+    assert cell["tuning"]["0.001"][f"{cell['compare_weight']:g}"] == max(cell["tuning"]["0.001"].values())
+    weights = {f"bce+sibling_llama_given_lr0.001_weight{weight}_seed0": weight for weight in (1, 3)}
+    chosen = f"bce+sibling_llama_given_lr0.001_weight{cell['compare_weight']:g}_seed1"
+    assert weights.keys() | {chosen} == {name for name in trials(tmp_path / "s") if "sibling" in name}
+    for name, weight in weights.items():
+        options = yaml.safe_load((tmp_path / "s" / "runs" / name / "config.yaml").read_text())
+        assert (options["loss"], options["compare"], options["compare_weight"]) == ("bce", "sibling", weight)
+        assert trials(tmp_path / "s")[name]["trial"]["compare_weight"] == weight
+    assert "| bce+sibling, llama, labels given |" in (tmp_path / "s" / "study.md").read_text()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from handmade import CONFIG, every, pool, result
+from pqm_kernels.losses import LOSSES
 
 from pqm_fast.study.analyse import analyse
 from pqm_fast.study.grid import cells
@@ -57,6 +58,16 @@ def test_one_seed_and_eight_losses(tmp_path, figures):
     names, _ = drawn(replace(CONFIG, losses=every_loss, seeds=(0,)), tmp_path)
     assert names == ["losses.png", "zeta.png"]
     assert len(figures[0].axes[0].get_legend().get_texts()) == 8
+
+
+def test_more_losses_than_colours(tmp_path, figures):
+    """None is left out, and no two look alike. A combination is named with its weights."""
+    config = replace(CONFIG, losses=(*LOSSES, "bce+sibling"), seeds=(0,), compare_weights=(0.5,))
+    drawn(config, tmp_path)
+    axes = figures[0].axes[0]
+    handles, names = axes.get_legend_handles_labels()
+    assert names == [*LOSSES, "bce+sibling (weight 0.5)"]
+    assert len({(line.get_color(), line.get_marker()) for line in handles}) == len(names) > 8
 
 
 def test_a_loss_that_diverged_in_the_first_group_is_named_by_another(tmp_path, figures):

@@ -144,6 +144,53 @@ def test_aggregators_steps_and_rates(found):
     assert len(rates) == len(found["cells"]) * 4
 
 
+COMBINED = replace(
+    CONFIG,
+    losses=("bce", "bce+sibling", "first-error+listwise"),
+    learning_rates=(0.001, 0.002, 0.004, 0.01),
+    compare_learning_rates=(0.001, 0.004),
+    compare_weights=(3.0, 0.5),
+)
+
+
+def test_combinations_have_a_table_of_rates_and_weights(tmp_path):
+    found = results_of(COMBINED, tmp_path)
+    for i, cell in enumerate(found["cells"]):
+        if "+" in cell["loss"]:
+            cell["tuning"] = {r: {w: (i + float(r)) / float(w) for w in own} for r, own in cell["tuning"].items()}
+    plain, combined = parsed(tables(found)["rates"])
+    for cell in found["cells"]:
+        row = f"{cell['loss']}, {cell['model']}, labels {cell['labels']}"
+        if cell["loss"] == "bce":
+            assert plain[row, "0.01"] == number(cell["tuning"]["0.01"])
+            assert plain[row, "chosen"] == "0.01"
+        else:
+            for rate in ("0.001", "0.004"):
+                for weight in ("3", "0.5"):
+                    assert combined[row, f"{rate} x {weight}"] == number(cell["tuning"][rate][weight])
+            assert combined[row, "chosen"] == "0.004 x 0.5"
+    assert 2 * len(plain) == len(combined) == 2 * 3 * 6
+    [values, _] = parsed(tables(found)["labels"])
+    assert values["bce+sibling", "given"] != "-"
+    head = document(found).split("\n## ")[0]
+    said = "Combinations chose from the rates 0.001, 0.004 and the weights 3, 0.5, as many trials as other losses had."
+    assert said in head
+    blown = dict.fromkeys(every(cells(COMBINED), COMBINED), result(diverged="step 1: loss nan"))
+    text = document(results_of(COMBINED, tmp_path, blown))
+    assert "Diverged: bce+sibling, llama, labels given, with every learning rate and weight." in text
+    assert "Diverged: bce, llama, labels given, with every learning rate." in text
+
+
+def test_older_results_have_no_weights(found):
+    """They were written before there were combinations."""
+    expected = document(found)
+    for cell in found["cells"]:
+        del cell["compare_weight"]
+    for name in ("compare_weights", "compare_learning_rates"):
+        del found["config"][name]
+    assert document(found) == expected
+
+
 @pytest.mark.parametrize(
     ("own", "expected"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pqm_kernels import AdamW
+from pqm_kernels import AdamW, step_loss
 from torch import Tensor
 
 from pqm_benchmarks.gpu.job import Job
@@ -52,6 +52,7 @@ def check(job: Job) -> None:
     wrong: list[str] = []
     comparisons: dict[str, Callable[[torch.device, torch.dtype], Compared]] = {
         "op": _op,
+        "op with siblings": _siblings,
         "AdamW": _adamw,
         "attention": _attention,
         "attention in trees": _attention_in_trees,
@@ -82,6 +83,29 @@ def _op(device: torch.device, dtype: torch.dtype) -> Compared:
     plain = _op_in_pytorch(inputs, torch.float32)
     names = ("loss", "scores", "gradient of hidden", "of weight", "of bias", "of norm weight")
     yield from zip(names, fused(inputs, "rank", True).forward_backward(), plain, exact, strict=True)
+
+
+def _siblings(device: torch.device, dtype: torch.dtype) -> Compared:
+    """The op with bce, and steps that continue one prefix compared."""
+    size, width = (SIZES["training"], 1536) if device.type == "cuda" else (SIZES["tiny"], 64)
+    inputs = make_inputs(size, width, dtype, device, 0, 0)
+
+    def run(hidden: torch.dtype, weight: torch.dtype, backend: str) -> tuple[Tensor, ...]:
+        leaves = [
+            inputs.hidden.detach().to(hidden).requires_grad_(),
+            inputs.weight.detach().to(weight).requires_grad_(),
+        ]
+        out = step_loss(
+            leaves[0], inputs.step_index, inputs.labels, inputs.cu_steps, leaves[1], loss="bce", compare="sibling",
+            compare_weight=3.0, cu_groups=inputs.cu_groups, parent=inputs.parent, backend=backend,
+        )  # fmt: skip
+        of_hidden, of_weight = torch.autograd.grad(out.loss, leaves)
+        return out.loss.detach(), out.q, of_hidden, of_weight
+
+    ours, exact = run(dtype, torch.float32, "triton"), run(torch.float64, torch.float64, "eager")
+    loss, q, of_hidden, of_weight = run(torch.float32, torch.float32, "eager")
+    names = ("loss", "scores", "gradient of hidden", "of weight")
+    yield from zip(names, ours, (loss, q, of_hidden.to(dtype), of_weight), exact, strict=True)
 
 
 def _op_in_pytorch(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pqm_kernels import LOSSES, step_loss, steps_by_row
 from pqm_kernels.fused_step_loss.reference import FUNCTIONS
+from pqm_kernels.losses import LossOptions
 from torch import Tensor
 
 from pqm_benchmarks.kernels.inputs import Inputs
@@ -46,20 +47,21 @@ def _step_loss(inputs: Inputs, loss: str, norm: bool, **options) -> Call:
     def run() -> tuple[Tensor, Tensor]:
         return step_loss(
             inputs.hidden, inputs.step_index, inputs.labels, inputs.cu_steps, inputs.weight, inputs.bias,
-            loss=loss, zeta=ZETA, norm_weight=inputs.norm_weight if norm else None, norm_eps=NORM_EPS, **options,
+            loss=loss, zeta=ZETA, norm_weight=inputs.norm_weight if norm else None, norm_eps=NORM_EPS,
+            cu_groups=inputs.cu_groups, parent=inputs.parent, **options,
         )  # fmt: skip
 
     return Call(run, _leaves(inputs, norm))
 
 
 def fused(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """The op with the index that the packer makes in advance for the backward pass."""
+    """The op with what the packer makes in advance: the index for the backward pass, and the steps sorted by parent."""
     index = steps_by_row(inputs.step_index, len(inputs.hidden))
-    return _step_loss(inputs, loss, norm, backend="triton", steps_by_row=index)
+    return _step_loss(inputs, loss, norm, backend="triton", steps_by_row=index, siblings=inputs.siblings)
 
 
 def fused_sorting(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """The op without that index: the backward pass sorts."""
+    """The op without that: it sorts."""
     return _step_loss(inputs, loss, norm, backend="triton")
 
 
@@ -86,12 +88,15 @@ def _gather_first(
         rows = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + NORM_EPS) * norm_weight
     q = F.linear(rows, weight[None], bias).squeeze(-1)
     padded = q.new_zeros(padded_labels.numel()).index_copy(0, slots, q).view(padded_labels.shape)
-    total = FUNCTIONS[loss](padded, padded_labels, padded_labels >= 0, ZETA).sum()
+    total = FUNCTIONS[loss](padded, padded_labels, padded_labels >= 0, LossOptions(ZETA)).sum()
     return total / len(q if LOSSES[loss].normalised_by == "steps" else padded), q
 
 
 def eager(inputs: Inputs, loss: str, norm: bool) -> Call:
-    """Carefully written PyTorch: step rows are gathered first, scores are float32, and nothing synchronises."""
+    """Carefully written PyTorch: step rows are gathered first, scores are float32, and nothing synchronises. For a loss
+    of questions it is the op's own eager backend, which reads sizes back."""
+    if LOSSES[loss].unit == "question":
+        return _step_loss(inputs, loss, norm, backend="eager")
     return _plain(_gather_first, inputs, loss, norm)
 
 
@@ -128,6 +133,8 @@ def why_not(name: str, loss: str, device: torch.device) -> str | None:
     """Why an implementation cannot run here; None if it can."""
     if name == "published" and loss != "rank":
         return f"the published computation exists for the loss rank only, not for {loss}"
+    if name == "compiled" and LOSSES[loss].unit == "question":
+        return f"{loss} in PyTorch has shapes that depend on values, which would be compiled again for every batch"
     if name.startswith("fused") and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton runs on the CPU only with TRITON_INTERPRET=1 in the environment"
     return None

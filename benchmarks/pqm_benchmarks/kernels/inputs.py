@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pqm_kernels import Siblings, siblings
 from torch import Tensor
 
 from pqm_fast.errors import PQMError
@@ -26,6 +27,7 @@ SIZES = {
 }
 COLD = 3  # the step rows of all batches that take turns are at least this many times the L2
 MOST_BATCHES = 256  # only the size tiny needs more
+SOLUTIONS = 16  # of a question
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Inputs:
         slots: [S] int64, the index of each step in a flat [B * L], where L is the steps of the longest trajectory.
         padded_index: [B, L] int64, the row of each step, 0 in padding.
         padded_labels: [B, L] float32, -100 in padding.
+        cu_groups: [Q + 1] int32, where the trajectories of each question start.
+        parent: [S] int64, the prefix that each step continues. The solutions of a question branch in two at each step.
+        siblings: the steps sorted by it, as the packer makes them.
     """
 
     hidden: Tensor
@@ -53,6 +58,9 @@ class Inputs:
     slots: Tensor
     padded_index: Tensor
     padded_labels: Tensor
+    cu_groups: Tensor
+    parent: Tensor
+    siblings: Siblings
 
 
 def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device, seed: int, number: int) -> Inputs:
@@ -74,6 +82,10 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
         flat = torch.full((size.trajectories * longest,), padding, dtype=values.dtype)
         return flat.index_copy(0, slots, values).view(size.trajectories, longest)
 
+    starts = torch.arange(0, size.trajectories, SOLUTIONS)
+    cu_groups = torch.cat([starts, torch.tensor([size.trajectories])]).int()
+    depth = torch.arange(size.steps) - cu_steps[trajectory]
+    parent = depth * SOLUTIONS + (trajectory % SOLUTIONS) * 2 ** depth.clamp(max=4) // SOLUTIONS
     weight = torch.randn(width, generator=of_batch) / math.sqrt(width)
     on_device = torch.Generator(device).manual_seed(1_000_003 * seed + number + 1)
     tensors = {
@@ -86,9 +98,12 @@ def make_inputs(size: Size, width: int, dtype: torch.dtype, device: torch.device
         "slots": slots,
         "padded_index": padded(step_index, 0),
         "padded_labels": padded(labels, -100),
+        "cu_groups": cu_groups,
+        "parent": parent,
     }
     inputs = Inputs(
         hidden=torch.randn(size.rows, width, generator=on_device, dtype=dtype, device=device),
+        siblings=Siblings(*(tensor.to(device) for tensor in siblings(parent, cu_steps, cu_groups))),
         **{name: tensor.to(device) for name, tensor in tensors.items()},
     )
     for leaf in (inputs.hidden, inputs.weight, inputs.bias, inputs.norm_weight):

@@ -1,17 +1,20 @@
 """Triton code of each loss: the twin of its function in `reference.py`, with the gradient by the scores.
 
-A twin takes the steps start..end of one trajectory, `(q_ptr, labels_ptr, [x_ptr,] dq_ptr, start, end, [zeta,] scale,
-[BLOCK])`; it returns scale * loss and stores scale * dloss/dq of every step. It works in sweeps of BLOCK steps, so that
-any length is possible, in time linear in the length (quadratic for `pairwise`). All arithmetic is float32, arranged so
-that no small result is the difference of large numbers: a loss of 1e-12 has the same relative precision as one of 1.
+A twin takes the steps start..end of one trajectory, `(q_ptr, labels_ptr, [weights_ptr,] [x_ptr,] dq_ptr, start, end,
+[zeta,] scale, [BLOCK])`, with the weights of the steps or None; it returns scale * loss and stores scale * dloss/dq of
+every step. It works in sweeps of BLOCK steps, so that any length is possible, in time linear in the length (quadratic
+for `pairwise`). All arithmetic is float32, arranged so that no small result is the difference of large numbers: a loss
+of 1e-12 has the same relative precision as one of 1.
 """
 
 import triton
 import triton.language as tl
 
 from pqm_kernels.fused_step_loss.device_chain import chain, rank_terms
+from pqm_kernels.fused_step_loss.device_first_error import first_error_noisy
 from pqm_kernels.fused_step_loss.device_labels import count_correct, has_label, load_labels
 from pqm_kernels.fused_step_loss.device_math import EMPTY_MAX, include, log1p, sigmoid, softplus
+from pqm_kernels.fused_step_loss.device_solutions import load_weights
 
 # The tile of pairs of `pairwise`: larger ones would spill registers.
 ROWS_OF_PAIRS = tl.constexpr(16)
@@ -128,29 +131,43 @@ def _excess(q, y):
 
 
 @triton.jit
-def bce(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
+def bce(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
+    return _bce_until(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, end, scale, BLOCK)
+
+
+@triton.jit
+def first_error(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
+    _, first_wrong = count_correct(labels_ptr, start, end, BLOCK)
+    return _bce_until(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, first_wrong + 1, scale, BLOCK)
+
+
+@triton.jit
+def _bce_until(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, stop, scale, BLOCK: tl.constexpr):
+    """bce of the steps before `stop`; the others have no term."""
     total = 0.0
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
-        inside = step < end
-        q = tl.load(q_ptr + step, mask=inside, other=0.0)
-        y = load_labels(labels_ptr, step, inside)
-        total += tl.sum(tl.where(inside, y * softplus(-q) + (1.0 - y) * softplus(q), 0.0), 0)
-        tl.store(dq_ptr + step, _excess(q, y) * scale, mask=inside)
+        counted = (step < end) & (step < stop)
+        q = tl.load(q_ptr + step, mask=counted, other=0.0)
+        y = load_labels(labels_ptr, step, counted)
+        weight = load_weights(weights_ptr, step, counted)
+        total += tl.sum(weight * (y * softplus(-q) + (1.0 - y) * softplus(q)), 0)
+        tl.store(dq_ptr + step, weight * _excess(q, y) * scale, mask=step < end)
     return total * scale
 
 
 @triton.jit
-def mse(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
+def mse(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
     total = 0.0
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         inside = step < end
         q = tl.load(q_ptr + step, mask=inside, other=0.0)
         y = load_labels(labels_ptr, step, inside)
+        weight = load_weights(weights_ptr, step, inside)
         difference = _excess(q, y)
-        total += tl.sum(tl.where(inside, difference * difference, 0.0), 0)
-        tl.store(dq_ptr + step, 2.0 * difference * sigmoid(q) * sigmoid(-q) * scale, mask=inside)
+        total += tl.sum(weight * difference * difference, 0)
+        tl.store(dq_ptr + step, weight * 2.0 * difference * sigmoid(q) * sigmoid(-q) * scale, mask=inside)
     return total * scale
 
 
@@ -169,11 +186,24 @@ def orm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def no_loss(dq_ptr, start, end, BLOCK: tl.constexpr):
+    """0, where only questions have a loss."""
+    for first in range(start, end, BLOCK):
+        step = first + tl.arange(0, BLOCK)
+        tl.store(dq_ptr + step, tl.zeros([BLOCK], tl.float32), mask=step < end)
+    return 0.0
+
+
+@triton.jit
 def trajectory_loss(
-    q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, LOSS: tl.constexpr, BLOCK: tl.constexpr
+    q_ptr, labels_ptr, weights_ptr, x_ptr, dq_ptr, start, end, zeta, before, after, scale,
+    LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """scale * LOSS of the steps start..end; NaN if one of their scores is not finite. Stores scale * dloss/dq."""
-    if LOSS == "rank":
+    """scale * LOSS of the steps start..end; NaN if one of their scores is not finite. Stores scale * dloss/dq. LOSS may
+    be None."""
+    if LOSS is None:
+        loss = no_loss(dq_ptr, start, end, BLOCK)
+    elif LOSS == "rank":
         loss = rank(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, BLOCK)
     elif LOSS == "rank-theory":
         loss = rank_theory(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, zeta, scale, BLOCK)
@@ -184,12 +214,16 @@ def trajectory_loss(
     elif LOSS == "crm":
         loss = crm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK)
     elif LOSS == "bce":
-        loss = bce(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK)
+        loss = bce(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK)
     elif LOSS == "mse":
-        loss = mse(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK)
-    else:
-        tl.static_assert(LOSS == "orm")
+        loss = mse(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK)
+    elif LOSS == "orm":
         loss = orm(q_ptr, labels_ptr, dq_ptr, start, end, scale, BLOCK)
+    elif LOSS == "first-error":
+        loss = first_error(q_ptr, labels_ptr, weights_ptr, dq_ptr, start, end, scale, BLOCK)
+    else:
+        tl.static_assert(LOSS == "first-error-noisy")
+        loss = first_error_noisy(q_ptr, labels_ptr, x_ptr, dq_ptr, start, end, before, after, scale, BLOCK)
     for first in range(start, end, BLOCK):
         step = first + tl.arange(0, BLOCK)
         q = tl.load(q_ptr + step, mask=step < end, other=0.0)

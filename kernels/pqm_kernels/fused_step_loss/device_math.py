@@ -38,6 +38,14 @@ def add_exact(a, b):
 
 
 @triton.jit
+def add_pairs(high_a, low_a, high_b, low_b):
+    """The sum of two numbers, each the sum of a float and a small rest. In scans and reductions of them nothing is
+    rounded off that a float holds."""
+    high, error = add_exact(high_a, high_b)
+    return high, (low_a + low_b) + error
+
+
+@triton.jit
 def join(max_a, sum_a, max_b, sum_b):
     """The (m, s) of the union of two sets of exponentials."""
     m = tl.maximum(max_a, max_b)

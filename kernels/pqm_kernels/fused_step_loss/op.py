@@ -23,8 +23,9 @@ from pqm_kernels.row_index import steps_by_row
 _library = torch.library.Library("pqm", "DEF")
 _library.define(
     "step_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor step_index, Tensor labels, "
-    "Tensor cu_steps, Tensor? normalizer, Tensor? order, Tensor? first_step, str loss, float zeta, float norm_eps, "
-    "float? divisor) -> (Tensor loss, Tensor q, Tensor work)"
+    "Tensor cu_steps, Tensor? normalizer, Tensor? order, Tensor? first_step, Tensor? cu_groups, Tensor? sibling_order, "
+    "Tensor? sibling_first, Tensor? sibling_end, Tensor? outcomes, Tensor? step_weights, Tensor? trajectory_weights, "
+    "str loss, str? compare, float[] numbers, float? divisor) -> (Tensor loss, Tensor q, Tensor work)"
 )
 _library.define(
     "step_loss_backward(Tensor upstream, Tensor work, Tensor hidden, Tensor weight, Tensor? bias, "
@@ -47,7 +48,7 @@ def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
 def _step_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, step_index: Tensor,
     labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
-    loss: str, zeta: float, norm_eps: float, divisor: float | None,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Returns the batch loss, the scores q [S] and `work`, which the backward needs (see `work_size`).
 
@@ -55,13 +56,15 @@ def _step_loss(
     computed here, where torch.compile does not trace, so that it need not recompile for other numbers of steps and
     trajectories.
     """
+    *questions, loss, compare, numbers, divisor = rest
     if normalizer is None and divisor is None:
         divisor = default_normalizer(loss, step_index.shape[0], cu_steps.shape[0] - 1)
     scale = 1.0 if divisor is None else 1.0 / divisor
     forward, _ = _kernels()
     return forward(
-        hidden, weight, bias, norm_weight, step_index, labels, cu_steps, normalizer, loss, zeta, norm_eps, scale
-    )
+        hidden, weight, bias, norm_weight, step_index, labels, cu_steps, normalizer, questions, loss, compare, numbers,
+        scale,
+    )  # fmt: skip
 
 
 def _step_loss_backward(
@@ -77,11 +80,11 @@ def _step_loss_backward(
 
 def _fake_step_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, step_index: Tensor,
-    labels: Tensor, cu_steps: Tensor, normalizer: Tensor | None, order: Tensor | None, first_step: Tensor | None,
-    loss: str, *numbers: float | None,
+    labels: Tensor, cu_steps: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    *_, loss, compare, _numbers, _divisor = rest
     num_steps = step_index.shape[0]
-    size = work_size(num_steps, cu_steps.shape[0] - 1, norm_weight is not None, loss)
+    size = work_size(num_steps, cu_steps.shape[0] - 1, norm_weight is not None, loss, compare)
     return tuple(hidden.new_empty(shape, dtype=torch.float32) for shape in ((), num_steps, size))
 
 
@@ -126,7 +129,7 @@ class _StepLoss(torch.autograd.Function):
                 total, q, work = step_loss(hidden, weight, bias, norm_weight, *constants)
         else:
             total, q, work = _step_loss(hidden, weight, bias, norm_weight, *constants)
-        step_index, _labels, _cu_steps, _normalizer, order, first_step, *_numbers = constants
+        step_index, _labels, _cu_steps, _normalizer, order, first_step, *_ = constants
         ctx.mark_non_differentiable(q, work)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(work, hidden, weight, bias, norm_weight, step_index, order, first_step)

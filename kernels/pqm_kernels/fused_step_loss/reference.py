@@ -1,6 +1,8 @@
 """Every loss over the step scores of a trajectory, in plain PyTorch. All other implementations are tested against it.
 
-Each loss is one short function `(q, y, valid, zeta) -> [...]` that reduces the last dimension: scores `q`
+reference_questions.py has those that compare the solutions of a question.
+
+Each loss is one short function `(q, y, valid, options) -> [...]` that reduces the last dimension: scores `q`
 [..., L], labels `y` [..., L] (1 correct, 0 wrong) and `valid` [..., L], False where a row is padded. One
 trajectory is [L], a batch [B, L]. Q_0 = 0 is the value of the question; C and W are the correct and the wrong
 steps in order; N is the sum of e^(q_w + zeta) over W. Scores may be as large as 1e4. Time is linear in L, except for
@@ -18,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pqm_kernels.fused_step_loss.checks import check_steps
+from pqm_kernels.fused_step_loss.checks import check_steps, check_weights
+from pqm_kernels.losses import LOSSES, LossOptions
 
 # This value leaves an element out of a log-sum-exp: its exp is exactly 0 beside any score. Unlike -inf, it never gives
 # the gradient 0 * inf = NaN in a row without any element.
@@ -28,9 +31,13 @@ PAIRS_AT_ONCE = 2**22
 # A batch with at most this many scores after padding is padded as a whole, however uneven its lengths.
 SMALL_BATCH = 2**12
 
-Function = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# The emission probability of a label that its place rules out: it keeps logarithms finite if a rate is 0.
+LEAST_PROBABILITY = 1e-12
+
+Function = Callable[..., Tensor]
 FUNCTIONS: dict[str, Function] = {}
-"""The function `(q, y, valid, zeta) -> [...]` of each loss in `LOSSES`."""
+"""The function `(q, y, valid, options) -> [...]` of each loss of a trajectory in `LOSSES`. A loss that `weighs_steps`
+takes the weight of each step, in the shape of q, as a fifth argument."""
 
 
 def _computes(loss: str) -> Callable[[Function], Function]:
@@ -44,33 +51,33 @@ def _computes(loss: str) -> Callable[[Function], Function]:
 
 
 @_computes("rank")
-def rank(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
+def rank(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
     """PQM Eq. 10: mean of log(1 + sum_{c' <= c} e^q_c' + N) - q_c over c in C and, if W is not empty, log(1 + N)."""
     correct, wrong = _split(y, valid)
-    return _rank_terms(q, correct, wrong, zeta) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
+    return _rank_terms(q, correct, wrong, options.zeta) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
 @_computes("rank-theory")
-def rank_theory(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
+def rank_theory(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
     """PQM Eq. 9: mean of the terms of `rank` and log(sum_{w' >= w} e^q_w') - q_w over all w in W except the last."""
     correct, wrong = _split(y, valid)
     # No step ranks below the last wrong one, so its term is softplus(ABSENT - q_w) = 0. It can stay in the sum, and
     # so there are as many terms as steps.
     later = F.pad(torch.where(wrong, q, ABSENT), (0, 1), value=ABSENT).flip(-1).logcumsumexp(-1).flip(-1)[..., 1:]
-    total = _rank_terms(q, correct, wrong, zeta) + torch.where(wrong, -F.logsigmoid(q - later), 0.0).sum(-1)
+    total = _rank_terms(q, correct, wrong, options.zeta) + torch.where(wrong, -F.logsigmoid(q - later), 0.0).sum(-1)
     return total / valid.sum(-1).clamp(min=1)
 
 
 @_computes("rank-first-error")
-def rank_first_error(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """PQM Eq. 12: `rank` with N = e^q_w of the first wrong step alone; zeta is not used."""
+def rank_first_error(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
+    """PQM Eq. 12: `rank` with N = e^q_w of the first wrong step alone."""
     correct, wrong = _split(y, valid)
     first = wrong & (wrong.cumsum(-1) == 1)
     return _rank_terms(q, correct, first, 0.0) / (correct.sum(-1) + wrong.any(-1)).clamp(min=1)
 
 
 @_computes("pairwise")
-def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
+def pairwise(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
     """Mean of softplus(lower + margin - higher) over every ordered pair that PQM's theorem implies.
 
     The theorem puts the scores in one chain: last correct > ... > first correct > Q_0 > first wrong > ... >
@@ -80,7 +87,7 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     correct, wrong = _split(y, valid)
     step = torch.arange(1, q.shape[-1] + 1, device=q.device)
     position = torch.where(correct, -step, torch.where(wrong, step, len(step) + 1))
-    scores = torch.where(correct, q, q + zeta)
+    scores = torch.where(correct, q, q + options.zeta)
     chain = F.pad(scores, (1, 0)).gather(-1, F.pad(position, (1, 0)).argsort(-1))
     steps = valid.sum(-1)
 
@@ -102,9 +109,9 @@ def pairwise(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 
 @_computes("crm")
-def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
+def crm(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
     """CRM: with h = softplus(-q) = -log sigmoid(q) and H its sum over all steps, H if every step is correct;
-    else, with z the first wrong step, -log(1 - e^-H) + softplus(q_z) + sum_{k<z} h_k; zeta is not used."""
+    else, with z the first wrong step, -log(1 - e^-H) + softplus(q_z) + sum_{k<z} h_k."""
     _, wrong = _split(y, valid)
     errors = wrong.cumsum(-1)
     survived = torch.where(valid & (errors == 0), -F.logsigmoid(q), 0.0).sum(-1)
@@ -117,22 +124,22 @@ def crm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
 
 
 @_computes("bce")
-def bce(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Sum over the steps of binary cross entropy with logits, hard or soft labels; zeta is not used."""
-    return torch.where(valid, -y * F.logsigmoid(q) - (1 - y) * F.logsigmoid(-q), 0.0).sum(-1)
+def bce(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions, weights: Tensor | None = None) -> Tensor:
+    """Sum over the steps of binary cross entropy with logits, hard or soft labels."""
+    return _sum(_cross_entropy(q, y), valid, weights)
 
 
 @_computes("mse")
-def mse(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels; zeta is not used."""
+def mse(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions, weights: Tensor | None = None) -> Tensor:
+    """Sum over the steps of (sigmoid(q) - y)^2, hard or soft labels."""
     # sigmoid(q) - y; autograd's derivative p (1 - p) of sigmoid would lose the digits of 1 - p
     error = (1 - y) * F.logsigmoid(q).exp() - y * F.logsigmoid(-q).exp()
-    return torch.where(valid, error.square(), 0.0).sum(-1)
+    return _sum(error.square(), valid, weights)
 
 
 @_computes("orm")
-def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
-    """Binary cross entropy with logits of the last step against "no step is wrong"; zeta is not used."""
+def orm(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
+    """Binary cross entropy with logits of the last step against "no step is wrong"."""
     _, wrong = _split(y, valid)
     steps = valid.sum(-1, keepdim=True)
     last = q.gather(-1, (steps - 1).clamp(min=0))
@@ -140,7 +147,44 @@ def orm(q: Tensor, y: Tensor, valid: Tensor, zeta: float) -> Tensor:
     return torch.where(steps > 0, loss, 0.0).squeeze(-1)
 
 
-def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "rank", zeta: float = 4.0) -> Tensor:
+@_computes("first-error")
+def first_error(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions, weights: Tensor | None = None) -> Tensor:
+    """Sum of binary cross entropy with logits over the steps up to and including the first wrong one."""
+    _, wrong = _split(y, valid)
+    return _sum(_cross_entropy(q, y), valid & (wrong.cumsum(-1) - wrong.long() == 0), weights)
+
+
+@_computes("first-error-noisy")
+def first_error_noisy(q: Tensor, y: Tensor, valid: Tensor, options: LossOptions) -> Tensor:
+    """-log P(y), where the place z of the first error is not known and labels are wrong at known rates; ours.
+
+    P(y) = sum_z P_q(z) prod_{t<z} right(y_t) prod_{t>=z} wrong(y_t), with P_q(z) = prod_{k<z} sigmoid(q_k)
+    (1 - sigmoid(q_z)), or the product over all steps for no error. right(1) = 1 - noise_before and wrong(0) =
+    1 - noise_after; a soft label mixes both. Without noise and with labels that never rise it is `first-error`, up to a
+    loss of -log LEAST_PROBABILITY, 27.6, where it stops growing.
+    """
+    a, b = options.noise_before, options.noise_after
+    log_right = torch.log((y * (1 - a) + (1 - y) * a).clamp(min=LEAST_PROBABILITY))
+    log_wrong = torch.log((y * b + (1 - y) * (1 - b)).clamp(min=LEAST_PROBABILITY))
+    right = torch.where(valid, log_right + F.logsigmoid(q), 0.0).cumsum(-1)  # all steps up to here, no error
+    wrong = torch.where(valid, log_wrong, 0.0)
+    wrong = wrong.flip(-1).cumsum(-1).flip(-1)  # all steps from here on, after the error
+    error_here = F.pad(right, (1, 0))[..., :-1] + F.logsigmoid(-q) + wrong
+    paths = torch.cat([torch.where(valid, error_here, ABSENT), right[..., -1:]], -1)
+    return -paths.logsumexp(-1)
+
+
+def trajectory_losses(
+    q: Tensor,
+    labels: Tensor,
+    cu_steps: Tensor,
+    loss: str = "rank",
+    zeta: float = 4.0,
+    *,
+    noise: tuple[float, float] = (0.1, 0.1),
+    step_weights: Tensor | None = None,
+    trajectory_weights: Tensor | None = None,
+) -> Tensor:
     """The loss of each trajectory: `FUNCTIONS[loss]` over the steps cu_steps[b]:cu_steps[b + 1].
 
     Args:
@@ -148,12 +192,15 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
             float32 a log-sum-exp near 1e4 is exact only to 1e-3.
         labels: [S] of any dtype: 1 correct, 0 wrong, or between them for a loss with `soft_labels`.
         cu_steps: [B + 1] int32 or int64, rising from 0 to S; a trajectory may have no steps.
-        loss: a key of `LOSSES`.
+        loss: a key of `LOSSES` whose unit is a trajectory.
         zeta: margin between correct and wrong steps, for the losses that have one.
+        noise: `noise_before` and `noise_after` of `LossOptions`, for the losses that read them.
+        step_weights: [S] of any float dtype, factors of the terms of a loss that `weighs_steps`.
+        trajectory_weights: [B] of any float dtype, factors of the losses.
 
     Returns:
         [B] in the dtype of `q` (float32 for half precision). A trajectory without a term has loss 0 and no
-        gradient; a score that is not finite makes the loss of its own trajectory NaN. For bce and mse a
+        gradient; a score that is not finite makes the loss of its own trajectory NaN. For a loss normalised by steps a
         trajectory's loss is the sum over its steps: a batch divides by S.
 
     Raises:
@@ -163,31 +210,47 @@ def trajectory_losses(q: Tensor, labels: Tensor, cu_steps: Tensor, loss: str = "
     if q.dim() != 1 or not q.is_floating_point():
         raise ValueError(f"q must be floating point [S], found {q.dtype} {list(q.shape)}")
     check_steps(len(q), labels, cu_steps, loss)
+    if LOSSES[loss].unit != "trajectory":
+        raise ValueError(f"{loss!r} is a loss of questions: call question_losses")
+    check_weights(len(q), len(cu_steps) - 1, loss, step_weights, trajectory_weights)
+    options = LossOptions(zeta, 1.0, *noise)
     out_dtype = torch.promote_types(q.dtype, torch.float32)
     q = q.to(torch.float32 if q.device.type == "mps" else torch.float64)
     lengths = cu_steps.diff()
     longest = int(lengths.max()) if len(lengths) else 0
     if len(lengths) * longest <= max(4 * len(q), SMALL_BATCH):
-        return _padded_losses(q, labels, lengths, longest, loss, zeta).to(out_dtype)
-    # One long trajectory among many short ones: pad trajectories of 2^(n-1) < steps <= 2^n together.
-    size = lengths.clamp(min=1).log2().ceil()
-    size_of_step = size.repeat_interleave(lengths)
-    losses = q.new_zeros(len(lengths))
-    for n in size.unique():
-        members, steps = size == n, size_of_step == n
-        member_lengths = lengths[members]
-        part = _padded_losses(q[steps], labels[steps], member_lengths, int(member_lengths.max()), loss, zeta)
-        losses = losses.masked_scatter(members, part)
+        losses = _padded_losses(q, labels, step_weights, lengths, longest, loss, options)
+    else:
+        # One long trajectory among many short ones: pad trajectories of 2^(n-1) < steps <= 2^n together.
+        size = lengths.clamp(min=1).log2().ceil()
+        size_of_step = size.repeat_interleave(lengths)
+        losses = q.new_zeros(len(lengths))
+        for n in size.unique():
+            members, steps = size == n, size_of_step == n
+            member_lengths = lengths[members]
+            weights = None if step_weights is None else step_weights[steps]
+            part = _padded_losses(
+                q[steps], labels[steps], weights, member_lengths, int(member_lengths.max()), loss, options
+            )
+            losses = losses.masked_scatter(members, part)
+    if trajectory_weights is not None:
+        losses = losses * trajectory_weights.to(losses.dtype)
     return losses.to(out_dtype)
 
 
-def _padded_losses(q: Tensor, labels: Tensor, lengths: Tensor, longest: int, loss: str, zeta: float) -> Tensor:
+def _padded_losses(
+    q: Tensor, labels: Tensor, weights: Tensor | None, lengths: Tensor, longest: int, loss: str, options: LossOptions
+) -> Tensor:
     """The losses of consecutive trajectories, all padded to the longest, in the dtype of q."""
     valid = torch.arange(max(longest, 1), device=q.device) < lengths[:, None]
-    padded = q.new_zeros(valid.shape).masked_scatter(valid, q)
-    y = q.new_zeros(valid.shape).masked_scatter(valid, labels.to(q.dtype))
+
+    def padded(values: Tensor) -> Tensor:
+        return q.new_zeros(valid.shape).masked_scatter(valid, values.to(q.dtype))
+
+    padded_q = padded(q)
+    arguments = () if weights is None else (padded(weights),)
     # Some losses do not depend on an infinite score; adding 0 * inf makes them NaN.
-    return FUNCTIONS[loss](padded, y, valid, zeta) + (padded.detach() * 0.0).sum(-1)
+    return FUNCTIONS[loss](padded_q, padded(labels), valid, options, *arguments) + (padded_q.detach() * 0.0).sum(-1)
 
 
 def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,14 +258,27 @@ def _split(y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return valid & (y > 0.5), valid & (y <= 0.5)
 
 
+def _cross_entropy(q: Tensor, y: Tensor) -> Tensor:
+    return -y * F.logsigmoid(q) - (1 - y) * F.logsigmoid(-q)
+
+
+def _sum(terms: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
+    return torch.where(mask, terms if weights is None else terms * weights, 0.0).sum(-1)
+
+
 def _rank_terms(q: Tensor, correct: Tensor, wrong: Tensor, zeta: float) -> Tensor:
-    """Sum of the terms of `rank`: S_0 = log(1 + N) and S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck).
+    """Sum of the terms of `rank`: S_0 = log(1 + N), and the terms of the chain from there."""
+    s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1))  # 0 if W is empty
+    return s_0 + chain_terms(q, correct, s_0)
+
+
+def chain_terms(q: Tensor, correct: Tensor, s_0: Tensor) -> Tensor:
+    """Sum over the correct steps of S_i - q_ci, S_i = log(e^S_0 + sum_{k<=i} e^q_ck), for q [..., L] and S_0 [...].
 
     S_i - q_ci is small where q_ci is large, so it is not computed as a difference but as softplus(S_{i-1} - q_ci).
     """
-    s_0 = -F.logsigmoid(-torch.where(wrong, q + zeta, ABSENT).logsumexp(-1, keepdim=True))  # 0 if W is empty
-    s_before = torch.cat([s_0, torch.where(correct, q, ABSENT)[..., :-1]], -1).logcumsumexp(-1)
-    return s_0.squeeze(-1) + torch.where(correct, -F.logsigmoid(q - s_before), 0.0).sum(-1)
+    s_before = torch.cat([s_0[..., None], torch.where(correct, q, ABSENT)[..., :-1]], -1).logcumsumexp(-1)
+    return torch.where(correct, -F.logsigmoid(q - s_before), 0.0).sum(-1)
 
 
 def _log1mexp(log_x: Tensor) -> Tensor:
