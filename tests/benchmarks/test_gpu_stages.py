@@ -35,7 +35,8 @@ def test_what_is_wrong_is_told(job, monkeypatch, stored):
         exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
         yield "value", exact * (1 + error), exact * 1.001, exact
 
-    for name, error in (("_op", 0.0019), ("_adamw", 0.0021), ("_attention", 0), ("_attention_in_trees", float("nan"))):
+    found = {"_op": 0.0019, "_siblings": 0, "_adamw": 0.0021, "_attention": 0, "_attention_in_trees": float("nan")}
+    for name, error in found.items():
         monkeypatch.setattr(check, name, lambda device, dtype, error=error: comparison(error))
     with pytest.raises(PQMError) as raised:
         check.check(job)
@@ -43,7 +44,7 @@ def test_what_is_wrong_is_told(job, monkeypatch, stored):
         "AdamW, value: error 0.0021, allowed 0.002; attention in trees, value: error nan, allowed 0.002"
     )
     figures = stored()["figures"]
-    assert figures["headline"] == "on a CPU; 2 of 4 results right"
+    assert figures["headline"] == "on a CPU; 3 of 5 results right"
     assert figures["environment"].keys() >= {"device", "versions", "commit"}
     assert figures["rates"].keys() >= {"copy_gb_s", "matrix_tflops"}
 

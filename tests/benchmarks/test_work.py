@@ -92,7 +92,9 @@ def test_the_same_seed_gives_the_same_workload():
     one, same, other = make_workload(2, 5), make_workload(2, 5), make_workload(2, 6)
     for a, b in zip(one, same, strict=True):
         for t, u in zip(a, b, strict=True):
-            assert all((getattr(t, name) == getattr(u, name)).all() for name in Trajectory.__slots__)
+            assert all(
+                np.array_equal(getattr(t, name), getattr(u, name), equal_nan=True) for name in Trajectory.__slots__
+            )
     assert [len(t.input_ids) for t in one[0]] != [len(t.input_ids) for t in other[0]]
 
 
