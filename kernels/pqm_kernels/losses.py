@@ -14,7 +14,7 @@ class LossOptions(NamedTuple):
     zeta: float = 4.0
     """Margin between correct and wrong steps."""
     temperature: float = 1.0
-    """Temperature of the soft minimum."""
+    """Temperature of the soft minimum in listwise-softmin."""
     noise_before: float = 0.1
     """Probability that a step before the first error is labelled wrong."""
     noise_after: float = 0.1
@@ -37,8 +37,6 @@ class Loss:
     """Has the margin zeta between correct and wrong steps; the others ignore it."""
     uses_noise: bool = False
     """Reads the rates of wrong labels, `noise`."""
-    uses_temperature: bool = False
-    """Has a soft minimum with a temperature."""
     uses_outcomes: bool = False
     """Reads whether each solution is right, not which of its steps are."""
     uses_siblings: bool = False
@@ -132,7 +130,6 @@ LOSSES: dict[str, Loss] = {
         formula="listwise with s = the soft minimum of q",
         unit="question",
         uses_outcomes=True,
-        uses_temperature=True,
     ),
     "listwise-mean": Loss(
         formula="listwise with s = the mean of q",

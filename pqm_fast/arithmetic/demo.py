@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pqm_fast.arithmetic.demo_results import draw_best_of_16, results_table, summarise
+from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.files import write_json
 from pqm_fast.common.lock import is_empty, locked
-from pqm_fast.common.options import Loss
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train a small PQM on arithmetic with exact step labels, and compare Best-of-16 with majority vote."""
+    """Train small verifiers on arithmetic with exact step labels, and compare Best-of-16 with majority vote."""
 
     out: str = "runs/demo"
     """Folder for the world, the runs and the picture."""
-    loss: Loss = "rank"
-    """Loss to train with."""
-    compare: tuple[Loss, ...] = ()
-    """Other losses to train on the same data, for comparison."""
+    losses: tuple[str, ...] = ("bce+sibling", "rank")
+    """Losses to train with, one after the other: any of `pqm-fast train --loss`, or one with a --compare, as
+    bce+sibling."""
+    compare_weight: float = 3.0
+    """Factor of the comparison in a loss such as bce+sibling."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; with several, the figures are means over them."""
     steps: int = 2900
@@ -49,15 +50,20 @@ class DemoConfig:
     learning_rate: float = 2e-3
     """Peak learning rate."""
     micro_batch_tokens: int = 1536
-    """Tokens per optimizer step: about 64 trajectories."""
+    """Tokens per optimizer step, those that the solutions of a question share counted once."""
     progress: bool = True
     """Show the progress bars."""
 
+    def __post_init__(self) -> None:
+        for name in ("losses", "seeds"):
+            if not getattr(self, name):
+                raise PQMError(f"{name}: give at least one")
+        for loss in self.losses:
+            parse_loss(loss)
+
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Returns the results by loss (see `demo_results`). Raises PQMError if `out` is not empty or no seed is given."""
-    if not config.seeds:
-        raise PQMError("seeds: give at least one")
+    """Returns the results by loss (see `demo_results`). Raises PQMError if `out` is not empty."""
     with locked(Path(config.out), "demo", folder=True):
         return _demo(config)
 
@@ -73,7 +79,7 @@ def _demo(config: DemoConfig) -> dict[str, Any]:
         folder / "world", problems=config.problems, test_problems=config.test_problems, seed=config.world_seed
     )
     results: dict[str, Any] = {}
-    for loss in dict.fromkeys((config.loss, *config.compare)):
+    for loss in dict.fromkeys(config.losses):
         runs = [_train_and_evaluate(config, world, loss, seed) for seed in config.seeds]
         results[loss] = summarise(runs)
     write_json(folder / "result.json", {"config": asdict(config), **describe(), "losses": results})
@@ -87,18 +93,22 @@ def _demo(config: DemoConfig) -> dict[str, Any]:
     return results
 
 
-def _train_and_evaluate(config: DemoConfig, world: "World", loss: Loss, seed: int) -> dict[str, Any]:
+def _train_and_evaluate(config: DemoConfig, world: "World", loss: str, seed: int) -> dict[str, Any]:
     from pqm_fast.scoring.run import score
     from pqm_fast.train.loop import train
 
+    combination = parse_loss(loss)
     run = TrainConfig(
         model=str(world.model),
         data=(str(world.train),),
         out=str(Path(config.out) / f"{loss}-seed{seed}"),
-        loss=loss,
+        loss=combination.loss,
+        compare=combination.compare or "none",
+        compare_weight=config.compare_weight if combination.compare else 1.0,
         # the model learns faster here if it reads the last token of a step than with an added step token
         template=Template(step_token="last"),
         micro_batch_tokens=config.micro_batch_tokens,
+        prefix_tree=True,
         max_steps=config.steps,
         learning_rate=config.learning_rate,
         warmup_steps=50,

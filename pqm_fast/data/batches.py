@@ -60,13 +60,6 @@ class PackingUnits:
         ends = np.array([*starts[1:], offset][: len(starts)], dtype=np.int64)
         return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), divided)
 
-    @classmethod
-    def prefix_trees(
-        cls, members: np.ndarray, question: np.ndarray, tokens: Callable[[int], np.ndarray], budget: int
-    ) -> "PackingUnits":
-        """`questions` as prefix trees."""
-        return cls.questions(members, question, tokens, budget, share=True)
-
     def batches(self, budget: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[np.ndarray]:
         """The trajectory numbers of each batch, planned by `plan_batches`."""
         counts = np.diff(self.ends, prepend=0)

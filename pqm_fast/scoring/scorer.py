@@ -137,7 +137,9 @@ class Scorer:
         question: np.ndarray | None = None
         if self.prefix_tree:
             question = _number_by_first_appearance([question_number(text) for text, _ in encoded])
-            units = PackingUnits.prefix_trees(numbers, question[numbers], lambda i: solutions[i].input_ids, budget)
+            units = PackingUnits.questions(
+                numbers, question[numbers], lambda i: solutions[i].input_ids, budget, share=True
+            )
         else:
             units = PackingUnits.single(numbers, lengths)
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.options import Attention, DType, Layers
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import TEMPERATURE, check_temperature
 from pqm_fast.evaluate.run import Aggregator
-from pqm_fast.study.combination import parse_loss
 from pqm_fast.study.relabel import parse_label_kind
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from pqm_fast.study.combination import Combination, parse_loss
+from pqm_fast.common.combination import Combination, parse_loss
 from pqm_fast.study.config import StudyConfig
 
 

@@ -1,10 +1,11 @@
 """What training minimises: one loss, or two of which the second compares the solutions of a question."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pqm_kernels import LOSSES, StepLoss
+from pqm_kernels import StepLoss
+from pqm_kernels.losses import default_normalizer
 
 from pqm_fast.data.encode import Template
 from pqm_fast.data.pack import PackedBatch
@@ -52,11 +53,11 @@ class Objective:
         """How a checkpoint that was trained with this objective was made."""
         return Recipe(template, self.loss, self.zeta, self.compare, self.compare_weight, self.temperature, self.noise)
 
-    def normalizer(self, batches: Iterable[PackedBatch]) -> float:
+    def normalizer(self, batches: Sequence[PackedBatch]) -> float:
         """What the loss of these batches together is divided by: their steps or trajectories, as `loss` says, but at
         least 1."""
-        by_steps = LOSSES[self.loss].normalised_by == "steps"
-        return float(max(1, sum(b.num_steps if by_steps else b.num_trajectories for b in batches)))
+        steps, trajectories = sum(b.num_steps for b in batches), sum(b.num_trajectories for b in batches)
+        return float(default_normalizer(self.loss, steps, trajectories))
 
 
 def make_objective(config: TrainConfig, training: Split, notes: list[str]) -> Objective:

@@ -66,7 +66,7 @@ def backward(model: StepQModel, batches: Sequence[Planned], objective: Objective
     do not change the gradient.
     """
     model.train()
-    normalizer = objective.normalizer(batch for batch, _ in batches)
+    normalizer = objective.normalizer([batch for batch, _ in batches])
     outputs = []
     for batch, plan in batches:
         out = objective(model, batch, plan, normalizer)

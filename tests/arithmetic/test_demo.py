@@ -15,7 +15,8 @@ from pqm_fast.cli import main
 from pqm_fast.data import read_records
 
 SHORT = "--steps 4 --problems 60 --test-problems 5 --micro-batch-tokens 256 --no-progress"
-RUNS = ("rank-seed0", "rank-seed1", "bce-seed0", "bce-seed1")
+LOSSES = ("bce+sibling", "rank")
+RUNS = ("bce+sibling-seed0", "bce+sibling-seed1", "rank-seed0", "rank-seed1")
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +28,19 @@ def folder(tmp_path_factory):
 def printed(folder):
     """What a demo of two losses and two seeds prints."""
     with redirect_stdout(StringIO()) as out:
-        assert main(["demo", "--out", str(folder), *f"--seeds 0 1 --compare bce {SHORT}".split()]) == 0
+        assert main(["demo", "--out", str(folder), *f"--seeds 0 1 {SHORT}".split()]) == 0
     return out.getvalue()
 
 
 def test_demo(folder, printed, capsys):
-    assert "policy    mean accuracy  majority vote  best of 16, rank  best of 16, bce  any of 16 right" in printed
+    assert "policy    mean accuracy  majority vote  best of 16, bce+sibling  best of 16, rank  any of 16 right" in printed
     assert f"Best-of-16 against majority vote: {folder / 'best_of_16.png'}" in printed
     assert "Best-of-N:" not in printed  # the table of `evaluate` fills more than a screen
     assert (folder / "best_of_16.png").read_bytes()[:4] == b"\x89PNG"
     stored = json.loads((folder / "result.json").read_text())
     assert stored["versions"]["torch"]
     assert stored["config"]["steps"] == 4
-    for loss in ("rank", "bce"):
+    for loss in LOSSES:
         runs = stored["losses"][loss]["runs"]
         assert [run["seed"] for run in runs] == [0, 1]
         assert list(runs[0]["policies"]) == ["careless", "copy", "facts", "mixed", "sign", "skip", "strong"]
@@ -48,11 +49,13 @@ def test_demo(folder, printed, capsys):
         assert stored["losses"][loss]["policies"]["mixed"]["best_of_16"] == pytest.approx(sum(best) / 2)
         for seed in (0, 1):
             config = json.loads((folder / f"{loss}-seed{seed}" / "config.json").read_text())
-            assert config["pqm_fast"]["loss"] == loss
+            recipe = config["pqm_fast"]
+            assert (recipe["loss"], recipe.get("compare")) == (("rank", None) if loss == "rank" else ("bce", "sibling"))
+            assert loss == "rank" or recipe["compare_weight"] == 3
     # these figures depend on the pool, not on the model
     assert (
         stored["losses"]["rank"]["policies"]["sign"]["majority_vote"]
-        == (stored["losses"]["bce"]["policies"]["sign"]["majority_vote"])
+        == (stored["losses"]["bce+sibling"]["policies"]["sign"]["majority_vote"])
     )
 
     assert main(["demo", "--out", str(folder)]) == 1
@@ -110,9 +113,17 @@ def test_the_report_command_is_one_that_the_shell_finds(tmp_path, monkeypatch):
     assert _report_command(Path("runs")) == "pqm-fast report runs --out runs/report.html"
 
 
-def test_demo_needs_a_seed(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--seeds"]) == 1
-    assert "seeds: give at least one" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--seeds"], "seeds: give at least one"),
+        (["--losses"], "losses: give at least one"),
+        (["--losses", "rank", "sibling+bce"], "losses sibling+bce: choose a loss (rank, "),
+    ],
+)
+def test_what_the_demo_refuses(tmp_path, capsys, options, told):
+    assert main(["demo", "--out", str(tmp_path / "demo"), *options]) == 1
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 
@@ -121,8 +132,9 @@ def test_demo_beats_majority_vote_and_mean_accuracy_on_every_policy(tmp_path):
     """The bar of the embedded world, on one seed: by 0.10 on average over three, by 0.05 on any."""
     assert main(["demo", "--out", str(tmp_path / "demo"), "--no-progress"]) == 0
     stored = json.loads((tmp_path / "demo" / "result.json").read_text())
-    for name, figures in stored["losses"]["rank"]["policies"].items():
-        assert figures["best_of_16"] > max(figures["majority_vote"], figures["mean_accuracy"]) + 0.05, name
+    for result in stored["losses"].values():
+        for name, figures in result["policies"].items():
+            assert figures["best_of_16"] > max(figures["majority_vote"], figures["mean_accuracy"]) + 0.05, name
 
 
 def test_readme_shows_the_stored_result():

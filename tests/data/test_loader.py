@@ -83,7 +83,7 @@ def steps_of(dataset, trees):
     """Optimizer steps of three micro-batches, with an empty step after the first and at the end."""
     everything = np.arange(len(dataset))
     if trees:
-        units = PackingUnits.prefix_trees(everything, dataset.question, lambda i: dataset[i].input_ids, BUDGET)
+        units = PackingUnits.questions(everything, dataset.question, lambda i: dataset[i].input_ids, BUDGET, share=True)
     else:
         units = PackingUnits.single(everything, dataset.lengths)
     batches = units.batches(BUDGET, seed=1)

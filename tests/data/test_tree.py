@@ -280,7 +280,7 @@ def questions_with_solutions(count, each, seed=0):
 
 def test_questions_stay_whole_and_mix_from_pass_to_pass():
     tokens, question = questions_with_solutions(60, 8)
-    units = PackingUnits.prefix_trees(np.arange(len(tokens)), question, tokens.__getitem__, 2000)
+    units = PackingUnits.questions(np.arange(len(tokens)), question, tokens.__getitem__, 2000, share=True)
 
     def plan(**options):
         return [sorted(b.tolist()) for b in units.batches(2000, **options)]
@@ -300,16 +300,16 @@ def test_questions_stay_whole_and_mix_from_pass_to_pass():
 
 def test_a_question_beyond_the_budget_is_cut_evenly():
     tokens, question = questions_with_solutions(1, 200)
-    whole = PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, 10**6)
+    whole = PackingUnits.questions(np.arange(200), question, tokens.__getitem__, 10**6, share=True)
     assert len(whole.sizes) == 1
     budget = 2000
-    units = PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, budget)
+    units = PackingUnits.questions(np.arange(200), question, tokens.__getitem__, budget, share=True)
     repeated = units.sizes.sum() - whole.sizes[0]
     assert len(units.sizes) >= math.ceil(whole.sizes[0] / budget)
     assert repeated >= 30 * (len(units.sizes) - 1)  # each run has the question once more
     assert units.sizes.min() > 0.8 * units.sizes.max()
     with pytest.raises(ValueError, match=r"a trajectory of \d+ tokens does not fit a budget of 60"):
-        PackingUnits.prefix_trees(np.arange(200), question, tokens.__getitem__, 60)
+        PackingUnits.questions(np.arange(200), question, tokens.__getitem__, 60, share=True)
 
 
 @pytest.mark.parametrize("name", ["gsm8k_best_of_4.json", "prmbench_train.jsonl"])
@@ -323,7 +323,7 @@ def test_real_solutions_share_a_quarter_of_their_tokens(shared_data, shared_toke
     encoded = [e.input_ids.tolist() for e in Encoder(tokenizer, Template(), 4096)(records)]
     for sequences in (joined, encoded):
         tokens = arrays(sequences)
-        units = PackingUnits.prefix_trees(np.arange(len(tokens)), question, tokens.__getitem__, 2**20)
+        units = PackingUnits.questions(np.arange(len(tokens)), question, tokens.__getitem__, 2**20, share=True)
         total, unique = sum(map(len, tokens)), int(units.sizes.sum())
         assert len(units.sizes) == len(set(question.tolist()))
         assert 1.33 < total / unique < 1.37

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from pqm_fast.common.combination import parse_loss
 from pqm_fast.errors import PQMError
-from pqm_fast.study.combination import parse_loss
 from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.grid import Cell, Trial, cells, tuning_trials
 

@@ -58,7 +58,7 @@ def test_trees_give_the_gradient_of_plain_packing(tmp_path, architecture, loss):
     expected_loss, expected_scores, expected = learn(model, [pack(list(enumerate(made)))], loss)
     assert len(expected) >= 3 * 7  # every layer has one
     for budget, padded in ((4096, None), (4096, 256), (int(lengths.max()) + 10, None)):
-        units = PackingUnits.prefix_trees(np.arange(len(made)), question, lambda i: made[i].input_ids, budget)
+        units = PackingUnits.questions(np.arange(len(made)), question, lambda i: made[i].input_ids, budget, share=True)
         batches = [
             pack([(i, made[i]) for i in members], question=question[members], pad_to=padded)
             for members in units.batches(budget)

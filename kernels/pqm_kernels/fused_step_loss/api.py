@@ -80,7 +80,7 @@ def step_loss(
         zeta: margin between correct and wrong steps, for the losses with `uses_zeta`; a finite Python number.
         compare: None, or a loss of questions to add to a `loss` of trajectories.
         compare_weight: its factor, a finite Python number.
-        temperature: of the soft minimum, for the losses with `uses_temperature`; above 0. From about 100 times the
+        temperature: of the soft minimum, for listwise-softmin; above 0. From about 100 times the
             spread of the scores on, the triton backend loses digits: take the mean instead.
         noise: for the losses with `uses_noise`, how often the label of a step before the first error is wrong, and of a
             step from there on; both in [0, 1].

@@ -56,7 +56,7 @@ def our_batches(switches: Switches, questions: Questions, setting: Setting) -> I
     units = PackingUnits.single(everything, lengths)
     if switches.tree:
         question = np.repeat(np.arange(len(questions)), [len(solutions) for solutions in questions])
-        units = PackingUnits.prefix_trees(everything, question, lambda i: trajectories[i].input_ids, budget)
+        units = PackingUnits.questions(everything, question, lambda i: trajectories[i].input_ids, budget, share=True)
     for members in units.batches_in_order(budget):
         yield pack(
             [(int(i), trajectories[i]) for i in members],

@@ -88,7 +88,7 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
     def units(budget: int) -> PackingUnits:
         if not switches.tree:
             return PackingUnits.single(members, lengths)
-        return PackingUnits.prefix_trees(members, question, lambda i: trajectories[i].input_ids, budget)
+        return PackingUnits.questions(members, question, lambda i: trajectories[i].input_ids, budget, share=True)
 
     least = max(int(lengths.max()), int(units(int(lengths.sum())).sizes.sum()) // count)
     budget = -(-least // BLOCK) * BLOCK

@@ -1,4 +1,4 @@
-"""Losses that a study trains with: a loss by itself, or one with a comparison of solutions added to it."""
+"""What a study or the demo trains with: a loss by itself, or one with a comparison of solutions added to it."""
 
 from typing import NamedTuple
 
