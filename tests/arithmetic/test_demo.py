@@ -33,7 +33,9 @@ def printed(folder):
 
 
 def test_demo(folder, printed, capsys):
-    assert "policy    mean accuracy  majority vote  best of 16, bce+sibling  best of 16, rank  any of 16 right" in printed
+    assert (
+        "policy    mean accuracy  majority vote  best of 16, bce+sibling  best of 16, rank  any of 16 right" in printed
+    )
     assert f"Best-of-16 against majority vote: {folder / 'best_of_16.png'}" in printed
     assert "Best-of-N:" not in printed  # the table of `evaluate` fills more than a screen
     assert (folder / "best_of_16.png").read_bytes()[:4] == b"\x89PNG"

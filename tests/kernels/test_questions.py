@@ -173,6 +173,28 @@ def test_a_weight_counts_copies(device, backend, loss, compare):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", OF_QUESTIONS)
+def test_wrong_solutions_of_no_weight(device, backend, loss):
+    """They add nothing, and have gradient 0 however large their scores are."""
+    q = torch.tensor([1.0, 0.5, 90.0, -90.0, 1e30, 0.25])
+    case = exact_case(q, torch.tensor([1.0, 1, 0, 0, 0, 1]), [2, 2, 1, 1], device)
+    case |= {"cu_groups": groups_of([4], device), "parent": torch.zeros(6, dtype=torch.int64, device=device)}
+    case["outcomes"] = torch.tensor([1.0, 0, 0, 1], device=device)
+    case["trajectory_weights"] = torch.tensor([1.0, 0, 0, 1], device=device)
+    found = run(case, backend=backend, needs=("hidden",), loss=loss)
+    assert found["loss"].isfinite()
+    assert not found["hidden"][2:5].any()
+    without = {"parent": case["parent"][:3], "outcomes": case["outcomes"][[0, 3]], "trajectory_weights": None}
+    rows = [0, 1, 5]
+    alone = case | without | {"cu_groups": groups_of([2], device), "cu_steps": cu_steps_of([2, 1], device)}
+    alone |= {name: case[name][rows] for name in ("step_index", "labels")}
+    expected = run(alone, backend=backend, needs=("hidden",), loss=loss, normalizer=1.0)
+    kept = run(case, backend=backend, needs=("hidden",), loss=loss, normalizer=1.0)
+    torch.testing.assert_close(kept["hidden"], expected["hidden"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(kept["loss"], expected["loss"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", ["sibling", "group-rank", "group-contrastive", "listwise"])
 def test_weights_below_one_with_large_scores(device, backend, loss):
     """Where 1 + N, with N of little weight, is not a rounded logarithm away from a chain."""

@@ -111,11 +111,12 @@ def test_compiled_once_for_all_shapes(device, loss, normalizer):
     counter = CompileCounterWithBackend("aot_eager")
     function, layer = compiled(counter, dynamic=True)
     frames = []
-    for lengths, rows in (([4, 2], 9), ([3, 0, 70], 30), ([5, 3, 2, 2], 13)):
-        case = make_case(device, rows=rows, width=5, lengths=lengths)
+    # torch.compile takes sizes that are equal in the first batch to be one size, so none are
+    for lengths, rows in (([4, 2, 0, 1], 9), ([3, 0, 70], 30), ([5, 3, 2, 2, 1], 15)):
+        case = make_case(device, rows=rows, width=11, lengths=lengths)
         assert_compiled_is_equal(function, layer, case, loss, 4.0, normalizer)
         frames.append(counter.frame_count)
-    assert frames[0] == frames[-1]
+    assert len(set(frames)) == 1
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
