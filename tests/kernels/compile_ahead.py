@@ -27,15 +27,14 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-OF_TRAJECTORIES: dict[str, dict] = {name: {"loss": name} for name, loss in LOSSES.items() if loss.unit == "trajectory"}
-# These are compiled for two of the dtypes only.
-OTHERS: dict[str, dict] = {name: {"loss": name} for name in LOSSES if name not in OF_TRAJECTORIES} | {
+EVERYWHERE: dict[str, dict] = {"rank": {"loss": "rank"}, "bce": {"loss": "bce"}}
+# A loss is computed from float32 scores by the same code whatever hidden is, so these are compiled for one kind of it.
+ONCE: dict[str, dict] = {name: {"loss": name} for name in LOSSES if name not in EVERYWHERE} | {
     "bce+sibling": {"loss": "bce", "compare": "sibling", "weights": True},
     "rank+listwise-softmin": {"loss": "rank", "compare": "listwise-softmin", "weights": True, "outcomes": True},
     "weighted first-error": {"loss": "first-error", "weights": True},
     "weighted group-rank": {"loss": "group-rank", "weights": True},
 }
-OTHERS_FOR = ((torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True))
 
 
 class AbsentGPU:
@@ -97,13 +96,13 @@ def calls() -> Iterator[tuple[str, dict]]:
     """(name, arguments of `call`). Names with "odd" promise no 16-byte accesses."""
     subsets = ((True, True), (True, False), (False, True))
     for dtype, norm in itertools.product(DTYPES, (True, False)):
-        head = torch.float32 if norm else dtype
-        trajectories = 128 if norm else 300  # few programs, or many
-        common = {"dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": head}
-        others = OTHERS if (dtype, norm) in OTHERS_FOR else {}
-        for name, variant in (OF_TRAJECTORIES | others).items():
-            options = common | {"trajectories": trajectories} | variant
-            yield f"{name}, {dtype}, {'with' if norm else 'without'} norm", options | {"needs": subsets}
+        common = {
+            "dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": torch.float32 if norm else dtype,
+            "trajectories": 128 if norm else 300,  # few programs, or many
+        }  # fmt: skip
+        losses = EVERYWHERE | (ONCE if norm and dtype == torch.bfloat16 else {})
+        for name, variant in losses.items():
+            yield f"{name}, {dtype}, {'with' if norm else 'without'} norm", common | variant | {"needs": subsets}
     for dtype in (torch.bfloat16, torch.float32):
         yield f"many programs, {dtype}", {"dtype": dtype, "trajectories": 300}
     yield "no long trajectory", {"steps": 40, "trajectories": 4}  # must need no other kernel, nor the next two
