@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pqm_kernels.losses import LOSSES
 
+from pqm_fast.errors import PQMError
+
 DType = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["auto", "eager", "compile", "liger"]
 Attention = Literal["auto", "flash", "varlen", "sdpa"]
@@ -18,6 +20,12 @@ else:
 
 _ESCAPES = {"\\": "\\", "n": "\n", "t": "\t", "r": "\r"}  # the backslash is first because `escape` adds more
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.|$)", re.DOTALL)
+
+
+def check_noise(noise: tuple[float, ...] | str) -> None:
+    """Raises PQMError unless `noise` is "auto", or two rates of wrong labels of at least 0 with a sum below 1."""
+    if not isinstance(noise, str) and not (len(noise) == 2 and min(noise) >= 0 and sum(noise) < 1):
+        raise PQMError(f"noise: {noise} was given; it must be auto, or two rates of at least 0 with a sum below 1")
 
 
 def unescape(text: str) -> str:

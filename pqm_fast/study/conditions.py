@@ -37,7 +37,10 @@ def check_conditions(config: StudyConfig) -> None:
         return
     if any((config.folder / name).exists() for name in ("runs", "trials")):
         values = ", ".join(f"{name} ({stored_conditions.get(name)!r} then, {current[name]!r} now)" for name in changed)
-        raise PQMError(f"{config.out}: holds a study under other conditions: {values}; choose another --out")
+        raise PQMError(
+            f"{config.out}: holds a study under other conditions: {values}; give them as they were, or choose another "
+            "--out"
+        )
     # nothing was trained yet, so nothing is lost: the user has corrected an option
     shutil.rmtree(config.folder / "data", ignore_errors=True)
     write_json(file, current)

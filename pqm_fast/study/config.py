@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pqm_fast.common.combination import parse_loss
-from pqm_fast.common.options import Attention, DType, Layers
+from pqm_fast.common.options import Attention, DType, Layers, check_noise
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
@@ -147,8 +147,7 @@ class StudyConfig:
             if not all(0 <= value < math.inf and (value or zero_allowed) for value in values):
                 allowed = "of at least 0" if zero_allowed else "above 0"
                 raise PQMError(f"{name}: {', '.join(map(str, values))} given; each must be a finite number {allowed}")
-        if self.noise != "auto" and not (min(self.noise) >= 0 and sum(self.noise) < 1):
-            raise PQMError(f"noise: {self.noise} was given; it must be two rates of at least 0 with a sum below 1")
+        check_noise(self.noise)
         self._check_combinations()
 
     def _check_combinations(self) -> None:

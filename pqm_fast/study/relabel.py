@@ -37,7 +37,9 @@ def parse_label_kind(text: str) -> LabelKind:
 
 
 def write_relabelled(data: Sequence[str], read: ReadOptions, kind: LabelKind, out: Path) -> None:
-    """Writes the labelled records of `data` with labels of this kind; `pqm-fast annotate` makes those of monte-carlo.
+    """Writes the labelled records of `data` with labels of this kind, which are all that a loss may know of a solution.
+
+    Those of monte-carlo are in `data` already, made by `pqm-fast annotate`.
 
     first-error: the steps after the first one below 0.5 lose their labels. flip: y becomes 1 - y with probability
     `rate`, independently for each step. The steps to flip depend on the record's id and the rate alone, and so are the

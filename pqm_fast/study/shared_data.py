@@ -111,9 +111,10 @@ def _labelled_file(config: StudyConfig, train: Files, data: Path, labels: str) -
         from pqm_fast.sample.options import AnnotateConfig
 
         policy = f"arithmetic:{config.completer}:{config.world_seed}"
-        annotate(AnnotateConfig(policy, train, str(out), rollouts=config.rollouts, progress=config.progress))
-    else:
-        write_relabelled(train, config.read, kind, out)
+        annotated = str(data / "annotated.jsonl")
+        annotate(AnnotateConfig(policy, train, annotated, rollouts=config.rollouts, progress=config.progress))
+        train = (annotated,)
+    write_relabelled(train, config.read, kind, out)
     return str(out)
 
 

@@ -43,14 +43,14 @@ def check_comparisons(config: TrainConfig, training: Split, notes: list[str]) ->
             notes.append(f"warning: {data}: {subject}, and only {share:.2%} of the questions have any; {remedy}")
 
 
-def divided_questions(units: PackingUnits, tokens: int) -> str | None:
-    """A note if the solutions of some questions do not fit a micro-batch of `tokens`."""
+def divided_questions(units: PackingUnits, tokens: int, where: str = "") -> str | None:
+    """A note if the solutions of some questions do not fit a micro-batch of `tokens`. `where` tells which questions."""
     if not units.divided:
         return None
-    verb = "question does" if units.divided == 1 else "questions do"
+    subject, verb = ("question", "does") if units.divided == 1 else ("questions", "do")
     return (
-        f"{units.divided:,} {verb} not fit a micro-batch of {tokens:,} tokens and are divided: the loss compares "
-        "solutions within each part only; raise --micro-batch-tokens to avoid it"
+        f"{units.divided:,} {subject}{where} {verb} not fit a micro-batch of {tokens:,} tokens and are divided: the "
+        "loss compares only solutions in the same micro-batch; raise --micro-batch-tokens to avoid it"
     )
 
 

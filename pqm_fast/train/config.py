@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pqm_kernels.losses import LOSSES
 from pqm_kernels.losses import Loss as LossEntry
 
-from pqm_fast.common.options import Attention, Compare, DType, Layers, Loss
+from pqm_fast.common.options import Attention, Compare, DType, Layers, Loss, check_noise
 from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
@@ -162,8 +162,7 @@ class TrainConfig:
                 value = getattr(self, name)
                 if value is not None and not isinstance(value, str) and not holds(value):
                     raise PQMError(f"{name}: {value} was given; it must be a finite number {allowed}")
-        if self.noise != "auto" and not (min(self.noise) >= 0 and sum(self.noise) < 1):
-            raise PQMError(f"noise: {self.noise} was given; it must be two rates of at least 0 with a sum below 1")
+        check_noise(self.noise)
         if self.compare == "none" and self.compare_weight != 1:
             raise PQMError(f"compare_weight: {self.compare_weight} was given, but no loss to --compare solutions with")
         if self.compare != "none" and LOSSES[self.loss].unit == "question":

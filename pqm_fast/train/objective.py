@@ -86,9 +86,10 @@ def _estimated_noise(config: TrainConfig, training: Split, notes: list[str]) -> 
         f"the first error are labelled wrong, {estimate.after:.2%} of those from there on correct"
     )
     both_kinds = any(own.min(initial=1) < 0.5 <= own.max(initial=0) for own in labels)
-    if not both_kinds or max(estimate.before, estimate.after) >= HIGHEST:
+    goes_on = any((own[:-1] < 0.5).any() for own in labels)  # behind a step that is labelled wrong
+    if not (both_kinds and goes_on) or max(estimate.before, estimate.after) >= HIGHEST:
         notes.append(
-            f"warning: {', '.join(config.data)}: the labels do not tell these rates, which need solutions of several "
-            "steps with correct and wrong ones; give them with --noise"
+            f"warning: {', '.join(config.data)}: the labels do not tell these rates, which need solutions with correct "
+            "and wrong steps and labels beyond the first wrong one; give them with --noise"
         )
     return estimate.before, estimate.after

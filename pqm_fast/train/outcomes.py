@@ -45,14 +45,15 @@ def with_outcome(
         if not config.read.skip_bad:
             raise PQMError(f"{names}: {problem}; or leave such records out with --skip-bad")
         skipped.add("unknown outcome", problem)
-    if unknown.all():
-        raise PQMError(f"{names}: no usable record. {skipped}")
-    if skipped.total:
-        notes.append(str(skipped))
+    told = [str(skipped)] if skipped.total else []
     if cut.any():
-        notes.append(
-            f"{cut.sum():,} trajectories left out: their end was cut off, so that they have no score to compare"
+        told.append(
+            f"{cut.sum():,} trajectories left out: their end was cut off, so that they have no score to compare; raise "
+            "--max-length"
         )
+    if unknown.all():
+        raise PQMError(f"{names}: no usable record. {'. '.join(told)}")
+    notes.extend(told)
     return np.flatnonzero(~unknown)
 
 

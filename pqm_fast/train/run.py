@@ -105,8 +105,13 @@ def prepare(config: TrainConfig) -> Run:
     objective = make_objective(config, training, notes)
     sizes = settle_sizes(model, start, longest=length, tree_ratio=training.tree_ratio, notes=notes)
     order = StepOrder(training.units(training.indices, sizes.micro_batch_tokens), sizes, config.seed)
-    if config.whole_questions and (divided := divided_questions(order.units, sizes.micro_batch_tokens)):
-        notes.append(divided)
+    if config.whole_questions:
+        evaluated = held_out.units(held_out.indices, sizes.micro_batch_tokens)
+        divided = (
+            divided_questions(order.units, sizes.micro_batch_tokens),
+            divided_questions(evaluated, sizes.micro_batch_tokens, " held out"),
+        )
+        notes += [note for note in divided if note]
     if config.prefix_tree:
         total, unique = training.dataset.lengths[training.indices].sum(), order.units.sizes.sum()
         notes.append(

@@ -244,6 +244,11 @@ def test_question_losses_sum_to_the_loss():
     assert losses.sum() == pytest.approx(out.loss.item(), rel=1e-6)
     with pytest.raises(ValueError, match="'bce' is a loss of trajectories: call trajectory_losses"):
         question_losses(out.q, case["labels"], case["cu_steps"], case["cu_groups"], "bce")
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="temperature must be"):
+            question_losses(
+                out.q, case["labels"], case["cu_steps"], case["cu_groups"], "listwise-softmin", temperature=temperature
+            )
 
 
 def test_the_latent_first_error_without_noise_is_the_first_error():

@@ -145,7 +145,10 @@ BAD = [
     ({"compare_weights": ()}, "compare_weights: none given; name at least one, each once"),
     ({"compare_weights": (1.0, 0.0)}, "compare_weights: 1.0, 0.0 given; each must be a finite number above 0"),
     ({"compare_learning_rates": (-1.0,)}, "compare_learning_rates: -1.0 given; each must be a finite number above 0"),
-    ({"noise": (0.5, 0.6)}, "noise: (0.5, 0.6) was given; it must be two rates of at least 0 with a sum below 1"),
+    (
+        {"noise": (0.5, 0.6)},
+        "noise: (0.5, 0.6) was given; it must be auto, or two rates of at least 0 with a sum below 1",
+    ),
     ({"temperature": 0.0}, "temperature: 0.0 was given; it must be a finite number above 0"),
     ({"labels": ("monte-carlo",), "data": ("a",), "tuning": ("b",), "test": ("c",)}, "only in the arithmetic world"),
 ]

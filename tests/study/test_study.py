@@ -416,6 +416,9 @@ def test_other_backbones_and_labels(tmp_path, in_process):
     assert {len(own) for own in labels.values()} == {120}
     assert any(None in own for own in labels["first-error"])
     assert labels["flip0.5"] != labels["monte-carlo"]
+    for kind in labels:  # a loss knows of a solution what its labels tell
+        rows = [json.loads(line) for line in (data / f"train-{kind}.jsonl").read_text().splitlines()]
+        assert {name for row in rows for name in row} == {"id", "prompt", "completions", "labels"}
     for name in ("qwen2", "mistral"):
         configs = [json.loads(path.read_text()) for path in (tmp_path / "s" / "runs").glob(f"*_{name}_*/config.json")]
         assert {config["model_type"] for config in configs} == {name}

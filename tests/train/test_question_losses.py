@@ -149,9 +149,10 @@ def test_divided_questions_are_counted(configure, branching):
     )
     too_long = sum(lengths[question == number].sum() > 60 for number in set(question))
     assert (
-        f"{too_long} questions do not fit a micro-batch of 60 tokens and are divided: the loss compares solutions "
-        "within each part only; raise --micro-batch-tokens to avoid it"
+        f"{too_long} questions do not fit a micro-batch of 60 tokens and are divided: the loss compares only "
+        "solutions in the same micro-batch; raise --micro-batch-tokens to avoid it"
     ) in run.notes
+    assert any(" questions held out do not fit a micro-batch of 60 tokens" in note for note in run.notes)
     trees = prepare(configure(**options, micro_batch_tokens=60, prefix_tree=True))
     assert 0 < trees.order.units.divided < too_long
 
@@ -213,7 +214,8 @@ def test_outcomes(configure, tmp_path):
     assert any(
         note.startswith("skipped 2 bad records (2 unknown outcome), for example: record r8") for note in run.notes
     )
-    assert "1 trajectories left out: their end was cut off, so that they have no score to compare" in run.notes
+    cut = "1 trajectories left out: their end was cut off, so that they have no score to compare; raise --max-length"
+    assert cut in run.notes
     batch = run.training.pack(run.training.indices)
     assert batch.num_steps == 2 * len(known)  # also those without a label
     # beside another loss, solutions of unknown outcome stay, with their labelled steps
@@ -222,9 +224,13 @@ def test_outcomes(configure, tmp_path):
     both = prepare(configure(**(options | {"loss": "bce", "compare": "listwise"})))
     assert len(both.training) == len(rows) - 1
     assert "2 trajectories of unknown outcome: listwise leaves them out" in both.notes
-    bad = {**LABELLED, "question_id": "q", "correct": "yes"}
-    with pytest.raises(PQMError, match=r"bad.jsonl: record r0: correct is 'yes'; give true, false or a number"):
-        prepare(configure(**(options | write(tmp_path / "bad.jsonl", [bad]))))
+    for more in ({"question_id": "q"}, {}):
+        bad = write(tmp_path / "bad.jsonl", [{**LABELLED, **more, "correct": "yes"}])
+        with pytest.raises(PQMError, match=r"bad.jsonl: record r0: correct is 'yes'; give true, false or a number"):
+            prepare(configure(**(options | bad)))
+    all_cut = options | write(tmp_path / "cut.jsonl", rows[-1:])
+    with pytest.raises(PQMError, match=r"cut.jsonl: no usable record. 1 trajectories left out: .*; raise --max-length"):
+        prepare(configure(**all_cut))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +240,9 @@ def test_outcomes(configure, tmp_path):
         ({"loss": "bce", "compare_weight": 0.5}, "compare_weight: 0.5 was given, but no loss to --compare"),
         ({"loss": "bce", "compare": "sibling", "compare_weight": 0.0}, "compare_weight: 0.0 was given; it must be"),
         ({"temperature": 0.0}, "temperature: 0.0 was given; it must be"),
-        ({"noise": (0.5, 0.5)}, r"noise: \(0.5, 0.5\) was given; it must be two rates"),
+        ({"noise": (0.5, 0.5)}, r"noise: \(0.5, 0.5\) was given; it must be auto, or two rates"),
         ({"noise": (-0.1, 0.5)}, "noise: "),
+        ({"noise": (0.1,)}, "noise: "),
     ],
 )
 def test_options_that_do_not_fit(configure, options, message):
@@ -259,8 +266,9 @@ def test_noise_that_is_estimated(configure, branching, tmp_path):
     assert before < 0.05
     assert after > 0.2
     assert any(note.startswith(f"noise, estimated from the labels of {len(labels)} solutions: ") for note in run.notes)
-    single = write(
-        tmp_path / "single.jsonl", [{**LABELLED, "completions": ["w8"], "labels": [i % 2]} for i in range(9)]
-    )
-    run = prepare(configure(loss="first-error-noisy", noise="auto", eval_fraction=0, **single))
-    assert any("the labels do not tell these rates" in note for note in run.notes)
+    single = [{"completions": ["w8"], "labels": [i % 2]} for i in range(9)]
+    none_beyond = [{"labels": [1, 0]}, {"labels": [0, None]}, {"labels": [1, 1]}] * 3
+    for number, rows in enumerate((single, none_beyond)):
+        files = write(tmp_path / f"{number}.jsonl", [LABELLED | row for row in rows])
+        run = prepare(configure(loss="first-error-noisy", noise="auto", eval_fraction=0, **files))
+        assert any("the labels do not tell these rates" in note for note in run.notes)

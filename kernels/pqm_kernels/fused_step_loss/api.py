@@ -15,10 +15,11 @@ from pqm_kernels.fused_step_loss.checks import (
     check_steps,
     check_weights,
     finite_number,
+    loss_options,
 )
 from pqm_kernels.fused_step_loss.reference import trajectory_losses
 from pqm_kernels.fused_step_loss.reference_questions import question_losses_of
-from pqm_kernels.losses import LOSSES, LossOptions, default_normalizer, split_units
+from pqm_kernels.losses import LOSSES, default_normalizer, split_units
 from pqm_kernels.row_index import StepsByRow
 from pqm_kernels.sibling_index import Siblings
 
@@ -80,8 +81,8 @@ def step_loss(
         zeta: margin between correct and wrong steps, for the losses with `uses_zeta`; a finite Python number.
         compare: None, or a loss of questions to add to a `loss` of trajectories.
         compare_weight: its factor, a finite Python number.
-        temperature: of the soft minimum, for listwise-softmin; above 0. From about 100 times the
-            spread of the scores on, the triton backend loses digits: take the mean instead.
+        temperature: of the soft minimum, for listwise-softmin; above 0. From about 100 times the spread of the scores
+            on, the triton backend loses digits: take the mean instead.
         noise: for the losses with `uses_noise`, how often the label of a step before the first error is wrong, and of a
             step from there on; both in [0, 1].
         cu_groups: [Q + 1] int32 or int64: the trajectories cu_groups[g]:cu_groups[g + 1] are solutions of question g.
@@ -94,8 +95,8 @@ def step_loss(
             wrong; one that is NaN is not compared. Default: a solution is right if none of its steps is wrong.
         step_weights: [S], any float dtype, at least 0, for losses with `weighs_steps`: the factor of each step's term.
         trajectory_weights: [B], any float dtype, at least 0: the factor of each trajectory's loss. In a loss of
-            questions a weight of 2 counts as two copies, of a solution or of a step. The default normalizer counts
-            without weights.
+            questions a weight of 2 counts as two copies, of a solution or of a step; the triton backend multiplies two
+            of them in float32, so keep them between 1e-15 and 1e15. The default normalizer counts without weights.
         norm_weight: [D]; if given, rows first go through RMSNorm with this scale and `norm_eps`.
         norm_eps: finite Python number.
         normalizer: finite positive number or 0-dim tensor, for a mean that spans more than this call (micro-batches,
@@ -125,8 +126,8 @@ def step_loss(
     check_steps(num_steps, labels, cu_steps, loss, compare, outcomes)
     check_questions(num_steps, num_trajectories, loss, compare, cu_groups, parent, siblings, outcomes)
     check_weights(num_steps, num_trajectories, (loss, compare), step_weights, trajectory_weights)
-    zeta, norm_eps = finite_number("zeta", zeta), finite_number("norm_eps", norm_eps)
-    compare_weight, options = finite_number("compare_weight", compare_weight), _options(zeta, temperature, noise)
+    options, norm_eps = loss_options(zeta, temperature, noise), finite_number("norm_eps", norm_eps)
+    compare_weight = finite_number("compare_weight", compare_weight)
     step_weights = None if step_weights is None else step_weights.detach()
     trajectory_weights = None if trajectory_weights is None else trajectory_weights.detach()
     divisor = None  # the normalizer, if it is a number
@@ -192,16 +193,6 @@ def _siblings_of(
         return sibling_index.siblings(parent, cu_steps, cu_groups)
     check_siblings(given, parent, cu_steps, cu_groups)
     return given
-
-
-def _options(zeta: float, temperature: float, noise: tuple[float, float]) -> LossOptions:
-    before, after = (finite_number("noise", rate) for rate in noise)
-    if not (0 <= before <= 1 and 0 <= after <= 1):
-        raise ValueError(f"noise must be two numbers from 0 to 1, found {noise}")
-    temperature = finite_number("temperature", temperature)
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, found {temperature}")
-    return LossOptions(zeta, temperature, before, after)
 
 
 def _scores(

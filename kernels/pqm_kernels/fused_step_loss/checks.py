@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from pqm_kernels.losses import LOSSES
+from pqm_kernels.losses import LOSSES, LossOptions
 from pqm_kernels.row_index import StepsByRow, steps_by_row
 from pqm_kernels.sibling_index import Siblings, siblings
 
@@ -177,6 +177,17 @@ def finite_number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
         raise ValueError(f"{name} must be a finite Python number, found {value!r}")
     return float(value)
+
+
+def loss_options(zeta: float, temperature: float, noise: tuple[float, float]) -> LossOptions:
+    """The numbers in the formulas, checked. Raises ValueError for one that no formula takes."""
+    before, after = (finite_number("noise", rate) for rate in noise)
+    if not (0 <= before <= 1 and 0 <= after <= 1):
+        raise ValueError(f"noise must be two numbers from 0 to 1, found {noise}")
+    temperature = finite_number("temperature", temperature)
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, found {temperature}")
+    return LossOptions(finite_number("zeta", zeta), temperature, before, after)
 
 
 def _check_devices(device: torch.device, inputs: dict[str, Tensor | float | None]) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pqm_kernels.fused_step_loss.checks import check_steps, check_weights
+from pqm_kernels.fused_step_loss.checks import check_steps, check_weights, loss_options
 from pqm_kernels.losses import LOSSES, LossOptions
 
 # This value leaves an element out of a log-sum-exp: its exp is exactly 0 beside any score. Unlike -inf, it never gives
@@ -213,7 +213,7 @@ def trajectory_losses(
     if LOSSES[loss].unit != "trajectory":
         raise ValueError(f"{loss!r} is a loss of questions: call question_losses")
     check_weights(len(q), len(cu_steps) - 1, loss, step_weights, trajectory_weights)
-    options = LossOptions(zeta, 1.0, *noise)
+    options = loss_options(zeta, 1.0, noise)
     out_dtype = torch.promote_types(q.dtype, torch.float32)
     q = q.to(torch.float32 if q.device.type == "mps" else torch.float64)
     lengths = cu_steps.diff()

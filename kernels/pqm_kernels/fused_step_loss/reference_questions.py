@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pqm_kernels.fused_step_loss.checks import check_questions, check_steps, check_weights
+from pqm_kernels.fused_step_loss.checks import check_questions, check_steps, check_weights, loss_options
 from pqm_kernels.fused_step_loss.reference import ABSENT, chain_terms
 from pqm_kernels.losses import LOSSES, LossOptions
 from pqm_kernels.sibling_index import Siblings, siblings
@@ -148,10 +148,10 @@ def question_losses(
         raise ValueError(f"{loss!r} is a loss of trajectories: call trajectory_losses")
     check_weights(len(q), len(cu_steps) - 1, loss, step_weights, trajectory_weights)
     by_parent = None if parent is None else siblings(parent, cu_steps, cu_groups)
+    options = loss_options(zeta, temperature, (0.0, 0.0))
     return question_losses_of(
-        q, labels, cu_steps, cu_groups, loss, LossOptions(zeta, temperature), by_parent, outcomes, step_weights,
-        trajectory_weights,
-    )  # fmt: skip
+        q, labels, cu_steps, cu_groups, loss, options, by_parent, outcomes, step_weights, trajectory_weights
+    )
 
 
 def question_losses_of(
