@@ -140,7 +140,7 @@ def test_an_evaluation_takes_whole_questions(configure, branching):
 
 
 def test_divided_questions_are_counted(configure, branching):
-    options = {"loss": "bce", "compare": "sibling", "max_length": 40, **branching}
+    options = {"loss": "bce", "compare": "sibling", "max_length": 40, "eval_fraction": 0.3, **branching}
     whole = prepare(configure(**options, micro_batch_tokens=400))
     assert not any("are divided" in note for note in whole.notes)
     run = prepare(configure(**options, micro_batch_tokens=60))
