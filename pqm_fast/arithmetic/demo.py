@@ -39,7 +39,7 @@ class DemoConfig:
     """Factor of the comparison in a loss such as bce+sibling."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; with several, the figures are means over them."""
-    steps: int = 2900
+    steps: int = 1000
     """Optimizer steps of each run."""
     problems: int = 4000
     """Training problems; each of six policies solves each of them twice."""
