@@ -85,7 +85,7 @@ def draw_best_of_16(folder: Path, results: dict[str, Any], seeds: int) -> Path:
     axes.set_xticks([x + centre for x in range(len(yardsticks))], list(yardsticks))
     axes.set(ylim=(0, 1.02), ylabel="held-out problems solved", xlabel="policy that wrote the solutions")
     axes.set_title(f"Arithmetic world, mean over {seeds} training seed{'s' * (seeds > 1)} (mixed: not in training)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(series) + 1, frameon=False, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     path = folder / "best_of_16.png"
