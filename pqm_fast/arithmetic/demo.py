@@ -46,7 +46,7 @@ class DemoConfig:
     test_problems: int = 150
     """Held-out problems, with 16 candidates from each of seven policies."""
     world_seed: int = 1
-    """Seed of the problems and of the policies' weak spots. The default training options were chosen on world 0."""
+    """Seed of the problems and of the policies' weak spots. The default learning rate was chosen on world 0."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     micro_batch_tokens: int = 1536
