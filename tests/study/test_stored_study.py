@@ -31,6 +31,7 @@ def test_the_page_has_every_table_of_the_stored_result():
     [
         ("study-siblings-cpu", {"labels", "policies", "aggregators", "steps", "rates"}),
         ("study-siblings-world11-cpu", {"labels"}),
+        ("study-other-losses-cpu", {"labels"}),
     ],
 )
 def test_the_page_has_the_comparison_of_siblings(name, shown):
