@@ -32,16 +32,14 @@ class Candidate:
             PQMError: the record has the field `question_id`, and a `correct` that is not true, false or a number from
                 0 to 1. In a record without the field, such a `correct` is something else, and is ignored.
         """
+        if has_question_id(record) and (problem := unusable_correctness(record)):
+            raise PQMError(f"{source}: {problem}" if source else problem)
         extra = record.extra
-        correct = correctness(record)
-        if correct is None and extra.get("correct") is not None and has_question_id(record):
-            where = f"{source}: record {record.id}" if source else f"record {record.id}"
-            raise PQMError(f"{where}: correct is {show(extra['correct'])}; give true, false or a number from 0 to 1")
         return cls(
             record=record,
             question_id=_text(extra.get("question_id")),
             policy=_text(extra.get("policy")),
-            correct=correct,
+            correct=correctness(record),
             answer=_text(extra.get("answer")),
             cut_off=is_cut_off(record),
         )
@@ -62,6 +60,14 @@ def correctness(record: Record) -> float | None:
     correct = record.extra.get("correct")
     # true and false are numbers in Python; NaN is outside every range
     return float(correct) if isinstance(correct, (int, float)) and 0 <= correct <= 1 else None
+
+
+def unusable_correctness(record: Record) -> str | None:
+    """What is wrong with a `correct` that is not true, false or a number from 0 to 1."""
+    stated = record.extra.get("correct")
+    if stated is None or correctness(record) is not None:
+        return None
+    return f"record {record.id}: correct is {show(stated)}; give true, false or a number from 0 to 1"
 
 
 def stated_fields(record: Record) -> dict[str, str | int | float]:

@@ -23,8 +23,8 @@ class PackedBatch:
     Each of them attends to a path of rows: the tokens of its whole trajectory. Rows after the last sequence are
     padding. The steps of trajectory b are cu_steps[b]:cu_steps[b+1].
 
-    A batch of whole questions also has what a loss needs to compare their solutions: the fields from `cu_groups` on,
-    which are None in other batches. The solutions of question g are the trajectories cu_groups[g]:cu_groups[g+1].
+    A batch of whole questions can also have what a loss needs to compare their solutions: the fields from `cu_groups`
+    on, which are None in other batches. The solutions of question g are the trajectories cu_groups[g]:cu_groups[g+1].
     """
 
     input_ids: torch.Tensor  # [T] int64
@@ -74,12 +74,14 @@ def pack(
     *,
     question: np.ndarray | None = None,
     share: bool = True,
+    compare: bool = True,
     pad_to: int | None = None,
     labelled_only: bool = True,
 ) -> PackedBatch:
     """Lays `(number, trajectory)` pairs end to end; with `question` [B], those with equal numbers together, as a group.
 
     `share`: a group is laid out as a prefix tree; otherwise its trajectories have no row in common, in the same order.
+    `compare`: the batch also has what a loss needs to compare the trajectories of a group.
     `pad_to` fills the token axis up to a fixed size, so that every batch has the same shape. `labelled_only` leaves
     out steps without a label; otherwise every step is listed (scoring, and losses that do not read labels). Raises
     ValueError for more tokens than `pad_to`.
@@ -88,7 +90,7 @@ def pack(
     if question is None:
         return _pack([[pair] for pair in pairs], True, pad_to, labelled_only, compared=False)
     groups = [[pairs[i] for i in group] for group in group_by_question(question)]
-    return _pack(groups, share, pad_to, labelled_only, compared=True)
+    return _pack(groups, share, pad_to, labelled_only, compared=compare)
 
 
 def pack_trees(

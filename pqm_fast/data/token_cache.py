@@ -19,8 +19,6 @@ from pqm_fast.data.tokenise import Wanted, tokenise
 from pqm_fast.errors import PQMError
 
 LAYOUT = 4  # raise it when the stored files change: older caches are then ignored
-
-
 LABELS_ALONE = Wanted()
 
 

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pqm_fast.data.candidate import Candidate, correctness
-from pqm_fast.data.checks import show
+from pqm_fast.data.candidate import Candidate, unusable_correctness
 from pqm_fast.data.records import Record
 from pqm_fast.errors import RecordError
 from pqm_fast.evaluate.answers import answer_of, gold_answer, right_answer
@@ -13,12 +12,8 @@ from pqm_fast.evaluate.answers import answer_of, gold_answer, right_answer
 def outcome(record: Record) -> float:
     """The correctness in [0, 1] of a record's solution, as `judged`; NaN if the record has neither `correct` nor
     `answer`. Raises RecordError for a `correct` that is not true, false or a number from 0 to 1."""
-    stated = record.extra.get("correct")
-    if stated is not None and correctness(record) is None:
-        raise RecordError(
-            f"record {record.id}: correct is {show(stated)}; give true, false or a number from 0 to 1",
-            kind="correctness that is no number",
-        )
+    if problem := unusable_correctness(record):
+        raise RecordError(problem, kind="correctness that is no number")
     candidate = Candidate.of(record)
     if not candidate.can_be_judged:
         return math.nan

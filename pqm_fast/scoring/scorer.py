@@ -145,7 +145,8 @@ class Scorer:
 
         def make(members: np.ndarray) -> PackedBatch:
             pairs = [(number, _unlabelled(solutions[number])) for number in members.tolist()]
-            return pack(pairs, question=None if question is None else question[members], labelled_only=False)
+            own = None if question is None else question[members]
+            return pack(pairs, question=own, compare=False, labelled_only=False)
 
         planned = (members for members in units.batches_in_order(budget) if any(map(needed, members.tolist())))
         for batch, q in self._computed(planned, make):

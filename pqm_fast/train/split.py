@@ -75,7 +75,14 @@ class Split:
         """One batch of the trajectories `members` [B], padded to `pad_to` tokens."""
         pairs = [(int(i), self.trajectory(i)) for i in members]
         question = self.dataset.question[members] if self.prefix_tree or self.whole_questions else None
-        return pack(pairs, question=question, share=self.prefix_tree, pad_to=pad_to, labelled_only=not self.every_step)
+        return pack(
+            pairs,
+            question=question,
+            share=self.prefix_tree,
+            compare=self.whole_questions,
+            pad_to=pad_to,
+            labelled_only=not self.every_step,
+        )
 
 
 def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str]) -> tuple[Split, Split]:

@@ -61,6 +61,7 @@ def our_batches(switches: Switches, questions: Questions, setting: Setting) -> I
         yield pack(
             [(int(i), trajectories[i]) for i in members],
             question=None if question is None else question[members],
+            compare=False,
             pad_to=budget if switches.compiled else None,
             labelled_only=False,
         )

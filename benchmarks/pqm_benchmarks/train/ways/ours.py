@@ -98,6 +98,7 @@ def plan(switches: Switches, questions: Questions, steps: int, setting: Setting,
         pack(
             [(i, trajectories[i]) for i in batch.tolist()],
             question=question[batch] if switches.tree else None,
+            compare=False,
             pad_to=budget if device.type == "cuda" or switches.compiled else None,
         )
         for batch in batches
