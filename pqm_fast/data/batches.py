@@ -1,7 +1,7 @@
 """Plans batches: which trajectories share a micro-batch, within its budget of tokens."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,15 @@ class PackingUnits:
     members: np.ndarray  # [N] numbers of trajectories, unit after unit
     ends: np.ndarray  # [U] the end of each unit in `members`
     sizes: np.ndarray  # [U] tokens to compute
+    pairs: np.ndarray
+    """[N] pairs of a token that is computed and one that it attends to, for each of `members`."""
     divided: int = 0
     """Questions that do not fit a batch, so that their solutions are in more than one unit."""
 
     @classmethod
     def single(cls, members: np.ndarray, lengths: np.ndarray) -> "PackingUnits":
         """Each trajectory is a unit; `lengths` [N] in tokens."""
-        return cls(members, np.arange(1, len(members) + 1), lengths)
+        return cls(members, np.arange(1, len(members) + 1), lengths, _pairs(lengths))
 
     @classmethod
     def questions(
@@ -46,19 +48,23 @@ class PackingUnits:
         if a single trajectory exceeds the budget.
         """
         ordered, starts, sizes, offset, divided = [members[:0]], [], [], 0, 0
+        pairs: list[np.ndarray] = [np.zeros(0)]
         for positions in group_by_question(question):
             group = members[positions]
             sequences = [tokens(i) for i in group.tolist()]
             order, shared = prefix_order(sequences)
             lengths = np.array([len(s) for s in sequences], dtype=np.int64)[order]
-            unit_starts, unit_sizes = split_tree(lengths, shared if share else np.zeros_like(shared), budget)
+            shared = shared if share else np.zeros_like(shared)
+            unit_starts, unit_sizes = split_tree(lengths, shared, budget)
+            shared[unit_starts] = 0  # the first of a unit shares nothing with the one before it
             ordered.append(group[order])
+            pairs.append(_pairs(lengths, shared))
             starts += [offset + start for start in unit_starts]
             sizes += unit_sizes
             offset += len(group)
             divided += len(unit_sizes) > 1
         ends = np.array([*starts[1:], offset][: len(starts)], dtype=np.int64)
-        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), divided)
+        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), np.concatenate(pairs), divided)
 
     def batches(self, budget: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[np.ndarray]:
         """The trajectory numbers of each batch, planned by `plan_batches`."""
@@ -71,6 +77,12 @@ class PackingUnits:
 
         return [members_of(u) for u in plan_batches(self.sizes, budget, seed=seed, epoch=epoch, shuffle=shuffle)]
 
+    def pairs_of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """The pairs of a token and one that it attends to in each of `batches` (trajectory numbers), [len(batches)]."""
+        of_number = np.zeros(int(self.members.max(initial=-1)) + 1)
+        of_number[self.members] = self.pairs
+        return np.array([of_number[batch].sum() for batch in batches])
+
     def batches_in_order(self, budget: int) -> Iterator[np.ndarray]:
         """The trajectory numbers of batches that keep the order of the units. Every unit must fit the budget."""
         starts = np.concatenate([[0], self.ends])[:-1]
@@ -82,6 +94,11 @@ class PackingUnits:
             batch_tokens += size
         if len(self.members):
             yield from np.split(self.members, cuts)
+
+
+def _pairs(lengths: np.ndarray, shared: np.ndarray | int = 0) -> np.ndarray:
+    """Pairs of a token of a trajectory that is not shared and a token that it attends to: itself and those before."""
+    return (lengths * (lengths + 1.0) - shared * (shared + 1.0)) / 2
 
 
 def plan_batches(

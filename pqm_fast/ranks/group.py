@@ -1,0 +1,149 @@
+"""The ranks of a command: the processes that torchrun, or a program like it, started for it.
+
+A command that was started alone has one rank, and none of this communicates. Every method is called by all ranks, in
+the same order.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pqm_fast.common.signals import Stopped
+from pqm_fast.errors import PQMError
+from pqm_fast.ranks.watch import Watch
+
+Value = TypeVar("Value")
+# Ranks wait this long for each other on the host: one of them may tokenise, or write a model. A rank that has ended is
+# noticed by the watch.
+HOST_TIMEOUT = timedelta(days=7)
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks of a command."""
+
+    rank: int = 0
+    world: int = 1
+    """How many ranks there are."""
+    local_rank: int = 0
+    """The number of this rank on its machine."""
+    attempt: int = 0
+    """How often torchrun has started the ranks anew (--max-restarts)."""
+    watch: Watch | None = None
+    hosts: Any = None
+    """The process group for messages between hosts (gloo). The default group is for the device."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes files and messages."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.world > 1:
+            dist.barrier(group=self.hosts)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The value of each rank, on every rank. It is pickled."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.hosts)
+        return values
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns on rank 0, on every rank. It is pickled."""
+        if self.world == 1:
+            return make()
+        values: list[Any] = [make() if self.first else None]
+        dist.broadcast_object_list(values, src=0, group=self.hosts)
+        return values[0]
+
+    def one_by_machine(self, make: Callable[[], Value]) -> Value:
+        """`make()`, which the first rank of each machine calls before the others: they find what it left on the
+        disk."""
+        if self.local_rank == 0:
+            value = make()
+            self.barrier()
+            return value
+        self.barrier()
+        return make()
+
+    def any(self, flag: object) -> bool:
+        """Whether `flag` is true on any rank. It waits for all ranks."""
+        if self.world == 1:
+            return bool(flag)
+        number = torch.tensor([int(bool(flag))])
+        dist.all_reduce(number, group=self.hosts)
+        return bool(number.item())
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replaces `tensor`, on the device of the model, by its sum over the ranks. A GPU does not make the host
+        wait."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def new_host_group(self) -> Any:
+        """A second group for messages between hosts, for use by another thread; None for one rank."""
+        return dist.new_group(backend="gloo", timeout=HOST_TIMEOUT) if self.world > 1 else None
+
+    def say_when_lost(self, hint: Callable[[], str]) -> None:
+        """If a rank is lost, the message ends with the result of `hint`: what is kept and how to go on."""
+        if self.watch is not None:
+            self.watch.hint = hint
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Joins the ranks that the environment describes, as torchrun sets it; `ALONE` if there is none.
+
+    If one rank raises an error, or ends without a word, every rank ends within seconds, and one of them says why. Only
+    rank 0 raises `Stopped`; the others leave with its exit code and no message. Raises PQMError if the environment is
+    not complete.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(attempt=attempt)
+        return
+    if missing := [name for name in VARIABLES if not os.environ.get(name)]:
+        raise PQMError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start with torchrun, or "
+            "unset WORLD_SIZE to run in one process"
+        )
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+    try:
+        hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        ranks = Ranks(rank, world, local_rank, attempt, hosts=hosts)
+        machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
+        run = ranks.from_first(lambda: uuid.uuid4().hex)  # so that nothing of an earlier attempt is read
+        processes = ranks.gather((machine, os.getpid(), os.uname().nodename))
+        with Watch(run, rank, processes) as watch:
+            try:
+                yield Ranks(rank, world, local_rank, attempt, watch, hosts)
+            except Stopped as stop:
+                if rank == 0:
+                    raise
+                raise SystemExit(128 + stop.number) from None
+            except BaseException as error:
+                if isinstance(error, SystemExit) or watch.report(error):
+                    raise
+                raise SystemExit(1) from None  # another rank has said why
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,148 @@
+"""Notices a rank that is gone, and ends the others: none of them waits for it forever.
+
+A thread in each rank watches the processes of its own machine through the operating system, and the messages of the
+others in the store that the ranks met in. The first rank that knows of a fault announces it there and prints it; the
+others end without a message. A machine that falls silent as a whole is noticed by rank 0, through a sign of life that
+each machine gives once a second.
+"""
+
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import torch.distributed as dist
+
+SECONDS = 1.0  # between two looks at the store
+SILENT_SECONDS = 120.0  # without a sign of life; a process may hold the interpreter's lock while it compiles
+GRACE = 5.0  # a broken connection may be noticed before the end of the process that caused it
+EXIT_SECONDS = 0.5  # for the rank with the message, before the launcher ends all of them
+
+
+class Watch:
+    """Watches the ranks of a command, in a context. `run` is a name that no other run in the store has; `processes`
+    holds (machine, process number, name of the host) of each rank."""
+
+    def __init__(self, run: str, rank: int, processes: list[tuple[str, int, str]]):
+        self.run, self.rank, self.processes = run, rank, processes
+        self.hint: Callable[[], str] | None = None
+        self._store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self._open = True
+        self._told = False  # this rank has announced the fault
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="watch of the ranks", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open = False
+        with self._lock:
+            try:
+                self._store.set(self._key(f"left/{self.rank}"), "")
+            except RuntimeError:  # the process that kept the store has left
+                return
+
+    def report(self, error: BaseException) -> bool:
+        """Announces an error of this rank. Returns False if another rank has announced one before, so that this one
+        has nothing to say."""
+        if isinstance(error, RuntimeError):  # perhaps a connection to a rank that is gone: the watch then ends us here
+            time.sleep(GRACE)
+        with self._lock:
+            return self._announce(f"{type(error).__name__}: {error}")
+
+    def _key(self, name: str) -> str:
+        return f"pqm-fast/{self.run}/{name}"
+
+    def _announce(self, text: str) -> bool:
+        mine = f"rank {self.rank}: {text}"
+        try:
+            self._told = self._store.compare_set(self._key("fault"), "", mine).decode() == mine
+        except RuntimeError:  # no store: each rank speaks for itself
+            self._told = True
+        return self._told
+
+    def _watch(self) -> None:
+        handles, poll = self._others_here(), select.poll()
+        for handle in handles:
+            poll.register(handle, select.POLLIN)
+        signs: dict[str, tuple[bytes, float]] = {}
+        count = 0
+        while self._open:
+            ended = []
+            for handle, _ in poll.poll(SECONDS * 1000):
+                ended.append(handles.pop(handle))
+                poll.unregister(handle)
+                os.close(handle)
+            with self._lock:
+                if not self._open or self._told:
+                    return
+                count += 1
+                self._look(ended, signs, count)
+
+    def _others_here(self) -> dict[int, int]:
+        """A handle on the process of each other rank on this machine, which becomes readable when the process ends."""
+        machine = self.processes[self.rank][0]
+        handles: dict[int, int] = {}
+        for rank, (its_machine, process, _) in enumerate(self.processes):
+            if rank != self.rank and its_machine == machine and hasattr(os, "pidfd_open"):  # Linux
+                try:
+                    handles[os.pidfd_open(process)] = rank
+                except ProcessLookupError:
+                    self._end(self._gone(rank))
+        return handles
+
+    def _look(self, ended: list[int], signs: dict[str, tuple[bytes, float]], count: int) -> None:
+        try:
+            if self._store.check([self._key("fault")]):
+                time.sleep(EXIT_SECONDS)
+                self._exit()
+            for rank in ended:
+                if not self._store.check([self._key(f"left/{rank}")]):
+                    self._end(self._gone(rank))
+            machine = self.processes[self.rank][0]
+            if self.rank == self._first_of(machine):
+                self._store.set(self._key(f"alive/{machine}"), str(count))
+            if self.rank == 0:
+                self._check_signs(signs)
+        except RuntimeError:
+            self._end("the store that the ranks met in is gone, and with it the machine or the process that kept it")
+
+    def _check_signs(self, signs: dict[str, tuple[bytes, float]]) -> None:
+        now = time.monotonic()
+        for machine in {machine for machine, _, _ in self.processes}:
+            key = self._key(f"alive/{machine}")
+            sign = self._store.get(key) if self._store.check([key]) else b""
+            if machine not in signs or signs[machine][0] != sign:
+                signs[machine] = sign, now
+            first = self._first_of(machine)
+            silent = now - signs[machine][1] > SILENT_SECONDS
+            if silent and not self._store.check([self._key(f"left/{first}")]):
+                self._end(f"the machine {self.processes[first][2]} has been silent for {SILENT_SECONDS:.0f} s")
+
+    def _first_of(self, machine: str) -> int:
+        return next(rank for rank, process in enumerate(self.processes) if process[0] == machine)
+
+    def _gone(self, rank: int) -> str:
+        _, process, host = self.processes[rank]
+        return f"rank {rank} (process {process} on {host}) ended without a word; it was killed, or it crashed"
+
+    def _end(self, text: str) -> None:
+        """Ends this process, with a message if no other rank has announced a fault."""
+        if self._announce(text):
+            hint = "" if self.hint is None else f". {self.hint()}"
+            print(f"pqm-fast: error: {text}; the other ranks are ended{hint}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(EXIT_SECONDS)
+        self._exit()
+
+    def _exit(self) -> None:
+        """Ends the process from this thread: the main one may wait for a rank that is gone."""
+        sys.stdout.flush()
+        os._exit(1)
