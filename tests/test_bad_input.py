@@ -24,6 +24,7 @@ GOOD = [
     for i in range(6)
 ]
 COMMANDS = ["train", "score"]
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
 def write(path: Path, rows: list) -> Path:
@@ -482,13 +483,13 @@ def test_resume_with_another_architecture(interrupted, fails, tmp_path):
 
 
 def test_resume_from_a_damaged_checkpoint(interrupted, fails, tmp_path):
-    path = tmp_path / "out" / "checkpoints" / "step-0000001" / "training.pt"
+    path = tmp_path / "out" / "checkpoints" / "step-0000001" / SHARD
     path.write_bytes(path.read_bytes()[:10])
     fails(
         interrupted(),
         path.parent,
         "every checkpoint is damaged",
-        "training.pt or SHA256SUMS has changed since it was written",
+        f"{SHARD} or SHA256SUMS has changed since it was written",
     )
 
 
@@ -577,9 +578,9 @@ def test_nan_in_the_loss(command, poisoned, capfd, tmp_path):
     code = main(command("train", model=poisoned, eval_fraction=0, max_steps=3))
     captured = capfd.readouterr()
     assert code == 1
-    assert captured.err.startswith(f"pqm-fast: error: {tmp_path / 'out'}: step 1: loss nan, gradient norm nan; ")
+    assert captured.err.startswith(f"pqm-fast: error: {tmp_path / 'out'}: step 3: loss nan, gradient norm nan; ")
     assert "Q-values are not finite in 1 trajectories: g1. " in captured.err
-    assert "Check these records, or start again with a lower --learning-rate" in captured.err
+    assert "Check these records (--exclude leaves them out), or start again with a lower --learn" in captured.err
     assert "Traceback" not in captured.err
     # what the run said until then is there, a checkpoint is not
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.yaml", "metrics.jsonl"]
@@ -590,7 +591,7 @@ def test_nan_after_a_checkpoint(command, capfd, tmp_path, monkeypatch):
     """What is not finite never reaches a checkpoint."""
     from pqm_fast.train import step
 
-    calls = iter((False, False, True))
+    calls = iter((False, False, *[True] * 9))
 
     def backward(*arguments, whole=step.backward):
         outputs = whole(*arguments)
@@ -599,12 +600,13 @@ def test_nan_after_a_checkpoint(command, capfd, tmp_path, monkeypatch):
         return outputs
 
     monkeypatch.setattr(step, "backward", backward)
-    assert main(command("train", max_steps=4, save_every=1)) == 1
+    assert main(command("train", max_steps=9, save_every=2)) == 1
     error = capfd.readouterr().err
-    assert "step 3: loss inf, gradient norm" in error
+    assert "step 5: loss inf, gradient norm" in error
+    assert "3 steps in a row were left out" in error
     assert "all Q-values are finite" in error
     saved = tmp_path / "out" / "checkpoints" / "step-0000002"
-    assert all(tensor.isfinite().all() for tensor in load_file(saved / "weights.safetensors").values())
+    assert all(tensor.isfinite().all() for tensor in load_file(saved / SHARD).values())
     assert not (tmp_path / "out" / "config.json").exists()
 
 

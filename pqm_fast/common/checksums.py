@@ -24,6 +24,11 @@ def write_sums(folder: Path) -> None:
         flushes = pool.map(sync, files)
         digests = sums(files)
         list(flushes)  # raises the error of a flush that failed
+    write_list(folder, digests)
+
+
+def write_list(folder: Path, digests: dict[str, str]) -> None:
+    """Writes checksums that are known already, by file name."""
     lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
     sync(folder / SUMS_FILE)

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,15 +21,15 @@ class PackingUnits:
     members: np.ndarray  # [N] numbers of trajectories, unit after unit
     ends: np.ndarray  # [U] the end of each unit in `members`
     sizes: np.ndarray  # [U] tokens to compute
-    pairs: np.ndarray
-    """[N] pairs of a token that is computed and one that it attends to, for each of `members`."""
+    tokens: np.ndarray  # [N] tokens to compute for each of `members`, without those shared with the one before it
+    pairs: np.ndarray  # [N] pairs of such a token and one that it attends to
     divided: int = 0
     """Questions that do not fit a batch, so that their solutions are in more than one unit."""
 
     @classmethod
     def single(cls, members: np.ndarray, lengths: np.ndarray) -> "PackingUnits":
         """Each trajectory is a unit; `lengths` [N] in tokens."""
-        return cls(members, np.arange(1, len(members) + 1), lengths, _pairs(lengths))
+        return cls(members, np.arange(1, len(members) + 1), lengths, lengths, _pairs(lengths))
 
     @classmethod
     def questions(
@@ -48,7 +49,7 @@ class PackingUnits:
         if a single trajectory exceeds the budget.
         """
         ordered, starts, sizes, offset, divided = [members[:0]], [], [], 0, 0
-        pairs: list[np.ndarray] = [np.zeros(0)]
+        new_tokens, pairs = [np.zeros(0, np.int64)], [np.zeros(0)]
         for positions in group_by_question(question):
             group = members[positions]
             sequences = [tokens(i) for i in group.tolist()]
@@ -58,13 +59,15 @@ class PackingUnits:
             unit_starts, unit_sizes = split_tree(lengths, shared, budget)
             shared[unit_starts] = 0  # the first of a unit shares nothing with the one before it
             ordered.append(group[order])
+            new_tokens.append(lengths - shared)
             pairs.append(_pairs(lengths, shared))
             starts += [offset + start for start in unit_starts]
             sizes += unit_sizes
             offset += len(group)
             divided += len(unit_sizes) > 1
         ends = np.array([*starts[1:], offset][: len(starts)], dtype=np.int64)
-        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), np.concatenate(pairs), divided)
+        by_member = np.concatenate(new_tokens), np.concatenate(pairs)
+        return cls(np.concatenate(ordered), ends, np.array(sizes, dtype=np.int64), *by_member, divided)
 
     def batches(self, budget: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> list[np.ndarray]:
         """The trajectory numbers of each batch, planned by `plan_batches`."""
@@ -77,11 +80,20 @@ class PackingUnits:
 
         return [members_of(u) for u in plan_batches(self.sizes, budget, seed=seed, epoch=epoch, shuffle=shuffle)]
 
+    def tokens_of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """The tokens to compute in each of `batches` (trajectory numbers): [len(batches)]."""
+        return _sums(self._by_number[0], batches)
+
     def pairs_of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """The pairs of a token and one that it attends to in each of `batches` (trajectory numbers), [len(batches)]."""
-        of_number = np.zeros(int(self.members.max(initial=-1)) + 1)
-        of_number[self.members] = self.pairs
-        return np.array([of_number[batch].sum() for batch in batches])
+        """The pairs of a token and one that it attends to in each of `batches` (trajectory numbers): [len(batches)]."""
+        return _sums(self._by_number[1], batches)
+
+    @cached_property
+    def _by_number(self) -> np.ndarray:
+        """`tokens` and `pairs` by the number of the trajectory."""
+        columns = np.zeros((2, int(self.members.max(initial=-1)) + 1))
+        columns[:, self.members] = self.tokens, self.pairs
+        return columns
 
     def batches_in_order(self, budget: int) -> Iterator[np.ndarray]:
         """The trajectory numbers of batches that keep the order of the units. Every unit must fit the budget."""
@@ -94,6 +106,10 @@ class PackingUnits:
             batch_tokens += size
         if len(self.members):
             yield from np.split(self.members, cuts)
+
+
+def _sums(column: np.ndarray, batches: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([column[batch].sum() for batch in batches])
 
 
 def _pairs(lengths: np.ndarray, shared: np.ndarray | int = 0) -> np.ndarray:

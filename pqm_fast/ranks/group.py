@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ class Ranks:
     """How many ranks there are."""
     local_rank: int = 0
     """The number of this rank on its machine."""
+    local_world: int = 1
+    """How many ranks there are on this machine."""
     attempt: int = 0
     """How often torchrun has started the ranks anew (--max-restarts)."""
     watch: Watch | None = None
@@ -123,20 +125,20 @@ def join_ranks() -> Iterator[Ranks]:
             "unset WORLD_SIZE to run in one process"
         )
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=world)
     try:
         hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-        ranks = Ranks(rank, world, local_rank, attempt, hosts=hosts)
+        ranks = Ranks(rank, world, local_rank, local_world, attempt, hosts=hosts)
         machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
         run = ranks.from_first(lambda: uuid.uuid4().hex)  # so that nothing of an earlier attempt is read
         processes = ranks.gather((machine, os.getpid(), os.uname().nodename))
         with Watch(run, rank, processes) as watch:
             try:
-                yield Ranks(rank, world, local_rank, attempt, watch, hosts)
+                yield replace(ranks, watch=watch)
             except Stopped as stop:
                 if rank == 0:
                     raise

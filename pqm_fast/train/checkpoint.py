@@ -1,65 +1,170 @@
-"""Resumable checkpoints: weights, optimizer, random state and position, published atomically, with checksums."""
+"""Resumable checkpoints: what training changes, and where the run stands; published atomically, with checksums.
+
+torch.distributed.checkpoint writes and reads it: each rank its part, in safetensors files, and any number of ranks can
+read it. Random numbers are not part of it: they follow from the seed, the step and the rank.
+"""
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from pqm_fast.common.checksums import find_damage, write_sums
-from pqm_fast.common.files import atomic_folder, write_json
+from pqm_fast.common.checksums import find_damage, sums, write_list
+from pqm_fast.common.files import atomic_file, atomic_folder, write_json
 from pqm_fast.errors import PQMError
-from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.ranks.group import Ranks
 from pqm_fast.train.folder import writing
+from pqm_fast.train.training_state import TrainingState
 
-FILES = ("weights.safetensors", "training.pt", "state.json")
+FILES = ("state.json",)
+FILE_BYTES = 2**30  # a file has about as much: it is put together in memory before it is written
 # the entries that a state written by this version has, with their types
 STATE_TYPES = {
     "step": int,
     "total_steps": int,
     "micro_batch_tokens": int,
-    "accumulation": int,
+    "micro_batches": int,
+    "ranks": int,
     "dtype": str,
     "options": dict,
     "model": dict,
 }
+LATEST, BEST = "latest", "best"
+"""Files beside the checkpoints that hold the name of one."""
+HELD_OUT_LOSS = "held_out_loss"
+"""The entry of a state that tells which checkpoint is the best."""
+Value = TypeVar("Value")
+# one process is what is meant
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning, "torch.distributed.checkpoint")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are as they were written. `state` is the one that `save_checkpoint` got."""
+    """A checkpoint whose files are as they were written. `state` is the one that `CheckpointWriter.save` got."""
 
     path: Path
     state: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, model: StepQModel, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> None:
-    """Writes folder/step-XXXXXXX and removes all but the newest `keep` checkpoints. `state` must hold `step`.
+class CheckpointWriter:
+    """Writes checkpoints into `folder`, and keeps the newest `keep` of them and the best.
 
-    A checkpoint of this step that exists already has the same content, and stays. Raises NotWritten.
+    All ranks call its methods. `ahead`: training goes on while a checkpoint is written, from a copy on the host; an
+    error is then raised by the next call.
     """
-    path = folder / f"step-{state['step']:07d}"
-    if path.exists():
-        return
-    with writing(path), atomic_folder(path) as temporary:
-        with writing(path / "weights.safetensors"):
-            weights = {name: tensor.detach().contiguous() for name, tensor in _tensors(model).items()}
-            save_file(weights, temporary / "weights.safetensors")
-        # through a file opened here, because its errors give the system's reason and those of torch's writer do not
-        with writing(path / "training.pt"), open(temporary / "training.pt", "wb") as file:
-            torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
-        write_json(temporary / "state.json", state)
-        write_sums(temporary)
-    for old_checkpoint in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old_checkpoint)
+
+    def __init__(self, folder: Path, ranks: Ranks, keep: int, *, ahead: bool):
+        self.folder, self.keep, self.ahead = folder, keep, ahead
+        # a group of its own, because a thread uses it while the training uses the others
+        self.ranks = replace(ranks, hosts=ranks.new_host_group())
+        self._meshes: dict[DeviceMesh, DeviceMesh] = {}
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, training: TrainingState, state: dict[str, Any]) -> None:
+        """Writes folder/step-XXXXXXX. `state` must hold `step`.
+
+        A checkpoint of this step that exists already has the same content, and stays. Raises NotWritten.
+        """
+        self.wait()
+        path = self.folder / f"step-{state['step']:07d}"
+        if self.ranks.from_first(path.exists):
+            return
+        tensors = training.tensors()
+        if not self.ahead:
+            self._write(path, tensors, state)
+            return
+        copies = {name: self._on_host(tensor) for name, tensor in tensors.items()}
+        self._thread = Thread(target=self._write_ahead, args=(path, copies, state), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written. Raises NotWritten if that failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write_ahead(self, path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        try:
+            self._write(path, tensors, state)
+        except BaseException as error:  # raised by `wait`, in the thread that trains
+            self._error = error
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        first = self.ranks.first
+        with writing(path), ExitStack() as stack:
+            temporary = self._everywhere(lambda: stack.enter_context(atomic_folder(path)) if first else path)[0]
+            writer = dcp.HuggingFaceStorageWriter(str(temporary), _file_of(tensors), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, process_group=self.ranks.hosts, no_dist=self.ranks.world == 1)
+            own_files = f"shard-{self.ranks.rank + 1:05d}-*.safetensors"
+            digests = self._everywhere(lambda: sums(temporary.glob(own_files)))
+
+            def publish() -> None:
+                write_json(temporary / "state.json", state)
+                digests.append(sums([temporary / "state.json"]))
+                write_list(temporary, {name: digest for own in digests for name, digest in own.items()})
+                stack.close()  # gives the folder its name
+                self._point(path, state)
+
+            self._everywhere(lambda: publish() if first else None)
+
+    def _point(self, path: Path, state: dict[str, Any]) -> None:
+        """Names the newest and the best checkpoint, and removes the others but `keep`."""
+        best = pointed_at(self.folder, BEST)
+        loss = state.get(HELD_OUT_LOSS)
+        if loss is not None:
+            other = None if best is None else _read_state(best)
+            if other is None or not loss >= other.get(HELD_OUT_LOSS, loss):
+                best = path
+                _write_name(self.folder / BEST, path)
+        for old in complete_checkpoints(self.folder)[: -self.keep]:
+            if old != best:
+                shutil.rmtree(old)
+        _write_name(self.folder / LATEST, path)
+
+    def _everywhere(self, make: Callable[[], Value]) -> list[Value]:
+        """What `make` returns on each rank. If it fails on one, all of them raise its error."""
+        result: Value | None = None
+        error: Exception | None = None
+        try:
+            result = make()
+        except (OSError, MemoryError) as failure:
+            error = failure
+        outcomes = self.ranks.gather((result, error))
+        for _, failed in outcomes:
+            if failed is not None:
+                raise failed
+        return [made for made, _ in outcomes]  # type: ignore[misc]
+
+    def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the memory of the host."""
+        if not isinstance(tensor, DTensor):
+            return tensor.to("cpu", copy=True)
+        mesh = tensor.device_mesh
+        if mesh not in self._meshes:
+            self._meshes[mesh] = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+        return DTensor.from_local(
+            tensor.to_local().to("cpu", copy=True),
+            self._meshes[mesh],
+            tensor.placements,
+            run_check=False,
+            shape=tensor.shape,
+            stride=tensor.stride(),
+        )
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -67,6 +172,13 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     not listed."""
     entries = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
+
+
+def pointed_at(folder: Path, name: str) -> Path | None:
+    """The checkpoint that the file `latest` or `best` in `folder` names; None if there is none."""
+    file = folder / name
+    path = folder / file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+    return path if path in complete_checkpoints(folder) else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
@@ -78,27 +190,27 @@ def read_checkpoint(path: Path) -> Checkpoint | str:
     return "state.json was not written by this version" if state is None else Checkpoint(path, state)
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: StepQModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restores weights, optimizer and random state. Raises PQMError for a checkpoint of another architecture."""
+def load_checkpoint(checkpoint: Checkpoint, training: TrainingState, ranks: Ranks) -> None:
+    """Restores what training changes, on any number of ranks. Raises PQMError for a checkpoint of another
+    architecture."""
     path = checkpoint.path
+    reader = dcp.HuggingFaceStorageReader(str(path))
     with _foreign_files_refused(path):
-        weights = load_file(path / "weights.safetensors")
-        training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    tensors = _tensors(model)
-    different = sorted(tensors.keys() ^ weights.keys()) or sorted(
-        name for name, tensor in tensors.items() if tensor.shape != weights[name].shape
+        stored = reader.read_metadata().state_dict_metadata
+        training.make_optimizer_state(stored)
+        tensors = training.tensors()
+        sizes = {name: getattr(entry, "size", None) for name, entry in stored.items()}
+    different = sorted(tensors.keys() ^ sizes.keys()) or sorted(
+        name for name, tensor in tensors.items() if tensor.shape != sizes[name]
     )
     if different:
         raise PQMError(
             f"{path}: a checkpoint of another architecture: {len(different)} tensors differ, such as {different[0]}; "
             "resume with the model that the run was started with"
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(weights[name])
-    with _foreign_files_refused(path):
-        optimizer.load_state_dict(training["optimizer"])
-        _set_random_state(training["random"])
+    with _foreign_files_refused(path), torch.no_grad():
+        dcp.load(tensors, storage_reader=reader, process_group=ranks.hosts, no_dist=ranks.world == 1)
+        training.take_counts(tensors)
 
 
 @contextmanager
@@ -109,7 +221,7 @@ def _foreign_files_refused(path: Path) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, dcp.CheckpointException) as error:
         raise PQMError(f"{path}: not a checkpoint of pqm-fast ({error}); delete the folder") from error
 
 
@@ -119,24 +231,25 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         is_valid = all(type(state[name]) is kind for name, kind in STATE_TYPES.items())
         is_valid = is_valid and {"config", "weights"} <= state["model"].keys() and hasattr(torch, state["dtype"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError, OSError):
         return None
     return state if is_valid else None
 
 
-def _tensors(model: StepQModel) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers. Tied ones appear once, under the name that comes first."""
-    persistent = model.state_dict(keep_vars=True).keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    return dict(model.named_parameters()) | buffers
+def _file_of(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The number, from 1, of the file that each tensor goes into: the same on every rank."""
+    numbers, file, bytes = {}, 1, 0
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        shards = tensor.device_mesh.size(-1) if isinstance(tensor, DTensor) else 1
+        size = tensor.numel() * local.element_size() // shards
+        if bytes and bytes + size > FILE_BYTES:
+            file, bytes = file + 1, 0
+        numbers[name] = file
+        bytes += size
+    return numbers
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _write_name(file: Path, checkpoint: Path) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(checkpoint.name + "\n", encoding="utf-8")

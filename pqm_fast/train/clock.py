@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from pqm_fast.data.pack import PackedBatch
+from pqm_fast.ranks.group import ALONE, Ranks
 
 # A forward pass takes about a third of the time of a training step. Used until an evaluation has been measured.
 FORWARD_SHARE = 1 / 3
@@ -49,19 +50,23 @@ class Clock:
             yield
         self.evaluated_tokens_per_second = self.evaluations[step] / max(1e-9, time.perf_counter() - start)
 
-    def rates(self, now: float, step: int, device: torch.device) -> dict[str, float]:
-        """The rates up to `now`, the time when `step`, the last step that was counted, finished. The next one may be
-        under way. `eta_seconds` is the time for all that follows `step`, including evaluations."""
+    def rates(self, now: float, step: int, device: torch.device, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The rates of all ranks up to `now`, the time when `step`, the last step that was counted, finished. The next
+        one may be under way. `eta_seconds` is the time for all that follows `step`, including evaluations, and
+        `peak_memory_gb` that of the rank with the most."""
+        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+        counts = ranks.gather((self.tokens, self.trajectories, peak))
+        tokens, trajectories = sum(count[0] for count in counts), sum(count[1] for count in counts)
         seconds = max(1e-9, now - self.started - self.paused_seconds)
-        tokens_per_second = self.tokens / seconds
+        tokens_per_second = tokens / seconds
         evaluation_rate = self.evaluated_tokens_per_second or tokens_per_second / FORWARD_SHARE
         to_evaluate = sum(tokens for evaluated_step, tokens in self.evaluations.items() if evaluated_step >= step)
         figures = {
             "tokens_per_second": tokens_per_second,
-            "trajectories_per_second": self.trajectories / seconds,
+            "trajectories_per_second": trajectories / seconds,
             "eta_seconds": (self.total_steps - step) * seconds / max(1, self.steps) + to_evaluate / evaluation_rate,
         }
         if device.type == "cuda":
-            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+            figures["peak_memory_gb"] = max(count[2] for count in counts)
         self._reset(now)
         return figures

@@ -55,6 +55,9 @@ class TrainConfig:
     cache_dir: str | None = None
     """Folder for tokenised data. Default: pqm-fast in the user's cache folder."""
 
+    exclude: str | None = None
+    """File with ids of records to leave out, one a line: those that the log names for steps that were left out, say."""
+
     eval_data: tuple[str, ...] = ()
     """Held-out records. Default: --eval-fraction of the training questions."""
     eval_fraction: float = 0.02
@@ -73,7 +76,8 @@ class TrainConfig:
     from fewer tokens. Batches then hold whole questions and are mixed less, so --micro-batch-tokens should be large
     enough for several questions with all their solutions."""
     accumulation: int = 1
-    """Micro-batches in an optimizer step. The loss is normalised over all of them together."""
+    """Micro-batches of each process in an optimizer step. The loss is normalised over those of all processes together.
+    A run that is resumed on another number of processes keeps the size of its optimizer step."""
     epochs: float = 1.0
     """Passes over the data. Ignored if --max-steps is set."""
     max_steps: int | None = None
@@ -92,6 +96,11 @@ class TrainConfig:
     """Decay rate of AdamW's second moment."""
     clip: float = 1.0
     """Clip the gradient to this norm (0: no clipping)."""
+    skip_spikes: float = 0.0
+    """Leave out an optimizer step whose gradient norm is more than this many standard deviations above the mean of the
+    last 128 steps (6, say). 0: none. A step whose loss or gradient is not finite is always left out."""
+    max_skipped: int = 3
+    """End the run if this many optimizer steps in a row are left out."""
 
     seed: int = 0
     """Seed for the order of the data, the held-out split, dropout and new weights."""
@@ -111,6 +120,9 @@ class TrainConfig:
     lora_alpha: int = 32
     """Scale of the adapters: their output is multiplied by --lora-alpha / --lora-rank."""
 
+    shard_within: int | None = None
+    """With several processes (torchrun): how many of them share one copy of the weights and of the optimizer's state,
+    such as the 8 GPUs of a machine. Default: all."""
     attention: Attention = "auto"
     """Attention kernels for packed tokens. auto: on a GPU, flash-attn (2, 3 or 4) if it is installed, otherwise
     PyTorch's varlen kernels; on a CPU, sdpa."""
@@ -130,7 +142,7 @@ class TrainConfig:
     """Optimizer steps between resumable checkpoints; the last step has one too. 0: none, unless a signal stops the
     run."""
     keep_checkpoints: int = 2
-    """How many resumable checkpoints to keep, the newest ones."""
+    """How many resumable checkpoints to keep, the newest ones. The one with the lowest held-out loss stays too."""
     resume: bool = False
     """Resume from the newest intact checkpoint in the run folder. More --max-steps or --epochs than before
     extend the run."""
@@ -145,13 +157,13 @@ class TrainConfig:
                 "above 0",
                 lambda value: 0 < value < math.inf,
                 "max_length eval_limit micro_batch_tokens accumulation epochs max_steps learning_rate keep_checkpoints "
-                "log_every lora_alpha compare_weight temperature",
+                "log_every lora_alpha compare_weight temperature max_skipped shard_within",
             ),
             (
                 "0 or more",
                 lambda value: 0 <= value < math.inf,
                 "zeta eval_every warmup_steps final_lr weight_decay clip save_every lora_rank recompute_layers "
-                "loader_workers",
+                "loader_workers skip_spikes",
             ),
             ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
             ("in [0, 1)", lambda value: 0 <= value < 1, "eval_fraction beta1 beta2"),
@@ -208,7 +220,7 @@ class TrainConfig:
 # options that do not change the loss of any step
 WITHOUT_EFFECT = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
-    "save_dtype", "loader_workers", "recompute_layers",
+    "save_dtype", "loader_workers", "recompute_layers", "max_skipped", "shard_within",
 }  # fmt: skip
 # options that set the length of a run, which --resume may extend
 RUN_LENGTH = {"epochs", "max_steps"}

@@ -4,11 +4,21 @@ All ranks compute a micro-batch at the same time, and wait for the slowest: shar
 Such a round takes micro-batches that take about as long as each other.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
+
+from pqm_fast.data.batches import PackingUnits
 
 # PyTorch and flash-attn reach about two thirds of the rate of large matrix products in causal attention (stated, not
 # measured here); an operation of attention then takes 1.5 times as long.
 ATTENTION_SLOWNESS = 1.5
+Work = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(tokens [M], pairs [M]) of micro-batches -> their predicted time [M], in any unit."""
+NOTHING = np.zeros(0, np.int64)
+"""The micro-batch of a rank that has none in a round."""
 
 
 def predicted_work(tokens: np.ndarray, pairs: np.ndarray, *, parameters: int, depth: int, width: int) -> np.ndarray:
@@ -33,3 +43,20 @@ def deal(work: np.ndarray, ranks: int) -> list[list[int]]:
     longest_first = np.argsort(-np.asarray(work), kind="stable").tolist()
     rounds = [longest_first[i : i + ranks] for i in range(0, len(longest_first), ranks)]
     return [numbers + [-1] * (ranks - len(numbers)) for numbers in rounds]
+
+
+def work_of_model(model: Any) -> Work:
+    """`predicted_work` for a `StepQModel`."""
+    config = model.config.get_text_config()
+    parameters = sum(p.numel() for p in model.parameters()) - model.embedding.numel()
+    depth, width = config.num_hidden_layers, config.hidden_size
+    return partial(predicted_work, parameters=parameters, depth=depth, width=width)
+
+
+def dealt(batches: Sequence[np.ndarray], units: PackingUnits, work: Work, ranks: int) -> list[list[np.ndarray]]:
+    """The micro-batches of each rank, [ranks][rounds], from all of an optimizer step or of an evaluation.
+
+    `batches` are trajectory numbers [B]. A rank without one in the last round has `NOTHING` there.
+    """
+    rounds = deal(work(units.tokens_of(batches), units.pairs_of(batches)), ranks)
+    return [[batches[numbers[r]] if numbers[r] >= 0 else NOTHING for numbers in rounds] for r in range(ranks)]

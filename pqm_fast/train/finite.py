@@ -26,16 +26,6 @@ def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-def training_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that training changes, with its name: the weights, and what the optimizer keeps for each."""
-    yield from model.named_parameters()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                yield f"{names[id(parameter)]} ({key} of the optimizer)", value
-
-
 def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensor itself, or the parts of a wrapper such as torchao's 8-bit tensors."""
     if is_traceable_wrapper_subclass(tensor):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from pqm_fast.errors import PQMError
 
@@ -55,15 +56,18 @@ def writing(path: Path) -> Iterator[None]:
     """Use it to write `path`: if that fails, the error of the system or a library becomes NotWritten."""
     try:
         yield
-    except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+    except (OSError, SafetensorError, MemoryError, RuntimeError, CheckpointException) as error:
         reason = _reason(error)
         if reason is None:
             raise
         raise NotWritten(f"{path}: cannot be written: {reason}") from error
 
 
-def _reason(error: Exception) -> str | None:
+def _reason(error: BaseException) -> str | None:
     """Why a file could not be written, in a few words; None for an error that has nothing to do with writing."""
+    if isinstance(error, CheckpointException):  # it holds the error of each rank
+        reasons = [_reason(failure) for failure, _ in error.failures.values()]
+        return next((reason for reason in reasons if reason is not None), None)
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, SafetensorError):

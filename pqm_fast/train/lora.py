@@ -39,19 +39,22 @@ def adapted(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every adapter added to the weight that it adapts, under the original names."""
+def merged_state(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict `state` of `module` with every adapter added to the weight that it adapts, in float32, under the
+    original names."""
     from peft.tuners.lora import Linear
 
-    state = module.state_dict()
+    merged = dict(state)
     for name, part in module.named_modules():
         if not isinstance(part, Linear):
             continue
-        for key in [key for key in state if key.startswith(f"{name}.lora_")]:
-            del state[key]
-        for key in [key for key in state if key.startswith(f"{name}.base_layer.")]:
-            state[key.replace(".base_layer.", ".")] = state.pop(key)
-        weight = state[f"{name}.weight"]
-        change = sum(part.get_delta_weight(adapter).float() for adapter in part.active_adapters)
-        state[f"{name}.weight"] = weight.float() + change
-    return state
+        for key in [key for key in merged if key.startswith(f"{name}.lora_")]:
+            del merged[key]
+        for key in [key for key in merged if key.startswith(f"{name}.base_layer.")]:
+            merged[key.replace(".base_layer.", ".")] = merged.pop(key)
+        weight = merged[f"{name}.weight"].float()
+        for adapter in part.active_adapters:
+            down, up = (state[f"{name}.lora_{side}.{adapter}.weight"].float() for side in "AB")
+            weight = weight + part.scaling[adapter] * (up @ down)
+        merged[f"{name}.weight"] = weight
+    return merged

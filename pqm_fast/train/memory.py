@@ -30,10 +30,14 @@ class Sizes:
     """How an optimizer step is divided."""
 
     micro_batch_tokens: int
-    accumulation: int
-    """Micro-batches in an optimizer step."""
+    micro_batches: int
+    """Micro-batches in an optimizer step, of all ranks together."""
     recompute_layers: int
     """Layers whose activations are computed again in the backward pass."""
+
+    def rounds(self, ranks: int) -> int:
+        """The micro-batches of each rank in an optimizer step."""
+        return -(-self.micro_batches // ranks)
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,16 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     activations: int
+    gathered: int = 0
+    """Whole weights and gradients of the layers at work, if they are sharded."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
     def describe(self, available: int) -> str:
         """One line, in GB of 1e9 bytes."""
-        parts = " + ".join(f"{name} {bytes / 1e9:.1f}" for name, bytes in vars(self).items())
+        parts = " + ".join(f"{name} {bytes / 1e9:.1f}" for name, bytes in vars(self).items() if bytes)
         text = f"memory, estimated: {parts} = {self.total / 1e9:.1f} GB of {available / 1e9:.1f}"
         if self.total <= available:
             return text
@@ -61,8 +67,22 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(model: StepQModel, layer: LayerBytes, sizes: Sizes, optimizer: str) -> MemoryEstimate:
-    """The bytes of a training step, with activations at their peak in the backward pass."""
+@dataclass(frozen=True)
+class Sharing:
+    """How many ranks compute an optimizer step, and among how many of them each parameter is divided."""
+
+    ranks: int = 1
+    shards: int = 1
+    on_machine: int = 1
+    """The ranks that share the memory of this machine."""
+
+
+def estimate_memory(
+    model: StepQModel, layer: LayerBytes, sizes: Sizes, optimizer: str, sharing: Sharing | None = None
+) -> MemoryEstimate:
+    """The bytes of a training step on one rank, with activations at their peak in the backward pass. The model is
+    whole, not yet sharded."""
+    sharing = sharing or Sharing()
     trained = [p for p in model.parameters() if p.requires_grad]
     in_float32 = sum(p.numel() for p in trained if p.dtype == torch.float32)
     in_bfloat16 = sum(p.numel() for p in trained) - in_float32
@@ -73,17 +93,33 @@ def estimate_memory(model: StepQModel, layer: LayerBytes, sizes: Sizes, optimize
     # The backward pass of a layer needs the gradients of what the layer kept. It begins with the last layers; if these
     # are recomputed too, it also needs what recomputing them yields.
     working = layer.kept * (2 if recomputed == depth else 1)
+    in_full = 4 if sizes.rounds(sharing.ranks) > 1 else 2  # bytes of the gradient of a bfloat16 weight
     return MemoryEstimate(
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        gradients=(4 if sizes.accumulation > 1 else 2) * in_bfloat16 + 4 * in_float32,
-        optimizer=moments * (in_bfloat16 + in_float32) + low_half * in_bfloat16,
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()) // sharing.shards,
+        gradients=(in_full * in_bfloat16 + 4 * in_float32) // sharing.shards,
+        optimizer=(moments * (in_bfloat16 + in_float32) + low_half * in_bfloat16) // sharing.shards,
         activations=int(sizes.micro_batch_tokens * (waiting + working)),
+        gathered=_gathered(model) if sharing.shards > 1 else 0,
     )
+
+
+def _gathered(model: StepQModel) -> int:
+    """Bytes of the layer at work and the one that is gathered ahead of it, with the gradients of one layer, also in
+    float32 for their sum over the ranks; and the same of what belongs to no layer (the embedding), which stays
+    gathered for the whole step."""
+    layers = decoder_layers(model)
+    weights, trained = [0, 0], [0, 0]
+    in_layers = {id(p) for layer in layers for p in layer.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in in_layers]
+    for i, parameters in enumerate((list(layers[0].parameters()), rest)):
+        weights[i] = sum(p.numel() * p.element_size() for p in parameters)
+        trained[i] = sum(p.numel() * (p.element_size() + 4) for p in parameters if p.requires_grad)
+    return 2 * weights[0] + trained[0] + weights[1] + trained[1]
 
 
 def choose_sizes(
     tokens: int | Auto,
-    accumulation: int,
+    micro_batches: int,
     recompute_layers: int | Auto | Literal["all"],
     *,
     depth: int,
@@ -97,7 +133,7 @@ def choose_sizes(
     recomputed, because recomputing costs up to a third more time. A micro-batch always holds the `longest` trajectory.
     If nothing fits, the smallest sizes are chosen.
     """
-    cuts = [(tokens, accumulation)] if tokens != "auto" else list(_halved(accumulation, longest))
+    cuts = [(tokens, micro_batches)] if tokens != "auto" else list(_halved(micro_batches, longest))
     if recompute_layers != "auto":
         recomputed = depth if recompute_layers == "all" else min(recompute_layers, depth)
         candidates = [Sizes(*cut, recomputed) for cut in cuts]
@@ -109,25 +145,26 @@ def choose_sizes(
     return next((sizes for sizes in candidates if fits(sizes)), candidates[-1])
 
 
-def _halved(accumulation: int, longest: int) -> Iterable[tuple[int, int]]:
+def _halved(micro_batches: int, longest: int) -> Iterable[tuple[int, int]]:
     """(tokens of a micro-batch, micro-batches of an optimizer step), from the largest micro-batch down."""
     tokens = max(MOST_TOKENS, longest)
     while True:
-        yield tokens, accumulation
+        yield tokens, micro_batches
         if tokens // 2 < longest:
             return
-        tokens, accumulation = tokens // 2, 2 * accumulation
+        tokens, micro_batches = tokens // 2, 2 * micro_batches
 
 
 def fit_memory(
     model: StepQModel,
     tokens: int | Auto,
-    accumulation: int,
+    micro_batches: int,
     recompute_layers: int | Auto | Literal["all"],
     *,
     longest: int,
     optimizer: str,
     tree_ratio: Callable[[], float] = lambda: 1.0,
+    sharing: Sharing | None = None,
 ) -> tuple[Sizes, str | None]:
     """`choose_sizes` for the memory of the model's device, and what to tell the user about it.
 
@@ -135,29 +172,35 @@ def fit_memory(
     are not found, raises PQMError on a GPU, or if layers are to be recomputed.
     """
     if tokens != "auto" and recompute_layers == 0:
-        return Sizes(tokens, accumulation, 0), None
+        return Sizes(tokens, micro_batches, 0), None
+    sharing = sharing or Sharing()
     on_gpu = model.device.type == "cuda"
     try:
         depth = len(decoder_layers(model))
     except PQMError:
         if on_gpu or recompute_layers not in ("auto", 0):
             raise
-        sizes = choose_sizes(tokens, accumulation, 0, depth=0, longest=longest, fits=lambda sizes: True)
+        sizes = choose_sizes(tokens, micro_batches, 0, depth=0, longest=longest, fits=lambda sizes: True)
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
     most_tokens = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
     layer = measure_layer(model, most_tokens if on_gpu else min(most_tokens, MEASURED_TOKENS), tree_ratio(), longest)
-    free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host(), HOST_RESERVE)
+    free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (_share(sharing), HOST_RESERVE)
     available = int(free * (1 - reserve))
     sizes = choose_sizes(
         tokens,
-        accumulation,
+        micro_batches,
         recompute_layers,
         depth=depth,
         longest=longest,
-        fits=lambda sizes: estimate_memory(model, layer, sizes, optimizer).total <= available,
+        fits=lambda sizes: estimate_memory(model, layer, sizes, optimizer, sharing).total <= available,
         fewest=FEWEST_TOKENS if on_gpu else 0,  # a CPU is as fast with small micro-batches
     )
-    return sizes, estimate_memory(model, layer, sizes, optimizer).describe(available)
+    return sizes, estimate_memory(model, layer, sizes, optimizer, sharing).describe(available)
+
+
+def _share(sharing: Sharing) -> int:
+    """Bytes of this machine's memory for each of its ranks."""
+    return free_on_host() // sharing.on_machine
 
 
 def _free_on_gpu(device: torch.device) -> int:

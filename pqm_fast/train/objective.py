@@ -53,11 +53,13 @@ class Objective:
         """How a checkpoint that was trained with this objective was made."""
         return Recipe(template, self.loss, self.zeta, self.compare, self.compare_weight, self.temperature, self.noise)
 
-    def normalizer(self, batches: Sequence[PackedBatch]) -> float:
-        """What the loss of these batches together is divided by: their steps or trajectories, as `loss` says, but at
-        least 1."""
-        steps, trajectories = sum(b.num_steps for b in batches), sum(b.num_trajectories for b in batches)
+    def normalizer(self, steps: int, trajectories: int) -> float:
+        """What the loss of so many steps and trajectories is divided by: as `loss` says, but at least 1."""
         return float(default_normalizer(self.loss, steps, trajectories))
+
+    def normalizer_of(self, batches: Sequence[PackedBatch]) -> float:
+        """`normalizer` for these batches together."""
+        return self.normalizer(sum(b.num_steps for b in batches), sum(b.num_trajectories for b in batches))
 
 
 def make_objective(config: TrainConfig, training: Split, notes: list[str]) -> Objective:

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from pqm_fast.common.checksums import find_damage, has_sums
 from pqm_fast.common.files import remove_leftovers
 from pqm_fast.common.lock import is_empty
 from pqm_fast.errors import PQMError
-from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.ranks.group import Ranks
 from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, load_checkpoint, read_checkpoint
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.metrics_file import METRICS_FILE, read_metrics
 from pqm_fast.train.run_identity import check_identity
 from pqm_fast.train.stored_options import CONFIG_FILE, check_options
+from pqm_fast.train.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Start:
             return self.config.micro_batch_tokens
         return self.checkpoint.state["micro_batch_tokens"]
 
-    @property
-    def accumulation(self) -> int:
-        return self.config.accumulation if self.checkpoint is None else self.checkpoint.state["accumulation"]
+    def micro_batches(self, ranks: int) -> int:
+        """Micro-batches in an optimizer step, of all `ranks` together."""
+        return ranks * self.config.accumulation if self.checkpoint is None else self.checkpoint.state["micro_batches"]
 
     def repeats(self, kind: str, step: int, total_steps: int) -> bool:
         """Whether the run will write a row of `kind` (train or eval) for `step` into metrics.jsonl, so that an earlier
@@ -135,9 +134,9 @@ def check_same_run(start: Start, identity: dict[str, Any], total_steps: int, *, 
     return None
 
 
-def restore(start: Start, model: StepQModel, optimizer: torch.optim.Optimizer, total_steps: int) -> list[str]:
-    """Restores model, optimizer and random state to where the run starts, and removes from the run folder what will be
-    written again. Returns what to tell the user.
+def restore(start: Start, training: TrainingState, ranks: Ranks, total_steps: int) -> list[str]:
+    """Restores what training changes to where the run starts, and removes from the run folder what will be written
+    again. Returns what to tell the user.
 
     Raises PQMError if the checkpoint does not fit the model.
     """
@@ -145,7 +144,15 @@ def restore(start: Start, model: StepQModel, optimizer: torch.optim.Optimizer, t
     if not config.resume:
         return []
     if checkpoint is not None:
-        load_checkpoint(checkpoint, model, optimizer)
+        load_checkpoint(checkpoint, training, ranks)
+    notes = ranks.from_first(lambda: _tidied(start, total_steps))
+    if checkpoint is not None and (then := checkpoint.state["ranks"]) != ranks.world:
+        notes.append(f"the checkpoint was written by {then} processes, and is continued by {ranks.world}")
+    return notes
+
+
+def _tidied(start: Start, total_steps: int) -> list[str]:
+    config, checkpoint = start.config, start.checkpoint
     folder = config.folder / "checkpoints"
     notes = [f"{name} was interrupted while being written: removed" for name in remove_leftovers(folder)]
     if checkpoint is None:

@@ -1,5 +1,6 @@
 """Loads and checks everything that a run needs before its first step."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,18 @@ from pqm_fast.model.identity import identify_model
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
+from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.train.comparisons import check_comparisons, divided_questions
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.deal import work_of_model
+from pqm_fast.train.exclude import excluded_digest
 from pqm_fast.train.layer_setup import set_up_layers, settle_sizes
 from pqm_fast.train.objective import Objective, make_objective
 from pqm_fast.train.outcomes import outcomes_digest
 from pqm_fast.train.resume import Start, check_same_run, find_start
 from pqm_fast.train.run_identity import run_identity
 from pqm_fast.train.schedule import StepOrder
+from pqm_fast.train.sharding import Part, parts, shard
 from pqm_fast.train.split import Split, training_and_held_out
 
 DEFAULT_LENGTH = 4096  # longest trajectory in tokens, where the model has a longer context
@@ -39,6 +44,9 @@ class Run:
     training: Split
     held_out: Split
     objective: Objective
+    own: list[Part]
+    """What this rank keeps of each parameter that is trained."""
+    ranks: Ranks
     order: StepOrder
     """The order of the optimizer steps over the training trajectories."""
     total_steps: int
@@ -57,35 +65,35 @@ class Run:
     def describe(self) -> str:
         """The run in a few lines, with its notes."""
         parameters = sum(p.numel() for p in self.model.parameters())
+        processes = "" if self.ranks.world == 1 else f" in {self.ranks.world} processes"
         tokens = int(self.training.dataset.lengths[self.training.indices].sum())
         sizes = self.order.sizes
         lines = [
-            f"{self.model.config.model_type}, {parameters:,} parameters, {self.device}; loss {self.objective}",
+            f"{self.model.config.model_type}, {parameters:,} parameters, {self.device.type}{processes}; loss "
+            f"{self.objective}",
             f"{len(self.training):,} trajectories to train on ({tokens:,} tokens), {len(self.held_out):,} held out; "
-            f"{self.total_steps:,} steps of {sizes.accumulation:,} x {sizes.micro_batch_tokens:,} tokens at most, "
+            f"{self.total_steps:,} steps of {sizes.micro_batches:,} x {sizes.micro_batch_tokens:,} tokens at most, "
             f"{sizes.recompute_layers} layers computed again in the backward pass",
             *self.notes,
         ]
         return "\n".join(lines)
 
 
-def prepare(config: TrainConfig) -> Run:
-    """Loads and checks everything that a run needs.
+def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
+    """Loads and checks everything that a run needs, on every rank.
 
     Raises PQMError before anything is written into the run folder; only a damaged config.yaml there is repaired.
     """
     notes: list[str] = []
-    start = find_start(config, notes)
+    start, first_notes = ranks.from_first(lambda: _found_start(config))
+    notes += first_notes
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    model = StepQModel.from_pretrained(
-        config.model,
-        dtype=pick_dtype(start.dtype, device, config.model, notes),
-        device=device,
-        attention=config.attention,
-    )
+    dtype, first_notes = ranks.from_first(lambda: _picked_dtype(start, device))
+    notes += first_notes
+    model = StepQModel.from_pretrained(config.model, dtype=dtype, device=device, attention=config.attention)
     notes += model.load_report.notes
-    model_identity = identify_model(config.model, model.config)
+    model_identity = ranks.from_first(lambda: identify_model(config.model, model.config))
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(
@@ -98,30 +106,30 @@ def prepare(config: TrainConfig) -> Run:
     if added := model.fit_vocabulary(tokenizer, template.step_token):
         notes.append(added)
     length = _longest_trajectory(config, model.context)
-    set_up_layers(model, config, notes)
+    set_up_layers(model, config, ranks, notes)
 
-    training, held_out = training_and_held_out(config, Encoder(tokenizer, template, length), notes)
+    encoder = Encoder(tokenizer, template, length)
+    # the first rank of a machine tokenises, and the others find the tokens
+    training, held_out, data_notes = ranks.one_by_machine(lambda: _loaded_data(config, encoder))
+    notes += data_notes
     check_comparisons(config, training, notes)
     objective = make_objective(config, training, notes)
-    sizes = settle_sizes(model, start, longest=length, tree_ratio=training.tree_ratio, notes=notes)
-    order = StepOrder(training.units(training.indices, sizes.micro_batch_tokens), sizes, config.seed)
-    if config.whole_questions:
-        evaluated = held_out.units(held_out.indices, sizes.micro_batch_tokens)
-        divided = (
-            divided_questions(order.units, sizes.micro_batch_tokens),
-            divided_questions(evaluated, sizes.micro_batch_tokens, " held out"),
-        )
-        notes += [note for note in divided if note]
-    if config.prefix_tree:
-        total, unique = training.dataset.lengths[training.indices].sum(), order.units.sizes.sum()
+    sizes = settle_sizes(model, start, ranks, longest=length, tree_ratio=training.tree_ratio, notes=notes)
+    order = StepOrder(
+        training.units(training.indices, sizes.micro_batch_tokens), sizes, config.seed, work_of_model(model)
+    )
+    notes += _about_packing(config, training, held_out, order)
+    if ranks.world > sizes.micro_batches:
         notes.append(
-            f"prefix trees: {unique:,} tokens to compute instead of {total:,}, {total / unique:.2f} times fewer"
+            f"warning: an optimizer step has {sizes.micro_batches} micro-batches for {ranks.world} processes, so "
+            f"{ranks.world - sizes.micro_batches} of them always wait"
         )
     total_steps = config.max_steps or order.count_steps(config.epochs)
     identity = run_identity(
         model=model_identity,
         data=training.dataset.digest,
         outcomes=outcomes_digest(training.outcomes),
+        excluded=excluded_digest(config.exclude),
         trajectories=len(training),
         total_steps=total_steps,
         sizes=sizes,
@@ -129,6 +137,7 @@ def prepare(config: TrainConfig) -> Run:
     )
     if extension := check_same_run(start, identity, total_steps, evaluates=bool(len(held_out))):
         notes.append(extension)
+    shard(model, ranks, config.shard_within)
     return Run(
         config=config,
         start=start,
@@ -139,11 +148,40 @@ def prepare(config: TrainConfig) -> Run:
         training=training,
         held_out=held_out,
         objective=objective,
+        own=parts(model),
+        ranks=ranks,
         order=order,
         total_steps=total_steps,
         identity=identity,
         notes=tuple(notes),
     )
+
+
+def _found_start(config: TrainConfig) -> tuple[Start, list[str]]:
+    notes: list[str] = []
+    return find_start(config, notes), notes
+
+
+def _picked_dtype(start: Start, device: torch.device) -> tuple[torch.dtype, list[str]]:
+    notes: list[str] = []
+    return pick_dtype(start.dtype, device, start.config.model, notes), notes
+
+
+def _loaded_data(config: TrainConfig, encoder: Encoder) -> tuple[Split, Split, list[str]]:
+    notes: list[str] = []
+    return *training_and_held_out(config, encoder, notes), notes
+
+
+def _about_packing(config: TrainConfig, training: Split, held_out: Split, order: StepOrder) -> Iterator[str]:
+    """What to tell about questions that are divided, and about what prefix trees save."""
+    budget = order.sizes.micro_batch_tokens
+    if config.whole_questions:
+        evaluated = held_out.units(held_out.indices, budget)
+        divided = divided_questions(order.units, budget), divided_questions(evaluated, budget, " held out")
+        yield from (note for note in divided if note)
+    if config.prefix_tree:
+        total, unique = training.dataset.lengths[training.indices].sum(), order.units.sizes.sum()
+        yield f"prefix trees: {unique:,} tokens to compute instead of {total:,}, {total / unique:.2f} times fewer"
 
 
 def _longest_trajectory(config: TrainConfig, context: int) -> int:

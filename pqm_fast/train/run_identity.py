@@ -16,6 +16,7 @@ def run_identity(
     model: dict[str, Any],
     data: str,
     outcomes: str | None,
+    excluded: str | None,
     trajectories: int,
     total_steps: int,
     sizes: Sizes,
@@ -24,16 +25,17 @@ def run_identity(
     """The part of a checkpoint's state that identifies the run, in JSON types.
 
     `model` is the result of `identify_model` before the first step; `data` is the digest of the training data, and
-    `outcomes` that of its outcomes, if the loss reads them.
+    `outcomes` that of its outcomes, if the loss reads them; `excluded` that of the ids to leave out, if there are any.
     """
     return {
         **({} if outcomes is None else {"outcomes": outcomes}),
+        **({} if excluded is None else {"excluded": excluded}),
         "model": model,
         "data": data,
         "trajectories": trajectories,
         "total_steps": total_steps,
         "micro_batch_tokens": sizes.micro_batch_tokens,
-        "accumulation": sizes.accumulation,
+        "micro_batches": sizes.micro_batches,
         "template": template.to_dict(),
     }
 

@@ -9,18 +9,21 @@ import numpy as np
 
 from pqm_fast.data.batches import PackingUnits
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.deal import Work
 from pqm_fast.train.memory import Sizes
 
 
 @dataclass(frozen=True)
 class StepOrder:
     """Which trajectories each optimizer step takes. It follows from the seed, so that a resumed run sees the data that
-    it would have seen without the interruption."""
+    it would have seen without the interruption, and that every rank knows what the others compute."""
 
     units: PackingUnits
     """The training trajectories, in units that stay together."""
     sizes: Sizes
     seed: int
+    work: Work
+    """Predicts the time of micro-batches."""
 
     def steps(self, start: int, stop: int) -> Iterator[list[np.ndarray]]:
         """The micro-batches of each optimizer step from `start` to before `stop`, each as trajectory numbers [B]."""
@@ -29,8 +32,8 @@ class StepOrder:
     def epoch(self, number: int) -> list[list[np.ndarray]]:
         """The optimizer steps of one pass over the data. The last one may have fewer micro-batches than the others."""
         batches = self.units.batches(self.sizes.micro_batch_tokens, seed=self.seed, epoch=number)
-        accumulation = self.sizes.accumulation
-        return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
+        count = self.sizes.micro_batches
+        return [batches[i : i + count] for i in range(0, len(batches), count)]
 
     def count_steps(self, epochs: float) -> int:
         """Optimizer steps in `epochs` passes, at least 1. The number of batches varies a little from pass to pass."""

@@ -1,6 +1,8 @@
 """The trajectories that a run trains on, and those that it holds out for evaluation."""
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from pqm_kernels import LOSSES
@@ -17,6 +19,7 @@ from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.outcomes import outcome
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.exclude import read_excluded, without_excluded
 from pqm_fast.train.outcomes import known_outcomes, with_outcome
 
 
@@ -72,8 +75,17 @@ class Split:
         return float(np.quantile(totals / units.sizes, 0.95))
 
     def pack(self, members: np.ndarray, pad_to: int | None = None) -> PackedBatch:
-        """One batch of the trajectories `members` [B], padded to `pad_to` tokens."""
+        """One batch of the trajectories `members` [B], padded to `pad_to` tokens.
+
+        Without any, it is a batch that adds nothing to a loss: the shortest trajectory, none of whose steps is listed.
+        A rank that has nothing to compute takes part in a round with it.
+        """
         pairs = [(int(i), self.trajectory(i)) for i in members]
+        if idle := not pairs:
+            members = self.indices[[np.argmin(self.dataset.lengths[self.indices])]]
+            shortest = self.dataset[int(members[0])]
+            no_labels = np.full_like(shortest.labels, np.nan)
+            pairs = [(int(members[0]), replace(shortest, labels=no_labels, outcome=math.nan))]
         question = self.dataset.question[members] if self.prefix_tree or self.whole_questions else None
         return pack(
             pairs,
@@ -81,8 +93,21 @@ class Split:
             share=self.prefix_tree,
             compare=self.whole_questions,
             pad_to=pad_to,
-            labelled_only=not self.every_step,
+            labelled_only=idle or not self.every_step,
         )
+
+    @cached_property
+    def listed_steps(self) -> np.ndarray:
+        """The steps of each trajectory of `dataset` that a batch lists, [trajectories] int64."""
+        ends = self.dataset.columns["steps_end"]
+        if self.every_step:
+            return np.diff(ends, prepend=0)
+        labelled = np.cumsum(~np.isnan(self.dataset.columns["labels"]))
+        return np.diff(np.append(0, labelled)[ends], prepend=0)
+
+    def counts(self, members: np.ndarray) -> tuple[int, int]:
+        """(listed steps, trajectories) of the trajectories `members`: what a loss over all of them is divided by."""
+        return int(self.listed_steps[members].sum()), len(members)
 
 
 def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str]) -> tuple[Split, Split]:
@@ -92,6 +117,10 @@ def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str
     train on.
     """
     loaded = _load(config.data, config, encoder, notes)
+    if config.exclude is not None:
+        ids = read_excluded(config.exclude)
+        kept = without_excluded(loaded.dataset, loaded.indices, ids, config.exclude, notes)
+        loaded = replace(loaded, indices=kept)
     if config.eval_data:
         held_out = _load(config.eval_data, config, encoder, notes)
         shared = np.isin(loaded.dataset.question, held_out.dataset.question)

@@ -15,9 +15,13 @@ from pqm_fast.data.encode import Template
 from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.ranks.group import ALONE
 from pqm_fast.scoring.scorer import Scorer
-from pqm_fast.train.checkpoint import FILES, load_checkpoint, save_checkpoint
+from pqm_fast.train.checkpoint import FILES, CheckpointWriter, load_checkpoint
+from pqm_fast.train.guard import StepGuard
 from pqm_fast.train.resume import newest_intact
+from pqm_fast.train.sharding import parts
+from pqm_fast.train.training_state import TrainingState
 
 # no large ones: a model of 10^9 layers is built until the memory is full
 VALUES = (
@@ -43,7 +47,7 @@ VALUES = (
     {"a": 1},
     "\0",
 )
-STATE = {"total_steps": 9, "micro_batch_tokens": 64, "accumulation": 1, "dtype": "float32", "options": {}}
+STATE = {"total_steps": 9, "micro_batch_tokens": 64, "micro_batches": 1, "ranks": 1, "dtype": "float32"}
 
 
 class Victim:
@@ -56,13 +60,15 @@ class Victim:
         self.model.save(self.run, tiny.tokenizer(90), Recipe(Template(step_token="last")), torch.float32)
         self.checkpoints = self.run / "checkpoints"
         for step in (1, 2):
-            state = {"step": step, "model": {"config": {}, "weights": {}}, **STATE}
-            save_checkpoint(self.checkpoints, self.model, self.optimizer(), state, 2)
+            state = {"step": step, "model": {"config": {}, "weights": {}}, "options": {}, **STATE}
+            CheckpointWriter(self.checkpoints, ALONE, 2, ahead=False).save(self.training(), state)
         self.newest = self.checkpoints / "step-0000002"
         self.files = {path: path.read_bytes() for path in self.run.rglob("*") if path.is_file()}
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.model.parameters())
+    def training(self) -> TrainingState:
+        own = parts(self.model)
+        optimizer = torch.optim.AdamW([part.local for part in own])
+        return TrainingState(self.model, optimizer, own, StepGuard(0.0, "cpu"))
 
     def attack(self, seed: int) -> None:
         """Raises whatever is no PQMError, and AssertionError if what is damaged is used without a word."""
@@ -95,7 +101,7 @@ class Victim:
         # damage of the list of checksums that leaves each file its own is none
         assert not changed or all((self.newest / name).read_bytes() == self.files[self.newest / name] for name in FILES)
         with suppress(PQMError):
-            load_checkpoint(found, self.model, self.optimizer())
+            load_checkpoint(found, self.training(), ALONE)
 
     def _score(self, changed: bool) -> None:
         try:

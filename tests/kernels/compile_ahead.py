@@ -120,13 +120,13 @@ def calls() -> Iterator[tuple[str, dict]]:
     yield "expanded", {"hidden": torch.zeros(1, 1536, dtype=torch.bfloat16).expand(64, 1536)}
 
 
-def call_adamw(*, size=2**20, weight=torch.bfloat16, gradient=torch.bfloat16, number=0.1) -> None:
+def call_adamw(*, size=2**20, weight=torch.bfloat16, gradient=torch.bfloat16, number=0.1, skip=None) -> None:
     """One step, of tensors that have only their first element in memory."""
     dtypes = (weight, torch.int16, gradient, torch.float32, torch.float32)
     tensors = [torch.zeros(1, dtype=dtype).expand(size) for dtype in dtypes]
     if weight == torch.float32:
         tensors[1] = None
-    adamw_kernel.update(*tensors, *[number] * 6)
+    adamw_kernel.update(*tensors, *[number] * 6, skip=skip)
 
 
 def adamw_calls() -> Iterator[tuple[str, dict]]:
@@ -135,6 +135,7 @@ def adamw_calls() -> Iterator[tuple[str, dict]]:
         yield f"adamw, {weight}, {gradient}", {"weight": weight, "gradient": gradient}
     yield "adamw, other numbers", {"size": 3584, "number": 1.0}  # must need no other kernel
     yield "adamw, torch.bfloat16, torch.bfloat16, past int32", {"size": 2**31 + 16}
+    yield "adamw, torch.bfloat16, torch.float32, with a flag", {"gradient": torch.float32, "skip": torch.zeros(())}
     yield "odd adamw", {"size": 1537}
     yield "odd adamw, one weight", {"size": 1}
 

@@ -255,3 +255,28 @@ def test_auto_is_triton_on_the_gpu_and_gives_the_bits_of_the_cpu(device, weight_
         run(optimizer, param, gradients_of(20, [100_003], gradient_dtype, on))
         found.append(bits(optimizer.master(param)))
     assert found[0].equal(found[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_is_left_out_changes_nothing(device, backend, dtype):
+    """Even one whose gradient is not finite; the steps around it are as if they counted it."""
+    weight = torch.linspace(-1, 1, 1537).to(device, dtype)
+    param = torch.nn.Parameter(weight.clone())
+    optimizer = AdamW([param], lr=1e-2, backend=backend)
+    param.grad = torch.full_like(param, 0.5)
+    optimizer.step()
+
+    def content():
+        return [param.detach().clone(), *(v.clone() for v in optimizer.state[param].values() if torch.is_tensor(v))]
+
+    before = content()
+    optimizer.found_inf = torch.ones((), device=device)
+    param.grad = torch.full_like(param, torch.nan)
+    optimizer.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, content(), strict=True))
+    assert optimizer.state[param]["step"] == 2
+    optimizer.found_inf = torch.zeros((), device=device)
+    param.grad = torch.full_like(param, 0.5)
+    optimizer.step()
+    assert not torch.equal(before[0], param)

@@ -97,8 +97,9 @@ def assert_clean(folder: Path):
 def before(monkeypatch, where: str, count: int, act):
     """Calls `act` just before the `count`th call of `where`, the name of a function that the loop uses."""
     modules = {
-        "save_file": checkpoint,
-        "write_sums": checkpoint,
+        "atomic_folder": checkpoint,
+        "sums": checkpoint,
+        "write_list": checkpoint,
         "safe_dump": yaml,
         "evaluate": active_run,
         "first_not_finite": active_run,
@@ -130,7 +131,7 @@ def before(monkeypatch, where: str, count: int, act):
     [
         pytest.param(signal.SIGTERM, "train_step", 7, 7, id="step"),
         pytest.param(signal.SIGINT, "evaluate", 2, 8, id="evaluation"),
-        pytest.param(signal.SIGUSR1, "save_file", 2, 10, id="checkpoint"),
+        pytest.param(signal.SIGUSR1, "sums", 3, 10, id="checkpoint"),
         pytest.param(signal.SIGTERM, "final_weights", 1, STEPS, id="final weights"),
         pytest.param(signal.SIGTERM, "evaluate", 3, STEPS, id="final evaluation"),
     ],
@@ -213,7 +214,7 @@ def killed(config: TrainConfig, where: str, count: int):
     [
         pytest.param("safe_dump", 1, [], id="options"),
         pytest.param("train_step", 9, [5], id="step"),
-        pytest.param("write_sums", 2, [5], id="checkpoint"),
+        pytest.param("write_list", 2, [5], id="checkpoint"),
         pytest.param("evaluate", 3, [5, 10, STEPS], id="final evaluation"),
         pytest.param("draw_curve", 1, [5, 10, STEPS], id="picture"),
     ],
@@ -222,8 +223,8 @@ def test_a_killed_run_resumes(make, whole, tmp_path, monkeypatch, where, count, 
     run = tmp_path / "run"
     killed(make(run), where, count)
     assert steps(run) == kept
-    done = []
-    monkeypatch.setattr(loop, "train_step", lambda *given, whole=loop.train_step: done.append(1) or whole(*given))
+    done, train_step = [], loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *given, **named: done.append(1) or train_step(*given, **named))
     if not kept:
         assert sorted(path.name[:17] for path in run.iterdir()) == [".config.yaml.tmp-", ".lock"]
         with pytest.raises(PQMError, match=r"no run to resume here .*start it without --resume"):
@@ -265,10 +266,10 @@ def cut(whole, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("training.pt", flip),
+        ("shard-00001-model-00001-of-00001.safetensors", flip),
         ("SHA256SUMS", flip),
         ("state.json", lambda file: os.truncate(file, 100)),
-        ("weights.safetensors", Path.unlink),
+        ("shard-00001-model-00001-of-00001.safetensors", Path.unlink),
     ],
 )
 def test_the_newest_intact_checkpoint_is_used(make, whole, cut, capsys, name, damage):
@@ -300,9 +301,9 @@ def test_only_folders_count_as_interrupted_checkpoints(make, whole, cut, tmp_pat
 
 def test_no_intact_checkpoint(make, cut):
     for step in (5, 10):
-        flip(cut / "checkpoints" / f"step-{step:07d}" / "training.pt")
+        flip(cut / "checkpoints" / f"step-{step:07d}" / "state.json")
     with pytest.raises(
-        PQMError, match=r"every checkpoint is damaged.*/step-0000010: training.pt or SHA256SUMS has changed"
+        PQMError, match=r"every checkpoint is damaged.*/step-0000010: state.json or SHA256SUMS has changed"
     ):
         train(make(cut, resume=True))
     assert steps(cut) == [5, 10]
@@ -363,8 +364,8 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, damaged):
     run = tmp_path / "run"
     original = loop.train_step
 
-    def poisoned(model, optimizer, batches, objective):
-        result = original(model, optimizer, batches, objective)
+    def poisoned(model, optimizer, batches, objective, **named):
+        result = original(model, optimizer, batches, objective, **named)
         weight = model.head.weight
         if len(steps(run)) == 1:
             if damaged == "moment":
@@ -401,8 +402,7 @@ def test_what_is_not_finite_is_not_saved(make, tmp_path, monkeypatch, damaged):
     ("where", "count", "limit", "name"),
     [
         ("train_step", 8, 2500, "metrics.jsonl"),
-        ("save_file", 2, 30_000, "checkpoints/step-0000010/weights.safetensors"),
-        ("save_file", 2, 60_000, "checkpoints/step-0000010/training.pt"),
+        ("atomic_folder", 2, 30_000, "checkpoints/step-0000010"),
         ("final_weights", 1, 10_000, "model.safetensors"),
         ("draw_curve", 1, 10_000, "training.png"),
     ],
@@ -435,11 +435,11 @@ def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_siz
 @pytest.mark.parametrize("allocate", [bytearray, torch.empty])
 def test_no_memory_is_one_message(make, tmp_path, monkeypatch, allocate):
     run = tmp_path / "run"
-    before(monkeypatch, "save_file", 2, lambda: allocate(2**50))
+    before(monkeypatch, "sums", 3, lambda: allocate(2**50))
     with pytest.raises(PQMError) as error:
         train(make(run))
     assert str(error.value) == (
-        f"{run}/checkpoints/step-0000010/weights.safetensors: cannot be written: the machine is out of memory. "
+        f"{run}/checkpoints/step-0000010: cannot be written: the machine is out of memory. "
         f"{run}/checkpoints/step-0000005 is kept; resume from it with: {COMMAND.format(run)}"
     )
     assert_clean(run)

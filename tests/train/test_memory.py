@@ -157,7 +157,7 @@ def test_activations_at_their_peak(tmp_path):
 
 def choices(room, **options):
     """The sizes chosen if `tokens` x (30 - recomputed layers) must not be more than `room`."""
-    given = {"tokens": "auto", "accumulation": 2, "recompute_layers": "auto", "depth": 28, "longest": 1024} | options
+    given = {"tokens": "auto", "micro_batches": 2, "recompute_layers": "auto", "depth": 28, "longest": 1024} | options
     return choose_sizes(**given, fits=lambda s: s.micro_batch_tokens * (30 - s.recompute_layers) <= room)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
 from pqm_fast.train import active_run, evaluation, layer_setup, loop
-from pqm_fast.train.checkpoint import complete_checkpoints
+from pqm_fast.train.checkpoint import CheckpointWriter, complete_checkpoints
 from pqm_fast.train.evaluation import evaluate
 from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
@@ -23,9 +23,9 @@ from pqm_fast.train.step import Objective
 def test_loss_zeta_and_clip(configure, monkeypatch):
     objectives = []
 
-    def train_step(model, optimizer, batches, objective, whole=loop.train_step):
+    def train_step(model, optimizer, batches, objective, whole=loop.train_step, **named):
         objectives.append(objective)
-        return whole(model, optimizer, batches, objective)
+        return whole(model, optimizer, batches, objective, **named)
 
     monkeypatch.setattr(loop, "train_step", train_step)
     train(configure(loss="rank-theory", zeta=2.5, clip=0.25, max_steps=2))
@@ -35,7 +35,7 @@ def test_loss_zeta_and_clip(configure, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_optimizer(configure, dtype):
     run = prepare(configure(dtype=dtype, beta1=0.8, beta2=0.77, weight_decay=0.3, learning_rate=0.5))
-    optimizer = make_optimizer(run.model, run.config)
+    optimizer = make_optimizer(run.own, run.config)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.77)] * 2
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert [group["lr"] for group in optimizer.param_groups] == [0.5] * 2
@@ -101,11 +101,11 @@ def test_a_resumed_run_has_its_sizes(configure, tmp_path):
     (tmp_path / "run" / "config.json").unlink()
     [*_, newest] = complete_checkpoints(tmp_path / "run" / "checkpoints")
     state = json.loads((newest / "state.json").read_text())
-    assert (state["micro_batch_tokens"], state["accumulation"]) == (16384, 1)
-    (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "accumulation": 4}))
+    assert (state["micro_batch_tokens"], state["micro_batches"]) == (16384, 1)
+    (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "micro_batches": 4}))
     write_sums(newest)
     sizes = prepare(configure(**options, resume=True)).order.sizes
-    assert (sizes.micro_batch_tokens, sizes.accumulation) == (256, 4)
+    assert (sizes.micro_batch_tokens, sizes.micro_batches) == (256, 4)
 
 
 def test_a_resumed_run_may_recompute_layers(configure, tmp_path):
@@ -128,7 +128,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(loop, "train_step", later(loop.train_step, 1.0))
-    monkeypatch.setattr(active_run, "save_checkpoint", later(active_run.save_checkpoint, 100.0))
+    monkeypatch.setattr(CheckpointWriter, "save", later(CheckpointWriter.save, 100.0))
     monkeypatch.setattr(active_run, "evaluate", later(active_run.evaluate, 100.0))
     options = {"max_steps": 9, "save_every": 3, "eval_every": 2, "eval_fraction": 0.1}
     train(configure(**options))

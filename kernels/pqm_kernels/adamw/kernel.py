@@ -15,11 +15,14 @@ OPTIONS = {**NO_FUSED_MULTIPLY_ADD, "num_warps": 4}
 @with_options(**OPTIONS)
 @triton.jit
 def adamw_kernel(
-    weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr,
+    weight_ptr, low_ptr, gradient_ptr, exp_avg_ptr, exp_avg_sq_ptr, skip_ptr,
     to_mean, to_square, correction, eps, rate, decay, num_elements, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The same operations as `update` in optimizer.py. With SPLIT, bfloat16 weights come as int16."""
+    """The same operations as `update` in optimizer.py. With SPLIT, bfloat16 weights come as int16. Nothing is written
+    if the number at `skip_ptr` is not 0."""
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if skip_ptr is not None:  # a product keeps what the compiler knows of num_elements: accesses stay 16 bytes wide
+        num_elements *= (tl.load(skip_ptr) == 0).to(tl.int32)
     valid = position < num_elements
     master = tl.load(weight_ptr + position, mask=valid)
     if SPLIT:
@@ -45,13 +48,19 @@ def adamw_kernel(
 
 
 def update(
-    weight: Tensor, low: Tensor | None, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *numbers: float
+    weight: Tensor,
+    low: Tensor | None,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *numbers: float,
+    skip: Tensor | None = None,
 ) -> None:
     """Launches the kernel on contiguous tensors; arguments are those of `pqm_kernels.adamw.optimizer.update`."""
     if weight.numel() == 0:
         return
     num_elements = weight.numel()
-    tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq)
+    tensors = (weight if low is None else weight.view(torch.int16), low, gradient, exp_avg, exp_avg_sq, skip)
     key = (*map(aligned_key, tensors), num_elements)
     arguments = (*tensors, *numbers, num_elements, low is not None, BLOCK)
     adamw_kernel.launch(weight, key, (triton.cdiv(num_elements, BLOCK), 1, 1), arguments)

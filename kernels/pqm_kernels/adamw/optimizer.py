@@ -31,6 +31,10 @@ class AdamW(torch.optim.Optimizer):
     Nothing synchronises the device. A gradient that is not finite makes the weight NaN, and a weight beyond the range
     of bfloat16 becomes infinite.
 
+    A step is left out if the attribute `found_inf`, a float32 scalar on the device of the parameters that the caller
+    may set, is not 0, as in the fused optimizers of PyTorch. t counts such a step too, because only the device knows
+    of it. (The eager backend waits for the device to read the flag.)
+
     The low halves belong to the weights that they were split from. Code that replaces weights between steps must also
     `del optimizer.state[param]`, or load a state that was saved with the new weights.
 
@@ -62,10 +66,11 @@ class AdamW(torch.optim.Optimizer):
         if backend not in ("auto", "eager", "triton"):
             raise ValueError(f"unknown backend {backend!r}; known: auto, eager, triton")
         self.backend = backend
+        self.found_inf: Tensor | None = None
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def __getstate__(self) -> dict[str, Any]:  # for copies and pickles
-        return super().__getstate__() | {"backend": self.backend}
+        return super().__getstate__() | {"backend": self.backend, "found_inf": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in any optimizer, and checks its numbers and parameters."""
@@ -114,8 +119,8 @@ class AdamW(torch.optim.Optimizer):
         if self.backend == "triton" or (self.backend == "auto" and param.device.type == "cuda"):
             from pqm_kernels.adamw import kernel as adamw_kernel  # needs triton, which not every platform has
 
-            adamw_kernel.update(*arguments)
-        else:
+            adamw_kernel.update(*arguments, skip=self.found_inf)
+        elif self.found_inf is None or not self.found_inf.item():
             update(*arguments)
 
     @torch.no_grad()

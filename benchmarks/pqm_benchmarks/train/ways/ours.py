@@ -21,6 +21,7 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
 from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
+from pqm_fast.train.sharding import parts
 from pqm_fast.train.step import Objective, Planned, train_step
 
 BLOCK = 128  # token budgets are multiples of this: attention kernels take 128 queries at a time
@@ -72,7 +73,7 @@ def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dt
         sum_gradients_in_float32(model)
     if switches.fused_update:
         update = TrainConfig(model="", data=(), out="", learning_rate=LEARNING_RATE)
-        return OurStep(model, make_optimizer(model, update))
+        return OurStep(model, make_optimizer(parts(model), update))
     return OurStep(model, adamw(model.parameters()))
 
 
