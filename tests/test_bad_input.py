@@ -584,7 +584,8 @@ def test_nan_in_the_loss(command, poisoned, capfd, tmp_path):
     assert "Traceback" not in captured.err
     # what the run said until then is there, a checkpoint is not
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.yaml", "metrics.jsonl"]
-    assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert [(row["kind"], row["step"], row["records"]) for row in rows] == [("skipped", i, ["g1"]) for i in (1, 2, 3)]
 
 
 def test_nan_after_a_checkpoint(command, capfd, tmp_path, monkeypatch):

@@ -134,7 +134,7 @@ def _take_steps(active: ActiveRun) -> None:
             if saves or stops:
                 with clock.paused():
                     active.save(step, metrics)
-                if stops:
+                if stops or _stops(active.stop, run.ranks, None):
                     active.saved()
                     raise active.stopped()
 

@@ -28,6 +28,11 @@ class LaunchedStep:
     """The micro-batches of this rank that hold trajectories."""
     result: PendingResult
 
+    @property
+    def scores(self) -> list[torch.Tensor]:
+        """The Q-values [S] of `batches`, once the result has come."""
+        return self.result.scores[: len(self.batches)]
+
 
 @dataclass
 class StepReporter:
@@ -60,7 +65,7 @@ class StepReporter:
             if self.skipped:
                 figures["skipped"] = self.skipped.total()
             if result.finite:
-                figures |= step_figures(self.run, launched.batches, result.scores)
+                figures |= step_figures(self.run, launched.batches, launched.scores)
             figures |= self.clock.rates(result.finished, step, self.run.device, self.run.ranks)
             self.log.write("train", step, figures)
             self.skipped.clear()
@@ -95,7 +100,7 @@ class StepReporter:
         if launched.result.finite:
             return [name(number) for batch in launched.batches for number in batch.members]
         names = []
-        for batch, scores in zip(launched.batches, launched.result.scores, strict=True):
+        for batch, scores in zip(launched.batches, launched.scores, strict=True):
             trajectory_of_step = torch.repeat_interleave(torch.arange(batch.num_trajectories), batch.cu_steps.diff())
             affected = trajectory_of_step[~torch.isfinite(scores)].unique().tolist()
             names += [name(batch.members[i]) for i in affected]
