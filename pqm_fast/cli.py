@@ -11,6 +11,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
 
   demo      train and evaluate on the embedded arithmetic world
   train     fine-tune a decoder into a process Q-value model
+  export    a checkpoint of a training as a model folder
   score     write the Q-value of every step of a file of solutions
   evaluate  step metrics and Best-of-N of scored solutions
   sample    solutions of questions from one policy or several, as a Best-of-N pool
@@ -50,10 +51,21 @@ def _train(arguments: list[str]) -> None:
 
     config = parse(TrainConfig, "train", arguments)
 
+    from pqm_fast.ranks.group import join_ranks
     from pqm_fast.train.loop import train
 
-    train(config)
-    print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}")
+    with join_ranks() as ranks:
+        train(config, ranks)
+    if ranks.first:
+        print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}")
+
+
+def _export(arguments: list[str]) -> None:
+    from pqm_fast.train.export import ExportConfig, export
+
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--run", *arguments]
+    print(f"model: {export(parse(ExportConfig, 'export', arguments))}")
 
 
 def _score(arguments: list[str]) -> None:
@@ -115,6 +127,7 @@ def _report(arguments: list[str]) -> None:
 COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "train": _train,
+    "export": _export,
     "score": _score,
     "evaluate": _evaluate,
     "sample": _sample,

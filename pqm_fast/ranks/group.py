@@ -5,7 +5,6 @@ the same order.
 """
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import torch.distributed as dist
 
 from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
-from pqm_fast.ranks.watch import Watch
+from pqm_fast.ranks.meeting import meet
+from pqm_fast.ranks.watch import LauncherWatch, Watch
 
 Value = TypeVar("Value")
 # Ranks wait this long for each other on the host: one of them may tokenise, or write a model. A rank that has ended is
@@ -129,14 +129,18 @@ def join_ranks() -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+    launcher = LauncherWatch()
+    store, _, _ = next(dist.rendezvous("env://"))
+    run = meet(store, rank, world)
+    store = dist.PrefixStore(run, store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world)
     try:
         hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
         ranks = Ranks(rank, world, local_rank, local_world, attempt, hosts=hosts)
         machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
-        run = ranks.from_first(lambda: uuid.uuid4().hex)  # so that nothing of an earlier attempt is read
         processes = ranks.gather((machine, os.getpid(), os.uname().nodename))
         with Watch(run, rank, processes) as watch:
+            launcher.among = watch
             try:
                 yield replace(ranks, watch=watch)
             except Stopped as stop:

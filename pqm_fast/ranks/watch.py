@@ -95,7 +95,7 @@ class Watch:
                 try:
                     handles[os.pidfd_open(process)] = rank
                 except ProcessLookupError:
-                    self._end(self._gone(rank))
+                    self.end(self._gone(rank))
         return handles
 
     def _look(self, ended: list[int], signs: dict[str, tuple[bytes, float]], count: int) -> None:
@@ -105,14 +105,14 @@ class Watch:
                 self._exit()
             for rank in ended:
                 if not self._store.check([self._key(f"left/{rank}")]):
-                    self._end(self._gone(rank))
+                    self.end(self._gone(rank))
             machine = self.processes[self.rank][0]
             if self.rank == self._first_of(machine):
                 self._store.set(self._key(f"alive/{machine}"), str(count))
             if self.rank == 0:
                 self._check_signs(signs)
         except RuntimeError:
-            self._end("the store that the ranks met in is gone, and with it the machine or the process that kept it")
+            self.end("the store that the ranks met in is gone, and with it the machine or the process that kept it")
 
     def _check_signs(self, signs: dict[str, tuple[bytes, float]]) -> None:
         now = time.monotonic()
@@ -124,7 +124,7 @@ class Watch:
             first = self._first_of(machine)
             silent = now - signs[machine][1] > SILENT_SECONDS
             if silent and not self._store.check([self._key(f"left/{first}")]):
-                self._end(f"the machine {self.processes[first][2]} has been silent for {SILENT_SECONDS:.0f} s")
+                self.end(f"the machine {self.processes[first][2]} has been silent for {SILENT_SECONDS:.0f} s")
 
     def _first_of(self, machine: str) -> int:
         return next(rank for rank, process in enumerate(self.processes) if process[0] == machine)
@@ -133,7 +133,7 @@ class Watch:
         _, process, host = self.processes[rank]
         return f"rank {rank} (process {process} on {host}) ended without a word; it was killed, or it crashed"
 
-    def _end(self, text: str) -> None:
+    def end(self, text: str) -> None:
         """Ends this process, with a message if no other rank has announced a fault."""
         if self._announce(text):
             hint = "" if self.hint is None else f". {self.hint()}"
@@ -145,4 +145,25 @@ class Watch:
     def _exit(self) -> None:
         """Ends the process from this thread: the main one may wait for a rank that is gone."""
         sys.stdout.flush()
+        os._exit(1)
+
+
+class LauncherWatch:
+    """Ends this process when the one that started it does: torchrun, if it is killed, leaves its processes behind.
+
+    `among`: the watch of the ranks, once they have met; the others then hear of it.
+    """
+
+    def __init__(self) -> None:
+        self.among: Watch | None = None
+        self._launcher = os.getppid()
+        threading.Thread(target=self._watch, name="watch of the launcher", daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.getppid() == self._launcher:
+            time.sleep(SECONDS)
+        text = f"the process that started the ranks on {os.uname().nodename} (torchrun, say) is gone"
+        if self.among is not None:
+            self.among.end(text)
+        print(f"pqm-fast: error: {text}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -1,7 +1,7 @@
 """A run that is under way: evaluating, saving and stopping it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class ActiveRun:
             "ranks": self.run.ranks.world,
             "dtype": dtype_name(self.run.model.classifier.dtype),
             "options": self.run.config.to_store(),
+            "recipe": asdict(self.run.recipe),
             **({HELD_OUT_LOSS: metrics["loss"]} if metrics else {}),
             **self.run.identity,
         }

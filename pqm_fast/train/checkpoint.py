@@ -38,6 +38,7 @@ STATE_TYPES = {
     "ranks": int,
     "dtype": str,
     "options": dict,
+    "recipe": dict,
     "model": dict,
 }
 LATEST, BEST = "latest", "best"

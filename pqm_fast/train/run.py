@@ -13,8 +13,8 @@ from pqm_fast.model.device import pick_device, pick_dtype
 from pqm_fast.model.identity import identify_model
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
-from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.ranks.group import ALONE, Ranks
+from pqm_fast.train.backbone import load_backbone
 from pqm_fast.train.comparisons import check_comparisons, divided_questions
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.deal import work_of_model
@@ -91,20 +91,8 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     device = pick_device(config.device)
     dtype, first_notes = ranks.from_first(lambda: _picked_dtype(start, device))
     notes += first_notes
-    model = StepQModel.from_pretrained(config.model, dtype=dtype, device=device, attention=config.attention)
-    notes += model.load_report.notes
+    model, tokenizer, template = load_backbone(config, dtype, device, notes)
     model_identity = ranks.from_first(lambda: identify_model(config.model, model.config))
-    tokenizer = load_tokenizer(config.model, notes)
-    if not type(model.classifier).__module__.startswith("transformers."):
-        notes.append(
-            f"transformers has no {type(model.classifier).__name__}: the checkpoint loads through pqm_fast, "
-            "not in other programs"
-        )
-    template = config.template.resolve(tokenizer)
-    if not model.step_rows_only:
-        notes.append(f"{model.config.model_type}: the last layer computes every token, not only those that steps read")
-    if added := model.fit_vocabulary(tokenizer, template.step_token):
-        notes.append(added)
     length = _longest_trajectory(config, model.context)
     set_up_layers(model, config, ranks, notes)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pqm_fast.common.yaml_file import read_yaml, write_yaml
+from pqm_fast.data.encode import Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.train.checkpoint import Checkpoint
@@ -44,6 +45,16 @@ def check_options(config: TrainConfig, checkpoint: Checkpoint | None, notes: lis
             f"{config.out}: --resume needs the options of the run itself; different: {values}. "
             f"{repaired}{'. ' if repaired else ''}Pass --config {path} to take them from there"
         )
+
+
+def config_of(options: dict[str, Any], source: str) -> TrainConfig:
+    """The options that `TrainConfig.to_store` gave. Raises PQMError, naming their `source`, if they are damaged."""
+    try:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        groups = {"read": ReadOptions(**values["read"]), "template": Template(**values["template"])}
+        return TrainConfig(**(values | groups))
+    except (TypeError, LookupError, AttributeError) as error:
+        raise PQMError(f"{source}: the options of the run are damaged, or of another version ({error})") from error
 
 
 def _read_options(path: Path) -> dict[str, Any] | None:

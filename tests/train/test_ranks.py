@@ -1,12 +1,19 @@
 """Training on several ranks: the same losses and weights as on one, and runs that survive."""
 
 import json
+import os
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from random import Random
 
 import pytest
 import tiny
-import torch
-from rank_processes import in_ranks
+from rank_processes import exit_codes, in_ranks, start_ranks
 from safetensors.torch import load_file
+from untimed import untimed
 
 from pqm_fast.data.encode import Template
 from pqm_fast.train import loop
@@ -28,7 +35,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     tiny.model_folder(folder / "model", num_hidden_layers=2)
     data = tiny.write_data(folder / "data.jsonl", count=240, questions=40)
-    rows = [json.loads(line) for line in open(data)]
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
     for row in rows:  # whether the solution is right, for the losses that read it
         row["correct"] = bool(all(row["labels"]))
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -105,3 +112,94 @@ def test_the_same_on_1_2_and_4_ranks(make, loss, trees):
     one = trained(make("1", accumulation=4, **options), 1)
     for ranks in (2, 4):
         assert_alike(trained(make(str(ranks), accumulation=4 // ranks, **options), ranks), one, loss)
+
+
+def losses(folder):
+    """The loss of each step and evaluation."""
+    return {(row["kind"], row["step"]): row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
+
+
+def killed(config, ranks, act):
+    """Trains on so many ranks until `act`, called in each rank before each step with (rank, step), has killed it."""
+    real, step = loop.train_step, [0]
+
+    def work(r):
+        def counted(*given, **named):
+            step[0] += 1
+            act(r.rank, step[0])
+            return real(*given, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", counted)
+            train(config, r)
+
+    with tempfile.TemporaryDirectory() as said:
+        return exit_codes(start_ranks(ranks, work, Path(said)))
+
+
+def test_resumed_on_another_number_of_ranks(make, tmp_path):
+    """On 2 ranks, then 4, then 1: the losses of a run on 2 that was never stopped."""
+    options = {"save_every": 5, "prefix_tree": True}
+    in_ranks(2, lambda r: train(make("whole", accumulation=2, **options), r) and None)
+    run = tmp_path / "run"
+
+    def die_at(step):
+        return lambda rank, now: now == step and rank == 0 and os.kill(os.getpid(), signal.SIGKILL)
+
+    assert -9 in killed(make("run", accumulation=2, **options), 2, die_at(8))
+    assert -9 in killed(make("run", accumulation=2, resume=True, **options), 4, die_at(8))  # step 13
+    train(make("run", accumulation=2, resume=True, **options))
+    found, expected = losses(run), losses(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for key, loss in expected.items():
+        assert found[key] == pytest.approx(loss, rel=1e-5), key
+    whole, weights = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", run))
+    for name, tensor in weights.items():
+        assert tiny.relative_error(tensor, whole[name]) <= 1e-5, name
+
+
+@pytest.mark.fault(
+    "a rank of a training on several GPUs, all of them, or torchrun is killed, at any moment",
+    how="`kill -9` after a random time",
+    lost="the steps since the last checkpoint",
+    recovers="`train --resume`, with the same result to the bit; `torchrun --max-restarts` does so by itself",
+)
+def test_random_kills(make, tmp_path):
+    """Resumed again and again until the end: the result is that of the undisturbed run, to the bit."""
+    options = {"save_every": 3, "eval_every": 8, "accumulation": 2, "max_steps": 12}
+    in_ranks(2, lambda r: train(make("whole", **options), r) and None)
+    random_kills(make, tmp_path, options, kills=10, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_many_random_kills(make, tmp_path, seed):
+    options = {"save_every": 3, "eval_every": 8, "accumulation": 2, "max_steps": 12}
+    in_ranks(2, lambda r: train(make("whole", **options), r) and None)
+    random_kills(make, tmp_path, options, kills=10, seed=seed)
+
+
+def random_kills(make, tmp_path, options, kills, seed):
+    random, run, count = Random(seed), tmp_path / "run", 0
+    while True:
+        resume = (run / "config.yaml").exists()
+        with tempfile.TemporaryDirectory() as said:
+            config = make("run", resume=resume, **options)
+            processes = start_ranks(2, lambda r, config=config: train(config, r) and None, Path(said))
+            if count < kills:
+                time.sleep(random.uniform(0.1, 1.5))
+                for victim in random.choice([processes, processes[:1], processes[1:]]):
+                    with suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
+            codes = exit_codes(processes)
+            text = "".join((Path(said) / f"said-{rank}").read_text() for rank in range(2))
+        if codes == [0, 0] or "the run is complete" in text:
+            break
+        assert -9 in codes, text
+        assert "Traceback" not in text, text
+        count += 1
+    assert untimed(run / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
+    for name in ("model.safetensors", "metrics.json"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not [path for path in run.rglob("*") if ".tmp-" in path.name or path.name == ".lock"]
+    assert count > kills / 2  # the run is so short that it may end before
