@@ -20,7 +20,7 @@ def draw(results: dict[str, Any], folder: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (balance, network) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, (balance, network) = plt.subplots(1, 2, figsize=(11.5, 3.8), layout="constrained")
     for layout, color in LAYOUT_COLORS.items():
         for times, line in ACCUMULATION_LINES.items():
             shares = [
@@ -50,7 +50,8 @@ def draw(results: dict[str, Any], folder: Path) -> Path:
         panel.set_ylim(bottom=0)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=7, frameon=False)
+    balance.legend(fontsize=8, frameon=False)
+    network.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     path = folder / "scaling.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:

@@ -16,7 +16,7 @@ from pqm_benchmarks.scaling.cases import (
 )
 from pqm_benchmarks.scaling.epoch import LAYOUTS
 from pqm_benchmarks.scaling.network import WAYS
-from pqm_benchmarks.shared.text import aligned, short
+from pqm_benchmarks.shared.text import aligned
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -93,15 +93,16 @@ def _idle_by_model(results: Results) -> str:
         cells = [percent(found[0]["least"]), *(percent(row["idle"]) for row in found)]
         rows.append([f"{shape}, {LAYOUTS[layout]}", *cells])
     return _titled(
-        f"Idle in full optimizer steps of {MANY:,} ranks; x: accumulation; least: what no packing of the same units can\n"
-        "go below",
+        f"Idle in full optimizer steps of {MANY:,} ranks; x: accumulation; least: what no packing of the same units\n"
+        "can go below",
         header,
         rows,
     )
 
 
 def _epoch(results: Results) -> str:
-    header = ["", "ranks", "micro-batches", "rounds", "idle", "seconds", "tokens", "idle", "seconds", "trajectories"]
+    header = ["", "ranks", "micro-batches", "rounds", "idle", "seconds"]
+    header += ["evened: tokens", "idle", "seconds", "trajectories a step"]
     rows = []
     for row in results["epoch"]:
         given, evened = row["given"], row["evened"]
@@ -112,16 +113,16 @@ def _epoch(results: Results) -> str:
                 f"{given['micro_batches']:,}",
                 f"{given['rounds']:,}",
                 percent(given["idle"]),
-                short(given["seconds"]),
+                f"{given['seconds']:,.1f}",
                 f"{evened['tokens']:,}",
                 percent(evened["idle"]),
-                short(evened["seconds"]),
+                f"{evened['seconds']:,.1f}",
                 f"{results['workload']['plain']['trajectories'] / evened['rounds']:,.0f}",
             ]
         )
     return _titled(
-        f"A whole epoch, {SHAPE}, without communication: micro-batches of {BUDGET:,} tokens, then of as many tokens\n"
-        "as make it a whole number of rounds; trajectories of an optimizer step without accumulation",
+        f"A whole epoch, {SHAPE}, without communication or accumulation: micro-batches of {BUDGET:,} tokens;\n"
+        "evened: of as many tokens as fill all of its rounds",
         header,
         rows,
     )
