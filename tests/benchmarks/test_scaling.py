@@ -2,7 +2,7 @@
 definitions."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +28,7 @@ NO_HOPS = Rates(nvlink_hop=0.0, network_hop=0.0)
 
 @pytest.fixture(scope="module")
 def workload():
-    return Workload.of(make_workload(600, 1))
+    return Workload.of(make_workload(1500, 1))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,8 @@ def test_ranks_wait_less_than_the_goal(workload, layout):
     batches = steady_batches(workload, layout, BUDGET, 1, 2 * MANY)
     timed = Timed.of(batches, ALL_SHAPES[SHAPE], RATES, BUDGET)
     assert all(0 < steady_idle(timed, ranks, 2) < GOAL for ranks in (8, 64, 256, MANY))
+    heaviest = Timed.of(replace(batches, pairs=batches.heaviest), ALL_SHAPES[SHAPE], RATES, BUDGET)
+    assert 0 <= least_idle(timed, heaviest, MANY) < steady_idle(timed, MANY, 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -21,7 +21,7 @@ class Rates:
     has the least time to hide in."""
 
     matrix_flops: float = 780e12
-    """Operations of a large product in bfloat16 a second on an H100."""
+    """Operations of large products in bfloat16 a second, for an H100."""
     attention_share: float = 0.5
     """The part of that rate which attention reaches."""
     nvlink_bytes: float = 450e9
