@@ -16,10 +16,11 @@ usage: {PROGRAM} COMMAND [options]
   train     training steps against the published algorithm, TRL and OpenRLHF, with one switch more at a time
   score     scoring 128 candidates to a question: packed and in trees against the published way
   work      operations of a training step, counted, for the published computation and for ours
+  scaling   a simulation of 8 to 4,096 ranks: how long they wait for each other and for the network
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first four also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first five also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -59,6 +60,12 @@ def _work(arguments: list[str]) -> int:
     from pqm_benchmarks.work.run import WorkBench, run
 
     return _benchmark("work", WorkBench, run, arguments)
+
+
+def _scaling(arguments: list[str]) -> int:
+    from pqm_benchmarks.scaling.run import ScalingBench, run
+
+    return _benchmark("scaling", ScalingBench, run, arguments)
 
 
 def _gpu(arguments: list[str]) -> int:
@@ -115,6 +122,7 @@ COMMANDS: dict[str, Command] = {
     "train": _train,
     "score": _score,
     "work": _work,
+    "scaling": _scaling,
     "gpu": _gpu,
     "publish": _publish,
 }

@@ -1,14 +1,21 @@
-"""`python -m pqm_benchmarks kernels|train|score|work --help`."""
+"""`python -m pqm_benchmarks kernels|train|score|work|scaling --help`."""
 
 import help_text
 import pytest
 from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.kernels.run import KernelBench
+from pqm_benchmarks.scaling.run import ScalingBench
 from pqm_benchmarks.score.run import ScoreBench
 from pqm_benchmarks.train.run import TrainBench
 from pqm_benchmarks.work.run import WorkBench
 
-CONFIGS = {"kernels": KernelBench, "train": TrainBench, "score": ScoreBench, "work": WorkBench}
+CONFIGS = {
+    "kernels": KernelBench,
+    "train": TrainBench,
+    "score": ScoreBench,
+    "work": WorkBench,
+    "scaling": ScalingBench,
+}
 
 
 @pytest.mark.parametrize("command", CONFIGS)

@@ -48,3 +48,10 @@ ALL_SHAPES: dict[str, Shape] = SHAPES | {
     "tiny": Shape("nowhere: to see that it works", "qwen2", 64, 2, 4, 2, 128, 512, True),
 }
 """SHAPES, and those that are timed but not counted."""
+
+LARGE_SHAPES: dict[str, Shape] = {
+    "Qwen2.5-14B": Shape("Qwen/Qwen2.5-14B", "qwen2", 5120, 48, 40, 8, 13824, 152064, False),
+    "Qwen2.5-32B": Shape("Qwen/Qwen2.5-32B", "qwen2", 5120, 64, 40, 8, 27648, 152064, False),
+    "Qwen2.5-72B": Shape("Qwen/Qwen2.5-72B", "qwen2", 8192, 80, 64, 8, 29568, 152064, False),
+}
+"""Those that need several GPUs: simulated only."""
