@@ -280,3 +280,21 @@ def test_a_step_that_is_left_out_changes_nothing(device, backend, dtype):
     param.grad = torch.full_like(param, 0.5)
     optimizer.step()
     assert not torch.equal(before[0], param)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_a_parameter_get_the_bits_of_the_whole(device, backend, dtype):
+    """As when weights are sharded: rows are divided unevenly, and one part has none."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.nn.Parameter(torch.randn(5, 700, generator=generator).to(device, dtype))
+    parts = [torch.nn.Parameter(part.clone()) for part in whole.detach().split([2, 2, 1, 0])]
+    optimizers = [AdamW([whole], lr=1e-3, backend=backend), AdamW(parts, lr=1e-3, backend=backend)]
+    for _ in range(3):
+        whole.grad = torch.randn(whole.shape, generator=generator).to(device, dtype)
+        for part, gradient in zip(parts, whole.grad.split([2, 2, 1, 0]), strict=True):
+            part.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    masters = [optimizers[1].master(part) for part in parts]
+    assert torch.equal(torch.cat(masters), optimizers[0].master(whole))

@@ -2,9 +2,15 @@
 
 import pytest
 import tiny
+import torch
 
 from pqm_fast.data.encode import Template
 from pqm_fast.train.config import TrainConfig
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
