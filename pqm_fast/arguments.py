@@ -1,7 +1,9 @@
 """Parses a command's arguments into its dataclass of options. A --config file gives options that are not typed."""
 
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -10,6 +12,18 @@ from pqm_fast.errors import PQMError
 
 
 def parse(options: type, command: str, arguments: list[str], *, program: str = "pqm-fast") -> Any:
+    """Returns an `options` dataclass, as `_parse` does. Of several processes that torchrun has started with the same
+    arguments, only the first prints what is wrong with them."""
+    if os.environ.get("RANK", "0") == "0":
+        return _parse(options, command, arguments, program)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            return _parse(options, command, arguments, program)
+        except PQMError:
+            raise SystemExit(1) from None
+
+
+def _parse(options: type, command: str, arguments: list[str], program: str) -> Any:
     """Returns an `options` dataclass. The command line overrides the --config file, which overrides the defaults.
 
     Args:

@@ -125,7 +125,7 @@ def test_help_needs_no_heavy_package(arguments, tmp_path):
 def parsed(monkeypatch, tmp_path):
     """Calls `pqm-fast train` with the given options of a file and of the command line; returns its TrainConfig."""
     seen: list[TrainConfig] = []
-    monkeypatch.setattr("pqm_fast.train.loop.train", seen.append)
+    monkeypatch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
 
     def parse(options: str | dict[str, Any] | None, *arguments: str) -> TrainConfig:
         file = tmp_path / "options.yaml"
@@ -260,6 +260,16 @@ def test_texts_of_third_party_prms_are_typed_with_escapes(monkeypatch):
     assert seen[0].scoring.third_party == ThirdPartyPRM("trl", step_token="\n\n", prompt_format="\u4e00{prompt}")
 
 
+@pytest.mark.parametrize("typed", [["--zeta", "x"], ["--zeta=-1"], ["--config", "nowhere.yaml"], ["--help"]])
+def test_one_of_several_processes_says_what_is_wrong(typed, monkeypatch, capsys):
+    arguments = ["train", "--model", "m", "--data", "d", "--out", "o", *typed]
+    first = main(arguments)
+    assert any(capsys.readouterr())
+    monkeypatch.setenv("RANK", "1")
+    assert main(arguments) == first
+    assert not any(capsys.readouterr())
+
+
 def test_where_the_config_option_stands_does_not_matter(parsed, tmp_path):
     parsed(FILE)
     file = str(tmp_path / "options.yaml")
@@ -317,7 +327,7 @@ def test_config_yaml_of_a_run_gives_the_same_config(tmp_path_factory, config):
     seen: list[TrainConfig] = []
     write_config(dataclasses.replace(config, out=str(folder)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pqm_fast.train.loop.train", seen.append)
+        patch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
         assert main(["train", "--config", str(folder / "config.yaml"), f"--out={config.out}"]) == 0
     assert seen == [dataclasses.replace(config, resume=False)]
 
