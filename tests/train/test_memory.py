@@ -19,6 +19,7 @@ from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.model.attention import PACKED_ATTENTION, kernels
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import layer_memory
+from pqm_fast.train.guard import StepGuard
 from pqm_fast.train.layer_memory import LayerBytes, measure_layer
 from pqm_fast.train.layers import compile_layers, recompute
 from pqm_fast.train.memory import HOST_RESERVE, MemoryEstimate, Sizes, choose_sizes, estimate_memory, fit_memory
@@ -293,11 +294,12 @@ def test_a_step_waits_for_nothing(again, trees):
         (replace(b, **{k: v.pin_memory() for k, v in vars(b).items() if torch.is_tensor(v)}), planner(b).pin_memory())
         for b in batches
     ]
+    guard = StepGuard(6.0, "cuda")
     for _ in range(2):
-        train_step(model, optimizer, planned, Objective()).wait()
+        train_step(model, optimizer, planned, Objective(), guard=guard).wait()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        pending = train_step(model, optimizer, planned, Objective())
+        pending = train_step(model, optimizer, planned, Objective(), guard=guard)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert pending.wait().finite

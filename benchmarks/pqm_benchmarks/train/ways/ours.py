@@ -19,9 +19,10 @@ from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.model.attention import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.guard import StepGuard
 from pqm_fast.train.layers import compile_layers, decoder_layers, recompute
 from pqm_fast.train.optim import make_optimizer, sum_gradients_in_float32
-from pqm_fast.train.sharding import parts
+from pqm_fast.train.sharding import Part, parts
 from pqm_fast.train.step import Objective, Planned, train_step
 
 BLOCK = 128  # token budgets are multiples of this: attention kernels take 128 queries at a time
@@ -40,7 +41,9 @@ class Switches:
 @dataclass(frozen=True)
 class OurStep:
     model: StepQModel
+    own: list[Part]
     optimizer: Any
+    guard: StepGuard | None
 
     def ahead(self, batches: list[PackedBatch]) -> list[Planned]:
         planner = self.model.planner()
@@ -50,7 +53,8 @@ class OurStep:
         return list(zip(batches, plans, strict=True))
 
     def __call__(self, batches: list[Planned]) -> Callable[[], float]:
-        pending = train_step(self.model, self.optimizer, batches, Objective("rank", ZETA, CLIP))
+        objective = Objective("rank", ZETA, CLIP)
+        pending = train_step(self.model, self.optimizer, batches, objective, own=self.own, guard=self.guard)
         return lambda: pending.wait().loss
 
 
@@ -71,10 +75,11 @@ def build(switches: Switches, config: Any, device: torch.device, dtype: torch.dt
     recompute(model, round(setting["recompute"] * len(decoder_layers(model))))
     if setting["micro_batches"] > 1:
         sum_gradients_in_float32(model)
+    own = parts(model)
     if switches.fused_update:
         update = TrainConfig(model="", data=(), out="", learning_rate=LEARNING_RATE)
-        return OurStep(model, make_optimizer(parts(model), update))
-    return OurStep(model, adamw(model.parameters()))
+        return OurStep(model, own, make_optimizer(own, update), StepGuard(0.0, device))
+    return OurStep(model, own, adamw(model.parameters()), None)
 
 
 def plan(switches: Switches, questions: Questions, steps: int, setting: Setting, device: torch.device) -> PassPlan:
