@@ -1,7 +1,6 @@
 """Resumable checkpoints: weights, optimizer, random state and position, published atomically, with checksums."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pqm_fast.common.files import atomic_folder, write_json
 from pqm_fast.errors import PQMError
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.folder import writing
+from pqm_fast.train.run_files import complete_checkpoints
 
 FILES = ("weights.safetensors", "training.pt", "state.json")
 # the entries that a state written by this version has, with their types
@@ -60,13 +60,6 @@ def save_checkpoint(
         write_sums(temporary)
     for old_checkpoint in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old_checkpoint)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first. One whose writing was interrupted never got its final name, and is
-    not listed."""
-    entries = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
