@@ -24,6 +24,7 @@ from pqm_fast.train.schedule import learning_rate
 from pqm_fast.train.step import train_step
 from pqm_fast.train.step_report import LaunchedStep, report_step
 from pqm_fast.train.stored_options import write_config
+from pqm_fast.train.tracking import check_libraries
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         PQMError: input that cannot be used, a loss or a weight that is no longer finite, a file that cannot be written.
         Stopped: a signal came; its text says what is kept and how to resume.
     """
+    check_libraries(config.track)
     with locked(config.folder, "train", folder=True):
         run = prepare(config)
         optimizer = make_optimizer(run.model, config)
@@ -45,6 +47,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 write_config(config)
             with stop_requested() as stop, closing(RunLog(folder, run.total_steps, run.start, config.progress)) as log:
                 log.say("\n".join([run.describe(), *restored]))
+                log.begin(run)
                 clock = Clock(run.total_steps, planned_evaluations(run))
                 active = ActiveRun(run, optimizer, folder, log, clock, stop)
                 _take_steps(active)
