@@ -82,8 +82,8 @@ def look_at_lock(folder: Path) -> LockFile | None:
     try:
         held: bool | None
         try:
-            # The only way to ask is to take a shared lock and release it at once. A command that wants the lock in these
-            # microseconds tries a second time (`_lock`); one that has it does not notice.
+            # The only way to ask is to take a shared lock and release it at once. A command that wants the lock in that
+            # moment tries a second time (`_lock`); one that has it does not notice.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             fcntl.flock(handle, fcntl.LOCK_UN)
             held = False
