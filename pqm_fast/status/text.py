@@ -7,7 +7,7 @@ from pqm_fast.status.numbers import Trend, duration
 from pqm_fast.status.summary import Summary
 
 START_NAMES = {
-    "world": "ranks",
+    "world": "rank(s)",
     "parameters": "parameters",
     "trajectories": "trajectories to train on",
     "held_out": "held out",
@@ -36,9 +36,9 @@ def _started(run: Summary) -> str:
     """From the row of the start, whose values may be damaged."""
     start = run.start
     texts = [f"on {start['host']} ({start.get('device')})"] if "host" in start else []
-    for name in ("world", "parameters", "trajectories", "held_out"):
+    for name, unit in START_NAMES.items():
         if isinstance(start.get(name), int):
-            texts.append(f"{start[name]:,} {START_NAMES[name]}")
+            texts.append(f"{start[name]:,} {unit}")
     return ", ".join(texts)
 
 
@@ -84,7 +84,7 @@ def _speed(run: Summary) -> str:
 
 def _health(run: Summary) -> str:
     health = run.health
-    parts = [f"LOOK: {warning}" for warning in health.warnings]
+    parts = [f"warning: {warning}" for warning in health.warnings]
     count = sum(health.skipped.values())
     if count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in health.skipped.items())

@@ -47,7 +47,7 @@ class TensorBoard:
 
         # what an earlier start wrote about steps that are repeated is hidden
         purge = None if run.resumed_at is None else run.resumed_at + 1
-        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge, flush_secs=30)
+        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge, flush_secs=30)
         plain = {name: value if isinstance(value, int | float) else str(value) for name, value in run.options.items()}
         for summary in hparams(plain, {}):  # SummaryWriter.add_hparams would write them into a run of their own
             self.writer.file_writer.add_summary(summary)
@@ -94,13 +94,14 @@ class Trackio:
     def __init__(self, run: TrackedRun) -> None:
         import trackio
 
+        self.library = trackio
         self.run = trackio.init(project=run.project, name=run.id, config=run.options, resume="allow", embed=False)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         self.run.log(scalars, step=step)
 
     def close(self, complete: bool) -> None:
-        self.run.finish()
+        self.library.finish()
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
