@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from pqm_fast.common.files import write_json
 from pqm_fast.errors import PQMError
@@ -47,10 +47,11 @@ class TensorBoard:
 
         # what an earlier start wrote about steps that are repeated is hidden
         purge = None if run.resumed_at is None else run.resumed_at + 1
-        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge, flush_secs=30)
+        self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge, flush_secs=30)
         plain = {name: value if isinstance(value, int | float) else str(value) for name, value in run.options.items()}
+        events = cast(Any, self.writer.file_writer)  # annotated as None, which it is only once closed
         for summary in hparams(plain, {}):  # SummaryWriter.add_hparams would write them into a run of their own
-            self.writer.file_writer.add_summary(summary)
+            events.add_summary(summary)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
