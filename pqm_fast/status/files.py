@@ -1,9 +1,7 @@
 """What the folder of a run holds, read without disturbing the run."""
 
 import os
-import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from pqm_fast.common.checksums import find_missing
 from pqm_fast.common.lock import LOCK_NAME, LockFile, look_at_lock
 from pqm_fast.errors import PQMError
 from pqm_fast.train.metrics_file import METRICS_FILE, is_metrics, is_start, read_lines
-from pqm_fast.train.run_files import CONFIG_FILE, complete_checkpoints
+from pqm_fast.train.run_files import BEST, CONFIG_FILE, complete_checkpoints, pointed_at
 
 KINDS = ("train", "eval", "skipped")
 
@@ -38,7 +36,7 @@ class RunFiles:
     incomplete: dict[str, str]
     """What is missing in each newer one, by name."""
     best: str | None
-    """The checkpoint that the link `best` names."""
+    """The checkpoint with the lowest held-out loss, by the name in the file `best`."""
     finished: bool
     """Whether the files that the end of a run writes are there."""
     metrics_time: float | None
@@ -61,6 +59,7 @@ def read_run(folder: Path) -> RunFiles:
     metrics = folder / METRICS_FILE
     metrics_time = _modified(metrics)  # before the rows are read, so that it is never that of a later row
     checkpoint, incomplete = _newest_checkpoint(folder / "checkpoints")
+    best = pointed_at(folder / "checkpoints", BEST)
     rows = [row for _, row in read_lines(metrics)]
     starts = [row for row in rows if is_start(row)]
     return RunFiles(
@@ -70,7 +69,7 @@ def read_run(folder: Path) -> RunFiles:
         lock=lock,
         checkpoint=checkpoint,
         incomplete=incomplete,
-        best=_link(folder / "checkpoints" / "best"),
+        best=best.name if best is not None else None,
         finished=all((folder / name).exists() for name in ("config.json", "training.png"))
         and any(folder.glob("*.safetensors")),
         metrics_time=metrics_time,
@@ -88,13 +87,6 @@ def _newest_checkpoint(folder: Path) -> tuple[StoredCheckpoint | None, dict[str,
         if missing is not None:
             incomplete[path.name] = missing
     return None, incomplete
-
-
-def _link(path: Path) -> str | None:
-    with suppress(OSError):  # there is none
-        name = Path(os.readlink(path)).name
-        return name if re.fullmatch(r"step-\d{7}", name) else None
-    return None
 
 
 def _times(folder: Path) -> Iterator[float]:

@@ -14,9 +14,8 @@ from pqm_fast.train.run_files import resume_command
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation: by AUROC, or by loss if no evaluation has an AUROC."""
+    """The best value of a figure in an evaluation."""
 
-    figure: str
     value: float
     step: int
 
@@ -48,7 +47,8 @@ class Summary:
     held_out: dict[str, Trend]
     held_out_step: int | None
     """The step of the last evaluation."""
-    best: Best | None
+    best: dict[str, Best]
+    """The lowest loss (by which the checkpoint `best` is chosen) and the highest AUROC."""
     speed: Speed | None
     seconds_left: float | None
     """If it is not running: once it is resumed."""
@@ -103,12 +103,13 @@ def _trends(rows: list[dict[str, Any]], *names: str) -> dict[str, Trend]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _best(rows: list[dict[str, Any]]) -> Best | None:
-    for name, sign in (("auroc", 1), ("loss", -1)):
+def _best(rows: list[dict[str, Any]]) -> dict[str, Best]:
+    best = {}
+    for name, choose in (("loss", min), ("auroc", max)):
         if found := points(rows, name):
-            step, value = max(found, key=lambda point: sign * point[1])
-            return Best(name, value, step)
-    return None
+            step, value = choose(found, key=lambda point: point[1])
+            best[name] = Best(value, step)
+    return best
 
 
 def _speed(train: list[dict[str, Any]]) -> Speed | None:

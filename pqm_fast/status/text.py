@@ -67,10 +67,9 @@ def _held_out(run: Summary) -> str:
     if run.held_out_step is None:
         return ""
     text = f"step {run.held_out_step:,}: " + ", ".join(_figure(*item) for item in run.held_out.items())
-    best = run.best
-    return text + (
-        f"; best {NAMES.get(best.figure, best.figure)} {best.value:.3f} at step {best.step:,}" if best else ""
-    )
+    for name, best in run.best.items():
+        text += f"; best {NAMES.get(name, name)} {best.value:.3f} at step {best.step:,}"
+    return text
 
 
 def _speed(run: Summary) -> str:

@@ -97,8 +97,8 @@ class RunLog:
                 )
             )
         elif kind == "skipped":
-            records = ", ".join(map(str, figures["records"][:5]))
-            self.say(f"step {step:,}: left out ({figures['reason']}); its records begin with {records}")
+            records = ", ".join(figures["records"][:5])
+            self.say(f"step {step:,}: left out ({figures['reason']})" + (f"; records: {records}" if records else ""))
         else:
             shown_figures = {name: value for name, value in figures.items() if isinstance(value, float)}
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown_figures.items()))

@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
+LATEST, BEST = "latest", "best"
+"""Files beside the checkpoints that hold the name of one."""
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -12,6 +14,13 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     not listed."""
     entries = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
+
+
+def pointed_at(folder: Path, name: str) -> Path | None:
+    """The checkpoint that the file `latest` or `best` in `folder` names; None if there is none."""
+    file = folder / name
+    path = folder / file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+    return path if path in complete_checkpoints(folder) else None
 
 
 def resume_command(folder: Path) -> str:

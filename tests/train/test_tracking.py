@@ -121,6 +121,25 @@ def test_a_tracker_that_fails_is_reported_once(configure, tmp_path, monkeypatch,
     assert f"{name} could not be started (ConnectionError: no route to host): the run goes" in capsys.readouterr().out
 
 
+def test_a_step_that_was_left_out_is_told_and_not_tracked(configure, tmp_path, monkeypatch, capsys):
+    tracked = stand_in("wandb", monkeypatch)
+    begin = RunLog.begin
+
+    def begin_badly(self, run):
+        begin(self, run)
+        self.write("skipped", 1, {"reason": "spike", "loss": "9.0", "records": [f"r{i}" for i in range(9)]})
+        self.write("skipped", 2, {"reason": "not finite", "loss": "nan", "records": []})
+
+    monkeypatch.setattr(RunLog, "begin", begin_badly)
+    train(configure(max_steps=2, eval_fraction=0, track=("wandb",)))
+    said = capsys.readouterr().out.splitlines()
+    assert "step 1: left out (spike); records: r0, r1, r2, r3, r4" in said
+    assert "step 2: left out (not finite)" in said
+    assert [step for step, _ in tracked.logged] == [1, 2]
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["kind"] for row in rows] == ["skipped", "skipped", "train", "train"]
+
+
 def test_a_tracker_that_fails_at_the_end(monkeypatch):
     said: list[str] = []
     trackers = Trackers(said.append)
