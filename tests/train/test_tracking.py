@@ -125,8 +125,8 @@ def test_a_step_that_was_left_out_is_told_and_not_tracked(configure, tmp_path, m
     tracked = stand_in("wandb", monkeypatch)
     begin = RunLog.begin
 
-    def begin_badly(self, run):
-        begin(self, run)
+    def begin_badly(self, *arguments):
+        begin(self, *arguments)
         self.write("skipped", 1, {"reason": "spike", "loss": "9.0", "records": [f"r{i}" for i in range(9)]})
         self.write("skipped", 2, {"reason": "not finite", "loss": "nan", "records": []})
 
