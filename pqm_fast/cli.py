@@ -12,6 +12,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   demo      train and evaluate on the embedded arithmetic world
   train     fine-tune a decoder into a process Q-value model
   export    a checkpoint of a training as a model folder
+  status    how trainings are doing: progress, time left, health, checkpoints
   score     write the Q-value of every step of a file of solutions
   evaluate  step metrics and Best-of-N of scored solutions
   sample    solutions of questions from one policy or several, as a Best-of-N pool
@@ -63,9 +64,13 @@ def _train(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     from pqm_fast.train.export import ExportConfig, export
 
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
-    print(f"model: {export(parse(ExportConfig, 'export', arguments))}")
+    print(f"model: {export(parse(ExportConfig, 'export', _named_first(arguments, '--run')))}")
+
+
+def _status(arguments: list[str]) -> None:
+    from pqm_fast.status.run import StatusConfig, status
+
+    print(status(parse(StatusConfig, "status", _named_first(arguments, "--runs"))))
 
 
 def _score(arguments: list[str]) -> None:
@@ -119,15 +124,19 @@ def _study(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--runs", *arguments]
-    print(f"report: {report(parse(ReportConfig, 'report', arguments))}")
+    print(f"report: {report(parse(ReportConfig, 'report', _named_first(arguments, '--runs')))}")
+
+
+def _named_first(arguments: list[str], option: str) -> list[str]:
+    """Arguments that come first without a name are values of `option`."""
+    return [option, *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "train": _train,
     "export": _export,
+    "status": _status,
     "score": _score,
     "evaluate": _evaluate,
     "sample": _sample,

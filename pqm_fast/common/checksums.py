@@ -47,9 +47,9 @@ def _read_sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, name in pairs}
 
 
-def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
-    """Describes the first file that has changed since it was written; None if no file has. The `needed` files must have
-    a checksum."""
+def find_missing(folder: Path, needed: Iterable[str] = ()) -> str | None:
+    """Describes the first file with a checksum that is missing, or what is wrong with the list of them; None if all are
+    there. The `needed` files must have a checksum. No file is read but the list."""
     try:
         stored_sums = _read_sums(folder)
     except (OSError, ValueError) as error:
@@ -60,7 +60,16 @@ def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
     for name in sorted(stored_sums):
         if not (folder / name).is_file():
             return f"{name} is missing (or {SUMS_FILE} is damaged)"
+    return None
+
+
+def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
+    """Like `find_missing`, but compares the contents of the files, too: describes the first that has changed since it
+    was written."""
+    if (missing := find_missing(folder, needed)) is not None:
+        return missing
     try:
+        stored_sums = _read_sums(folder)
         current_sums = sums(folder / name for name in stored_sums)
     except OSError as error:
         return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"

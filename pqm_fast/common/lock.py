@@ -5,8 +5,10 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +16,30 @@ from pqm_fast.common.files import file_to_write
 from pqm_fast.errors import PQMError
 
 LOCK_NAME = ".lock"
+SECOND_TRY = 0.05  # seconds
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that wrote its name into a lock file."""
+
+    what: str
+    pid: int
+    host: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"`pqm-fast {self.what}` (process {self.pid} on {self.host}, since {self.since})"
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A lock file, as another process sees it."""
+
+    held: bool | None
+    """Whether a process holds the lock; None if the file system has no locks."""
+    holder: Holder | None
+    """None if no name is in the file (yet)."""
 
 
 @contextmanager
@@ -46,6 +72,30 @@ def locked(path: Path, command: str, *, folder: bool = False) -> Iterator[None]:
                 parent.rmdir()
 
 
+def look_at_lock(folder: Path) -> LockFile | None:
+    """Who holds the lock in `folder`, without taking part: nothing is written. None if there is no lock file, or none
+    that may be read."""
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        held: bool | None
+        try:
+            # The only way to ask is to take a shared lock and release it at once. A command that wants the lock in that
+            # moment tries a second time (`_lock`); one that has it does not notice.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            held = False
+        except BlockingIOError:
+            held = True
+        except OSError:
+            held = None
+        return LockFile(held, _holder(handle))
+    finally:
+        os.close(handle)
+
+
 def is_empty(folder: Path) -> bool:
     """Whether a folder is missing, or contains nothing but perhaps the lock."""
     return not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir())
@@ -66,9 +116,9 @@ def _acquire(file: Path, path: Path, command: str) -> int:
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
-            holder = _holder(handle)
+            holder = _holder(handle) or "another process"  # it has not written its name yet
             os.close(handle)
             raise PQMError(f"{path}: {holder} writes there; wait for it, or choose another --out") from None
         except OSError as error:  # a file system without locks
@@ -89,9 +139,19 @@ def _acquire(file: Path, path: Path, command: str) -> int:
     return handle
 
 
-def _holder(handle: int) -> str:
+def _lock(handle: int) -> None:
+    """Raises BlockingIOError if another process holds the lock, and still holds it a moment later: `look_at_lock` lets
+    it go at once."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(SECOND_TRY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(handle: int) -> Holder | None:
     try:
         holder = json.loads(os.pread(handle, 1000, 0))
-        return f"`pqm-fast {holder['what']}` (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (ValueError, LookupError, TypeError):  # it holds the lock but has not written its name yet
-        return "another process"
+        return Holder(str(holder["what"]), int(holder["pid"]), str(holder["host"]), str(holder["since"]))
+    except (ValueError, LookupError, TypeError):
+        return None

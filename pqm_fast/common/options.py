@@ -28,6 +28,14 @@ def check_noise(noise: tuple[float, ...] | str) -> None:
         raise PQMError(f"noise: {noise} was given; it must be auto, or two rates of at least 0 with a sum below 1")
 
 
+def flat(options: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Options without groups: `template.step_token` for `step_token` in the group `template`."""
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        values |= flat(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
+    return values
+
+
 def unescape(text: str) -> str:
     r"""Replaces \n, \r, \t, \\ and \u4e00 in `text` by the line break, tab, backslash or character they stand for.
 

@@ -1,15 +1,15 @@
 """Finds the parts of runs under a path: training folders, results of `evaluate` and files of scored solutions."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pqm_fast.common.options import flat
 from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
 from pqm_fast.scoring.stored import SCORED_BY
-from pqm_fast.train.metrics_file import read_metrics
+from pqm_fast.train.metrics_file import read_metrics, read_starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _is_evaluation(value: Any) -> bool:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     rows = read_metrics(path)
-    if not rows and path.exists() and path.stat().st_size:
+    if not rows and path.exists() and path.stat().st_size and not read_starts(path):
         raise PQMError(f"{path}: not the metrics of `pqm-fast train`: no line with `kind` and `step` is intact")
     return rows
 
@@ -136,12 +136,4 @@ def _options(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise PQMError(f"{path}: damaged, it holds no options")
-    return dict(_flat(values))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + str(name), value
+    return flat(values)

@@ -45,9 +45,9 @@ def run_trial(config: StudyConfig, shared: SharedData, trial: Trial) -> None:
 
 
 def _train(config: StudyConfig, shared: SharedData, trial: Trial, folder: Path) -> None:
-    from pqm_fast.train.checkpoint import complete_checkpoints
     from pqm_fast.train.config import TrainConfig
     from pqm_fast.train.loop import train
+    from pqm_fast.train.run_files import complete_checkpoints
 
     trained = (folder / "config.json").exists()
     if trained and any(folder.glob("*.safetensors")):  # an earlier call was stopped before it wrote the result

@@ -5,7 +5,6 @@ read it. Random numbers are not part of it: they follow from the seed, the step 
 """
 
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from pqm_fast.common.files import atomic_file, atomic_folder, write_json
 from pqm_fast.errors import PQMError
 from pqm_fast.ranks.group import Ranks
 from pqm_fast.train.folder import writing
+from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints, pointed_at
 from pqm_fast.train.training_state import TrainingState
 
 FILES = ("state.json",)
@@ -41,8 +41,6 @@ STATE_TYPES = {
     "recipe": dict,
     "model": dict,
 }
-LATEST, BEST = "latest", "best"
-"""Files beside the checkpoints that hold the name of one."""
 HELD_OUT_LOSS = "held_out_loss"
 """The entry of a state that tells which checkpoint is the best."""
 Value = TypeVar("Value")
@@ -166,20 +164,6 @@ class CheckpointWriter:
             shape=tensor.shape,
             stride=tensor.stride(),
         )
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first. One whose writing was interrupted never got its final name, and is
-    not listed."""
-    entries = folder.iterdir() if folder.is_dir() else []
-    return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
-
-
-def pointed_at(folder: Path, name: str) -> Path | None:
-    """The checkpoint that the file `latest` or `best` in `folder` names; None if there is none."""
-    file = folder / name
-    path = folder / file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
-    return path if path in complete_checkpoints(folder) else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:

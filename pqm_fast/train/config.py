@@ -148,6 +148,11 @@ class TrainConfig:
     extend the run."""
     log_every: int = 10
     """Optimizer steps between lines of metrics."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Show the metrics in these trackers, too. Each needs its library, installed with pip under the same name. A run
+    that is resumed continues the one that they show; if one fails during the run, the training goes on without it."""
+    track_project: str = "pqm-fast"
+    """Project in which wandb and trackio list the run."""
     progress: bool = True
     """Show the progress bar."""
 
@@ -221,6 +226,7 @@ class TrainConfig:
 WITHOUT_EFFECT = {
     "resume", "progress", "log_every", "save_every", "keep_checkpoints", "eval_every", "eval_limit", "cache_dir", "out",
     "save_dtype", "loader_workers", "recompute_layers", "max_skipped", "shard_within",
+    "track", "track_project",
 }  # fmt: skip
 # options that set the length of a run, which --resume may extend
 RUN_LENGTH = {"epochs", "max_steps"}

@@ -12,21 +12,14 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import CONFIG_KEY, Recipe
 from pqm_fast.ranks.group import ALONE
 from pqm_fast.train.backbone import load_backbone
-from pqm_fast.train.checkpoint import (
-    BEST,
-    LATEST,
-    Checkpoint,
-    complete_checkpoints,
-    load_checkpoint,
-    pointed_at,
-    read_checkpoint,
-)
+from pqm_fast.train.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pqm_fast.train.final_weights import final_weights
 from pqm_fast.train.finite import first_not_finite
 from pqm_fast.train.folder import RunFolder
 from pqm_fast.train.guard import StepGuard
 from pqm_fast.train.lora import add_adapters
 from pqm_fast.train.optim import make_optimizer
+from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints, pointed_at
 from pqm_fast.train.sharding import parts
 from pqm_fast.train.stored_options import config_of
 from pqm_fast.train.training_state import TrainingState

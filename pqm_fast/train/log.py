@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from pqm_fast.common.files import atomic_file, is_at, write_all
+from pqm_fast.common.options import flat
 from pqm_fast.train.folder import NotWritten, RunFolder
-from pqm_fast.train.metrics_file import METRICS_FILE, is_metrics, read_lines
+from pqm_fast.train.metrics_file import METRICS_FILE, START, is_metrics, read_lines
 from pqm_fast.train.resume import Start
+from pqm_fast.train.run import Run
+from pqm_fast.train.tracking import IDENTITY_FILE, TrackedRun, Trackers, tracking_id
 
 # the figures on the bar, with their formats and short names
 BAR_FIGURES = {"loss": ".3f", "step_accuracy": ".3f", "grad_norm": ".2f", "tokens_per_second": ",.0f"}
@@ -21,13 +25,15 @@ BAR_NAMES = {"step_accuracy": "acc", "grad_norm": "gnorm", "tokens_per_second": 
 
 
 class RunLog:
-    """metrics.jsonl in the run folder, one object a line, and the same figures on a progress bar.
+    """metrics.jsonl in the run folder, one object a line, and the same figures on a progress bar and in the trackers
+    that were asked for.
 
     `evaluated` has the steps whose evaluations an earlier part of the run wrote into the file.
     """
 
     def __init__(self, folder: RunFolder, total_steps: int, start: Start, progress: bool = True):
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress, self.total_steps, self.last_step = folder, progress, total_steps, start.step
+        self.trackers = Trackers(self.say)
         with folder.writing(METRICS_FILE) as path:
             damaged = self._remove_repeated(path, start, total_steps)
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
@@ -51,9 +57,53 @@ class RunLog:
             temporary.write_bytes(b"".join(line.removesuffix(b"\n") + b"\n" for line, _ in kept_lines))
         return sum(row is None and line.endswith(b"\n") for line, row in lines)
 
+    def begin(self, run: Run) -> None:
+        """Writes the row of this start (every start has one, also when the run is resumed), and starts the trackers.
+
+        Raises NotWritten, and PQMError for a tracker that does not start."""
+        config = run.config
+        figures = {
+            "total_steps": run.total_steps,
+            "time": time.time(),
+            "host": socket.gethostname(),
+            "device": str(run.device),
+            "world": run.ranks.world,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "trajectories": len(run.training),
+            "held_out": len(run.held_out),
+        }
+        self._append({"kind": START, "step": run.start.step, **figures})
+        if config.track:
+            with self.folder.writing(IDENTITY_FILE):
+                name = tracking_id(config.folder, self.say)
+            resumed_at = run.start.step if config.resume else None
+            options = flat(config.to_store())
+            self.trackers.start(
+                config.track, TrackedRun(config.folder, name, config.track_project, options, resumed_at)
+            )
+
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """`kind` is train or eval. Raises NotWritten; the file then ends with the previous line."""
-        line = json.dumps({"kind": kind, "step": step, **figures}).encode() + b"\n"
+        """`kind` is train, eval or skipped. Raises NotWritten; the file then ends with the previous line."""
+        self._append({"kind": kind, "step": step, **figures})
+        self.last_step = max(self.last_step, step)
+        self.trackers.log(kind, step, figures)
+        if kind == "train":
+            self.bar.set_seconds_left(figures["eta_seconds"])
+            shown_figures = {name: figures[name] for name in BAR_FIGURES if figures.get(name) is not None}
+            self.bar.set_postfix_str(
+                ", ".join(
+                    f"{BAR_NAMES.get(name, name)} {value:{BAR_FIGURES[name]}}" for name, value in shown_figures.items()
+                )
+            )
+        elif kind == "skipped":
+            records = ", ".join(figures["records"][:5])
+            self.say(f"step {step:,}: left out ({figures['reason']})" + (f"; records: {records}" if records else ""))
+        else:
+            shown_figures = {name: value for name, value in figures.items() if isinstance(value, float)}
+            self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown_figures.items()))
+
+    def _append(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row).encode() + b"\n"
         with self.folder.writing(METRICS_FILE) as path:
             end = os.fstat(self.file.fileno()).st_size
             try:
@@ -63,17 +113,6 @@ class RunLog:
                 raise
             if not is_at(self.file, path):
                 raise NotWritten(f"{path}: was removed or replaced while the run was writing into it")
-        if kind == "train":
-            self.bar.set_seconds_left(figures["eta_seconds"])
-            shown_figures = {name: figures[name] for name in BAR_FIGURES if figures.get(name) is not None}
-            self.bar.set_postfix_str(
-                ", ".join(
-                    f"{BAR_NAMES.get(name, name)} {value:{BAR_FIGURES[name]}}" for name, value in shown_figures.items()
-                )
-            )
-        else:
-            shown_figures = {name: value for name, value in figures.items() if isinstance(value, float)}
-            self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown_figures.items()))
 
     def say(self, text: str) -> None:
         """Prints a message above the bar."""
@@ -99,6 +138,7 @@ class RunLog:
     def close(self) -> None:
         self.bar.close()
         self.file.close()
+        self.trackers.close(complete=self.last_step == self.total_steps)
 
 
 class _StepBar(tqdm):

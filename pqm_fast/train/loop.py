@@ -29,11 +29,13 @@ from pqm_fast.train.log import RunLog
 from pqm_fast.train.optim import make_optimizer, set_learning_rate
 from pqm_fast.train.resume import how_to_resume, restore
 from pqm_fast.train.run import Run, prepare
+from pqm_fast.train.run_files import CONFIG_FILE
 from pqm_fast.train.schedule import learning_rate
 from pqm_fast.train.silent_log import SilentLog
 from pqm_fast.train.step import Planned, train_step
 from pqm_fast.train.step_report import LaunchedStep, StepReporter
-from pqm_fast.train.stored_options import CONFIG_FILE, write_config
+from pqm_fast.train.stored_options import write_config
+from pqm_fast.train.tracking import check_libraries
 from pqm_fast.train.training_state import TrainingState
 
 
@@ -48,6 +50,8 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
             is not, a file that cannot be written.
         Stopped: a signal came; its text says what is kept and how to resume.
     """
+    if ranks.first:
+        check_libraries(config.track)
     ranks.say_when_lost(lambda: how_to_resume(config))
     with locked(config.folder, "train", folder=True) if ranks.first else nullcontext():
         if ranks.attempt and ranks.from_first((config.folder / CONFIG_FILE).exists):
@@ -60,6 +64,7 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
             folder = _open_folder(config, ranks)
             with stop_requested() as stop, closing(_open_log(run, folder)) as log:
                 log.say("\n".join([run.describe(), *restored]))
+                log.begin(run)
                 clock = Clock(run.total_steps, planned_evaluations(run))
                 # a copy on the host lets a GPU go on at once; the CPU has nothing to gain from it
                 ahead = run.device.type == "cuda"

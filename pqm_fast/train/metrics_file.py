@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
+START = "start"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, each with its `kind` (train or eval) and `step`. Lines that are damaged, cut off or
-    something else are skipped."""
+    """The rows of a metrics.jsonl that are about steps, each with its `kind` (train, eval or skipped) and `step`. Lines
+    that are damaged, cut off or something else are skipped."""
     return [row for _, row in read_lines(path) if is_metrics(row)]
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """The rows that record each start of the run, also when it was resumed."""
+    return [row for _, row in read_lines(path) if is_start(row)]
 
 
 def read_lines(path: Path) -> list[tuple[bytes, Any]]:
@@ -27,4 +33,12 @@ def read_lines(path: Path) -> list[tuple[bytes, Any]]:
 
 
 def is_metrics(row: Any) -> bool:
+    return _is_row(row) and row["kind"] != START
+
+
+def is_start(row: Any) -> bool:
+    return _is_row(row) and row["kind"] == START
+
+
+def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int

@@ -1,6 +1,5 @@
 """Resumes a run: finds its checkpoint, checks that it is still the same run, and keeps what it wrote before."""
 
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from pqm_fast.common.files import remove_leftovers
 from pqm_fast.common.lock import is_empty
 from pqm_fast.errors import PQMError
 from pqm_fast.ranks.group import Ranks
-from pqm_fast.train.checkpoint import Checkpoint, complete_checkpoints, load_checkpoint, read_checkpoint
+from pqm_fast.train.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.metrics_file import METRICS_FILE, read_metrics
+from pqm_fast.train.run_files import CONFIG_FILE, complete_checkpoints, resume_command
 from pqm_fast.train.run_identity import check_identity
-from pqm_fast.train.stored_options import CONFIG_FILE, check_options
+from pqm_fast.train.stored_options import check_options
 from pqm_fast.train.training_state import TrainingState
 
 
@@ -171,8 +171,7 @@ def how_to_resume(config: TrainConfig) -> str:
     checkpoints = complete_checkpoints(config.folder / "checkpoints")
     if not checkpoints:
         return f"No checkpoint had been saved: delete {config.out} and start again"
-    command = shlex.join(["pqm-fast", "train", "--config", str(config.folder / CONFIG_FILE), "--resume"])
-    return f"{checkpoints[-1]} is kept; resume from it with: {command}"
+    return f"{checkpoints[-1]} is kept; resume from it with: {resume_command(config.folder)}"
 
 
 def _is_complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:

@@ -11,8 +11,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.errors import PQMError
 from pqm_fast.train.checkpoint import Checkpoint
 from pqm_fast.train.config import RUN_LENGTH, WITHOUT_EFFECT, TrainConfig
-
-CONFIG_FILE = "config.yaml"
+from pqm_fast.train.run_files import CONFIG_FILE
 
 
 def write_config(config: TrainConfig) -> None:

@@ -1,15 +1,17 @@
 """Two writers at once: the second gets an error that names the first."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pqm_fast.cli import main
-from pqm_fast.common.lock import is_empty, locked
+from pqm_fast.common.lock import SECOND_TRY, LockFile, is_empty, locked, look_at_lock
 from pqm_fast.errors import PQMError
 
 HOLD = """
@@ -121,3 +123,22 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     with pytest.raises(OSError), locked(tmp_path / "out", "score"):
         pytest.fail("it was followed")
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_looking_at_a_lock_disturbs_nobody(tmp_path):
+    """A shared lock that is let go a moment later, as `look_at_lock` does, does not stop a command that starts."""
+    assert look_at_lock(tmp_path) is None
+    with locked(tmp_path, "train", folder=True):
+        seen = look_at_lock(tmp_path)
+        assert seen.held
+        assert (seen.holder.what, seen.holder.pid) == ("train", os.getpid())
+    (tmp_path / ".lock").touch()
+    assert look_at_lock(tmp_path) == LockFile(held=False, holder=None)
+    handle = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    release = threading.Timer(SECOND_TRY / 5, lambda: fcntl.flock(handle, fcntl.LOCK_UN))
+    release.start()
+    with locked(tmp_path, "train", folder=True):
+        assert look_at_lock(tmp_path).held
+    release.join()
+    os.close(handle)

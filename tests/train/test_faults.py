@@ -26,7 +26,7 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import active_run, checkpoint, curve, loop, schedule
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.loop import train
-from pqm_fast.train.metrics_file import read_metrics
+from pqm_fast.train.metrics_file import read_metrics, read_starts
 
 STEPS = 12
 ARGUMENTS = {"max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3}
@@ -421,7 +421,8 @@ def test_a_full_disk_is_one_message(make, whole, tmp_path, monkeypatch, file_siz
         f"with: {COMMAND.format(run)}"
     )
     assert_clean(run)
-    assert len(read_metrics(run / "metrics.jsonl")) == (run / "metrics.jsonl").read_bytes().count(b"\n")
+    metrics = run / "metrics.jsonl"
+    assert len(read_metrics(metrics)) + len(read_starts(metrics)) == metrics.read_bytes().count(b"\n")
     train(make(run, resume=True))
     assert outcome(run) == outcome(whole)
 
@@ -567,17 +568,18 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
 @pytest.mark.parametrize(("end", "reported"), [(b"", 3), (b"\n", 4)])  # a last line without a line feed was cut off
 def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):
     file = cut / "metrics.jsonl"
-    lines = file.read_bytes().splitlines()
+    start, *lines = file.read_bytes().splitlines()
     intact = read_metrics(file)
     lines[2] = lines[2][:20]
     lines[4] = lines[4].replace(b"loss", b"l\xffss")
     others = [b'{"note": "mine"}', b"[1]", b"7", b'{"kind": "train"}', b'{"kind": 3, "step": "x"}', b"[" * 10**5]
-    file.write_bytes(b"\n".join([*lines[:6], *others, *lines[6:], b'{"kind": "tra']) + end)
+    file.write_bytes(b"\n".join([start, *lines[:6], *others, *lines[6:], b'{"kind": "tra']) + end)
     expected = [row for i, row in enumerate(intact) if i not in (2, 4)]
     assert read_metrics(file) == expected
     train(make(cut, resume=True))
     assert f"{file}: {reported} damaged lines were taken out" in capsys.readouterr().out
     assert b'{"note": "mine"}\n' in file.read_bytes()
+    assert [row["step"] for row in read_starts(file)] == [0, 10]
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
     from pqm_fast.report.runs import find_runs
 

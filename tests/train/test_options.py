@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
 from pqm_fast.train import active_run, evaluation, layer_setup, loop
-from pqm_fast.train.checkpoint import CheckpointWriter, complete_checkpoints
+from pqm_fast.train.checkpoint import CheckpointWriter
 from pqm_fast.train.evaluation import evaluate
 from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.optim import make_optimizer, set_learning_rate
 from pqm_fast.train.run import prepare
+from pqm_fast.train.run_files import complete_checkpoints
 from pqm_fast.train.step import Objective
 
 

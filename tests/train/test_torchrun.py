@@ -11,9 +11,9 @@ import tiny
 from rank_processes import in_ranks
 from untimed import untimed
 
-from pqm_fast.train.checkpoint import complete_checkpoints
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.loop import train
+from pqm_fast.train.run_files import complete_checkpoints
 from pqm_fast.train.stored_options import write_config
 
 SECONDS = 120  # for a start on a busy machine

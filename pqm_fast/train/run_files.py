@@ -1,0 +1,28 @@
+"""What a run folder shows to a command that does not load torch: its checkpoints, and the command that resumes it."""
+
+import re
+import shlex
+from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+LATEST, BEST = "latest", "best"
+"""Files beside the checkpoints that hold the name of one."""
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first. One whose writing was interrupted never got its final name, and is
+    not listed."""
+    entries = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
+
+
+def pointed_at(folder: Path, name: str) -> Path | None:
+    """The checkpoint that the file `latest` or `best` in `folder` names; None if there is none."""
+    file = folder / name
+    path = folder / file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+    return path if path in complete_checkpoints(folder) else None
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to resume the run in `folder`."""
+    return shlex.join(["pqm-fast", "train", "--config", str(folder / CONFIG_FILE), "--resume"])
