@@ -7,7 +7,7 @@ the same order.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -131,18 +131,18 @@ def join_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     launcher = LauncherWatch()
     store, _, _ = next(dist.rendezvous("env://"))
-    run = meet(store, rank, world)
-    store = dist.PrefixStore(run, store)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world)
+    machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
+    run, processes = meet(store, rank, world, (machine, os.getpid(), os.uname().nodename))
     try:
-        hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-        ranks = Ranks(rank, world, local_rank, local_world, attempt, hosts=hosts)
-        machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
-        processes = ranks.gather((machine, os.getpid(), os.uname().nodename))
+        # watched before they form groups: to wait for a rank that is gone would take as long as the time limit of one
         with Watch(run, rank, processes) as watch:
             launcher.among = watch
             try:
-                yield replace(ranks, watch=watch)
+                backends = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+                store = dist.PrefixStore(run, store)
+                dist.init_process_group(backends, store=store, rank=rank, world_size=world)
+                hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+                yield Ranks(rank, world, local_rank, local_world, attempt, watch, hosts)
             except Stopped as stop:
                 if rank == 0:
                     raise
@@ -152,4 +152,5 @@ def join_ranks() -> Iterator[Ranks]:
                     raise
                 raise SystemExit(1) from None  # another rank has said why
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

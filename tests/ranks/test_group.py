@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from rank_processes import exit_codes, in_ranks, start_ranks
 
 from pqm_fast.errors import PQMError
@@ -76,6 +77,21 @@ def test_a_killed_rank_ends_the_others(tmp_path, victim):
     [message] = [text for text in said(tmp_path, 3) if text]
     assert message.startswith(f"pqm-fast: error: rank {victim} (process ")
     assert message.endswith("it was killed, or it crashed; the other ranks are ended. step 5 is kept\n")
+
+
+def test_a_rank_is_killed_while_they_form_groups(tmp_path, monkeypatch):
+    real = dist.new_group
+
+    def new_group(**named):
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(**named)
+
+    monkeypatch.setattr(dist, "new_group", new_group)
+    started = time.monotonic()
+    assert exit_codes(start_ranks(2, lambda ranks: None, tmp_path)) == [1, -9]
+    assert time.monotonic() - started < 15
+    assert "rank 1 (process " in said(tmp_path, 2)[0]
 
 
 @pytest.mark.parametrize("failing", [{1}, {0, 1, 2}])

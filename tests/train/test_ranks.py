@@ -189,29 +189,45 @@ def test_many_random_kills(make, tmp_path, seed):
 
 
 def random_kills(make, tmp_path, options, kills, seed):
-    random, run, count = Random(seed), tmp_path / "run", 0
+    """Runs that are killed and resumed until `kills` of them have hit: the result is that of the undisturbed run."""
+    random, count, number = Random(seed), 0, 0
+    while count < kills:  # a run may end before it is killed
+        number += 1
+        run, hits = _killed_at_random(make, f"run-{number}", options, random, kills - count)
+        count += hits
+        assert untimed(run / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
+        for name in ("model.safetensors", "metrics.json"):
+            assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert not [path for path in run.rglob("*") if ".tmp-" in path.name or path.name == ".lock"]
+
+
+def _killed_at_random(make, out, options, random, kills):
+    """Starts a run again and again until it ends, and kills it at most `kills` times. Returns its folder and how often
+    that hit."""
+    run, hits = make(out).folder, 0
     while True:
-        resume = (run / "config.yaml").exists()
-        with tempfile.TemporaryDirectory() as said:
-            config = make("run", resume=resume, **options)
-            processes = start_ranks(2, lambda r, config=config: train(config, r) and None, Path(said))
-            if count < kills:
-                time.sleep(random.uniform(0.1, 1.5))
+        with tempfile.TemporaryDirectory() as name:
+            said, config = Path(name), make(out, resume=(run / "config.yaml").exists(), **options)
+
+            def work(r, said=said, config=config):
+                (said / f"joined-{r.rank}").touch()
+                train(config, r)
+
+            processes = start_ranks(2, work, said)
+            while len(list(said.glob("joined-*"))) < 2:  # before that, the launcher notices a rank that is gone
+                time.sleep(0.01)
+            if hits < kills:
+                time.sleep(random.uniform(0, 1.4))
                 for victim in random.choice([processes, processes[:1], processes[1:]]):
                     with suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
             codes = exit_codes(processes)
-            text = "".join((Path(said) / f"said-{rank}").read_text() for rank in range(2))
+            text = "".join((said / f"said-{rank}").read_text() for rank in range(2))
         if codes == [0, 0] or "the run is complete" in text:
-            break
+            return run, hits
         assert -9 in codes, text
         assert "Traceback" not in text, text
-        count += 1
-    assert untimed(run / "metrics.jsonl") == untimed(tmp_path / "whole" / "metrics.jsonl")
-    for name in ("model.safetensors", "metrics.json"):
-        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not [path for path in run.rglob("*") if ".tmp-" in path.name or path.name == ".lock"]
-    assert count > kills / 2  # the run is so short that it may end before
+        hits += 1
 
 
 @pytest.mark.parametrize(
