@@ -1,10 +1,14 @@
-"""A training configuration that takes seconds."""
+"""Training configurations that take seconds."""
+
+import json
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
 from pqm_fast.data.encode import Template
+from pqm_fast.train import loop
 from pqm_fast.train.config import TrainConfig
 
 
@@ -37,3 +41,50 @@ def configure(tmp_path):
         return TrainConfig(out=str(tmp_path / out), **(base | options))
 
     return make
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing is slow."""
+    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model and data for runs on several ranks, which every loss can use."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.model_folder(folder / "model", num_hidden_layers=2)
+    data = tiny.write_data(folder / "data.jsonl", count=240, questions=40)
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    for row in rows:  # whether the solution is right, for the losses that read it
+        row["correct"] = bool(all(row["labels"]))
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def make(world, tmp_path):
+    """Configurations of such runs."""
+
+    def configure(out, **options):
+        base = {
+            "model": str(world / "model"),
+            "data": (str(world / "data.jsonl"),),
+            "micro_batch_tokens": 128,
+            "max_length": 64,
+            "max_steps": 20,
+            "learning_rate": 1e-3,
+            "eval_every": 10,
+            "save_every": 0,
+            "save_dtype": "float32",
+            "log_every": 1,
+            "progress": False,
+            "cache_dir": str(world / "cache"),
+            "device": "cpu",
+            "dtype": "float32",
+            "layers": "eager",
+            "template": Template(step_token="last"),
+        }
+        return TrainConfig(out=str(tmp_path / out), **(base | options))
+
+    return configure

@@ -15,10 +15,7 @@ from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.run import prepare
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.fixture
