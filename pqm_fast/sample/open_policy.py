@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pqm_fast.ranks.group import Ranks
+from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.sample.options import PolicyOptions
 from pqm_fast.sample.policy import Policy
 from pqm_fast.sample.policy_name import parse_policy
 
 
 def open_policy(
-    text: str, options: PolicyOptions, ranks: Ranks, show_progress: Callable[[str], Any] = lambda message: None
+    text: str,
+    options: PolicyOptions,
+    show_progress: Callable[[str], Any] = lambda message: None,
+    ranks: Ranks = ALONE,
 ) -> Policy:
     """Raises PQMError if the policy does not exist or cannot be loaded. A server is contacted by requests only, and the
     ranks divide its `parallel` requests among them.

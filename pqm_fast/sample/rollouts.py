@@ -63,7 +63,7 @@ class Rollouts:
         if first is None:
             return  # the journals have everything: the policy is not needed
         self.ready.appendleft(first)
-        policy = open_policy(self.config.policy, self.config.writing, self.ranks, bar.set_postfix_str)
+        policy = open_policy(self.config.policy, self.config.writing, bar.set_postfix_str, self.ranks)
         try:
             for outcome in complete(policy, next_request):
                 for waiting_record in self._take(outcome):

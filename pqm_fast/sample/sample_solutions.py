@@ -89,7 +89,7 @@ def _sample_missing(
             if not num_missing(p):
                 continue  # do not load a model that has nothing left to do
             bar.set_description(", ".join(filter(None, (share_label(ranks), name))))
-            policy = open_policy(config.policy[p], config.writing, ranks, bar.set_postfix_str)
+            policy = open_policy(config.policy[p], config.writing, bar.set_postfix_str, ranks)
             requests = _requests(config, p, name, questions, own, places, refused)
             try:
                 for request, completion in complete(policy, partial(next, requests, None)):

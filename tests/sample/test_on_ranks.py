@@ -71,7 +71,7 @@ def test_any_number_of_ranks_writes_the_same(tmp_path, capsys, command):
     "a rank of `sample` or `annotate` on several GPUs is killed; the command continues on fewer",
     how="`kill -9` in the middle",
     lost="the completions under way",
-    recovers="the same command reads the journals of all ranks and asks for nothing twice; the file is that of one rank",
+    recovers="the same command reads the journals of all ranks and asks for nothing twice; the file is as of one rank",
 )
 @pytest.mark.parametrize("command", [sampling, annotating])
 def test_killed_and_resumed_on_fewer_ranks(tmp_path, monkeypatch, command):
@@ -112,6 +112,6 @@ def test_killed_and_resumed_on_fewer_ranks(tmp_path, monkeypatch, command):
 def test_ranks_divide_the_requests_to_a_server(serve):
     server = serve(lambda body: "a: 7 -2 =5")
     for world, parallel in ((1, 10), (4, 2), (20, 1)):
-        policy = open_policy(server.policy, PolicyOptions(parallel=10), Ranks(world=world))
+        policy = open_policy(server.policy, PolicyOptions(parallel=10), ranks=Ranks(world=world))
         assert policy.room() == parallel
         policy.close()
