@@ -52,7 +52,7 @@ def _sample(config: SampleConfig, policy_names: list[str], ranks: Ranks) -> Path
     journals.replay(take)
     with journals.writing():
         own_refused = _sample_missing(config, policy_names, questions, journals, places, ranks)
-        refused = {q: message for of_rank in ranks.gather(own_refused) for q, message in of_rank.items()}
+        refused = dict(sorted(pair for of_rank in ranks.gather(own_refused) for pair in of_rank.items()))
         if len(refused) == len(questions):
             raise PQMError(f"{', '.join(config.data)}: no question could be taken, the last: {refused.popitem()[1]}")
         journals.collect()
