@@ -94,7 +94,7 @@ def test_killed_and_resumed_on_fewer_ranks(tmp_path, monkeypatch, command):
 
     assert exit_codes(start_ranks(3, work, tmp_path)) == [1, 1, -9]
     assert "".join(said(tmp_path, 3)).count("what is done is kept in") == 1
-    rows = sum(rows_in(tmp_path / f"out.part{number}") for number in ("", "-1", "-2"))
+    rows = sum(map(rows_in, tmp_path.glob("out.part*")))
     assert rows_in(tmp_path / "out.part-2") == 9
 
     def resume(ranks):

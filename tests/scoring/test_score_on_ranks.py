@@ -58,16 +58,16 @@ def assert_same(found: Path, expected: Path) -> None:
         assert row["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
-def in_second_batch(patch: pytest.MonkeyPatch, fault) -> None:
-    """Calls `fault` when the second batch from now is about to be scored."""
-    count, original = iter(range(1000)), StepQModel.scores
+def before_row(patch: pytest.MonkeyPatch, number: int, fault) -> None:
+    """Calls `fault` when the row of that number from now, from 0, is about to be written."""
+    count, append = iter(range(1000)), Journal.append
 
-    def scores(self, batch, plan=None):
-        if next(count) == 1:
+    def faulty(self, row):
+        if next(count) == number:
             fault()
-        return original(self, batch, plan)
+        return append(self, row)
 
-    patch.setattr(StepQModel, "scores", scores)
+    patch.setattr(Journal, "append", faulty)
 
 
 def ids_kept(out: Path) -> list[str]:
@@ -119,11 +119,17 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(world, tmp_path, monkeypat
     score(config_of(world, tmp_path / "whole.jsonl"))
 
     def killed(victim, count):
-        """Runs `score` on `count` ranks, of which one is killed in its second batch. Returns what they say."""
+        """Runs `score` on `count` ranks, of which one is killed in the middle of a batch, after the last of the others
+        has begun. Returns what they say."""
+
+        def kill():
+            while not Path(f"{part}-2").exists() or Path(f"{part}-2").read_bytes().count(b"\n") < 3:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
 
         def work(ranks):
             if ranks.rank == victim:
-                in_second_batch(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                before_row(monkeypatch, 4, kill)
             score(config_of(world, out), ranks)
 
         codes = exit_codes(start_ranks(count, work, tmp_path))
@@ -137,7 +143,7 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(world, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        in_second_batch(patch, interrupt)
+        before_row(patch, 8, interrupt)
         with pytest.raises(KeyboardInterrupt):
             score(config_of(world, out))
     kept = [ids_kept(out)]
