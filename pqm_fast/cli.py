@@ -78,15 +78,22 @@ def _score(arguments: list[str]) -> None:
 
     config = parse(ScoreConfig, "score", arguments)
 
+    from pqm_fast.ranks.group import join_ranks
     from pqm_fast.scoring.run import score
 
-    print(f"scores: {score(config)}")
+    with join_ranks() as ranks:
+        out = score(config, ranks)
+    if ranks.first:
+        print(f"scores: {out}")
 
 
 def _evaluate(arguments: list[str]) -> None:
     from pqm_fast.evaluate.run import EvaluateConfig, evaluate
+    from pqm_fast.ranks.group import join_ranks
 
-    evaluate(parse(EvaluateConfig, "evaluate", arguments))
+    config = parse(EvaluateConfig, "evaluate", arguments)
+    with join_ranks() as ranks:
+        evaluate(config, ranks)
 
 
 def _sample(arguments: list[str]) -> None:
@@ -95,9 +102,13 @@ def _sample(arguments: list[str]) -> None:
     arguments = ["--n" if argument == "-n" else argument for argument in arguments]
     config = parse(SampleConfig, "sample", gather(arguments, "--policy"))
 
+    from pqm_fast.ranks.group import join_ranks
     from pqm_fast.sample.sample_solutions import sample
 
-    print(f"pool: {sample(config)}")
+    with join_ranks() as ranks:
+        out = sample(config, ranks)
+    if ranks.first:
+        print(f"pool: {out}")
 
 
 def _annotate(arguments: list[str]) -> None:
@@ -105,9 +116,13 @@ def _annotate(arguments: list[str]) -> None:
 
     config = parse(AnnotateConfig, "annotate", arguments)
 
+    from pqm_fast.ranks.group import join_ranks
     from pqm_fast.sample.annotate import annotate
 
-    print(f"labels: {annotate(config)}")
+    with join_ranks() as ranks:
+        out = annotate(config, ranks)
+    if ranks.first:
+        print(f"labels: {out}")
 
 
 def _study(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pqm_fast.common.exit_codes import run_command
@@ -52,6 +53,7 @@ def start_ranks(
         if not process:
             code = 70
             try:
+                torch.set_num_threads(1)  # the threads of the process that it was forked from are not here
                 sys.stdout = sys.stderr = open(folder / f"said-{rank}", "w", buffering=1)  # noqa: SIM115
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
                 os.environ |= variables | {"GROUP_RANK": str(machine(rank))}

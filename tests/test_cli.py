@@ -242,7 +242,7 @@ def test_a_malformed_escape_is_an_error(typed, capsys):
 @pytest.mark.parametrize(("command", "module"), [("sample", "sample_solutions"), ("annotate", "annotate")])
 def test_every_text_of_the_policies_is_typed_with_escapes(command, module, monkeypatch):
     seen = []
-    monkeypatch.setattr(f"pqm_fast.sample.{module}.{command}", seen.append)
+    monkeypatch.setattr(f"pqm_fast.sample.{module}.{command}", lambda config, ranks: seen.append(config))
     given = ["--step-separator", r"\n\n", "--stop", r"\nQ:", r"\\", "--prompt-format", "chat", "--system", r"a\tb"]
     policy = ["--policy", "arithmetic:strong", "--data", "d", "--out", "o"]
     assert main([command, *policy, *given]) == 0
@@ -252,7 +252,7 @@ def test_every_text_of_the_policies_is_typed_with_escapes(command, module, monke
 
 def test_texts_of_third_party_prms_are_typed_with_escapes(monkeypatch):
     seen: list[ScoreConfig] = []
-    monkeypatch.setattr(score_module, "score", seen.append)
+    monkeypatch.setattr(score_module, "score", lambda config, ranks: seen.append(config))
     files = ["--model", "m", "--data", "d", "--out", "o"]
     assert (
         main(["score", *files, "--preset", "trl", "--step-token", r"\n\n", "--prompt-format", r"\u4e00{prompt}"]) == 0

@@ -1,7 +1,11 @@
-"""OUT.part: the finished rows of a run, one on each line, so that the same command can continue from there."""
+"""OUT.part: the finished rows of a run, one on each line, so that the same command can continue from there.
+
+If a command has several ranks, rank 0 writes OUT.part, and the others OUT.part-1, OUT.part-2, ...
+"""
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,25 +30,27 @@ class Journal:
     A run with other inputs must not continue from these rows. The checksum of each row therefore starts from the CRC of
     the header, so rows are known to belong to this run even if the header is damaged. The caller holds the lock on OUT.
 
-    Raises PQMError if OUT exists already, or if OUT.part was started with other inputs. Writes nothing before `append`.
+    `number`: of the rank that writes this file. Raises PQMError if OUT exists already, or if the file was started with
+    other inputs. Writes nothing before `append`.
     """
 
-    def __init__(self, out: Path, inputs: dict[str, Any]):
+    def __init__(self, out: Path, inputs: dict[str, Any], number: int = 0):
         if out.exists():
             raise PQMError(f"{out}: exists already; delete it or choose another --out")
-        self.path = _part(out)
+        self.path = _part(out, number)
         self.header = json.dumps(inputs).encode()
         self.header_crc = zlib.crc32(self.header)
-        self.size, self.rows, self.flushed = 0, 0, 0.0
+        self.size, self.lines, self.rows, self.flushed = 0, 0, 0, 0.0
         self.damaged_lines: list[int] = []
         """Numbers, from 1, of the lines that `replay` found damaged."""
         self.file: Any = None
         self.reader: Any = None
-        if (stored := stored_inputs(out)) is not None:
-            self._check_inputs(stored, json.loads(self.header))
+        if (stored := _stored_inputs(self.path)) is not None:
+            self._check_inputs(stored, json.loads(self.header), "it" if len(part_numbers(out)) == 1 else f"{out}.part*")
 
-    def replay(self, take: Callable[[int, dict[str, Any]], None]) -> None:
-        """Calls `take` with (byte offset, row) for every intact row, and prints which lines are damaged.
+    def replay(self, take: Callable[[int, dict[str, Any]], None], quiet: bool = False) -> None:
+        """Calls `take` with (byte offset, row) for every intact row, and prints which lines are damaged unless `quiet`.
+        Called again, it goes on with the rows that the file's writer has added.
 
         If `take` raises ValueError, LookupError or TypeError, it does not know the row, which then counts as damaged. A
         last line that a crash cut off will be overwritten.
@@ -54,26 +60,28 @@ class Journal:
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            file.seek(self.size)
+            for line in file:
                 if not line.endswith(b"\n"):
                     break
+                self.lines += 1
                 try:
-                    if number == 1:
+                    if self.lines == 1:
                         _inputs_in(line)
                     else:
                         take(self.size, json.loads(_checked(line, self.header_crc)))
                         self.rows += 1
                 except (ValueError, LookupError, TypeError, RecursionError):
-                    self.damaged_lines.append(number)
+                    self.damaged_lines.append(self.lines)
                 self.size += len(line)
         if self.damaged_lines == [1] and not self.rows:  # no row can be lost: start over
-            self.damaged_lines, self.size = [], 0
+            self.damaged_lines, self.size, self.lines = [], 0, 0
         elif 1 in self.damaged_lines and not self.rows:
             raise PQMError(
                 f"{self.path}: its first line, with the options it was started with, is damaged, and no row belongs to "
                 "these options; use the options it was started with, or delete it to start over"
             )
-        if self.damaged_lines:
+        if self.damaged_lines and not quiet:
             lines = ", ".join(map(str, self.damaged_lines[:SHOWN_LINES]))
             more = ", ..." if len(self.damaged_lines) > SHOWN_LINES else ""
             count = f"{len(self.damaged_lines):,} damaged (line {lines}{more})"
@@ -121,22 +129,26 @@ class Journal:
         """The row at a byte offset. Raises PQMError as `text` does."""
         return json.loads(self.text(offset))
 
+    def kept(self) -> str:
+        """The note that the finished rows are kept; empty if there is none."""
+        return kept_note(self.path) if self.rows else ""
+
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, kept: Callable[[], str] | None = None) -> Iterator[None]:
         """Closes the files at the end. The message of an error or a signal in the block adds that the finished rows are
-        kept."""
-        kept_note = f"what is done is kept in {self.path}"
+        kept, in the words of `kept` (default: of this file)."""
+        kept = kept or self.kept
         try:
             yield
         except KeyboardInterrupt as stop:
-            stop.args = (f"{kept_note}, and the same command continues from there",) if self.rows else ()
+            stop.args = (continues(note),) if (note := kept()) else ()
             raise
         except OSError as error:
             reason = f"{error.filename or self.path}: {error.strerror or error}"
-            raise PQMError(f"{reason}; {kept_note}" if self.rows else reason) from error
+            raise PQMError(f"{reason}; {note}" if (note := kept()) else reason) from error
         except PQMError as error:
-            if self.rows:
-                raise PQMError(f"{error}; {kept_note}") from error
+            if note := kept():
+                raise PQMError(f"{error}; {note}") from error
             raise
         finally:
             self.close()
@@ -145,13 +157,14 @@ class Journal:
         for file in (self.file, self.reader):
             if file is not None:
                 file.close()
+        self.file = self.reader = None
 
     def remove(self) -> None:
         """Removes the file. Call it once OUT is complete."""
         self.close()
         self.path.unlink(missing_ok=True)
 
-    def _check_inputs(self, stored: dict[str, Any], inputs: dict[str, Any]) -> None:
+    def _check_inputs(self, stored: dict[str, Any], inputs: dict[str, Any], delete: str) -> None:
         changed = []
         for name, value in inputs.items():
             if stored.get(name) != value:
@@ -160,13 +173,34 @@ class Journal:
                 changed.append(f"{name} ({description})")
         if changed:
             raise PQMError(
-                f"{self.path}: was started with other options: {', '.join(changed)}; delete it to start over"
+                f"{self.path}: was started with other options: {', '.join(changed)}; delete {delete} to start over"
             )
 
 
+def kept_note(where: object) -> str:
+    return f"what is done is kept in {where}"
+
+
+def continues(note: str) -> str:
+    """The note that rows are kept, for a command that ended in the middle."""
+    return f"{note}, and the same command continues from there"
+
+
+def part_numbers(out: Path) -> list[int]:
+    """The numbers of the files that interrupted runs have left: 0 for OUT.part, N for OUT.part-N."""
+    names = [path.name for path in out.parent.iterdir()] if out.parent.is_dir() else []
+    found = (re.fullmatch(rf"{re.escape(out.name)}\.part(?:-([1-9]\d*))?", name) for name in names)
+    return sorted(int(match[1] or 0) for match in found if match)
+
+
 def stored_inputs(out: Path) -> dict[str, Any] | None:
-    """The inputs of the interrupted run that left OUT.part; None if there is no such file or its header is damaged."""
-    path = _part(out)
+    """The inputs of the interrupted run that left OUT.part or OUT.part-N; None if there is no such file with an intact
+    header."""
+    stored = (_stored_inputs(_part(out, number)) for number in part_numbers(out))
+    return next((inputs for inputs in stored if inputs is not None), None)
+
+
+def _stored_inputs(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with open(path, "rb") as file, suppress(ValueError, RecursionError):
@@ -174,8 +208,8 @@ def stored_inputs(out: Path) -> dict[str, Any] | None:
     return None
 
 
-def _part(out: Path) -> Path:
-    return out.with_name(out.name + ".part")
+def _part(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.name}.part-{number}" if number else f"{out.name}.part")
 
 
 def _inputs_in(header_line: bytes) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class SkipSummary:
         if len(self.examples) < 3:
             self.examples.append(message)
 
+    def add_all(self, other: "SkipSummary") -> None:
+        for kind, count in other.counts.items():
+            self.counts[kind] += count
+        self.examples = [*self.examples, *other.examples][:3]
+
     @property
     def total(self) -> int:
         return self.counts.total()

@@ -16,6 +16,7 @@ from pqm_fast.evaluate.pools import evaluate_pools
 from pqm_fast.evaluate.steps import Pair, evaluate_steps
 from pqm_fast.evaluate.table import table
 from pqm_fast.evaluate.vote import DRAWS
+from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.scoring.cut_off import CutOff
 from pqm_fast.scoring.options import ScoringOptions
 from pqm_fast.scoring.stored import SCORED_BY, model_name, scores_of
@@ -60,8 +61,9 @@ class EvaluateConfig:
         check_temperature(self.temperature)
 
 
-def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
-    """Evaluates the records, and prints the tables unless `quiet`.
+def evaluate(config: EvaluateConfig, ranks: Ranks = ALONE, *, quiet: bool = False) -> dict[str, Any]:
+    """Evaluates the records, and prints the tables unless `quiet`. Of several ranks, all score records, and rank 0
+    alone evaluates them; the others return an empty dict.
 
     If `config.out` is set, writes the results there and the pictures beside it. Returns the results.
 
@@ -71,8 +73,10 @@ def evaluate(config: EvaluateConfig, *, quiet: bool = False) -> dict[str, Any]:
     if config.out:
         file_to_write(Path(config.out))
     skipped, cut = SkipSummary(), CutOff()
-    scored = list(_scored(config, config.data, skipped, cut))
-    calibration_pairs = list(_scored(config, config.calibrate, skipped, cut)) if config.calibrate else None
+    scored = list(_scored(config, config.data, skipped, cut, ranks))
+    calibration_pairs = list(_scored(config, config.calibrate, skipped, cut, ranks)) if config.calibrate else None
+    if not ranks.first:
+        return {}
     labelled = [pair for pair in scored if pair[0].labels is not None]
     candidates = [pair for pair in scored if has_question_id(pair[0])]
     for record, _ in candidates:
@@ -126,11 +130,22 @@ def _model(config: EvaluateConfig, scored: list[Pair]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _scored(config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary, cut: CutOff) -> Iterator[Pair]:
+def _scored(
+    config: EvaluateConfig, data: tuple[str, ...], skipped: SkipSummary, cut: CutOff, ranks: Ranks
+) -> Iterator[Pair]:
+    """The records with their scores, in order; nothing on the other ranks than 0."""
     if config.model is None:
-        for record in read_all(data, config.read, skipped):
-            yield record, scores_of(record, ", ".join(data), ", or give --model")
+        if ranks.first:
+            for record in read_all(data, config.read, skipped):
+                yield record, scores_of(record, ", ".join(data), ", or give --model")
         return
     from pqm_fast.scoring.run import score_records
 
-    yield from score_records(config.model, data, config.read, config.scoring, skipped, cut)
+    own = score_records(config.model, data, config.read, config.scoring, skipped, cut, ranks=ranks)
+    by_rank = ranks.gather({record.id: scores for record, scores in own})
+    if ranks.first:
+        by_id = {id: scores for share in by_rank for id, scores in share.items()}
+        for record in read_all(data, config.read, SkipSummary()):
+            if record.id in by_id:
+                cut.add(by_id[record.id])
+                yield record, by_id[record.id]

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
 from pqm_fast.ranks.meeting import meet
-from pqm_fast.ranks.watch import LauncherWatch, Watch
+
+if TYPE_CHECKING:  # a command that needs no model does without torch
+    import torch
+
+    from pqm_fast.ranks.watch import Watch
 
 Value = TypeVar("Value")
 # Ranks wait this long for each other on the host: one of them may tokenise, or write a model. A rank that has ended is
@@ -39,7 +40,7 @@ class Ranks:
     """How many ranks there are on this machine."""
     attempt: int = 0
     """How often torchrun has started the ranks anew (--max-restarts)."""
-    watch: Watch | None = None
+    watch: "Watch | None" = None
     hosts: Any = None
     """The process group for messages between hosts (gloo). The default group is for the device."""
 
@@ -51,12 +52,16 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until every rank is here."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.barrier(group=self.hosts)
 
     def gather(self, value: Value) -> list[Value]:
         """The value of each rank, on every rank. It is pickled."""
         if self.world == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self.hosts)
         return values
@@ -65,6 +70,8 @@ class Ranks:
         """What `make` returns on rank 0, on every rank. It is pickled."""
         if self.world == 1:
             return make()
+        import torch.distributed as dist
+
         values: list[Any] = [make() if self.first else None]
         dist.broadcast_object_list(values, src=0, group=self.hosts)
         return values[0]
@@ -83,20 +90,29 @@ class Ranks:
         """Whether `flag` is true on any rank. It waits for all ranks."""
         if self.world == 1:
             return bool(flag)
+        import torch
+        import torch.distributed as dist
+
         number = torch.tensor([int(bool(flag))])
         dist.all_reduce(number, group=self.hosts)
         return bool(number.item())
 
-    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+    def add_up(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """Replaces `tensor`, on the device of the model, by its sum over the ranks. A GPU does not make the host
         wait."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.all_reduce(tensor)
         return tensor
 
     def new_host_group(self) -> Any:
         """A second group for messages between hosts, for use by another thread; None for one rank."""
-        return dist.new_group(backend="gloo", timeout=HOST_TIMEOUT) if self.world > 1 else None
+        if self.world == 1:
+            return None
+        import torch.distributed as dist
+
+        return dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
 
     def say_when_lost(self, hint: Callable[[], str]) -> None:
         """If a rank is lost, the message ends with the result of `hint`: what is kept and how to go on."""
@@ -124,6 +140,11 @@ def join_ranks() -> Iterator[Ranks]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start with torchrun, or "
             "unset WORLD_SIZE to run in one process"
         )
+    import torch
+    import torch.distributed as dist
+
+    from pqm_fast.ranks.watch import LauncherWatch, Watch
+
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()

@@ -4,32 +4,63 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from pqm_fast.common.files import atomic_file
-from pqm_fast.common.journal import Journal
-from pqm_fast.common.lock import locked
 from pqm_fast.data.candidate import known_answer
+from pqm_fast.data.dealt import dealt_to
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
 from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.ranks.group import ALONE, Ranks
+from pqm_fast.ranks.journals import Journals, locked_by_first
+from pqm_fast.ranks.progress import progress_bar
 from pqm_fast.sample.options import AnnotateConfig
 from pqm_fast.sample.policy_name import policy_identity
 from pqm_fast.sample.prefix_search import labels_from_rollouts
 from pqm_fast.sample.rollouts import Rollouts
 
 
-def annotate(config: AnnotateConfig) -> Path:
+def annotate(config: AnnotateConfig, ranks: Ranks = ALONE) -> Path:
     """Returns the path written. Raises PQMError for what cannot be labelled; the rollouts made by then are kept."""
-    with locked(Path(config.out), "annotate"):
-        return _annotate(config)
+    with locked_by_first(Path(config.out), "annotate", ranks):
+        return _annotate(config, ranks)
 
 
-def _annotate(config: AnnotateConfig) -> Path:
-    # what the rollouts depend on
-    identity = {
+def _annotate(config: AnnotateConfig, ranks: Ranks) -> Path:
+    out, skipped = Path(config.out), SkipSummary()
+    journals = Journals(out, ranks.from_first(lambda: _identity(config)), ranks)
+
+    def own(records: Iterator[Record]) -> Iterator[Record]:
+        return (record for record in records if dealt_to(ranks, record.prompt))  # they may share rollouts
+
+    def checked() -> int:
+        """The number of records of rank 0. Reports a bad record before the first rollout."""
+        is_own = [dealt_to(ranks, record.prompt) for record in _records(config, skipped)]
+        if not is_own:
+            raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
+        return sum(is_own)
+
+    total = ranks.from_first(checked)
+    with journals.writing():
+        rollouts = Rollouts(config, journals, ranks)
+        with progress_bar(ranks, total, "record", config.progress) as bar:
+            rollouts.measure(own(_records(config, SkipSummary())), bar)
+        rollouts.collect()
+        if not ranks.first:
+            return out
+        summary = _write(config, rollouts, skipped)
+    journals.remove()
+    if skipped.total:
+        print(skipped)
+    print(summary)
+    return out
+
+
+def _identity(config: AnnotateConfig) -> dict[str, Any]:
+    """What the rollouts depend on."""
+    return {
         "policy": policy_identity(config.policy),
         "data": [source_key(name) for name in config.data],
         "read": asdict(config.read) | {"skip_bad": None},
@@ -38,21 +69,6 @@ def _annotate(config: AnnotateConfig) -> Path:
         "seed": config.seed,
         **config.writing.identity(),
     }
-    journal = Journal(Path(config.out), identity)
-    skipped = SkipSummary()
-    total = sum(1 for _ in _records(config, skipped))  # reports a bad record before the first rollout
-    if not total:
-        raise PQMError(f"{', '.join(config.data)}: no usable record. {skipped}")
-    with journal.writing():
-        rollouts = Rollouts(config, journal)
-        with tqdm(total=total, unit="record", disable=not config.progress) as bar:
-            rollouts.measure(_records(config, SkipSummary()), bar)
-        summary = _write(config, rollouts, skipped)
-    journal.remove()
-    if skipped.total:
-        print(skipped)
-    print(summary)
-    return Path(config.out)
 
 
 def _records(config: AnnotateConfig, skipped: SkipSummary) -> Iterator[Record]:

@@ -29,7 +29,8 @@ class PolicyOptions:
     stop: tuple[Text, ...] = ()
     """Texts that end a completion; they are removed from it."""
     parallel: int = 64
-    """Completions written at once: the batch size of a local model, or the requests in flight to a server."""
+    """Completions written at once: the batch size of a local model, or the requests in flight to a server (of all ranks
+    together, under torchrun)."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer whose chat template formats a server's prompts. Default: the model's name."""
     timeout: float = 600.0

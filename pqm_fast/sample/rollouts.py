@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pqm_fast.common.journal import Journal
 from pqm_fast.data.candidate import is_cut_off, known_answer
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
+from pqm_fast.ranks.group import Ranks
+from pqm_fast.ranks.journals import Journals
 from pqm_fast.sample.answer_check import ends_right
 from pqm_fast.sample.open_policy import open_policy
 from pqm_fast.sample.options import AnnotateConfig
@@ -38,14 +39,14 @@ class _Prefix:
 
 
 class Rollouts:
-    """The rollouts of all prefixes so far, starting with those in the journal."""
+    """The rollouts of all prefixes so far, starting with those in the journals."""
 
-    def __init__(self, config: AnnotateConfig, journal: Journal):
-        self.config, self.journal = config, journal
+    def __init__(self, config: AnnotateConfig, journals: Journals, ranks: Ranks):
+        self.config, self.journals, self.ranks = config, journals, ranks
         self.policy_name = parse_policy(config.policy).model
         self.prefixes: dict[str, _Prefix] = {}
         self.ready: deque[Request] = deque()
-        journal.replay(self._replay)
+        journals.replay(self._replay)
 
     def measure(self, records: Iterator[Record], bar: tqdm) -> None:
         """Requests rollouts until every record has what its labels need. Raises PQMError if that fails."""
@@ -60,15 +61,23 @@ class Rollouts:
 
         first = next_request()
         if first is None:
-            return  # the journal has everything: the policy is not needed
+            return  # the journals have everything: the policy is not needed
         self.ready.appendleft(first)
-        policy = open_policy(self.config.policy, self.config.writing, bar.set_postfix_str)
+        policy = open_policy(self.config.policy, self.config.writing, bar.set_postfix_str, self.ranks)
         try:
             for outcome in complete(policy, next_request):
                 for waiting_record in self._take(outcome):
                     bar.update(self._advance(waiting_record))
         finally:
             policy.close()
+
+    def collect(self) -> None:
+        """Waits until each rank has measured its records. Then rank 0 has the rollouts of all."""
+        own_errors = [(k, str(p.error), p.error.kind) for k, p in self.prefixes.items() if p.error is not None]
+        for errors in self.ranks.gather(own_errors):
+            for key, message, kind in errors:
+                self.prefixes.setdefault(key, _Prefix()).error = RecordError(message, kind)
+        self.journals.collect()
 
     def right_counts(self, record: Record) -> tuple[dict[int, int], list[int]]:
         """({prefix: right rollouts} for the prefixes measured so far, the prefixes to measure next).
@@ -139,7 +148,7 @@ class Rollouts:
             prefix.error = completion
         else:
             verdict = ends_right("\n".join(request.steps), completion.text, completion.finished, gold)
-            self.journal.append({"prefix": key, "rollout": k, "right": verdict})
+            self.journals.append({"prefix": key, "rollout": k, "right": verdict})
             prefix.verdicts[k] = verdict
         if len(prefix.verdicts) < self.config.rollouts and prefix.error is None:
             return []

@@ -1,6 +1,6 @@
 """`pqm-fast score`: writes the Q-value of every step of whole files, and resumes after an interruption."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pqm_fast.common.files import atomic_file
-from pqm_fast.common.journal import Journal, stored_inputs
-from pqm_fast.common.lock import locked
+from pqm_fast.common.journal import stored_inputs
+from pqm_fast.data.dealt import dealt_to
 from pqm_fast.data.encode import Encoded, OverLong
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import CHUNK, SkipSummary, chunks, read_all
@@ -18,45 +18,50 @@ from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.model.device import dtype_name, pick_device, pick_dtype
 from pqm_fast.model.identity import model_key
+from pqm_fast.ranks.group import ALONE, Ranks
+from pqm_fast.ranks.journals import Journals, locked_by_first
+from pqm_fast.ranks.progress import progress_bar
 from pqm_fast.scoring.cut_off import CutOff
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.scoring.stored import SCORED_BY, Scores, model_name
 
 
-def score(config: ScoreConfig) -> Path:
+def score(config: ScoreConfig, ranks: Ranks = ALONE) -> Path:
     """Scores files of any size. Returns the path written; raises PQMError for what cannot be scored."""
-    with locked(Path(config.out), "score"):
-        return _score(config)
+    with locked_by_first(Path(config.out), "score", ranks):
+        return _score(config, ranks)
 
 
-def _score(config: ScoreConfig) -> Path:
+def _score(config: ScoreConfig, ranks: Ranks) -> Path:
     out, skipped, cut = Path(config.out), SkipSummary(), CutOff()
-    config = _with_dtype(config, interrupted=stored_inputs(out))
-    journal = Journal(out, _scores_depend_on(config))
-    row_offsets: dict[str, int] = {}  # record id -> position of its row in the journal
+    config, inputs = ranks.from_first(lambda: _with_inputs(config))
+    journals = Journals(out, inputs, ranks)
+    places: dict[str, int] = {}  # record id -> place of its row in the journals
 
-    def take(offset: int, row: dict[str, Any]) -> None:
+    def take(place: int, row: dict[str, Any]) -> None:
         id, scores = row["id"], row["scores"]
         if not isinstance(id, str) or not isinstance(scores, list):
             raise TypeError("not a row of scores")
         cut.add(scores)
-        row_offsets[id] = offset
+        places[id] = place
 
-    journal.replay(take)
+    journals.replay(take)
     model = model_name(config.model)
-    with journal.writing():
+    with journals.writing():
         for record, scores in score_records(
-            config.model, config.data, config.read, config.scoring, skipped, cut, done=frozenset(row_offsets)
+            config.model, config.data, config.read, config.scoring, skipped, cut, done=frozenset(places), ranks=ranks
         ):
-            row_offsets[record.id] = journal.append(_row(record, scores, model))
-        ids: Iterable[str] = row_offsets
-        if journal.damaged_lines:  # rows that were scored again are at the end of the journal
-            records = read_all(config.data, config.read, SkipSummary())
-            ids = (record.id for record in records if record.id in row_offsets)
+            cut.add(scores)
+            places[record.id] = journals.append(_row(record, scores, model))
+        journals.collect()
+        if not ranks.first:
+            return out
+        # in the order of the records, whatever the order of the rows: of several ranks, or scored again
+        ids = (record.id for record in read_all(config.data, config.read, SkipSummary()) if record.id in places)
         with atomic_file(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(f"{journal.text(row_offsets[id])}\n" for id in ids)
-    journal.remove()
+            file.writelines(f"{journals.text(places[id])}\n" for id in ids)
+    journals.remove()
     if skipped.total:
         print(skipped)
     if cut.records:
@@ -70,6 +75,12 @@ def _row(record: Record, scores: Scores, model: str) -> dict[str, Any]:
         row["labels"] = record.labels
     row |= {"scores": scores, SCORED_BY: model}
     return row | {name: value for name, value in record.extra.items() if name not in row}
+
+
+def _with_inputs(config: ScoreConfig) -> tuple[ScoreConfig, dict[str, Any]]:
+    """The config with a definite dtype, and all that the scores depend on."""
+    config = _with_dtype(config, interrupted=stored_inputs(Path(config.out)))
+    return config, _scores_depend_on(config)
 
 
 def _scores_depend_on(config: ScoreConfig) -> dict[str, Any]:
@@ -104,16 +115,27 @@ def score_records(
     skipped: SkipSummary,
     cut: CutOff,
     done: Container[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Record, Scores]]:
     """The records of files with the scores of their steps, in order, without those whose id is in `done`. Each is
-    yielded as soon as it and the records before it are scored.
+    yielded as soon as it and the records before it are scored. Of several ranks, each yields its own records.
 
     All records are read once before the model is loaded, so that a bad record is reported at once and the progress bar
-    knows the total. Records that do not fit the context are counted in `cut`. Raises PQMError for what cannot be read
-    or scored; with `read.skip_bad` such records are counted in `skipped`.
+    knows the total. `cut` is told the limit of the context. Raises PQMError for what cannot be read or scored; with
+    `read.skip_bad` such records are counted in `skipped`, on every rank those of all.
     """
     names = ", ".join(data)
-    total = sum(1 for _ in read_all(data, read, skipped))
+
+    def own(records: Iterator[Record]) -> Iterator[Record]:
+        # a question is computed at once where its solutions share tokens
+        return (r for r in records if dealt_to(ranks, r.prompt if options.prefix_tree else r.id))
+
+    def checked() -> tuple[int, SkipSummary]:
+        unreadable = SkipSummary()
+        return sum(1 for _ in own(read_all(data, read, unreadable))), unreadable
+
+    total, unreadable = ranks.from_first(checked)
+    skipped.add_all(unreadable)
     scorer = Scorer.from_pretrained(
         model,
         device=options.device,
@@ -125,23 +147,23 @@ def score_records(
         third_party=options.third_party,
     )
     cut.limit = f"{scorer.encoder.max_length:,} tokens ({'--max-length' if options.max_length else 'the model'})"
-    usable = False
-    with tqdm(total=total, unit="record", disable=not options.progress) as bar:
-        for records in chunks(read_all(data, read, SkipSummary()), CHUNK):
+    usable, unencodable = False, SkipSummary()
+    with progress_bar(ranks, total, "record", options.progress) as bar:
+        for records in chunks(own(read_all(data, read, SkipSummary())), CHUNK):
             usable_records: list[tuple[Record, Encoded | OverLong]] = []
             for record, encoded in zip(records, scorer.encoder(records), strict=True):
                 if isinstance(encoded, (Encoded, OverLong)):
                     usable_records.append((record, encoded))
                 elif read.skip_bad:
-                    skipped.add(encoded.kind, str(encoded))
+                    unencodable.add(encoded.kind, str(encoded))
                 else:
                     raise PQMError(f"{names}: {encoded}") from encoded
             usable = usable or bool(usable_records)
             bar.update(len(records) - len(usable_records))
-            for record, scores in _scored_in_order(scorer, usable_records, done, bar, names):
-                cut.add(scores)
-                yield record, scores
-    if not usable:
+            yield from _scored_in_order(scorer, usable_records, done, bar, names)
+    for of_rank in ranks.gather(unencodable):
+        skipped.add_all(of_rank)
+    if not ranks.any(usable):
         raise PQMError(f"{names}: no usable record. {skipped}")
 
 

@@ -39,7 +39,9 @@ def test_help_needs_no_heavy_package(command, tmp_path):
 )
 def test_policies_on_the_command_line(monkeypatch, tmp_path, arguments, expected):
     seen: list[SampleConfig] = []
-    monkeypatch.setattr("pqm_fast.sample.sample_solutions.sample", lambda config: seen.append(config) or Path("x"))
+    monkeypatch.setattr(
+        "pqm_fast.sample.sample_solutions.sample", lambda config, ranks: seen.append(config) or Path("x")
+    )
     assert main(["sample", "--data", "q.jsonl", *arguments, "-n", "9", "--out", "o"]) == 0
     file = tmp_path / "options.yaml"
     file.write_text("policy: [z, y]\ndata: q.jsonl\nn: 4\nout: o\nwriting: {parallel: 3}\n")
