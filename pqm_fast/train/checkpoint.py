@@ -108,6 +108,7 @@ class CheckpointWriter:
         with writing(path), ExitStack() as stack:
             temporary = self._everywhere(lambda: stack.enter_context(atomic_folder(path)) if first else path)[0]
             writer = dcp.HuggingFaceStorageWriter(str(temporary), _file_of(tensors), save_distributed=True)
+            writer.per_thread_copy_ahead = 0  # else it waits for all that the GPU has to do, every 10 MB
             dcp.save(tensors, storage_writer=writer, process_group=self.ranks.hosts, no_dist=self.ranks.world == 1)
             own_files = f"shard-{self.ranks.rank + 1:05d}-*.safetensors"
             digests = self._everywhere(lambda: sums(temporary.glob(own_files)))

@@ -40,7 +40,7 @@ class TrainingState:
         known = set(names)
         for part in self.own:
             if any(name.startswith(f"optimizer.{part.name}.") for name in known):
-                part.local.grad = torch.zeros_like(part.local)
+                part.local.grad = torch.zeros_like(part.local, dtype=part.local.grad_dtype)
         self.optimizer.step()
         for part in self.own:
             part.local.grad = None

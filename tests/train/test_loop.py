@@ -58,11 +58,11 @@ def test_accumulation_and_packing_do_not_change_the_gradient(configure, loss):
                 assert tiny.relative_error(gradient_of[parts][name], expected) <= 1e-5, name
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_resume_is_exact_to_the_bit(configure, dropout, tmp_path):
+@pytest.mark.parametrize(("dtype", "dropout"), [("float32", 0.0), ("bfloat16", 0.1)])
+def test_resume_is_exact_to_the_bit(configure, dtype, dropout, tmp_path):
     changes = {"attention_dropout": dropout, "num_hidden_layers": 2}
     model = str(tiny.model_folder(tmp_path / f"dropout{dropout}", **changes))
-    options = {"save_every": 5, "accumulation": 2, "epochs": 3, "model": model}
+    options = {"save_every": 5, "keep_checkpoints": 3, "accumulation": 2, "epochs": 3, "dtype": dtype, "model": model}
 
     def make(out, **more):
         base = configure(out=out, **{k: v for k, v in (options | more).items() if k != "model"})
@@ -93,6 +93,7 @@ def cut_off(folder, step=None):
     for checkpoint in (folder / "checkpoints").glob("step-*"):
         if step is not None and int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
+    assert step is None or (folder / "checkpoints" / f"step-{step:07d}").exists()
 
 
 @pytest.mark.parametrize("change", ["label", "record"])
@@ -213,7 +214,7 @@ def test_evaluation_in_trees_equals_that_of_plain_packing(configure, branching):
 
 def test_resuming_in_trees_is_exact(configure, branching, tmp_path):
     def make(out, **more):
-        return TrainConfig(**(vars(configure(out=out, save_every=5, epochs=3, **more)) | branching))
+        return TrainConfig(**(vars(configure(out=out, save_every=5, keep_checkpoints=3, **more)) | branching))
 
     train(make("whole"))
     train(make("cut"))
@@ -502,7 +503,7 @@ def test_without_held_out_data(configure, tmp_path):
 def test_eight_bit_moments_resume_exactly(configure, tmp_path):
     pytest.importorskip("torchao")
     model = str(tiny.model_folder(tmp_path / "wide", num_hidden_layers=1, hidden_size=64))
-    options = {"model": model, "optimizer": "adamw-8bit", "dtype": "bfloat16", "save_every": 5}
+    options = {"model": model, "optimizer": "adamw-8bit", "dtype": "bfloat16", "save_every": 5, "keep_checkpoints": 3}
     train(configure("whole", **options))
     train(configure("cut", **options))
     cut_off(tmp_path / "cut", 5)
