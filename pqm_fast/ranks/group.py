@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
+from pqm_fast.ranks.environment import read_environment, this_machine
 from pqm_fast.ranks.meeting import meet
 
 if TYPE_CHECKING:  # a command that needs no model does without torch
@@ -24,7 +25,6 @@ Value = TypeVar("Value")
 # Ranks wait this long for each other on the host: one of them may tokenise, or write a model. A rank that has ended is
 # noticed by the watch.
 HOST_TIMEOUT = timedelta(days=7)
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Ranks:
     """The number of this rank on its machine."""
     local_world: int = 1
     """How many ranks there are on this machine."""
-    attempt: int = 0
-    """How often torchrun has started the ranks anew (--max-restarts)."""
+    launcher: str | None = None
+    """A name of the torchrun process, which it keeps when it starts its ranks anew (--max-restarts)."""
     watch: "Watch | None" = None
     hosts: Any = None
     """The process group for messages between hosts (gloo). The default group is for the device."""
@@ -114,6 +114,19 @@ class Ranks:
 
         return dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
 
+    def check_device(self, device: "torch.device") -> None:
+        """Raises PQMError for a device that each rank cannot have for itself."""
+        if self.world == 1 or device.type != "cuda":
+            return
+        import torch
+
+        if device.index is not None:
+            raise PQMError(
+                f"device: {device} was given to {self.world} processes; leave it out, so that each has its own"
+            )
+        if (gpus := torch.cuda.device_count()) < self.local_world:
+            raise PQMError(f"{self.local_world} processes on a machine with {gpus} GPUs; lower --nproc-per-node")
+
     def say_when_lost(self, hint: Callable[[], str]) -> None:
         """If a rank is lost, the message ends with the result of `hint`: what is kept and how to go on."""
         if self.watch is not None:
@@ -127,51 +140,61 @@ ALONE = Ranks()
 def join_ranks() -> Iterator[Ranks]:
     """Joins the ranks that the environment describes, as torchrun sets it; `ALONE` if there is none.
 
-    If one rank raises an error, or ends without a word, every rank ends within seconds, and one of them says why. Only
-    rank 0 raises `Stopped`; the others leave with its exit code and no message. Raises PQMError if the environment is
-    not complete.
+    If one rank raises an error, is stopped by a signal, or ends without a word, every rank ends within seconds, with
+    the same exit code, and one of them says why. Raises PQMError if the environment is not complete.
     """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(attempt=attempt)
+    about = read_environment()
+    if about.world == 1:
+        yield Ranks(launcher=about.launcher)
         return
-    if missing := [name for name in VARIABLES if not os.environ.get(name)]:
-        raise PQMError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start with torchrun, or "
-            "unset WORLD_SIZE to run in one process"
-        )
     import torch
     import torch.distributed as dist
 
     from pqm_fast.ranks.watch import LauncherWatch, Watch
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank, local_world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, world = about.rank, about.world
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    launcher = LauncherWatch()
-    store, _, _ = next(dist.rendezvous("env://"))
-    machine = os.environ.get("GROUP_RANK", "0")  # torchrun numbers the machines
-    run, processes = meet(store, rank, world, (machine, os.getpid(), os.uname().nodename))
+        torch.cuda.set_device(about.local_rank % torch.cuda.device_count())
+    launcher = LauncherWatch() if about.launcher is not None else None
+    try:
+        store, _, _ = next(dist.rendezvous("env://"))
+        run, processes = meet(store, rank, world, (this_machine(), os.getpid(), os.uname().nodename))
+    except RuntimeError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise PQMError(
+            f"the ranks cannot meet at {address} (MASTER_ADDR, MASTER_PORT): {_first_line(error)}"
+        ) from error
     try:
         # watched before they form groups: to wait for a rank that is gone would take as long as the time limit of one
         with Watch(run, rank, processes) as watch:
-            launcher.among = watch
+            if launcher is not None:
+                launcher.among = watch
             try:
                 backends = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
                 store = dist.PrefixStore(run, store)
                 dist.init_process_group(backends, store=store, rank=rank, world_size=world)
                 hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-                yield Ranks(rank, world, local_rank, local_world, attempt, watch, hosts)
+                yield Ranks(rank, world, about.local_rank, about.local_world, about.launcher, watch, hosts)
             except Stopped as stop:
-                if rank == 0:
+                if watch.report(stop):
                     raise
                 raise SystemExit(128 + stop.number) from None
             except BaseException as error:
-                if isinstance(error, SystemExit) or watch.report(error):
+                if isinstance(error, SystemExit):
                     raise
-                raise SystemExit(1) from None  # another rank has said why
+                if not watch.report(error):
+                    raise SystemExit(1) from None  # another rank has said why
+                if isinstance(error, RuntimeError) and "gloo" in str(error):
+                    raise PQMError(
+                        f"rank {rank} has lost the connection to another rank, which may have been killed, or its "
+                        f"machine ({_first_line(error)}){watch.kept()}"
+                    ) from error
+                raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

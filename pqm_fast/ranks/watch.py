@@ -2,10 +2,11 @@
 
 A thread in each rank watches the processes of its own machine through the operating system, and the messages of the
 others in the store that the ranks met in. The first rank that knows of a fault announces it there and prints it; the
-others end without a message. A machine that falls silent as a whole is noticed by rank 0, through a sign of life that
-each machine gives once a second.
+others end without a message. A machine that falls silent as a whole is noticed through a sign of life that each gives
+once a second: rank 0 looks at all machines, and each machine at that of rank 0.
 """
 
+import json
 import os
 import select
 import sys
@@ -16,10 +17,13 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from pqm_fast.common.signals import Stopped
+
 SECONDS = 1.0  # between two looks at the store
 SILENT_SECONDS = 120.0  # without a sign of life; a process may hold the interpreter's lock while it compiles
 GRACE = 5.0  # a broken connection may be noticed before the end of the process that caused it
 EXIT_SECONDS = 0.5  # for the rank with the message, before the launcher ends all of them
+LEAVE_SECONDS = 5.0  # for ranks that a signal has reached too
 
 
 class Watch:
@@ -28,10 +32,15 @@ class Watch:
 
     def __init__(self, run: str, rank: int, processes: list[tuple[str, int, str]]):
         self.run, self.rank, self.processes = run, rank, processes
+        self.machine = processes[rank][0]
+        self.first_of: dict[str, int] = {}  # of each machine, its lowest rank
+        for number, (machine, _, _) in enumerate(processes):
+            self.first_of.setdefault(machine, number)
         self.hint: Callable[[], str] | None = None
         self._store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         self._open = True
         self._told = False  # this rank has announced the fault
+        self._signs: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch of the ranks", daemon=True)
 
@@ -55,13 +64,14 @@ class Watch:
         if isinstance(error, RuntimeError):  # perhaps a connection to a rank that is gone: the watch then ends us here
             time.sleep(GRACE)
         with self._lock:
-            return self._announce(f"{type(error).__name__}: {error}")
+            code = 128 + error.number if isinstance(error, Stopped) else 1
+            return self._announce(f"{type(error).__name__}: {error}", code)
 
     def _key(self, name: str) -> str:
         return f"pqm-fast/{self.run}/{name}"
 
-    def _announce(self, text: str) -> bool:
-        mine = f"rank {self.rank}: {text}"
+    def _announce(self, text: str, code: int = 1) -> bool:
+        mine = json.dumps([self.rank, text, code])
         try:
             self._told = self._store.compare_set(self._key("fault"), "", mine).decode() == mine
         except RuntimeError:  # no store: each rank speaks for itself
@@ -69,13 +79,21 @@ class Watch:
         return self._told
 
     def _watch(self) -> None:
-        handles, poll = self._others_here(), select.poll()
-        for handle in handles:
-            poll.register(handle, select.POLLIN)
-        signs: dict[str, tuple[bytes, float]] = {}
+        poll = select.poll()
+        handles: dict[int, int] = {}
+        others: dict[int, int] = {}
+        for rank, (machine, process, _) in enumerate(self.processes):
+            if rank != self.rank and machine == self.machine:
+                try:
+                    handle = os.pidfd_open(process)  # becomes readable when the process ends
+                except (OSError, AttributeError):  # it has ended, or this system has no such handles
+                    others[rank] = process
+                else:
+                    poll.register(handle, select.POLLIN)
+                    handles[handle] = rank
         count = 0
         while self._open:
-            ended = []
+            ended = [rank for rank, process in others.items() if not _is_alive(process)]
             for handle, _ in poll.poll(SECONDS * 1000):
                 ended.append(handles.pop(handle))
                 poll.unregister(handle)
@@ -84,50 +102,32 @@ class Watch:
                 if not self._open or self._told:
                     return
                 count += 1
-                self._look(ended, signs, count)
+                self._look(ended, count)
+            others = {rank: process for rank, process in others.items() if rank not in ended}
 
-    def _others_here(self) -> dict[int, int]:
-        """A handle on the process of each other rank on this machine, which becomes readable when the process ends."""
-        machine = self.processes[self.rank][0]
-        handles: dict[int, int] = {}
-        for rank, (its_machine, process, _) in enumerate(self.processes):
-            if rank != self.rank and its_machine == machine and hasattr(os, "pidfd_open"):  # Linux
-                try:
-                    handles[os.pidfd_open(process)] = rank
-                except ProcessLookupError:
-                    self.end(self._gone(rank))
-        return handles
-
-    def _look(self, ended: list[int], signs: dict[str, tuple[bytes, float]], count: int) -> None:
+    def _look(self, ended: list[int], count: int) -> None:
         try:
             if self._store.check([self._key("fault")]):
-                time.sleep(EXIT_SECONDS)
-                self._exit()
+                self._follow()
             for rank in ended:
                 if not self._store.check([self._key(f"left/{rank}")]):
                     self.end(self._gone(rank))
-            machine = self.processes[self.rank][0]
-            if self.rank == self._first_of(machine):
-                self._store.set(self._key(f"alive/{machine}"), str(count))
-            if self.rank == 0:
-                self._check_signs(signs)
+            if self.rank == self.first_of[self.machine]:
+                self._store.set(self._key(f"alive/{self.machine}"), str(count))
+                for machine in self.first_of if self.rank == 0 else [self.processes[0][0]]:
+                    self._check_sign(machine)
         except RuntimeError:
             self.end("the store that the ranks met in is gone, and with it the machine or the process that kept it")
 
-    def _check_signs(self, signs: dict[str, tuple[bytes, float]]) -> None:
-        now = time.monotonic()
-        for machine in {machine for machine, _, _ in self.processes}:
-            key = self._key(f"alive/{machine}")
-            sign = self._store.get(key) if self._store.check([key]) else b""
-            if machine not in signs or signs[machine][0] != sign:
-                signs[machine] = sign, now
-            first = self._first_of(machine)
-            silent = now - signs[machine][1] > SILENT_SECONDS
-            if silent and not self._store.check([self._key(f"left/{first}")]):
-                self.end(f"the machine {self.processes[first][2]} has been silent for {SILENT_SECONDS:.0f} s")
-
-    def _first_of(self, machine: str) -> int:
-        return next(rank for rank, process in enumerate(self.processes) if process[0] == machine)
+    def _check_sign(self, machine: str) -> None:
+        now, key = time.monotonic(), self._key(f"alive/{machine}")
+        sign = self._store.get(key) if self._store.check([key]) else b""
+        if machine not in self._signs or self._signs[machine][0] != sign:
+            self._signs[machine] = sign, now
+        first = self.first_of[machine]
+        silent = now - self._signs[machine][1] > SILENT_SECONDS
+        if silent and not self._store.check([self._key(f"left/{first}")]):
+            self.end(f"the machine {self.processes[first][2]} has been silent for {SILENT_SECONDS:.0f} s")
 
     def _gone(self, rank: int) -> str:
         _, process, host = self.processes[rank]
@@ -135,17 +135,34 @@ class Watch:
 
     def end(self, text: str) -> None:
         """Ends this process, with a message if no other rank has announced a fault."""
-        if self._announce(text):
-            hint = "" if self.hint is None else f". {self.hint()}"
-            print(f"pqm-fast: error: {text}; the other ranks are ended{hint}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(EXIT_SECONDS)
-        self._exit()
+        if not self._announce(text):
+            self._follow()
+        print(f"pqm-fast: error: {text}; the other ranks are ended{self.kept()}", file=sys.stderr, flush=True)
+        _exit(1)
 
-    def _exit(self) -> None:
-        """Ends the process from this thread: the main one may wait for a rank that is gone."""
-        sys.stdout.flush()
-        os._exit(1)
+    def kept(self) -> str:
+        """The end of a message: what is kept and how to go on, if that is known."""
+        return "" if self.hint is None else f". {self.hint()}"
+
+    def _follow(self) -> None:
+        """Ends this process without a message, because another rank has announced a fault."""
+        _, _, code = json.loads(self._store.get(self._key("fault")))
+        time.sleep(EXIT_SECONDS if code == 1 else LEAVE_SECONDS)
+        _exit(code)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _exit(code: int) -> None:
+    """Ends the process from this thread: the main one may wait for a rank that is gone."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 class LauncherWatch:
@@ -166,4 +183,4 @@ class LauncherWatch:
         if self.among is not None:
             self.among.end(text)
         print(f"pqm-fast: error: {text}", file=sys.stderr, flush=True)
-        os._exit(1)
+        _exit(1)

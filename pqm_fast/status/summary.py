@@ -94,7 +94,7 @@ def summarise(files: RunFiles, now: float) -> Summary:
         health=find_health(files, state, step, now),
         checkpoint=files.checkpoint,
         best_checkpoint=files.best,
-        resume=resume_command(files.folder) if state == "stopped" else None,
+        resume=resume_command(files.folder, _ranks(files.start)) if state == "stopped" else None,
     )
 
 
@@ -128,3 +128,8 @@ def _seconds_left(files: RunFiles, train: list[dict[str, Any]], state: State, no
         return None
     age = now - files.metrics_time if state == "running" and files.metrics_time is not None else 0.0
     return max(0.0, estimates[-1][1] - max(0.0, age))
+
+
+def _ranks(start: dict[str, Any]) -> int:
+    world = start.get("world")
+    return world if type(world) is int and world > 0 else 1

@@ -9,7 +9,7 @@ import torch
 from pqm_fast.common.signals import Stopped, StopRequest
 from pqm_fast.errors import Diverged
 from pqm_fast.model.device import dtype_name
-from pqm_fast.train.checkpoint import HELD_OUT_LOSS, CheckpointWriter
+from pqm_fast.train.checkpoint import CheckpointWriter
 from pqm_fast.train.clock import Clock
 from pqm_fast.train.evaluation import evaluate, evaluated
 from pqm_fast.train.finite import first_not_finite
@@ -18,6 +18,7 @@ from pqm_fast.train.log import RunLog
 from pqm_fast.train.resume import how_to_resume
 from pqm_fast.train.run import Run
 from pqm_fast.train.silent_log import SilentLog
+from pqm_fast.train.step_report import StepReporter
 from pqm_fast.train.training_state import TrainingState
 
 
@@ -31,6 +32,7 @@ class ActiveRun:
     checkpoints: CheckpointWriter
     log: RunLog | SilentLog
     clock: Clock
+    reporter: StepReporter
     stop: StopRequest
     """True once a signal has asked this rank to end."""
 
@@ -44,9 +46,8 @@ class ActiveRun:
             self.log.write("eval", step, metrics)
         return metrics
 
-    def save(self, step: int, metrics: dict[str, Any] | None = None) -> None:
-        """Writes a resumable checkpoint; `metrics` are those of the evaluation after `step`, if there was one. Raises
-        Diverged instead of saving a number that is not finite."""
+    def save(self, step: int) -> None:
+        """Writes a resumable checkpoint. Raises Diverged instead of saving a number that is not finite."""
         self.check_finite(step, self.training.parts())
         state = {
             "step": step,
@@ -54,16 +55,18 @@ class ActiveRun:
             "dtype": dtype_name(self.run.model.classifier.dtype),
             "options": self.run.config.to_store(),
             "recipe": asdict(self.run.recipe),
-            **({HELD_OUT_LOSS: metrics["loss"]} if metrics else {}),
+            "left_out": self.reporter.to_store(),
             **self.run.identity,
         }
         with self.folder.writing("checkpoints"):
             self.checkpoints.save(self.training, state)
 
     def saved(self) -> None:
-        """Waits until what was saved is on the disk."""
+        """Waits until what was saved is on the disk, and names the best checkpoint."""
         with self.folder.writing("checkpoints"):
             self.checkpoints.wait()
+            if self.run.ranks.first:
+                self.checkpoints.point()
 
     def check_finite(self, step: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Raises Diverged if a number in `tensors` (names and tensors) of any rank is not finite after `step`."""
@@ -79,4 +82,4 @@ class ActiveRun:
         """The exception to raise once everything is saved after a signal."""
         # a rank that no signal has reached yet leaves as the others do
         number = max(self.run.ranks.gather(self.stop.number))
-        return Stopped(number, how_to_resume(self.run.config))
+        return Stopped(number, how_to_resume(self.run.config, self.run.ranks))

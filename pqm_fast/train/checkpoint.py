@@ -5,6 +5,7 @@ read it. Random numbers are not part of it: they follow from the seed, the step 
 """
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from pqm_fast.common.files import atomic_file, atomic_folder, write_json
 from pqm_fast.errors import PQMError
 from pqm_fast.ranks.group import Ranks
 from pqm_fast.train.folder import writing
-from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints, pointed_at
+from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints
 from pqm_fast.train.training_state import TrainingState
 
 FILES = ("state.json",)
@@ -39,10 +40,9 @@ STATE_TYPES = {
     "dtype": str,
     "options": dict,
     "recipe": dict,
+    "left_out": dict,
     "model": dict,
 }
-HELD_OUT_LOSS = "held_out_loss"
-"""The entry of a state that tells which checkpoint is the best."""
 Value = TypeVar("Value")
 # one process is what is meant
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning, "torch.distributed.checkpoint")
@@ -60,11 +60,14 @@ class CheckpointWriter:
     """Writes checkpoints into `folder`, and keeps the newest `keep` of them and the best.
 
     All ranks call its methods. `ahead`: training goes on while a checkpoint is written, from a copy on the host; an
-    error is then raised by the next call.
+    error is then raised by the next call. `held_out`: the held-out loss of each step that was evaluated, as far as it
+    is known when it is called.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int, *, ahead: bool):
-        self.folder, self.keep, self.ahead = folder, keep, ahead
+    def __init__(
+        self, folder: Path, ranks: Ranks, keep: int, *, ahead: bool, held_out: Callable[[], dict[int, float]] = dict
+    ):
+        self.folder, self.keep, self.ahead, self.held_out = folder, keep, ahead, held_out
         # a group of its own, because a thread uses it while the training uses the others
         self.ranks = replace(ranks, hosts=ranks.new_host_group())
         self._meshes: dict[DeviceMesh, DeviceMesh] = {}
@@ -80,13 +83,20 @@ class CheckpointWriter:
         path = self.folder / f"step-{state['step']:07d}"
         if self.ranks.from_first(path.exists):
             return
-        tensors = training.tensors()
+        tensors = {name: tensor for name, tensor in training.tensors().items() if self._is_ours(tensor)}
         if not self.ahead:
             self._write(path, tensors, state)
             return
         copies = {name: self._on_host(tensor) for name, tensor in tensors.items()}
         self._thread = Thread(target=self._write_ahead, args=(path, copies, state), name="checkpoint")
         self._thread.start()
+
+    def _is_ours(self, tensor: torch.Tensor) -> bool:
+        """Whether this rank writes its part of a tensor: several may have the same part, or the whole."""
+        if not isinstance(tensor, DTensor):
+            return self.ranks.first
+        coordinate = tensor.device_mesh.get_coordinate()
+        return coordinate is not None and not any(coordinate[:-1])
 
     def wait(self) -> None:
         """Waits until nothing is being written. Raises NotWritten if that failed."""
@@ -96,6 +106,11 @@ class CheckpointWriter:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def finish(self) -> None:
+        """Waits until nothing is being written, whether it succeeds or not."""
+        if self._thread is not None:
+            self._thread.join()
 
     def _write_ahead(self, path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         try:
@@ -118,23 +133,22 @@ class CheckpointWriter:
                 digests.append(sums([temporary / "state.json"]))
                 write_list(temporary, {name: digest for own in digests for name, digest in own.items()})
                 stack.close()  # gives the folder its name
-                self._point(path, state)
+                self.point()
 
             self._everywhere(lambda: publish() if first else None)
 
-    def _point(self, path: Path, state: dict[str, Any]) -> None:
-        """Names the newest and the best checkpoint, and removes the others but `keep`."""
-        best = pointed_at(self.folder, BEST)
-        loss = state.get(HELD_OUT_LOSS)
-        if loss is not None:
-            other = None if best is None else _read_state(best)
-            if other is None or not loss >= other.get(HELD_OUT_LOSS, loss):
-                best = path
-                _write_name(self.folder / BEST, path)
-        for old in complete_checkpoints(self.folder)[: -self.keep]:
+    def point(self) -> None:
+        """Names the best and the newest checkpoint, and removes the others but `keep`. For rank 0 alone."""
+        known = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(self.folder)}
+        losses = {step: loss for step, loss in self.held_out().items() if step in known and math.isfinite(loss)}
+        best = known[min(losses, key=losses.__getitem__)] if losses else None
+        if best is not None:
+            _write_name(self.folder / BEST, best)
+        for old in list(known.values())[: -self.keep]:
             if old != best:
                 shutil.rmtree(old)
-        _write_name(self.folder / LATEST, path)
+        if known:
+            _write_name(self.folder / LATEST, max(known.values()))
 
     def _everywhere(self, make: Callable[[], Value]) -> list[Value]:
         """What `make` returns on each rank. If it fails on one, all of them raise its error."""
@@ -142,7 +156,7 @@ class CheckpointWriter:
         error: Exception | None = None
         try:
             result = make()
-        except (OSError, MemoryError) as failure:
+        except Exception as failure:
             error = failure
         outcomes = self.ranks.gather((result, error))
         for _, failed in outcomes:
@@ -224,15 +238,15 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 def _file_of(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     """The number, from 1, of the file that each tensor goes into: the same on every rank."""
-    numbers, file, bytes = {}, 1, 0
+    numbers, file, total = {}, 1, 0
     for name, tensor in tensors.items():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         shards = tensor.device_mesh.size(-1) if isinstance(tensor, DTensor) else 1
         size = tensor.numel() * local.element_size() // shards
-        if bytes and bytes + size > FILE_BYTES:
-            file, bytes = file + 1, 0
+        if total and total + size > FILE_BYTES:
+            file, total = file + 1, 0
         numbers[name] = file
-        bytes += size
+        total += size
     return numbers
 
 

@@ -86,6 +86,8 @@ def _metrics(run: Run, split: Split, indices: np.ndarray, parts: list[Outputs]) 
 def step_figures(run: Run, batches: list[PackedBatch], scores: list[torch.Tensor]) -> dict[str, Any]:
     """The metrics of one optimizer step over all ranks, from the Q-values [S] of each micro-batch of this one."""
     parts = run.ranks.gather(_outputs(batches, [], scores))
+    if not run.ranks.first:  # only rank 0 has a log
+        return {}
     labels = [y for part in parts for y in part.labels]
     metrics = step_metrics([q for part in parts for q in part.scores], labels)
     names = ("step_accuracy", "accuracy_on_correct", "accuracy_on_wrong", "pair_accuracy")

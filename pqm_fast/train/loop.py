@@ -4,6 +4,7 @@ optimizer step of all ranks."""
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import tee
 from typing import Any
 
@@ -25,9 +26,11 @@ from pqm_fast.train.evaluation import load_batches, planned_evaluations
 from pqm_fast.train.final_weights import final_weights
 from pqm_fast.train.folder import NotWritten, RunFolder
 from pqm_fast.train.guard import StepGuard
+from pqm_fast.train.launchers import note_launchers, started_by
 from pqm_fast.train.log import RunLog
+from pqm_fast.train.metrics_file import METRICS_FILE, held_out_losses
 from pqm_fast.train.optim import make_optimizer, set_learning_rate
-from pqm_fast.train.resume import how_to_resume, restore
+from pqm_fast.train.resume import RunComplete, how_to_resume, restore
 from pqm_fast.train.run import Run, prepare
 from pqm_fast.train.run_files import CONFIG_FILE
 from pqm_fast.train.schedule import learning_rate
@@ -52,35 +55,54 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     """
     if ranks.first:
         check_libraries(config.track)
-    ranks.say_when_lost(lambda: how_to_resume(config))
+    launchers = ranks.gather(ranks.launcher)
     with locked(config.folder, "train", folder=True) if ranks.first else nullcontext():
-        if ranks.attempt and ranks.from_first((config.folder / CONFIG_FILE).exists):
+        if restarted := ranks.from_first(lambda: started_by(config.folder, launchers)):
             config = replace(config, resume=True)
-        run = prepare(config, ranks)
+        try:
+            run = prepare(config, ranks)
+        except RunComplete as complete:
+            if restarted:  # a rank was lost after all was done
+                return complete.metrics
+            raise
         guard = StepGuard(config.skip_spikes, run.device)
         training = TrainingState(run.model, make_optimizer(run.own, config), run.own, guard)
         restored = restore(run.start, training, ranks, run.total_steps)
         try:
-            folder = _open_folder(config, ranks)
+            folder = _open_folder(config, ranks, launchers)
+            ranks.say_when_lost(lambda: how_to_resume(config, ranks))
             with stop_requested() as stop, closing(_open_log(run, folder)) as log:
                 log.say("\n".join([run.describe(), *restored]))
                 log.begin(run)
                 clock = Clock(run.total_steps, planned_evaluations(run))
                 # a copy on the host lets a GPU go on at once; the CPU has nothing to gain from it
                 ahead = run.device.type == "cuda"
-                checkpoints = CheckpointWriter(folder.path / "checkpoints", ranks, config.keep_checkpoints, ahead=ahead)
-                active = ActiveRun(run, training, folder, checkpoints, log, clock, stop)
-                _take_steps(active)
-                return _finish(active)
+                checkpoints = CheckpointWriter(
+                    folder.path / "checkpoints",
+                    ranks,
+                    config.keep_checkpoints,
+                    ahead=ahead,
+                    held_out=partial(held_out_losses, folder.path / METRICS_FILE),
+                )
+                reporter = StepReporter.of(run, log, clock)
+                active = ActiveRun(run, training, folder, checkpoints, log, clock, reporter, stop)
+                try:
+                    _take_steps(active)
+                    return _finish(active)
+                except PQMError:
+                    checkpoints.finish()  # what is being written is from before the error
+                    raise
         except NotWritten as error:
-            raise PQMError(f"{error}. {how_to_resume(config)}") from error
+            raise PQMError(f"{error}. {how_to_resume(config, ranks)}") from error
 
 
-def _open_folder(config: TrainConfig, ranks: Ranks) -> RunFolder:
-    """The run folder with its options. Raises PQMError if a rank does not see what rank 0 has written there."""
+def _open_folder(config: TrainConfig, ranks: Ranks, launchers: list[str | None]) -> RunFolder:
+    """The run folder, with its options and the torchrun processes that started it. Raises PQMError if a rank does not
+    see what rank 0 has written there."""
     if ranks.first:
         with RunFolder(config.folder).writing(CONFIG_FILE):
             write_config(config)
+            note_launchers(config.folder, launchers)
     ranks.barrier()
     if not (config.folder / CONFIG_FILE).exists():
         raise PQMError(
@@ -103,7 +125,6 @@ def _take_steps(active: ActiveRun) -> None:
     start = run.start.step
     if start in clock.evaluations and start not in log.evaluated and start < run.total_steps:
         active.evaluate(start, config.eval_limit)  # the run was stopped during this evaluation
-    reporter = StepReporter(run, log, clock)
     launched: LaunchedStep | None = None  # the step that the device computes while the next one is prepared
     with closing(_planned_steps(run, start)) as steps:
         for step, (batches, filled, normalizer) in enumerate(steps, start + 1):
@@ -122,7 +143,7 @@ def _take_steps(active: ActiveRun) -> None:
                 stop=bool(active.stop),
             )
             if launched is not None:
-                reporter.report(launched)
+                active.reporter.report(launched)
             stops = _stops(active.stop, run.ranks, launched)
             launched = LaunchedStep(step, rate, [batch for batch, _ in batches[:filled]], result)
 
@@ -131,14 +152,14 @@ def _take_steps(active: ActiveRun) -> None:
             saves = config.save_every and (is_last or step % config.save_every == 0)
             if not (evaluates or saves or is_last or stops):
                 continue
-            reporter.report(launched)  # so that weights that are not finite are never saved or evaluated
+            active.reporter.report(launched)  # so that weights that are not finite are never saved or evaluated
             stops = stops or _stops(active.stop, run.ranks, launched)
             launched = None
             metrics = active.evaluate(step, config.eval_limit) if evaluates else None
             stops = stops or (evaluates and not metrics)
             if saves or stops:
                 with clock.paused():
-                    active.save(step, metrics)
+                    active.save(step)
                 if stops or _stops(active.stop, run.ranks, None):
                     active.saved()
                     raise active.stopped()

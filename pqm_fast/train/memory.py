@@ -57,7 +57,9 @@ class MemoryEstimate:
 
     def describe(self, available: int) -> str:
         """One line, in GB of 1e9 bytes."""
-        parts = " + ".join(f"{name} {bytes / 1e9:.1f}" for name, bytes in vars(self).items() if bytes)
+        parts = " + ".join(
+            f"{name} {size / 1e9:.1f}" for name, size in vars(self).items() if size or name != "gathered"
+        )
         text = f"memory, estimated: {parts} = {self.total / 1e9:.1f} GB of {available / 1e9:.1f}"
         if self.total <= available:
             return text
@@ -93,7 +95,8 @@ def estimate_memory(
     # The backward pass of a layer needs the gradients of what the layer kept. It begins with the last layers; if these
     # are recomputed too, it also needs what recomputing them yields.
     working = layer.kept * (2 if recomputed == depth else 1)
-    in_full = 4 if sizes.rounds(sharing.ranks) > 1 else 2  # bytes of the gradient of a bfloat16 weight
+    # bytes of the gradient of a bfloat16 weight: several micro-batches add up in float32, and so do several ranks
+    in_full = 4 if sizes.rounds(sharing.ranks) > 1 or sharing.ranks > 1 else 2
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()) // sharing.shards,
         gradients=(in_full * in_bfloat16 + 4 * in_float32) // sharing.shards,

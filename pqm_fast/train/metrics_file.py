@@ -20,6 +20,12 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_lines(path) if is_start(row)]
 
 
+def held_out_losses(path: Path) -> dict[int, float]:
+    """The held-out loss of each step that was evaluated."""
+    rows = [row for row in read_metrics(path) if row["kind"] == "eval"]
+    return {row["step"]: row["loss"] for row in rows if isinstance(row.get("loss"), int | float)}
+
+
 def read_lines(path: Path) -> list[tuple[bytes, Any]]:
     """Every line that is not empty, with its line feed, and its value: None if the line is not JSON."""
     lines: list[tuple[bytes, Any]] = []

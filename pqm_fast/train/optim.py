@@ -46,9 +46,10 @@ def update(optimizer: torch.optim.Optimizer, left_out: torch.Tensor | None) -> N
 
     The device decides. Only optimizers that cannot be told by the device, such as torchao's, make the host wait.
     """
-    reads_flag = isinstance(optimizer, AdamW) or all(group.get("fused") for group in optimizer.param_groups)
-    if left_out is not None and reads_flag:
-        optimizer.found_inf = left_out  # type: ignore[attr-defined]  # as GradScaler does for fused optimizers
+    if isinstance(optimizer, AdamW) or (
+        isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    ):
+        optimizer.found_inf = left_out  # type: ignore[union-attr]  # as GradScaler does for fused optimizers
     elif left_out is not None and left_out.item():
         return
     optimizer.step()

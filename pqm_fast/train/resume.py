@@ -1,5 +1,6 @@
 """Resumes a run: finds its checkpoint, checks that it is still the same run, and keeps what it wrote before."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pqm_fast.common.checksums import find_damage, has_sums
 from pqm_fast.common.files import remove_leftovers
 from pqm_fast.common.lock import is_empty
 from pqm_fast.errors import PQMError
-from pqm_fast.ranks.group import Ranks
+from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.train.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.metrics_file import METRICS_FILE, read_metrics
@@ -17,6 +18,14 @@ from pqm_fast.train.run_files import CONFIG_FILE, complete_checkpoints, resume_c
 from pqm_fast.train.run_identity import check_identity
 from pqm_fast.train.stored_options import check_options
 from pqm_fast.train.training_state import TrainingState
+
+
+class RunComplete(PQMError):
+    """Nothing is left to do; `metrics` are the held-out ones."""
+
+    def __init__(self, message: str, metrics: dict[str, Any]):
+        super().__init__(message)
+        self.metrics = metrics
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,10 @@ def check_same_run(start: Start, identity: dict[str, Any], total_steps: int, *, 
             f"rate is that of a run of {total_steps:,} steps"
         )
     if _is_complete(config, total_steps, evaluates):
-        raise PQMError(
+        raise RunComplete(
             f"{config.out}: the run is complete, there is nothing to resume; for more steps than {planned:,} pass "
-            "--max-steps or --epochs"
+            "--max-steps or --epochs",
+            json.loads((config.folder / "metrics.json").read_text(encoding="utf-8")) if evaluates else {},
         )
     return None
 
@@ -166,12 +176,14 @@ def _tidied(start: Start, total_steps: int) -> list[str]:
     return [*notes, f"resuming from {checkpoint.path}"]
 
 
-def how_to_resume(config: TrainConfig) -> str:
+def how_to_resume(config: TrainConfig, ranks: Ranks = ALONE) -> str:
     """What is kept of a run that ended early, and the command that resumes it."""
     checkpoints = complete_checkpoints(config.folder / "checkpoints")
+    if not checkpoints and (config.folder / "config.json").exists():
+        return f"The finished model in {config.out} is kept"
     if not checkpoints:
         return f"No checkpoint had been saved: delete {config.out} and start again"
-    return f"{checkpoints[-1]} is kept; resume from it with: {resume_command(config.folder)}"
+    return f"{checkpoints[-1]} is kept; resume from it with: {resume_command(config.folder, ranks.world)}"
 
 
 def _is_complete(config: TrainConfig, total_steps: int, evaluates: bool) -> bool:

@@ -89,6 +89,7 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     notes += first_notes
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
+    ranks.check_device(device)
     dtype, first_notes = ranks.from_first(lambda: _picked_dtype(start, device))
     notes += first_notes
     model, tokenizer, template = load_backbone(config, dtype, device, notes)

@@ -23,6 +23,7 @@ def pointed_at(folder: Path, name: str) -> Path | None:
     return path if path in complete_checkpoints(folder) else None
 
 
-def resume_command(folder: Path) -> str:
-    """What to type to resume the run in `folder`."""
-    return shlex.join(["pqm-fast", "train", "--config", str(folder / CONFIG_FILE), "--resume"])
+def resume_command(folder: Path, ranks: int = 1) -> str:
+    """What to type to resume the run in `folder` in so many processes on one machine."""
+    program = ["pqm-fast"] if ranks == 1 else ["torchrun", "--nproc-per-node", str(ranks), "-m", "pqm_fast"]
+    return shlex.join([*program, "train", "--config", str(folder / CONFIG_FILE), "--resume"])

@@ -44,9 +44,13 @@ class Part:
 def shards(ranks: Ranks, within: int | None) -> int:
     """How many parts a parameter has: one for each rank, or `within` of them. Raises PQMError if the ranks cannot be
     divided into groups of `within`."""
-    within = ranks.world if within is None else within
-    if within < 1 or ranks.world % within:
-        raise PQMError(f"shard_within: {within} was given; it must divide the number of processes, {ranks.world}")
+    if within is None or ranks.world == 1:
+        return ranks.world
+    if ranks.world % within:
+        raise PQMError(
+            f"shard_within: {within} was given; it must divide the number of processes, {ranks.world} (a run that is "
+            "resumed may have another)"
+        )
     return within
 
 

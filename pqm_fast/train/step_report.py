@@ -1,7 +1,6 @@
 """The report of an optimizer step, made once its results are on the host."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,10 +40,20 @@ class StepReporter:
     run: Run
     log: RunLog | SilentLog
     clock: Clock
-    skipped: Counter[str] = field(default_factory=Counter)
-    """How many steps were left out since the last line of metrics, by reason."""
+    skipped: int = 0
+    """How many steps were left out since the last line of metrics."""
     in_a_row: int = 0
     """How many of the last steps were left out."""
+
+    @classmethod
+    def of(cls, run: Run, log: RunLog | SilentLog, clock: Clock) -> "StepReporter":
+        """One that goes on from the checkpoint that the run starts from."""
+        checkpoint = run.start.checkpoint
+        return cls(run, log, clock, **({} if checkpoint is None else checkpoint.state["left_out"]))
+
+    def to_store(self) -> dict[str, int]:
+        """What a checkpoint must hold of it."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def report(self, launched: LaunchedStep) -> None:
         """Waits for a step, and logs its figures if it is due. Raises Diverged after too many steps in a row that were
@@ -63,17 +72,17 @@ class StepReporter:
                 "learning_rate": launched.learning_rate,
             }
             if self.skipped:
-                figures["skipped"] = self.skipped.total()
+                figures["skipped"] = self.skipped
             if result.finite:
                 figures |= step_figures(self.run, launched.batches, launched.scores)
             figures |= self.clock.rates(result.finished, step, self.run.device, self.run.ranks)
             self.log.write("train", step, figures)
-            self.skipped.clear()
+            self.skipped = 0
 
     def _left_out(self, launched: LaunchedStep) -> None:
         result = launched.result
         reason = "spike" if result.finite else "not finite"
-        self.skipped[reason] += 1
+        self.skipped += 1
         affected = [name for names in self.run.ranks.gather(self._records(launched)) for name in names]
         figures = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}
         records = {"records": affected[:LISTED], "records_in_all": len(affected)}

@@ -60,7 +60,14 @@ class Victim:
         self.model.save(self.run, tiny.tokenizer(90), Recipe(Template(step_token="last")), torch.float32)
         self.checkpoints = self.run / "checkpoints"
         for step in (1, 2):
-            state = {"step": step, "model": {"config": {}, "weights": {}}, "options": {}, "recipe": {}, **STATE}
+            state = {
+                "step": step,
+                "model": {"config": {}, "weights": {}},
+                "options": {},
+                "recipe": {},
+                "left_out": {},
+                **STATE,
+            }
             CheckpointWriter(self.checkpoints, ALONE, 2, ahead=False).save(self.training(), state)
         self.newest = self.checkpoints / "step-0000002"
         self.files = {path: path.read_bytes() for path in self.run.rglob("*") if path.is_file()}

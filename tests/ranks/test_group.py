@@ -39,16 +39,49 @@ def test_one_rank_needs_nothing(monkeypatch):
     assert ALONE.first
 
 
-def test_an_environment_that_is_not_complete(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    monkeypatch.setenv("MASTER_PORT", "1")
-    with (
-        pytest.raises(PQMError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun"),
-        join_ranks(),
-    ):
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE is 2, but MASTER_ADDR is not set; start with torchrun, or unset WORLD_SIZE"),
+        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR are not set"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x', and must be a whole number"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc', and must be a whole number"),
+        ({"RANK": "2"}, "RANK is 2, and WORLD_SIZE 2; RANK must be from 0 to WORLD_SIZE - 1"),
+        ({"WORLD_SIZE": "0"}, "RANK is 0, and WORLD_SIZE 0"),
+    ],
+)
+def test_an_environment_that_makes_no_sense(monkeypatch, variables, message):
+    whole = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (whole | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PQMError, match=message), join_ranks():
         pass
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_lost_rank_without_handles_on_processes(tmp_path, monkeypatch, alone):
+    """On an old kernel; and where each rank has a machine of its own, so that only the connection tells."""
+    monkeypatch.setattr(watch, "GRACE", 2.0)
+
+    def refused(process):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+
+    def work(ranks):
+        ranks.say_when_lost(lambda: "step 5 is kept")
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.add_up(torch.zeros(1))
+        time.sleep(60)
+
+    processes = start_ranks(2, work, tmp_path, machine=lambda rank: rank if alone else 0)
+    assert os.waitpid(processes[1], 0)[1] == signal.SIGKILL
+    assert exit_codes(processes[:1]) == [1]
+    text = "rank 0 has lost the connection to another rank" if alone else "ended without a word"
+    assert text in said(tmp_path, 2)[0]
+    assert said(tmp_path, 2)[0].endswith("step 5 is kept\n")
+    assert "Traceback" not in said(tmp_path, 2)[0]
 
 
 def said(folder, world):
@@ -133,12 +166,31 @@ def test_a_signal_to_all_is_told_by_one(tmp_path):
     for process in processes:
         os.kill(process, signal.SIGTERM)
     assert exit_codes(processes) == [143, 143]
-    assert said(tmp_path, 2) == ["pqm-fast: terminated\n", ""]
+    assert sorted(said(tmp_path, 2)) == ["", "pqm-fast: terminated\n"]
 
 
-def test_a_silent_machine_is_noticed(tmp_path, monkeypatch):
+def test_a_signal_to_one_ends_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.5)
+
+    def work(ranks):
+        (tmp_path / f"ready-{ranks.rank}").touch()
+        if ranks.rank == 1:
+            time.sleep(60)
+        ranks.add_up(torch.zeros(1))
+
+    processes = start_ranks(2, work, tmp_path)
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        time.sleep(0.02)
+    os.kill(processes[1], signal.SIGTERM)
+    assert exit_codes(processes) == [143, 143]
+    assert said(tmp_path, 2) == ["", "pqm-fast: terminated\n"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_silent_machine_is_noticed(tmp_path, monkeypatch, victim):
     """Two ranks on two machines, as torchrun numbers them; one of them is stopped, as by a lost power line."""
     monkeypatch.setattr(watch, "SILENT_SECONDS", 3.0)
+    stopped, other = victim, 1 - victim
 
     def work(ranks):
         (tmp_path / f"ready-{ranks.rank}").touch()
@@ -147,8 +199,8 @@ def test_a_silent_machine_is_noticed(tmp_path, monkeypatch):
     processes = start_ranks(2, work, tmp_path, machine=lambda rank: rank)
     while len(list(tmp_path.glob("ready-*"))) < 2:
         time.sleep(0.02)
-    os.kill(processes[1], signal.SIGSTOP)
-    assert exit_codes(processes[:1]) == [1]
-    os.kill(processes[1], signal.SIGKILL)
-    exit_codes(processes[1:])
-    assert "has been silent for 3 s; the other ranks are ended" in said(tmp_path, 1)[0]
+    os.kill(processes[stopped], signal.SIGSTOP)
+    assert exit_codes([processes[other]]) == [1]
+    os.kill(processes[stopped], signal.SIGKILL)
+    exit_codes([processes[stopped]])
+    assert "has been silent for 3 s; the other ranks are ended" in said(tmp_path, 2)[other]

@@ -118,7 +118,7 @@ def test_the_figures_of_a_run(tmp_path):
         NOW - 60,
         "step-0000300",
     )
-    assert found.resume == f"pqm-fast train --config {run}/config.yaml --resume"
+    assert found.resume == f"torchrun --nproc-per-node 8 -m pqm_fast train --config {run}/config.yaml --resume"
     assert found.health.warnings == []
     with locked(run, "train", folder=True):
         os.utime(run / "metrics.jsonl", (NOW, NOW))

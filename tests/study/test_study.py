@@ -239,17 +239,17 @@ def test_a_trained_one_is_only_scored(tmp_path, in_process, monkeypatch):
 def test_an_interrupted_trial_goes_on(finished, tmp_path, in_process, monkeypatch, save_every):
     """From its checkpoint if there is one; otherwise anew, also in a folder that was moved and on a device of another
     name."""
-    from pqm_fast.train import loop
+    from pqm_fast.train.step_report import StepReporter
 
-    def stop(run, log, clock, launched, report=loop.report_step):
+    def stop(reporter, launched, report=StepReporter.report):
         if launched.step == 3:
             raise KeyboardInterrupt
-        report(run, log, clock, launched)
+        report(reporter, launched)
 
     name = "bce_llama_given_lr0.001_seed0"
     options = f"{ONE} --save-every {save_every}"
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "report_step", stop)
+        patched.setattr(StepReporter, "report", stop)
         assert study(tmp_path / "before", options) == 130
     assert not (tmp_path / "before" / "trials").exists()
     folder = tmp_path / "before"

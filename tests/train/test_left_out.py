@@ -41,10 +41,20 @@ def rows(folder, kind):
     return [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == kind]
 
 
-def test_a_step_that_is_not_finite_changes_nothing(configure, tmp_path, disturb):
-    """The weights are those of a run in which it was not taken, and the log names it."""
+def test_a_step_that_is_not_finite_changes_nothing(configure, tmp_path, monkeypatch, disturb):
+    """No weight, that is; and the log names it."""
     disturb({3: math.nan, 6: math.inf})
+    moved = {}
+
+    def moves(model, *given, whole=loop.train_step, **named):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        result = whole(model, *given, **named)
+        moved[len(moved) + 1] = any(not old.equal(new) for old, new in zip(before, model.parameters(), strict=True))
+        return result
+
+    monkeypatch.setattr(loop, "train_step", moves)
     train(configure(save_every=2, max_steps=8))
+    assert moved == {step: step not in (3, 6) for step in range(1, 9)}
     skipped = rows(tmp_path / "run", "skipped")
     assert [(row["step"], row["reason"], row["records"]) for row in skipped] == [(s, "not finite", []) for s in (3, 6)]
     train_rows = rows(tmp_path / "run", "train")
@@ -56,14 +66,22 @@ def test_a_step_that_is_not_finite_changes_nothing(configure, tmp_path, disturb)
 
 def test_a_spike_is_left_out_also_after_a_resumption(configure, tmp_path, disturb):
     """What counts as a spike is part of a checkpoint."""
-    options = {"max_steps": 50, "save_every": 45, "skip_spikes": 6.0, "clip": 0.0, "learning_rate": 1e-4}
-    disturb({40: 1000.0, 48: 1000.0})
+    options = {
+        "max_steps": 50,
+        "save_every": 45,
+        "skip_spikes": 6.0,
+        "clip": 0.0,
+        "learning_rate": 1e-4,
+        "log_every": 10,
+    }
+    disturb({40: 1000.0, 43: 1000.0, 48: 1000.0})
     train(configure("whole", **options))
     skipped = rows(tmp_path / "whole", "skipped")
-    assert [(row["step"], row["reason"]) for row in skipped] == [(40, "spike"), (48, "spike")]
+    assert [(row["step"], row["reason"]) for row in skipped] == [(40, "spike"), (43, "spike"), (48, "spike")]
+    assert [row.get("skipped") for row in rows(tmp_path / "whole", "train")] == [None, None, None, 1, 2]
     assert skipped[0]["records_in_all"] == len(skipped[0]["records"]) > 1
     run = tmp_path / "run"
-    disturb({40: 1000.0, 48: 1000.0})
+    disturb({40: 1000.0, 43: 1000.0, 48: 1000.0})
     train(configure("run", **options))
     for name in ("config.json", "model.safetensors"):
         (run / name).unlink()

@@ -272,7 +272,12 @@ def test_run_folder(configure, tmp_path):
     named = {"loss", "step_accuracy", "grad_norm", "tokens_per_second", "eta_seconds", "learning_rate", "flat_floor"}
     assert named <= rows[0].keys()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step-0000008", "step-0000012"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "best",
+        "latest",
+        "step-0000008",
+        "step-0000012",
+    ]
     assert (folder / "training.png").read_bytes()[:4] == b"\x89PNG"
     assert not [p for p in folder.rglob("*") if "tmp" in p.name]
     with pytest.raises(PQMError, match="already holds a run"):
