@@ -125,6 +125,7 @@ def score_records(
     `read.skip_bad` such records are counted in `skipped`, on every rank those of all.
     """
     names = ", ".join(data)
+    ranks.check_device(pick_device(options.device))
 
     def own(records: Iterator[Record]) -> Iterator[Record]:
         # a question is computed at once where its solutions share tokens

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +83,10 @@ class CheckpointWriter:
         path = self.folder / f"step-{state['step']:07d}"
         if self.ranks.from_first(path.exists):
             return
-        tensors = {name: tensor for name, tensor in training.tensors().items() if self._is_ours(tensor)}
+        tensors = training.tensors()
+        if self.ahead:
+            self._make_host_meshes(tensors.values())
+        tensors = {name: tensor for name, tensor in tensors.items() if self._is_ours(tensor)}
         if not self.ahead:
             self._write(path, tensors, state)
             return
@@ -164,16 +167,19 @@ class CheckpointWriter:
                 raise failed
         return [made for made, _ in outcomes]  # type: ignore[misc]
 
+    def _make_host_meshes(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Makes a mesh of the hosts for each mesh of devices; every rank takes part, whatever it writes."""
+        for tensor in tensors:
+            if isinstance(tensor, DTensor) and (mesh := tensor.device_mesh) not in self._meshes:
+                self._meshes[mesh] = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the memory of the host."""
         if not isinstance(tensor, DTensor):
             return tensor.to("cpu", copy=True)
-        mesh = tensor.device_mesh
-        if mesh not in self._meshes:
-            self._meshes[mesh] = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
         return DTensor.from_local(
             tensor.to_local().to("cpu", copy=True),
-            self._meshes[mesh],
+            self._meshes[tensor.device_mesh],
             tensor.placements,
             run_check=False,
             shape=tensor.shape,

@@ -189,7 +189,8 @@ def test_a_signal_to_one_ends_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_silent_machine_is_noticed(tmp_path, monkeypatch, victim):
     """Two ranks on two machines, as torchrun numbers them; one of them is stopped, as by a lost power line."""
-    monkeypatch.setattr(watch, "SILENT_SECONDS", 3.0)
+    monkeypatch.setattr(watch, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(watch, "SECONDS", 0.2)
     stopped, other = victim, 1 - victim
 
     def work(ranks):
@@ -203,4 +204,4 @@ def test_a_silent_machine_is_noticed(tmp_path, monkeypatch, victim):
     assert exit_codes([processes[other]]) == [1]
     os.kill(processes[stopped], signal.SIGKILL)
     exit_codes([processes[stopped]])
-    assert "has been silent for 3 s; the other ranks are ended" in said(tmp_path, 2)[other]
+    assert "has been silent for 1 s; the other ranks are ended" in said(tmp_path, 2)[other]

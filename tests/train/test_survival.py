@@ -175,16 +175,18 @@ def test_a_nan_on_one_rank_is_left_out_by_all(make, tmp_path):
     assert row["records"][0].startswith("r")
 
 
-def test_the_best_checkpoint_is_kept_and_exported(make, tmp_path):
-    """Written ahead by two ranks, from a copy, and read by one."""
-    config = make("run", accumulation=2, save_every=2, eval_every=2, max_steps=8, keep_checkpoints=1)
+@pytest.mark.parametrize(("count", "within"), [(2, None), (4, 2)])
+def test_the_best_checkpoint_is_kept_and_exported(make, tmp_path, count, within):
+    """Written ahead by several ranks, from a copy, and read by one; also where two ranks have the same part."""
+    options = {"save_every": 2, "eval_every": 2, "max_steps": 8, "keep_checkpoints": 1, "shard_within": within}
+    config = make("run", **options)
 
     def work(r):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "CheckpointWriter", partial(write_ahead, loop.CheckpointWriter))
             train(config, r)
 
-    in_ranks(2, work)
+    in_ranks(count, work)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     held_out = {row["step"]: row["loss"] for row in rows if row["kind"] == "eval"}
     best = min(held_out, key=held_out.get)
