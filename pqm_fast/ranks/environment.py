@@ -16,8 +16,11 @@ class Environment:
 
     rank: int = 0
     world: int = 1
+    """How many ranks there are."""
     local_rank: int = 0
+    """The number of this rank on its machine."""
     local_world: int = 1
+    """How many ranks there are on this machine."""
     launcher: str | None = None
     """A name of the torchrun process, which it keeps when it starts its ranks anew; None without torchrun."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
-from pqm_fast.ranks.environment import read_environment, this_machine
+from pqm_fast.ranks.environment import Environment, read_environment, this_machine
 from pqm_fast.ranks.meeting import meet
 
 if TYPE_CHECKING:  # a command that needs no model does without torch
@@ -28,18 +28,9 @@ HOST_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among the ranks of a command."""
+class Ranks(Environment):
+    """This process among the ranks of a command, once they have joined."""
 
-    rank: int = 0
-    world: int = 1
-    """How many ranks there are."""
-    local_rank: int = 0
-    """The number of this rank on its machine."""
-    local_world: int = 1
-    """How many ranks there are on this machine."""
-    launcher: str | None = None
-    """A name of the torchrun process, which it keeps when it starts its ranks anew (--max-restarts)."""
     watch: "Watch | None" = None
     hosts: Any = None
     """The process group for messages between hosts (gloo). The default group is for the device."""
@@ -145,7 +136,7 @@ def join_ranks() -> Iterator[Ranks]:
     """
     about = read_environment()
     if about.world == 1:
-        yield Ranks(launcher=about.launcher)
+        yield Ranks(**vars(about))
         return
     import torch
     import torch.distributed as dist
@@ -175,7 +166,7 @@ def join_ranks() -> Iterator[Ranks]:
                 store = dist.PrefixStore(run, store)
                 dist.init_process_group(backends, store=store, rank=rank, world_size=world)
                 hosts = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-                yield Ranks(rank, world, about.local_rank, about.local_world, about.launcher, watch, hosts)
+                yield Ranks(**vars(about), watch=watch, hosts=hosts)
             except Stopped as stop:
                 if watch.report(stop):
                     raise

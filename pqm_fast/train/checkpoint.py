@@ -26,6 +26,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.ranks.group import Ranks
 from pqm_fast.train.folder import writing
 from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints
+from pqm_fast.train.sharding import like, local
 from pqm_fast.train.training_state import TrainingState
 
 FILES = ("state.json",)
@@ -175,16 +176,8 @@ class CheckpointWriter:
 
     def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the memory of the host."""
-        if not isinstance(tensor, DTensor):
-            return tensor.to("cpu", copy=True)
-        return DTensor.from_local(
-            tensor.to_local().to("cpu", copy=True),
-            self._meshes[tensor.device_mesh],
-            tensor.placements,
-            run_check=False,
-            shape=tensor.shape,
-            stride=tensor.stride(),
-        )
+        mesh = self._meshes[tensor.device_mesh] if isinstance(tensor, DTensor) else None
+        return like(local(tensor).to("cpu", copy=True), tensor, mesh)
 
 
 def read_checkpoint(path: Path) -> Checkpoint | str:
@@ -243,12 +236,11 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 
 def _file_of(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The number, from 1, of the file that each tensor goes into: the same on every rank."""
+    """The number, from 1, of the file that each tensor goes into. Those of rank 0, which has all, count for all."""
     numbers, file, total = {}, 1, 0
     for name, tensor in tensors.items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         shards = tensor.device_mesh.size(-1) if isinstance(tensor, DTensor) else 1
-        size = tensor.numel() * local.element_size() // shards
+        size = tensor.numel() * tensor.element_size() // shards
         if total and total + size > FILE_BYTES:
             file, total = file + 1, 0
         numbers[name] = file

@@ -1,8 +1,9 @@
 """Looks for NaN and infinity before weights reach a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -14,7 +15,7 @@ def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     names: dict[torch.device, list[str]] = {}
     bounds: dict[torch.device, list[torch.Tensor]] = {}
     for name, tensor in tensors:
-        for part in _plain_tensors(tensor.detach()):
+        for part in plain_parts(tensor.detach()).values():
             if part.numel() and part.is_floating_point():
                 names.setdefault(part.device, []).append(name)
                 # both bounds are NaN if any number is
@@ -26,10 +27,11 @@ def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor itself, or the parts of a wrapper such as torchao's 8-bit tensors."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain_tensors(getattr(tensor, name))
-    else:
-        yield tensor
+def plain_parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensor itself under "", or the parts of a wrapper such as torchao's 8-bit tensors under ".NAME"."""
+    if isinstance(tensor, DTensor) or not is_traceable_wrapper_subclass(tensor):
+        return {"": tensor}
+    found: dict[str, torch.Tensor] = {}
+    for name in tensor.__tensor_flatten__()[0]:
+        found |= {f".{name}{end}": part for end, part in plain_parts(getattr(tensor, name)).items()}
+    return found

@@ -187,7 +187,9 @@ def fit_memory(
         return sizes, f"memory: not estimated, the decoder layers of {model.config.model_type} were not found"
     most_tokens = max(MOST_TOKENS, longest) if tokens == "auto" else tokens
     layer = measure_layer(model, most_tokens if on_gpu else min(most_tokens, MEASURED_TOKENS), tree_ratio(), longest)
-    free, reserve = (_free_on_gpu(model.device), RESERVE) if on_gpu else (_share(sharing), HOST_RESERVE)
+    free, reserve = (
+        (_free_on_gpu(model.device), RESERVE) if on_gpu else (free_on_host() // sharing.on_machine, HOST_RESERVE)
+    )
     available = int(free * (1 - reserve))
     sizes = choose_sizes(
         tokens,
@@ -199,11 +201,6 @@ def fit_memory(
         fewest=FEWEST_TOKENS if on_gpu else 0,  # a CPU is as fast with small micro-batches
     )
     return sizes, estimate_memory(model, layer, sizes, optimizer, sharing).describe(available)
-
-
-def _share(sharing: Sharing) -> int:
-    """Bytes of this machine's memory for each of its ranks."""
-    return free_on_host() // sharing.on_machine
 
 
 def _free_on_gpu(device: torch.device) -> int:

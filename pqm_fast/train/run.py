@@ -1,8 +1,8 @@
 """Loads and checks everything that a run needs before its first step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ from pqm_fast.train.schedule import StepOrder
 from pqm_fast.train.sharding import Part, parts, shard
 from pqm_fast.train.split import Split, training_and_held_out
 
+Value = TypeVar("Value")
 DEFAULT_LENGTH = 4096  # longest trajectory in tokens, where the model has a longer context
 
 
@@ -85,12 +86,14 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     Raises PQMError before anything is written into the run folder; only a damaged config.yaml there is repaired.
     """
     notes: list[str] = []
-    start, first_notes = ranks.from_first(lambda: _found_start(config))
+    start, first_notes = ranks.from_first(lambda: _noted(lambda notes: find_start(config, notes)))
     notes += first_notes
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
     ranks.check_device(device)
-    dtype, first_notes = ranks.from_first(lambda: _picked_dtype(start, device))
+    dtype, first_notes = ranks.from_first(
+        lambda: _noted(lambda notes: pick_dtype(start.dtype, device, config.model, notes))
+    )
     notes += first_notes
     model, tokenizer, template = load_backbone(config, dtype, device, notes)
     model_identity = ranks.from_first(lambda: identify_model(config.model, model.config))
@@ -99,7 +102,9 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
 
     encoder = Encoder(tokenizer, template, length)
     # the first rank of a machine tokenises, and the others find the tokens
-    training, held_out, data_notes = ranks.one_by_machine(lambda: _loaded_data(config, encoder))
+    (training, held_out), data_notes = ranks.one_by_machine(
+        lambda: _noted(lambda notes: training_and_held_out(config, encoder, notes))
+    )
     notes += data_notes
     check_comparisons(config, training, notes)
     objective = make_objective(config, training, notes)
@@ -146,19 +151,10 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     )
 
 
-def _found_start(config: TrainConfig) -> tuple[Start, list[str]]:
+def _noted(make: Callable[[list[str]], Value]) -> tuple[Value, list[str]]:
+    """What `make` returns, and the notes that it takes."""
     notes: list[str] = []
-    return find_start(config, notes), notes
-
-
-def _picked_dtype(start: Start, device: torch.device) -> tuple[torch.dtype, list[str]]:
-    notes: list[str] = []
-    return pick_dtype(start.dtype, device, start.config.model, notes), notes
-
-
-def _loaded_data(config: TrainConfig, encoder: Encoder) -> tuple[Split, Split, list[str]]:
-    notes: list[str] = []
-    return *training_and_held_out(config, encoder, notes), notes
+    return make(notes), notes
 
 
 def _about_packing(config: TrainConfig, training: Split, held_out: Split, order: StepOrder) -> Iterator[str]:

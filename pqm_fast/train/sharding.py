@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -107,13 +107,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor of the shape of a rank's part of `parameter`, as a part of a whole that is sharded as `parameter` is."""
+def like(tensor: torch.Tensor, parameter: torch.Tensor, mesh: DeviceMesh | None = None) -> torch.Tensor:
+    """A tensor of the shape of a rank's part of `parameter`, as a part of a whole that is sharded as `parameter` is,
+    over `mesh` (default: that of `parameter`)."""
     if not isinstance(parameter, DTensor):
         return tensor
     return DTensor.from_local(
         tensor,
-        parameter.device_mesh,
+        mesh or parameter.device_mesh,
         parameter.placements,
         run_check=False,
         shape=parameter.shape,

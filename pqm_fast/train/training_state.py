@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from pqm_fast.train.finite import plain_parts
 from pqm_fast.train.guard import StepGuard
-from pqm_fast.train.sharding import Part, like
+from pqm_fast.train.sharding import Part, like, local
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class TrainingState:
         named = {f"model.{name}": tensor for name, tensor in model_tensors(self.model).items()}
         for part in self.own:
             for key, value in self.optimizer.state.get(part.local, {}).items():
-                named |= _plain(f"optimizer.{part.name}.{key}", _tensor_of(value, part))
+                name = f"optimizer.{part.name}.{key}"
+                named |= {f"{name}{end}": plain for end, plain in plain_parts(_tensor_of(value, part)).items()}
         return {name: tensor.detach() for name, tensor in named.items()} | {"guard.norms": self.guard.norms}
 
     def make_optimizer_state(self, names: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class TrainingState:
     def parts(self) -> Iterator[tuple[str, torch.Tensor]]:
         """This rank's part of every tensor, with a name for messages."""
         for name, parameter in self.model.named_parameters():
-            yield name, parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            yield name, local(parameter)
         for part in self.own:
             for key, value in self.optimizer.state.get(part.local, {}).items():
                 if isinstance(value, torch.Tensor):
@@ -74,13 +74,3 @@ def _tensor_of(value: Any, part: Part) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value)
     return like(value, part.parameter) if value.shape == part.local.shape else value
-
-
-def _plain(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensor itself, or the parts of a wrapper such as torchao's 8-bit tensors."""
-    if isinstance(tensor, DTensor) or not is_traceable_wrapper_subclass(tensor):
-        return {name: tensor}
-    inner: dict[str, torch.Tensor] = {}
-    for attribute in tensor.__tensor_flatten__()[0]:
-        inner |= _plain(f"{name}.{attribute}", getattr(tensor, attribute))
-    return inner

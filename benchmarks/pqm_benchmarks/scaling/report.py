@@ -168,29 +168,18 @@ def _ways() -> list[str]:
 def _network_by_ranks(results: Results) -> str:
     header = ["exposed", *(f"{ranks:,}" for ranks in RANKS)]
     rows = [
-        [
-            f"{shape}, {IN_SHORT[way]}",
-            *(
-                percent(one(results["network"], shape=shape, way=way, ranks=ranks, tokens=BUDGET)["exposed"])
-                for ranks in RANKS
-            ),
-        ]
-        for shape in IDLE_SHAPES
-        for way in WAYS
+        _exposed(results, shape, way, [(ranks, BUDGET) for ranks in RANKS]) for shape in IDLE_SHAPES for way in WAYS
     ]
     return _titled(f"By ranks, micro-batches of {BUDGET:,} tokens; sharded over", header, rows)
 
 
 def _network_by_tokens(results: Results) -> str:
     header = ["exposed", *(f"{tokens:,}" for tokens in BUDGETS)]
-    rows = [
-        [
-            f"{SHAPE}, {IN_SHORT[way]}",
-            *(
-                percent(one(results["network"], shape=SHAPE, way=way, ranks=MANY, tokens=tokens)["exposed"])
-                for tokens in BUDGETS
-            ),
-        ]
-        for way in WAYS
-    ]
+    rows = [_exposed(results, SHAPE, way, [(MANY, tokens) for tokens in BUDGETS]) for way in WAYS]
     return _titled(f"By tokens of a micro-batch, {MANY:,} ranks; sharded over", header, rows)
+
+
+def _exposed(results: Results, shape: str, way: str, cases: list[tuple[int, int]]) -> list[str]:
+    """A row of the exposed shares of rounds of (ranks, tokens)."""
+    found = (one(results["network"], shape=shape, way=way, ranks=ranks, tokens=tokens) for ranks, tokens in cases)
+    return [f"{shape}, {IN_SHORT[way]}", *(percent(round["exposed"]) for round in found)]
