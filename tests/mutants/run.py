@@ -1,4 +1,4 @@
-"""Breaks the code on purpose and says which test notices: `python tests/mutants/run.py [words of a name, or a file's stem]`.
+"""Breaks the code on purpose and says which test notices: `python tests/mutants/run.py [AREA or words of a name]`.
 
 A mutant is one wrong edit that a person could make. The files beside this one list them, one file for each area:
 
@@ -58,17 +58,8 @@ def killer(mutant: dict[str, str], folder: Path) -> str | None:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
     packages = os.pathsep.join(str(folder / name) for name in ("", "kernels", "benchmarks"))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *mutant["tests"].split(),
-        "-x",
-        "-rfE",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-x", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *mutant["tests"].split(), *options]
     environment = {**os.environ, "PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     path.write_text(text, encoding="utf-8")
