@@ -1,4 +1,4 @@
-"""docs/study.md against the stored results that it quotes."""
+"""docs/evidence/study.md against the stored results that it quotes."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def page():
-    return (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / "evidence" / "study.md").read_text(encoding="utf-8")
 
 
 def stored_tables(name):
