@@ -4,6 +4,7 @@ Browsers draw MathML themselves, so a page needs neither a script nor the networ
 """
 
 import logging
+import re
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -11,6 +12,7 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 
+LOG = re.compile(r"(?<!<msub>)<mi>log</mi>(?!<mo[^>]*>&#x00028;)")
 INLINE = r"\$`([^`]+)`\$"
 BEFORE_CODE = 200  # the priority of `code` is 190
 log = logging.getLogger("mkdocs.hooks.mathml")  # with --strict a warning fails the build
@@ -51,4 +53,4 @@ def mathml(formula: str, display: str = "inline") -> str:
         return formula
     if "\\" in result:
         log.warning("formula %r: a command that latex2mathml does not know", formula)
-    return result
+    return LOG.sub(r'\g<0><mspace width="0.17em"/>', result)  # as in TeX, but not before a parenthesis
