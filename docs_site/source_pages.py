@@ -2,10 +2,9 @@
 
 The repository has no public address, so the site carries what its pages link to: code as a page with its text
 (not in the navigation, not in the search), Markdown as a page, a folder as a list of its files, stored results as
-they are. A link to a file that does not exist is a warning, with which a strict build fails.
+they are. A link to a file that does not exist stays as it is, and mkdocs warns of it.
 """
 
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 """The path in [text](path#anchor), if it is not an address."""
 COPIED = {".json", ".png"}
 FENCE = "~" * 12
-log = logging.getLogger("mkdocs.hooks.source_pages")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -51,11 +49,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     def link(match: re.Match[str]) -> str:
         path = resolve(origin, match[0])
-        if origin.startswith("docs/") and path.startswith("docs/"):
-            return match[0]  # mkdocs checks these
-        if not (ROOT / path).exists():
-            log.warning("%s links to %s, which does not exist", origin, match[0])
-            return match[0]
+        is_in_docs = origin.startswith("docs/") and path.startswith("docs/")
+        if is_in_docs or path.startswith("..") or not (ROOT / path).exists():
+            return match[0]  # mkdocs finds a page, or warns
         return os.path.relpath(uri(path), here or ".")
 
     return LINK.sub(link, markdown)
