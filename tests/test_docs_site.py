@@ -1,5 +1,8 @@
 """The hooks that build the documentation site. `make docs` itself checks every link and anchor."""
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 from help_text import documented_fields
 
@@ -34,3 +37,17 @@ def test_links_between_pages_and_files(page, link, target):
     path = source_pages.resolve(page, link)
     assert source_pages.uri(path) == target
     assert source_pages.origin_of(target) == path
+
+
+@pytest.mark.parametrize(
+    ("package", "page"),
+    [
+        ("pqm_fast", "pqm_fast"),
+        ("pqm_fast.data", "data"),
+        ("pqm_fast.evaluate", "evaluate"),
+        ("pqm_kernels", "pqm_kernels"),
+    ],
+)
+def test_every_public_name_is_in_the_reference(package, page):
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "api" / f"{page}.md").read_text(encoding="utf-8")
+    assert not [name for name in import_module(package).__all__ if f".{name}\n" not in text and f".{name}`" not in text]

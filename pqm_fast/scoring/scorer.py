@@ -37,8 +37,12 @@ BATCHES_AHEAD = 8  # launched on a GPU before the scores of the first of them ar
 class Scorer:
     """Scores the steps of solutions with a trained model, and with the template that the model was trained with.
 
-    `max_tokens`: tokens of one forward pass. `prefix_tree`: tokens that solutions of one question share are computed
-    once; the scores are the same up to rounding.
+    Args:
+        model: in any dtype, on its device.
+        encoder: makes tokens of a question and its steps.
+        max_tokens: tokens of one forward pass.
+        prefix_tree: compute tokens that solutions of one question share only once; the scores are the same up to
+            rounding.
     """
 
     def __init__(
@@ -61,12 +65,20 @@ class Scorer:
     ) -> "Scorer":
         """Loads a scorer from a folder or hub id.
 
-        `dtype`: of weights and computation; auto: bfloat16 on a GPU, and on a CPU on which it is measured to be clearly
-        faster; otherwise float32. `max_length`: longest solution in tokens (default: the model's context);
-        `max_tokens`: of one forward pass. `third_party`: how a third-party PRM is read, such as `ThirdPartyPRM("trl")`.
+        Args:
+            path: a pqm-fast checkpoint, or the model that `third_party` describes.
+            device: cpu or cuda; auto: cuda if there is a GPU.
+            dtype: of weights and computation; auto: bfloat16 on a GPU, and on a CPU on which it is measured to be
+                clearly faster; otherwise float32.
+            max_length: longest solution in tokens (default: the model's context).
+            max_tokens: tokens of one forward pass.
+            prefix_tree: compute tokens that solutions of one question share only once.
+            attention: how packed tokens attend; auto: flash-attn on a GPU if it is installed, else PyTorch's kernels.
+            third_party: how a third-party PRM is read, such as `ThirdPartyPRM("trl")`.
 
-        Raises PQMError if `path` is neither a pqm-fast checkpoint nor the model that `third_party` describes, and for
-        options that it cannot be used with.
+        Raises:
+            PQMError: `path` is neither a pqm-fast checkpoint nor the model that `third_party` describes, or an option
+                cannot be used with it.
         """
         _check_arguments(path, third_party, max_length, max_tokens)
         path = os.fspath(path)
@@ -93,9 +105,16 @@ class Scorer:
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in the order of the pairs.
 
-        A step beyond the context gets None; if the first step does not fit, all steps of the solution do. Raises
-        PQMError for anything that is not such a pair and for a Q-value that is not finite, naming the number of the
-        solution, and RecordError for a text that holds the step token.
+        Args:
+            solutions: each a question and the texts of one or more steps.
+
+        Returns:
+            A list for each solution, with a float for each step. A step beyond the context gets None; if the first step
+            does not fit, all steps of the solution do.
+
+        Raises:
+            PQMError: something is not such a pair, or a Q-value is not finite; the message names the solution.
+            RecordError: a text holds the step token.
         """
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
             raise PQMError(f"solutions are {show(solutions)}; pass a list of (question, steps) pairs")
