@@ -29,9 +29,11 @@ class Options:
     """Run folder: the finished model, its metrics and checkpoints."""
     data: Path = DATA
     """JSON lines with `question`, `solution` (a step a line) and `first_error` (from 1; null if there is none)."""
-    epochs: float = 3.0
+    micro_batch_tokens: int = 512
+    """Tokens of a step. The 54 solutions of the example have 2,000; with thousands of solutions, take 16384 or more."""
+    epochs: float = 5.0
     """Passes over the data."""
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     """Peak learning rate."""
 
 
@@ -60,6 +62,7 @@ def main(options: Options) -> dict[str, Any]:
             compare="sibling",
             compare_weight=3.0,
             prefix_tree=True,
+            micro_batch_tokens=options.micro_batch_tokens,
             epochs=options.epochs,
             learning_rate=options.learning_rate,
             eval_fraction=0.2,
