@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := .venv/.extras
+DOCS := .venv/.docs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test quick gpu check format clean
+.PHONY: demo test quick gpu check format docs clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -29,6 +30,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site is in site/index.html. The variable silences a notice of the theme about its successor.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 $(READY): constraints.txt setup.py pyproject.toml kernels/VERSION
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "pqm-fast needs Python 3.10 or later")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
@@ -41,5 +46,9 @@ $(EXTRAS): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
 	@touch $(EXTRAS)
 
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS)
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs site build *.egg-info

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, from the marks of the tests that inject each fault:
+"""The table of docs/explanation/reliability.md, from the marks of the tests that inject each fault:
 
     @pytest.mark.fault("what goes wrong", how="how the test makes it", lost="what is lost", recovers="how it recovers")
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-PAGE = TESTS.parent / "docs" / "reliability.md"
+PAGE = TESTS.parent / "docs" / "explanation" / "reliability.md"
 BEGIN, END = "<!-- faults: written by tests/fault_matrix.py -->", "<!-- /faults -->"
 COLUMNS = ("how", "lost", "recovers")
 

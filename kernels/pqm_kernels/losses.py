@@ -44,7 +44,7 @@ class Loss:
     weighs_steps: bool = False
     """Takes a weight for each step."""
     has_flat_floor: bool = False
-    """Cannot fall below log(|C|!) / (|C| + [W]) while all correct steps have one score (docs/method.md)."""
+    """Cannot fall below log(|C|!) / (|C| + [W]) while all correct steps have one score (docs/explanation/method.md)."""
     last_step_only: bool = False
     """Trains the score of the last step alone: a trajectory whose end was cut off has nothing to train."""
     chained: bool = False

@@ -17,8 +17,8 @@ class Estimate:
 
     The interval is Wilson's score interval with the observed variance in place of mean * (1 - mean). It is exactly
     Wilson's for values 0 and 1, tends to the normal interval for many questions, never leaves [0, 1], and is not empty
-    when every question is right. It is None for a single question. docs/evaluation.md compares its coverage with that
-    of the bootstrap.
+    when every question is right. It is None for a single question. docs/how-to/evaluation.md compares its coverage with
+    that of the bootstrap.
 
     `sampling_error` is the standard error that random subsets add to the mean; 0 where all subsets were counted. The
     interval already contains it, since it is part of the spread between questions.

@@ -58,7 +58,8 @@ def evaluate_pools(
         how: the aggregators to compare (`aggregate`).
         ns: subset sizes; default 1, 2, 4, ... up to the largest that half of the questions allow.
         ties: who wins a tied majority vote of the whole pool, `share` or `first` (`majority_vote`).
-        draws, seed: random subsets per question for the votes of n, where there are more than that.
+        draws: random subsets per question for the votes of n, where there are more than that.
+        seed: of the random subsets.
         progress: show a bar over the questions while their answers are compared.
         temperature: of `softmin` (`aggregate`).
 

@@ -60,7 +60,8 @@ def auroc_by_position(
     beyond that shows in the rows, and among steps at one position or of one length.
 
     Args:
-        scores, labels: as for `step_metrics`.
+        scores: as for `step_metrics`.
+        labels: as for `step_metrics`.
         lengths: the lengths of the steps, in the same shape, in any unit.
 
     Returns:

@@ -56,7 +56,8 @@ def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: in
     """Thresholds from the scores and labels of other questions.
 
     Args:
-        scores, labels: of the other questions, as for `step_metrics`.
+        scores: of the other questions, as for `step_metrics`.
+        labels: of the other questions, as for `step_metrics`.
         trajectories: the number of trajectories that the thresholds are for.
 
     Raises:

@@ -148,7 +148,7 @@ def test_readme_shows_the_stored_result():
 def test_the_page_on_evaluation_shows_the_stored_thresholds():
     root = Path(__file__).resolve().parents[2]
     stored = json.loads((root / "benchmarks" / "results" / "step-thresholds-cpu.json").read_text())
-    page = (root / "docs" / "evaluation.md").read_text()
+    page = (root / "docs" / "how-to" / "evaluation.md").read_text()
     assert stored["command"] in page
     for loss, result in stored["losses"].items():
         steps = result["steps"]

@@ -188,7 +188,7 @@ def test_the_stored_idle_meets_the_goal(stored):
 
 
 def test_the_documentation_shows_the_tables(stored):
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "evidence" / "scaling-simulation.md").read_text(encoding="utf-8")
     for name, table in tables(stored).items():
         assert f"```\n{table}\n```" in text, name
 

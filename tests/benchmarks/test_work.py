@@ -317,12 +317,12 @@ def test_every_saving_saves(results):
 
 
 def test_the_documentation_shows_the_table(results):
-    assert f"```\n{table(results)}\n```" in (ROOT / "docs" / "performance.md").read_text()
+    assert f"```\n{table(results)}\n```" in (ROOT / "docs" / "explanation" / "performance.md").read_text()
 
 
 def test_the_readme_says_what_is_stored():
     stored = json.loads((ROOT / "benchmarks" / "results" / "work-counted.json").read_text())
-    assert f"```\n{table(stored)}\n```" in (ROOT / "docs" / "performance.md").read_text()
+    assert f"```\n{table(stored)}\n```" in (ROOT / "docs" / "explanation" / "performance.md").read_text()
     flops = [shape["flops_per_trajectory"] for shape in stored["shapes"].values()]
     times_less = [each["reference"] / each["tree_step_rows"] for each in flops]
     assert f"{min(times_less):.1f} to {max(times_less):.1f} times fewer" in (ROOT / "README.md").read_text()

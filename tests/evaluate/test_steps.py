@@ -210,7 +210,7 @@ def test_prmbench(shared_data):
     [("prmbench_train.jsonl", 0.629), ("processbench_gsm8k.json", 0.686)],
 )
 def test_shorter_is_better_on_real_labels(shared_data, name, length_only):
-    """What a score gets that reads nothing: the figures of docs/evaluation.md."""
+    """What a score gets that reads nothing: the figures of docs/how-to/evaluation.md."""
     records = list(read_records(shared_data(name), options=ReadOptions(skip_bad=True)))
     found = evaluate_steps([(r, [-float(len(step)) for step in r.steps]) for r in records])["auroc_by_position"]
     assert found["all"]["auroc"] == found["all"]["length_only"] == pytest.approx(length_only, abs=0.0005)

@@ -1,4 +1,4 @@
-"""The table of losses agrees with the reference, the Triton code, the definitions and docs/method.md."""
+"""The table of losses agrees with the reference, the Triton code, the definitions and docs/explanation/method.md."""
 
 import ast
 import math
@@ -17,7 +17,7 @@ from pqm_kernels.losses import LOSSES, LossOptions
 from question_definitions import QUESTION_DEFINITIONS
 
 OP = Path(reference.__file__).parent
-METHOD = Path(__file__).parents[2] / "docs" / "method.md"
+METHOD = Path(__file__).parents[2] / "docs" / "explanation" / "method.md"
 
 
 def triton_branches(file, function):
@@ -48,7 +48,7 @@ def branches_of_both():
 
 
 def documented():
-    """{loss: the other cells of its row in the table of docs/method.md}"""
+    """{loss: the other cells of its row in the table of docs/explanation/method.md}"""
     table = METHOD.read_text().split("| loss | unit | labels |")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {loss.strip("`"): cells for loss, *cells in rows}

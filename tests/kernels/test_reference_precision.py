@@ -77,7 +77,7 @@ def random_trajectories(generator):
     ],
 )
 def test_known_values(loss, value):
-    """The formulas of docs/method.md as they stand there, with plain exponentials, in 50-digit arithmetic."""
+    """The formulas of docs/explanation/method.md as they stand there, with plain exponentials, to 50 digits."""
     q = torch.tensor([0.5, -1.0, 2.0, 0.25, -0.75], dtype=torch.float64)
     labels, cu_steps = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([0, 5])
     for function in (trajectory_definitions, trajectory_losses):

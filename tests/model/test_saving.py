@@ -56,7 +56,7 @@ def test_checkpoint_is_a_token_classification_folder(tmp_path):
 
 
 def test_the_pipeline_of_transformers_as_documented(tmp_path):
-    """Its softmax over one label is always 1, which means nothing; docs/formats.md shows what to call instead."""
+    """Its softmax over one label is always 1, which means nothing; docs/reference/formats.md shows what to call."""
     model = make_model(tmp_path).eval()
     tokenizer = tiny.tokenizer(90)
     model.fit_vocabulary(tokenizer, "<|step|>")
@@ -66,7 +66,7 @@ def test_the_pipeline_of_transformers_as_documented(tmp_path):
     classify = pipeline("token-classification", model=str(tmp_path / "out"), dtype=torch.float32, ignore_labels=[])
     assert [found["score"] for found in classify(text)] == [1.0] * 7
 
-    document = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
     [code] = [block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if "pipeline(" in block]
     names = {"text": text}
     exec(code.replace('"RUN"', repr(str(tmp_path / "out"))), names)

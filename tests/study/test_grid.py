@@ -34,7 +34,7 @@ def test_cells_of_given_axes_in_order():
 def test_only_losses_with_a_margin_have_a_zeta():
     losses = ("rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm")
     found = {cell.loss: cell.zeta for cell in cells(StudyConfig(losses=losses, zetas=(), labels=("given",)))}
-    with_margin = {"rank", "rank-theory", "pairwise"}  # what the formulas in docs/method.md have a zeta in
+    with_margin = {"rank", "rank-theory", "pairwise"}  # what the formulas in docs/explanation/method.md have a zeta in
     assert found == {loss: 4.0 if loss in with_margin else None for loss in losses}
 
 

@@ -1,6 +1,7 @@
-"""docs/study.md against the stored results that it quotes."""
+"""docs/evidence/study-tables.md against the stored results that it quotes, and docs/evidence/study.md against it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from pqm_fast.study.tables import tables
 ROOT = Path(__file__).parents[2]
 
 
-def page():
-    return (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+def page(name="study-tables"):
+    return (ROOT / "docs" / "evidence" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def stored_tables(name):
@@ -46,3 +47,9 @@ def test_the_page_has_the_labels_up_to_the_first_error(loss):
     labels = stored_tables("study-first-error-cpu")["labels"]
     [row] = [line for line in labels.splitlines() if line.startswith(f"| {loss} |")][:1]
     assert row in page()
+
+
+def test_the_findings_quote_the_tables():
+    rows = re.findall(r"^\| [a-z+-]+ \| \**[+-]?\d.*$", page("study"), re.MULTILINE)
+    assert len(rows) >= 9
+    assert not [row for row in rows if row not in page()]

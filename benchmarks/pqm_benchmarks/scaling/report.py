@@ -1,4 +1,4 @@
-"""The simulation as text: tables by name, for the terminal and for docs/scaling.md."""
+"""The simulation as text: tables by name, for the terminal and for docs/evidence/scaling-simulation.md."""
 
 import itertools
 from collections.abc import Iterable, Sequence

@@ -77,7 +77,7 @@ def step_loss(
         cu_steps: [B + 1] int32 or int64: trajectory b has the steps cu_steps[b]:cu_steps[b + 1], possibly none.
         weight: [D], any float dtype; float64 in weight, bias or norm_weight needs the eager backend.
         bias: [1], or None.
-        loss: a key of `LOSSES`; docs/method.md has the formulas and their sources.
+        loss: a key of `LOSSES`; docs/explanation/method.md has the formulas and their sources.
         zeta: margin between correct and wrong steps, for the losses with `uses_zeta`; a finite Python number.
         compare: None, or a loss of questions to add to a `loss` of trajectories.
         compare_weight: its factor, a finite Python number.

@@ -127,12 +127,14 @@ def question_losses(
         cu_steps: [B + 1] int32 or int64: solution b has the steps cu_steps[b]:cu_steps[b + 1], possibly none.
         cu_groups: [Q + 1] int32 or int64, rising from 0 to B.
         loss: a key of `LOSSES` whose unit is a question.
-        zeta, temperature: as in `LossOptions`.
+        zeta: as in `LossOptions`.
+        temperature: as in `LossOptions`.
         parent: [S] int32 or int64, needed by a loss that `uses_siblings`: steps of one question with equal numbers
             continue the same prefix.
         outcomes: [B] of any float dtype: from 0.5 on right, below wrong, NaN not known. Default: right if no step is
             wrong.
-        step_weights: [S], for a loss that `weighs_steps`; trajectory_weights: [B]. An integer weight counts copies.
+        step_weights: [S], for a loss that `weighs_steps`. An integer weight counts copies.
+        trajectory_weights: [B]. An integer weight counts copies.
 
     Returns:
         [Q]. A question with nothing to compare has loss 0 and no gradient, unless it has steps of `group-rank`.
