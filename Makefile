@@ -4,14 +4,19 @@ BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := .venv/.extras
 DOCS := .venv/.docs
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test gpu check format docs clean
+.PHONY: demo test quick gpu check format docs clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: $(EXTRAS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The kernels and the trainer, without what compiles ahead of time and what starts several processes.
+quick: $(EXTRAS)
+	$(PYTEST) tests/kernels tests/data tests/model tests/train -m 'not (slow or aot or processes)' $(ARGS)
 
 gpu: $(READY)
 	$(BIN)/python -m pqm_benchmarks gpu --out runs/gpu-$$(date +%Y%m%d-%H%M%S) $(ARGS)

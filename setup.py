@@ -20,6 +20,6 @@ setup(
         *find_packages(include=["pqm_fast", "pqm_fast.*"]),
     ],
     # kernels/ itself is never a package: Hugging Face has one named `kernels` that transformers imports.
-    package_data={"pqm_fast.report": ["*.css", "*.js"]},
+    package_data={"": ["py.typed"], "pqm_fast.report": ["*.css", "*.js"]},
     package_dir={"pqm_kernels": "kernels/pqm_kernels"},
 )

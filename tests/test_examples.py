@@ -1,0 +1,53 @@
+"""The scripts of examples/, run as a user would, on a tiny model."""
+
+import math
+import runpy
+from pathlib import Path
+
+import tiny
+import torch
+from transformers import LlamaForCausalLM
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name: str) -> dict:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_fine_tune_then_choose(tmp_path, capsys):
+    fine_tune, choose = example("fine_tune"), example("choose_best")
+    line = {"question": "Q", "solution": "a\nb\nc\nd", "first_error": 3}
+    labels = [True, True, False, None]
+    assert fine_tune["record"](line) == {"prompt": "Q", "completions": ["a", "b", "c", "d"], "labels": labels}
+    assert fine_tune["record"](line | {"first_error": None})["labels"] == [True] * 4
+
+    model = tiny.model_folder(tmp_path / "model", "llama")
+    metrics = fine_tune["main"](fine_tune["Options"](model=str(model), out=tmp_path / "run", epochs=1))
+    assert 0 <= metrics["auroc"] <= 1
+    chosen = choose["main"](choose["Options"](model=str(tmp_path / "run")))
+    assert len(chosen) == 6
+    assert set(chosen) <= {0, 1, 2}
+    assert capsys.readouterr().out.count("How many pens are left?") == 6
+
+
+def test_choose_best_takes_the_highest_aggregate():
+    class Scores:
+        def score(self, solutions):
+            return [[float(step) for step in steps] for _, steps in solutions]
+
+    best = example("choose_best")["best"]
+    candidates = [["4", "-1"], ["2", "1"], ["0", "9"]]
+    assert best(Scores(), "Q", candidates, "min")[0] == 1
+    assert best(Scores(), "Q", candidates, "last")[0] == 2
+
+
+def test_own_training_loop_learns(tmp_path):
+    torch.manual_seed(0)
+    tiny.model_folder(tmp_path, "llama")
+    LlamaForCausalLM(tiny.config("llama")).save_pretrained(tmp_path)
+    loop = example("own_training_loop")
+    options = loop["Options"](model=str(tmp_path), epochs=4, learning_rate=3e-3)
+    losses = loop["main"](options)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-9:]) < sum(losses[:9])
