@@ -380,7 +380,7 @@ def test_prm800k(shared_data):
 
 def test_every_example_in_the_documentation_has_its_format(write):
     text = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
-    examples = re.findall(r"^\*\*`([a-z0-9-]+)`\*\*: .*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^### `([a-z0-9-]+)`\n.*?```json\n(.*?)```", text, re.DOTALL | re.MULTILINE)
     assert {name for name, _ in examples} == set(FORMATS)
     for name, lines in examples:
         assert {recognise(json.loads(line)) for line in lines.splitlines()} == {name}
