@@ -61,12 +61,6 @@ def make(world):
     return configure
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing is slow, and matters in one test only."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
-
-
 def outcome(folder: Path):
     """The result of a run: its metrics without times, and the bytes of its weights."""
     rows = untimed(folder / "metrics.jsonl")

@@ -30,9 +30,9 @@ def batches(budget=192):
     """Batches with the same number of tokens, but other numbers of trajectories and steps and other lengths; plain and
     in trees."""
     groups = solutions()
-    many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 2, 3)]
-    many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 2, 3)]
-    return many + [pack(list(enumerate(trajectories(s, (5, 40, 3 + s)))), pad_to=budget) for s in range(4)]
+    many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 3)]
+    many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 3)]
+    return many + [pack(list(enumerate(trajectories(s, (5, 40, 3 + s)))), pad_to=budget) for s in range(2)]
 
 
 def learn(model, batch):
@@ -42,10 +42,10 @@ def learn(model, batch):
     return float(out.loss.detach()), gradients(model)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
 def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
-    model = make_model(tmp_path, architecture, num_hidden_layers=4)
-    whole = make_model(tmp_path, architecture, num_hidden_layers=4)
+    model = make_model(tmp_path, architecture, num_hidden_layers=3)
+    whole = make_model(tmp_path, architecture, num_hidden_layers=3)
     whole.load_state_dict(model.state_dict())
     compile_layers(model, backend="aot_eager")
     many = batches()
@@ -67,9 +67,9 @@ def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
 
 
 def test_layers_share_what_is_compiled(tmp_path):
-    """Ten layers are compiled as often as two."""
+    """Five layers are compiled as often as two."""
     graphs = []
-    for depth in (3, 11):
+    for depth in (3, 6):
         torch.compiler.reset()
         counters.clear()
         model = make_model(tmp_path, "llama", num_hidden_layers=depth)
@@ -79,8 +79,7 @@ def test_layers_share_what_is_compiled(tmp_path):
     assert graphs[0] == graphs[1] > 0
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize(("count", "compiled"), [(0, False), (1, False), (3, False), (1, True)])
 def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count, compiled):
     model = make_model(tmp_path, "qwen3")
     batch = batches()[-1]
@@ -110,17 +109,16 @@ def test_recomputed_layers_score_as_before(tmp_path):
     assert torch.equal(model.scores(batch), expected)
 
 
-def compiled_and_recomputed(tmp_path, architecture="llama"):
-    model = make_model(tmp_path, architecture)
+def compiled_and_recomputed(tmp_path):
+    model = make_model(tmp_path)
     compile_layers(model, backend="aot_eager")
     recompute(model, 2)
     return model
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_an_unused_model_is_freed_at_once(tmp_path, architecture):
+def test_an_unused_model_is_freed_at_once(tmp_path):
     """Otherwise it would hold GPU memory until the garbage collector runs."""
-    model = compiled_and_recomputed(tmp_path, architecture)
+    model = compiled_and_recomputed(tmp_path)
     learn(model, batches()[0])
     gc.collect()  # frees what compiling has left behind, once, in the first steps
     parts = [weakref.ref(part) for part in (*model.modules(), *model.parameters())]

@@ -17,8 +17,6 @@ from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.run import prepare
 
-pytestmark = pytest.mark.usefixtures("no_picture")
-
 
 def trained(config, ranks):
     """The rows of metrics and the weights of a run on so many ranks."""

@@ -24,8 +24,6 @@ from pqm_fast.train.checkpoint import FILES
 from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 
-pytestmark = pytest.mark.usefixtures("no_picture")
-
 
 def losses(folder):
     """The loss of each step and evaluation."""
