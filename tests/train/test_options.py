@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from cut_off import cut_off
 
 from pqm_fast.errors import PQMError
 from pqm_fast.train import active_run, evaluation, layer_setup, loop
