@@ -1,4 +1,4 @@
-"""What `pqm-fast export` refuses. That it gives the weights of a run is tested with the checkpoints of several ranks."""
+"""What `pqm-fast export` refuses. What it writes is tested with the checkpoints of several ranks."""
 
 from pqm_fast.cli import main
 from pqm_fast.train.loop import train

@@ -118,7 +118,7 @@ def resident(name):
 
 
 def test_the_memory_of_a_rank_follows_its_estimate(make, world, tmp_path):
-    """26 million parameters in float32 with AdamW: the peak of each of 1 and 4 ranks in a step, without that of loading.
+    """26 million parameters in float32 with AdamW: the peak of a step on each of 1 and 4 ranks.
 
     Freed memory goes back to the system at once here. By default glibc keeps blocks of this size for later, several
     times as much as a sharded step needs at a time.
