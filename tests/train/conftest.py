@@ -85,9 +85,9 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def make(world, tmp_path):
-    """Configurations of such runs."""
+@pytest.fixture(scope="session")
+def make_in(world):
+    """Configurations of such runs in a folder."""
 
     def configure(out, **options):
         base = {
@@ -108,6 +108,12 @@ def make(world, tmp_path):
             "layers": "eager",
             "template": Template(step_token="last"),
         }
-        return TrainConfig(out=str(tmp_path / out), **(base | options))
+        return TrainConfig(out=str(out), **(base | options))
 
     return configure
+
+
+@pytest.fixture
+def make(make_in, tmp_path):
+    """The same in a folder of the test."""
+    return lambda out, **options: make_in(tmp_path / out, **options)
