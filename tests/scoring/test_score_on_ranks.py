@@ -84,6 +84,7 @@ def test_any_number_of_ranks_gives_the_same(world, tmp_path, capsys, monkeypatch
     """Each record is computed once, with a question on one rank if its solutions share tokens; rank 0 alone speaks."""
     options = {"prefix_tree": prefix_tree, "max_length": 22}
     score(config_of(world, tmp_path / "alone", **options))
+    assert [row["id"] for row in rows_of(tmp_path / "alone")] == [row["id"] for row in rows_of(world / "data.jsonl")]
     said = capsys.readouterr().out
     assert "records do not fit 22 tokens" in said
     scored, questions = [], set()
