@@ -42,8 +42,9 @@ def learn(model, batch):
     return float(out.loss.detach()), gradients(model)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
-def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
+def test_nothing_is_compiled_again_once_warm(tmp_path):
+    """In an architecture whose layers are not all alike."""
+    architecture = "gemma2"
     model = make_model(tmp_path, architecture, num_hidden_layers=3)
     whole = make_model(tmp_path, architecture, num_hidden_layers=3)
     whole.load_state_dict(model.state_dict())
@@ -79,24 +80,18 @@ def test_layers_share_what_is_compiled(tmp_path):
     assert graphs[0] == graphs[1] > 0
 
 
-@pytest.mark.parametrize(("count", "compiled"), [(0, False), (1, False), (3, False), (1, True)])
-def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count, compiled):
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count):
     model = make_model(tmp_path, "qwen3")
     batch = batches()[-1]
     loss, expected = learn(model, batch)
-    if compiled:
-        compile_layers(model, backend="aot_eager")
     recompute(model, count)
     calls = [0] * 3
-    if not compiled:  # a hook would keep a layer from being compiled whole
-        for i, layer in enumerate(decoder_layers(model)):
-            layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    for i, layer in enumerate(decoder_layers(model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
     got_loss, got = learn(model, batch)
     assert got_loss == pytest.approx(loss, rel=1e-6)
-    if compiled:
-        assert counters["stats"]["unique_graphs"] >= 2  # recomputation did not keep it from being compiled
-    else:
-        assert calls == [2] * count + [1] * (3 - count)
+    assert calls == [2] * count + [1] * (3 - count)
     for name, gradient in expected.items():
         assert tiny.relative_error(got[name], gradient) <= 1e-5, name
 
@@ -155,6 +150,7 @@ def test_adapters_learn_in_compiled_layers(tmp_path):
     compile_layers(model, backend="aot_eager")
     recompute(model, 2)
     (loss, got), (expected_loss, expected) = (learn(each, batches()[0]) for each in (model, whole))
+    assert counters["stats"]["unique_graphs"] >= 2  # recomputation did not keep it from being compiled
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():

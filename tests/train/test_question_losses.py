@@ -98,7 +98,7 @@ def test_resuming_with_other_outcomes_is_refused(configure, unlabelled):
 
 def test_an_evaluation_takes_whole_questions(configure, branching):
     """With a limit too; in trees its figures are the same."""
-    options = {"loss": "group-rank", "eval_fraction": 0.6, **branching}
+    options = {"loss": "group-rank", "eval_fraction": 0.6, "micro_batch_tokens": 1024, **branching}
     trees, plain = (prepare(configure(**options, prefix_tree=on)) for on in (True, False))
     plain.model.load_state_dict(trees.model.state_dict())
     held_out = plain.held_out
