@@ -146,12 +146,12 @@ def _killed_at_random(make, out, options, random, kills):
 def test_a_signal_to_one_rank_stops_all(make, whole, tmp_path):
     """With a checkpoint, from which the run goes on as if it had not been stopped."""
     codes = killed(
-        make("run", **OPTIONS), 2, lambda rank, step: step == 4 and rank == 1 and os.kill(os.getpid(), signal.SIGTERM)
+        make("run", **OPTIONS), 2, lambda rank, step: step == 5 and rank == 1 and os.kill(os.getpid(), signal.SIGTERM)
     )
     assert codes == [143, 143]
     run = tmp_path / "run"
     [kept] = (run / "checkpoints").glob("step-*")
-    assert int(kept.name[-1]) in (5, 6)
+    assert int(kept.name[-1]) in (6, 7)
     in_ranks(2, lambda r: train(make("run", resume=True, **OPTIONS), r) and None)
     assert untimed(run / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
