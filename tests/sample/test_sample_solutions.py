@@ -67,7 +67,7 @@ def test_a_sample_depends_on_seed_policy_question_and_number_alone(data, tmp_pat
     assert len({request_seed(s, p, q, k) for s in (0, 1) for p in "ab" for q in ("x", "y") for k in range(50)}) == 400
 
 
-@pytest.mark.parametrize("lost", [0, 1, 200, None])
+@pytest.mark.parametrize("lost", [1, 200, None])
 def test_interrupted_sampling_resumes(data, tmp_path, monkeypatch, lost):
     """Interrupted within the second of two policies; OUT.part is cut off anywhere, even within a line."""
     policies = ("arithmetic:careless", "arithmetic:strong")
@@ -117,16 +117,16 @@ def test_another_run_does_not_resume_this_one(data, tmp_path, monkeypatch, capfd
     assert f"{part}: 1 damaged (line 1)" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("with_checksum", [False, True])
 @pytest.mark.parametrize(
-    "line",
+    ("line", "with_checksum"),
     [
-        "{]",
-        "7",
-        '{"number": 99999, "text": "", "finished": true}',
-        '{"number": -1, "text": "", "finished": true}',
-        '{"number": 1, "text": null, "finished": true}',
-        '{"number": 1}',
+        ('{"number": 1, "text": "", "finished": true}', False),
+        ("{]", True),
+        ("7", True),
+        ('{"number": 99999, "text": "", "finished": true}', True),
+        ('{"number": -1, "text": "", "finished": true}', True),
+        ('{"number": 1, "text": null, "finished": true}', True),
+        ('{"number": 1}', True),
     ],
 )
 def test_a_damaged_part_file_is_reported(data, tmp_path, monkeypatch, capfd, line, with_checksum):

@@ -84,19 +84,23 @@ def test_any_number_of_ranks_gives_the_same(world, tmp_path, capsys, monkeypatch
     """Each record is computed once, with a question on one rank if its solutions share tokens; rank 0 alone speaks."""
     options = {"prefix_tree": prefix_tree, "max_length": 22}
     score(config_of(world, tmp_path / "alone", **options))
+    assert [row["id"] for row in rows_of(tmp_path / "alone")] == [row["id"] for row in rows_of(world / "data.jsonl")]
     said = capsys.readouterr().out
     assert "records do not fit 22 tokens" in said
-    scored: list[int] = []
-    original = StepQModel.scores
+    scored, questions = [], set()
+    scores, append = StepQModel.scores, Journal.append
     monkeypatch.setattr(
-        StepQModel, "scores", lambda self, batch, plan: scored.append(len(batch.members)) or original(self, batch, plan)
+        StepQModel, "scores", lambda self, batch, plan: scored.append(len(batch.members)) or scores(self, batch, plan)
     )
+    monkeypatch.setattr(Journal, "append", lambda self, row: questions.add(row["prompt"]) or append(self, row))
 
     def work(ranks):
         score(config_of(world, tmp_path / f"on {ranks.world}", progress=ranks.world == 3, **options), ranks)
-        return sum(scored)
+        return sum(scored), questions
 
-    assert sum(in_ranks(2, work)) == COUNT
+    (first, its_questions), (second, other_questions) = in_ranks(2, work)
+    assert first + second == COUNT
+    assert its_questions.isdisjoint(other_questions) == prefix_tree
     assert exit_codes(start_ranks(3, work, tmp_path)) == [0, 0, 0]
     texts = [(tmp_path / f"said-{rank}").read_text() for rank in range(3)]
     assert said in texts[0]

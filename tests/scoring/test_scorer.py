@@ -23,7 +23,7 @@ def candidates(rng, questions=5, each=8):
     return [made[i] for i in rng.permutation(len(made))]
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 200, 16384])
+@pytest.mark.parametrize("max_tokens", [1, 60, 16384])
 def test_trees_give_the_scores_of_plain_packing(tmp_path, monkeypatch, max_tokens):
     torch.manual_seed(0)
     model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "qwen3", "qwen3")))

@@ -188,8 +188,9 @@ def saved_prm(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("prefix_tree", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "prefix_tree"), [("trl", True), *((kind, False) for kind in KINDS), ("rlhflow", True)]
+)
 def test_scores_are_those_of_the_model_itself(saved_prm, kind, prefix_tree):
     folder, expected = saved_prm(kind)
     prm = ThirdPartyPRM(kind.partition(",")[0])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -17,15 +18,21 @@ def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture
-def configure(tmp_path):
-    model = str(tiny.model_folder(tmp_path / "model", num_hidden_layers=2))
-    data = tiny.write_data(tmp_path / "data.jsonl")
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A model in `model` and records in `data.jsonl`, which no test changes."""
+    folder = tmp_path_factory.mktemp("small")
+    tiny.model_folder(folder / "model", num_hidden_layers=2)
+    tiny.write_data(folder / "data.jsonl")
+    return folder
 
+
+@pytest.fixture
+def configure(small, tmp_path):
     def make(out="run", **options):
         base = {
-            "model": model,
-            "data": (data,),
+            "model": str(small / "model"),
+            "data": (str(small / "data.jsonl"),),
             "micro_batch_tokens": 128,
             "max_length": 64,
             "max_steps": 12,
@@ -34,7 +41,7 @@ def configure(tmp_path):
             "save_every": 0,
             "log_every": 1,
             "progress": False,
-            "cache_dir": str(tmp_path / "cache"),
+            "cache_dir": str(small / "cache"),
             "device": "cpu",
             "template": Template(step_token="last"),
         }
@@ -44,12 +51,28 @@ def configure(tmp_path):
 
 
 @pytest.fixture
+def branching(tmp_path):
+    """The option for data whose solutions share first steps: 12 questions, from 2 to 12 solutions of each."""
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "branching.jsonl", "w") as file:
+        for question in range(12):
+            stem = [tiny.text(rng, 4) for _ in range(6)]
+            for i in range(rng.integers(2, 13)):
+                shared = int(rng.integers(6))
+                steps = stem[:shared] + [tiny.text(rng, 3) for _ in range(2)]
+                labels = [True] * shared + [bool(b) for b in rng.integers(0, 2, 2)]
+                row = {"id": f"{question}/{i}", "prompt": f"w{20 + question}", "completions": steps, "labels": labels}
+                file.write(json.dumps(row) + "\n")
+    return {"data": (str(tmp_path / "branching.jsonl"),)}
+
+
+@pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    """Drawing is slow."""
+    """Drawing is slow, and matters in few tests."""
     monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A model and data for runs on several ranks, which every loss can use."""
     folder = tmp_path_factory.mktemp("world")
@@ -62,9 +85,9 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def make(world, tmp_path):
-    """Configurations of such runs."""
+@pytest.fixture(scope="session")
+def make_in(world):
+    """Configurations of such runs in a folder."""
 
     def configure(out, **options):
         base = {
@@ -72,9 +95,9 @@ def make(world, tmp_path):
             "data": (str(world / "data.jsonl"),),
             "micro_batch_tokens": 128,
             "max_length": 64,
-            "max_steps": 20,
+            "max_steps": 8,
             "learning_rate": 1e-3,
-            "eval_every": 10,
+            "eval_every": 4,
             "save_every": 0,
             "save_dtype": "float32",
             "log_every": 1,
@@ -85,6 +108,12 @@ def make(world, tmp_path):
             "layers": "eager",
             "template": Template(step_token="last"),
         }
-        return TrainConfig(out=str(tmp_path / out), **(base | options))
+        return TrainConfig(out=str(out), **(base | options))
 
     return configure
+
+
+@pytest.fixture
+def make(make_in, tmp_path):
+    """The same in a folder of the test."""
+    return lambda out, **options: make_in(tmp_path / out, **options)

@@ -53,7 +53,7 @@ def test_what_is_being_written_is_kept_when_the_run_fails(configure, tmp_path, m
     """A checkpoint from before an error, written while training goes on."""
 
     def slow(*given, whole=checkpoint.write_list):
-        time.sleep(0.5)
+        time.sleep(0.2)
         whole(*given)
 
     def ahead(*given, ahead, **named):
@@ -74,11 +74,11 @@ def test_what_is_being_written_is_kept_when_the_run_fails(configure, tmp_path, m
 
 def test_only_the_torchrun_that_started_a_run_resumes_it_unasked(configure, tmp_path, monkeypatch):
     first, other = (replace(ALONE, launcher=f"torchrun {number}") for number in (1, 2))
-    options = {"eval_fraction": 0.2, "save_every": 5}
+    options = {"eval_fraction": 0.2, "save_every": 2, "max_steps": 3}
     metrics = train(configure(**options), first)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with pytest.raises(PQMError, match="already holds a run"):
-        train(configure(**(options | {"max_steps": 20})), other)
+        train(configure(**(options | {"max_steps": 5})), other)
     assert train(configure(**options), first) == metrics  # a rank was lost after everything was done
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     with pytest.raises(PQMError, match="the run is complete"):

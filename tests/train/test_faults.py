@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from cut_off import cut_off
 from flip import flip
 from untimed import untimed
 
@@ -23,6 +24,7 @@ from pqm_fast.common.signals import Stopped
 from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.report.runs import find_runs
 from pqm_fast.train import active_run, checkpoint, curve, loop, schedule
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.loop import train
@@ -59,12 +61,6 @@ def make(world):
         return TrainConfig(out=str(out), **(named | ARGUMENTS | options))
 
     return configure
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing is slow, and matters in one test only."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
 
 
 def outcome(folder: Path):
@@ -162,6 +158,7 @@ def test_a_signal_saves_where_no_checkpoints_were_asked_for(make, whole, tmp_pat
         train(make(tmp_path / "run", save_every=0, resume=True))
 
 
+@pytest.mark.processes
 def test_the_exit_code_of_the_command(make, tmp_path):
     """Two signals within a moment, as `timeout` sends them, count as one."""
     run, said = tmp_path / "run", tmp_path / "said"
@@ -209,6 +206,7 @@ def killed(config: TrainConfig, where: str, count: int):
     recovers="`train --resume`, with the same result to the bit; at the end it does only what is missing; before the "
     "options are written, the same command again",
 )
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("where", "count", "kept"),
     [
@@ -235,6 +233,7 @@ def test_a_killed_run_resumes(make, whole, tmp_path, monkeypatch, where, count, 
     assert_clean(run)
 
 
+@pytest.mark.processes
 def test_weights_without_a_checkpoint_are_not_trained_again(make, tmp_path):
     """The run was killed in its final evaluation, and saved no checkpoints."""
     killed(make(tmp_path / "run", save_every=0, max_steps=1), "evaluate", 1)
@@ -250,9 +249,7 @@ def cut(whole, tmp_path):
     """A copy of the whole run as if it had been killed after step 11: with checkpoints of steps 5 and 10."""
     run = tmp_path / "cut"
     shutil.copytree(whole, run)
-    for name in ("config.json", "model.safetensors", "metrics.json", "training.png"):
-        (run / name).unlink()
-    shutil.rmtree(run / "checkpoints" / f"step-{STEPS:07d}")
+    cut_off(run, 10)
     assert steps(run) == [5, 10]
     return run
 
@@ -524,6 +521,7 @@ def test_a_finished_run_is_extended(make, tmp_path, capsys):
         train(make(run, resume=True, **(constant | {"max_steps": 9})))
 
 
+@pytest.mark.processes
 def test_an_extended_run_is_killed_at_its_end(make, whole, tmp_path):
     """Its metrics and picture are not those of the shorter run."""
     run = tmp_path / "run"
@@ -581,9 +579,13 @@ def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):
     assert b'{"note": "mine"}\n' in file.read_bytes()
     assert [row["step"] for row in read_starts(file)] == [0, 10]
     assert [row for row in read_metrics(file) if row["step"] <= 10] == [row for row in expected if row["step"] <= 10]
-    from pqm_fast.report.runs import find_runs
 
-    file.write_bytes(file.read_bytes() + b'{"kind": "train", "step": 99, "loss": "x"}\n')
+
+def test_damaged_metrics_are_drawn(cut):
+    file = cut / "metrics.jsonl"
+    file.write_bytes(
+        file.read_bytes().replace(b"loss", b"l\xffss", 3) + b'{"kind": "train", "step": 99, "loss": "x"}\n[1]\n'
+    )
     curve.draw_curve(cut)
     [run] = find_runs([str(cut)])
     assert len(run.metrics) == len(read_metrics(file))

@@ -30,9 +30,9 @@ def batches(budget=192):
     """Batches with the same number of tokens, but other numbers of trajectories and steps and other lengths; plain and
     in trees."""
     groups = solutions()
-    many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 2, 3)]
-    many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 2, 3)]
-    return many + [pack(list(enumerate(trajectories(s, (5, 40, 3 + s)))), pad_to=budget) for s in range(4)]
+    many = [pack([t for group in groups[:n] for t in group], pad_to=budget) for n in (1, 3)]
+    many += [pack_trees(groups[:n], pad_to=budget) for n in (1, 3)]
+    return many + [pack(list(enumerate(trajectories(s, (5, 40, 3 + s)))), pad_to=budget) for s in range(2)]
 
 
 def learn(model, batch):
@@ -42,10 +42,11 @@ def learn(model, batch):
     return float(out.loss.detach()), gradients(model)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
-    model = make_model(tmp_path, architecture, num_hidden_layers=4)
-    whole = make_model(tmp_path, architecture, num_hidden_layers=4)
+def test_nothing_is_compiled_again_once_warm(tmp_path):
+    """In an architecture whose layers are not all alike."""
+    architecture = "gemma2"
+    model = make_model(tmp_path, architecture, num_hidden_layers=3)
+    whole = make_model(tmp_path, architecture, num_hidden_layers=3)
     whole.load_state_dict(model.state_dict())
     compile_layers(model, backend="aot_eager")
     many = batches()
@@ -67,9 +68,9 @@ def test_nothing_is_compiled_again_once_warm(tmp_path, architecture):
 
 
 def test_layers_share_what_is_compiled(tmp_path):
-    """Ten layers are compiled as often as two."""
+    """Five layers are compiled as often as two."""
     graphs = []
-    for depth in (3, 11):
+    for depth in (3, 6):
         torch.compiler.reset()
         counters.clear()
         model = make_model(tmp_path, "llama", num_hidden_layers=depth)
@@ -79,25 +80,18 @@ def test_layers_share_what_is_compiled(tmp_path):
     assert graphs[0] == graphs[1] > 0
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count, compiled):
+def test_recomputed_layers_do_not_change_the_gradient(tmp_path, count):
     model = make_model(tmp_path, "qwen3")
     batch = batches()[-1]
     loss, expected = learn(model, batch)
-    if compiled:
-        compile_layers(model, backend="aot_eager")
     recompute(model, count)
     calls = [0] * 3
-    if not compiled:  # a hook would keep a layer from being compiled whole
-        for i, layer in enumerate(decoder_layers(model)):
-            layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    for i, layer in enumerate(decoder_layers(model)):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
     got_loss, got = learn(model, batch)
     assert got_loss == pytest.approx(loss, rel=1e-6)
-    if compiled:
-        assert counters["stats"]["unique_graphs"] >= 2  # recomputation did not keep it from being compiled
-    else:
-        assert calls == [2] * count + [1] * (3 - count)
+    assert calls == [2] * count + [1] * (3 - count)
     for name, gradient in expected.items():
         assert tiny.relative_error(got[name], gradient) <= 1e-5, name
 
@@ -110,18 +104,25 @@ def test_recomputed_layers_score_as_before(tmp_path):
     assert torch.equal(model.scores(batch), expected)
 
 
-def compiled_and_recomputed(tmp_path, architecture="llama"):
-    model = make_model(tmp_path, architecture)
+def compiled_and_recomputed(tmp_path):
+    model = make_model(tmp_path)
     compile_layers(model, backend="aot_eager")
     recompute(model, 2)
     return model
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_an_unused_model_is_freed_at_once(tmp_path, architecture):
+def test_a_copy_does_not_share_weights_and_an_unused_model_is_freed_at_once(tmp_path):
     """Otherwise it would hold GPU memory until the garbage collector runs."""
-    model = compiled_and_recomputed(tmp_path, architecture)
-    learn(model, batches()[0])
+    model = compiled_and_recomputed(tmp_path)
+    batch = batches()[0]
+    loss, _ = learn(model, batch)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not twin(batch, loss="rank", zeta=2.0).q.any()
+    assert learn(model, batch)[0] == loss
+    del twin
     gc.collect()  # frees what compiling has left behind, once, in the first steps
     parts = [weakref.ref(part) for part in (*model.modules(), *model.parameters())]
     gc.disable()
@@ -141,19 +142,6 @@ def test_layers_keep_their_names(tmp_path):
         assert str(type(layer)) == str(type(before))
 
 
-def test_a_copy_does_not_share_weights(tmp_path):
-    model = compiled_and_recomputed(tmp_path)
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    whole = make_model(tmp_path)
-    whole.load_state_dict(model.state_dict())
-    batch = batches()[0]
-    assert torch.allclose(model.eval().scores(batch), whole.eval().scores(batch), atol=1e-6)
-    assert not twin.eval().scores(batch).any()
-
-
 def test_adapters_learn_in_compiled_layers(tmp_path):
     pytest.importorskip("peft")
     model = make_model(tmp_path)
@@ -162,6 +150,7 @@ def test_adapters_learn_in_compiled_layers(tmp_path):
     compile_layers(model, backend="aot_eager")
     recompute(model, 2)
     (loss, got), (expected_loss, expected) = (learn(each, batches()[0]) for each in (model, whole))
+    assert counters["stats"]["unique_graphs"] >= 2  # recomputation did not keep it from being compiled
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():

@@ -1,7 +1,10 @@
 """Only adapters learn, and the checkpoint has them merged into plain weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from cut_off import cut_off
 from packed_models import make_model, trajectories
 from transformers import AutoModelForTokenClassification
 
@@ -21,7 +24,7 @@ def disturb(model):
             torch.nn.init.normal_(p, std=0.3)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3_text"])
 def test_merged_weights_are_what_the_adapters_compute(tmp_path, architecture):
     model = make_model(tmp_path, architecture).eval()
     plain = make_model(tmp_path, architecture).eval()
@@ -65,18 +68,17 @@ def test_alpha_scales_the_adapters(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_with_adapters_gives_a_plain_checkpoint(configure, tmp_path, dtype):
-    make = {"lora_rank": 4, "dtype": dtype, "save_every": 5, "max_steps": 12, "learning_rate": 1e-2}
-    train(configure(**make))
-    before = StepQModel.from_pretrained(str(tmp_path / "model"))
-    after = StepQModel.from_pretrained(str(tmp_path / "run"))
+    """Resumed, to the bit the same."""
+    config = configure(lora_rank=4, dtype=dtype, save_every=3, max_steps=5)
+    train(config)
+    before = StepQModel.from_pretrained(config.model)
+    after = StepQModel.from_pretrained(str(config.folder))
     assert after.load_report.complete
     assert before.state_dict().keys() == after.state_dict().keys()
-    _, info = AutoModelForTokenClassification.from_pretrained(tmp_path / "run", output_loading_info=True)
+    _, info = AutoModelForTokenClassification.from_pretrained(config.folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    # resumed from step 10, the result is the same to the bit
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "run" / name).unlink()
-    train(configure(**make, resume=True))
-    again = StepQModel.from_pretrained(str(tmp_path / "run")).state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in after.state_dict().items())
+    whole = (config.folder / "model.safetensors").read_bytes()
+    cut_off(config.folder, 3)
+    train(replace(config, resume=True))
+    assert (config.folder / "model.safetensors").read_bytes() == whole

@@ -1,23 +1,15 @@
 """Each option of a run reaches the place where it acts."""
 
-import json
-import shutil
-
 import pytest
 import tiny
-import torch
-from safetensors.torch import load_file
+from cut_off import cut_off
 
-from pqm_fast.common.checksums import write_sums
 from pqm_fast.errors import PQMError
 from pqm_fast.train import active_run, evaluation, layer_setup, loop
 from pqm_fast.train.checkpoint import CheckpointWriter
-from pqm_fast.train.evaluation import evaluate
 from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
-from pqm_fast.train.optim import make_optimizer, set_learning_rate
 from pqm_fast.train.run import prepare
-from pqm_fast.train.run_files import complete_checkpoints
 from pqm_fast.train.step import Objective
 
 
@@ -31,17 +23,6 @@ def test_loss_zeta_and_clip(configure, monkeypatch):
     monkeypatch.setattr(loop, "train_step", train_step)
     train(configure(loss="rank-theory", zeta=2.5, clip=0.25, max_steps=2))
     assert objectives == [Objective("rank-theory", 2.5, 0.25)] * 2
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_optimizer(configure, dtype):
-    run = prepare(configure(dtype=dtype, beta1=0.8, beta2=0.77, weight_decay=0.3, learning_rate=0.5))
-    optimizer = make_optimizer(run.own, run.config)
-    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.77)] * 2
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5] * 2
-    set_learning_rate(optimizer, 0.125)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125] * 2
 
 
 def test_the_learning_rate_that_is_logged(configure, tmp_path):
@@ -74,48 +55,6 @@ def test_layers_attention_and_workers(configure, monkeypatch):
         prepare(configure("other", attention="flash"))
 
 
-def test_the_saved_dtype(configure, tmp_path):
-    """The float32 checkpoint has the bits that bfloat16 weights lack, and rounds to the bfloat16 checkpoint."""
-    options = {"dtype": "bfloat16", "max_steps": 5}
-    for name in ("bfloat16", "float32"):
-        train(configure(name, save_dtype=name, **options))
-    half, full = (load_file(tmp_path / name / "model.safetensors") for name in ("bfloat16", "float32"))
-    assert {t.dtype for t in full.values()} == {torch.float32}
-    assert half.keys() == full.keys()
-    for name in half:  # half a step of bfloat16; ties round away from zero in one and to even in the other
-        assert (full[name] - half[name].float()).abs().le(full[name].abs() * 2**-8).all(), name
-    finer = [name for name in full if not torch.equal(full[name].bfloat16().float(), full[name])]
-    assert len(finer) > len(full) / 2
-
-
-def test_evaluation_has_no_dropout(configure, tmp_path):
-    model = str(tiny.model_folder(tmp_path / "dropout", num_hidden_layers=2, attention_dropout=0.5))
-    run = prepare(configure(model=model, eval_fraction=0.5))
-    run.model.train()
-    assert evaluate(run, run.held_out) == pytest.approx(evaluate(run, run.held_out), nan_ok=True, abs=0, rel=0)
-
-
-def test_a_resumed_run_has_its_sizes(configure, tmp_path):
-    """With sizes on auto, it keeps those that it was started with, whatever would fit now."""
-    options = {"micro_batch_tokens": "auto", "save_every": 2, "max_steps": 4}
-    train(configure(**options))
-    (tmp_path / "run" / "config.json").unlink()
-    [*_, newest] = complete_checkpoints(tmp_path / "run" / "checkpoints")
-    state = json.loads((newest / "state.json").read_text())
-    assert (state["micro_batch_tokens"], state["micro_batches"]) == (16384, 1)
-    (newest / "state.json").write_text(json.dumps(state | {"micro_batch_tokens": 256, "micro_batches": 4}))
-    write_sums(newest)
-    sizes = prepare(configure(**options, resume=True)).order.sizes
-    assert (sizes.micro_batch_tokens, sizes.micro_batches) == (256, 4)
-
-
-def test_a_resumed_run_may_recompute_layers(configure, tmp_path):
-    train(configure(save_every=2, max_steps=4))
-    (tmp_path / "run" / "config.json").unlink()
-    run = prepare(configure(save_every=2, max_steps=4, resume=True, recompute_layers="all"))
-    assert run.order.sizes.recompute_layers == 2
-
-
 def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
     """With a clock on which every step takes a second, and saving or evaluating a hundred."""
     now = [0.0]
@@ -141,8 +80,7 @@ def test_rates_count_the_steps_of_their_time(configure, tmp_path, monkeypatch):
     ]
     assert all(0 < row["tokens_per_second"] <= 128 for row in rows)
     # as if stopped in the evaluation after step 6: the resumed run starts with this evaluation
-    (run / "config.json").unlink()
-    shutil.rmtree(run / "checkpoints" / "step-0000009")
+    cut_off(run, 6)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"kind": "eval", "step": 6' not in line))
     train(configure(**options, resume=True))

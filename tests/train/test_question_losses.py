@@ -1,7 +1,6 @@
 """Training with losses that compare the solutions of a question: what they need, and that it is there or asked for."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -26,21 +25,6 @@ LABELLED = {"prompt": "w9", "completions": ["w8", "w7"], "labels": [1, 1]}
 def write(path, rows):
     path.write_text("".join(json.dumps({"id": f"r{i}", **row}) + "\n" for i, row in enumerate(rows)))
     return {"data": (str(path),)}
-
-
-@pytest.fixture
-def branching(tmp_path):
-    """Options for data whose solutions share first steps: 12 questions, from 2 to 8 solutions of each."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for question in range(12):
-        stem = [tiny.text(rng, 4) for _ in range(4)]
-        for _ in range(rng.integers(2, 9)):
-            shared = int(rng.integers(4))
-            steps = stem[:shared] + [tiny.text(rng, 3) for _ in range(2)]
-            labels = [True] * shared + [bool(b) for b in rng.integers(0, 2, 2)]
-            rows.append({"prompt": f"w{20 + question}", "completions": steps, "labels": labels})
-    return write(tmp_path / "branching.jsonl", rows)
 
 
 @pytest.fixture
@@ -98,18 +82,6 @@ def test_the_numbers_reach_the_loss(configure, branching, losses, numbers):
     assert abs(value - with_defaults) > 1e-3 * value
 
 
-def test_resuming_is_exact(configure, branching, tmp_path):
-    options = {"loss": "bce", "compare": "sibling", "save_every": 2, "max_steps": 4, **branching}
-    train(configure("whole", **options))
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "cut" / name).unlink()
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-0000004")
-    train(configure("cut", **options, resume=True))
-    whole, cut = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "cut"))
-    assert whole == cut
-
-
 def test_resuming_with_other_outcomes_is_refused(configure, unlabelled):
     options = {"loss": "listwise", "save_every": 1, "max_steps": 2, **unlabelled}
     run = configure(**options)
@@ -126,17 +98,17 @@ def test_resuming_with_other_outcomes_is_refused(configure, unlabelled):
 
 def test_an_evaluation_takes_whole_questions(configure, branching):
     """With a limit too; in trees its figures are the same."""
-    options = {"loss": "group-rank", "eval_fraction": 0.6, **branching}
+    options = {"loss": "group-rank", "eval_fraction": 0.6, "micro_batch_tokens": 1024, **branching}
     trees, plain = (prepare(configure(**options, prefix_tree=on)) for on in (True, False))
     plain.model.load_state_dict(trees.model.state_dict())
     held_out = plain.held_out
-    for limit in (1, 10, 20):
+    for limit in (1, 10, 30):
         indices = evaluated(plain, held_out, limit)
         question = held_out.dataset.question
         assert set(indices) == set(held_out.indices[np.isin(question[held_out.indices], question[indices])])
         assert len(indices) <= limit or len(set(question[indices])) == 1
     assert len(indices) > 10
-    assert evaluate(trees, trees.held_out, 20) == pytest.approx(evaluate(plain, held_out, 20), rel=1e-5, nan_ok=True)
+    assert evaluate(trees, trees.held_out, 30) == pytest.approx(evaluate(plain, held_out, 30), rel=1e-5, nan_ok=True)
 
 
 def test_divided_questions_are_counted(configure, branching):

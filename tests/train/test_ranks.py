@@ -17,7 +17,7 @@ from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics
 from pqm_fast.train.run import prepare
 
-pytestmark = pytest.mark.usefixtures("no_picture")
+pytestmark = pytest.mark.processes
 
 
 def trained(config, ranks):
@@ -48,14 +48,8 @@ def assert_alike(found, expected, loss, tolerance=1e-5):
     ("loss", "trees", "counts"),
     [
         ("rank", False, (2, 4)),
-        ("rank", True, (4,)),
-        ("pairwise", False, (4,)),
         ("bce", True, (2,)),
-        ("orm", False, (4,)),
-        ("first-error", True, (2,)),
-        ("sibling", True, (4,)),
-        ("group-contrastive", False, (2,)),
-        ("listwise", True, (4,)),
+        ("listwise-softmin", True, (2,)),
     ],
 )
 def test_the_same_on_1_2_and_4_ranks(make, loss, trees, counts):
@@ -78,7 +72,7 @@ def test_the_same_on_1_2_and_4_ranks(make, loss, trees, counts):
 def test_ways_of_training_on_several_ranks(make, options):
     """They give the weights of one rank: to rounding in bfloat16, in which gradients are rounded at other places."""
     ranks = 4 // options["accumulation"]
-    options = {"max_steps": 8, "eval_fraction": 0, "save_every": 4} | options
+    options = {"max_steps": 4, "eval_fraction": 0, "save_every": 2} | options
     if options.get("lora_rank"):
         pytest.importorskip("peft")
     one = trained(make("1", **(options | {"accumulation": 4, "shard_within": None})), 1)
@@ -96,7 +90,7 @@ def test_eight_bit_products_on_several_ranks(make, tmp_path, monkeypatch):
         assert use_float8(model, emulate=True) == 7
 
     monkeypatch.setattr(run_module, "set_up_layers", set_up)
-    options = {"model": str(model), "max_steps": 5, "eval_fraction": 0, "dtype": "bfloat16"}
+    options = {"model": str(model), "max_steps": 3, "eval_fraction": 0, "dtype": "bfloat16"}
     one, two = (trained(make(str(n), accumulation=4 // n, **options), n)[0] for n in (1, 2))
     for row, other in zip(two, one, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
@@ -123,7 +117,7 @@ def resident(name):
 
 
 def test_the_memory_of_a_rank_follows_its_estimate(make, world, tmp_path):
-    """26 million parameters in float32 with AdamW: the peak of each of 1, 2 and 4 ranks, without that of loading.
+    """26 million parameters in float32 with AdamW: the peak of a step on each of 1 and 2 ranks.
 
     Freed memory goes back to the system at once here. By default glibc keeps blocks of this size for later, several
     times as much as a sharded step needs at a time.
@@ -144,6 +138,7 @@ def test_the_memory_of_a_rank_follows_its_estimate(make, world, tmp_path):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "train_step", step)
+            patch.setattr(loop, "_finish", lambda active: {})  # saving the weights takes longer than the steps
             notes = []
             patch.setattr(loop, "prepare", lambda *given: notes.append(prepare(*given)) or notes[0])
             train(make(str(ranks.world), **options), ranks)
@@ -151,10 +146,9 @@ def test_the_memory_of_a_rank_follows_its_estimate(make, world, tmp_path):
         return resident("VmHWM") - before, 1e9 * float(re.search(r"= ([\d.]+) GB", note)[1])
 
     peaks = {}
-    for count in (1, 2, 4):
+    for count in (1, 2):
         results = in_ranks(count, work)
         for peak, estimate in results:
             assert 0.7 * estimate - 5e7 <= peak <= 1.3 * estimate + 5e7, (count, peak, estimate)  # a tenth of a GB
         peaks[count] = max(peak for peak, _ in results)
     assert peaks[2] < 0.8 * peaks[1]
-    assert peaks[4] < 0.8 * peaks[2]

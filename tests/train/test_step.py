@@ -1,15 +1,20 @@
-"""One optimizer step against the same step by hand."""
+"""One optimizer step against the same step by hand: the gradient is the same however the step is divided."""
 
 import math
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from packed_models import gradients, make_model, trajectories
+from pqm_kernels import LOSSES
 
 from pqm_fast.data.pack import pack
+from pqm_fast.train.loop import train
+from pqm_fast.train.metrics_file import read_metrics
+from pqm_fast.train.run import prepare
 from pqm_fast.train.sharding import parts
-from pqm_fast.train.step import Objective, clip_gradients, train_step
+from pqm_fast.train.step import Objective, backward, clip_gradients, train_step
 
 
 def batches(parts=3):
@@ -17,8 +22,7 @@ def batches(parts=3):
     return [(pack(made[i::parts]), None) for i in range(parts)]
 
 
-@pytest.mark.parametrize("loss", ["rank", "bce"])
-@pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
+@pytest.mark.parametrize(("loss", "clip"), [("rank", 0.0), ("bce", 0.05), ("rank", 1e6)])
 def test_a_step_is_that_of_the_whole_batch(tmp_path, loss, clip):
     """Loss, norm, clipping and update. With plain gradient descent, the weights move by the clipped gradient."""
     model = make_model(tmp_path)
@@ -79,3 +83,60 @@ def test_what_is_not_finite_is_seen(tmp_path, bad):
     result = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(), Objective()).wait()
     assert math.isfinite(result.loss) == (bad == "gradient")
     assert not result.finite
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_accumulation_and_packing_do_not_change_the_gradient(configure, loss):
+    """One batch of everything = batches of a few = one trajectory, or one question, at a time."""
+    run = prepare(configure(loss=loss, micro_batch_tokens=4096))
+    members, several = run.training.indices[:16], (3, 16)
+    if run.config.whole_questions:  # four trajectories each
+        members, several = run.training.units(run.training.indices, 4096).members[:16], (2, 4)
+    loss_of, gradient_of = {}, {}
+    for count in (1, *several):
+        batches = [(run.training.pack(m), None) for m in np.array_split(members, count)]
+        outputs = backward(run.model, batches, Objective(loss))
+        loss_of[count] = float(sum(out.loss for out in outputs))
+        gradient_of[count] = gradients(run.model)
+        run.model.zero_grad()
+    for count in several:
+        assert loss_of[count] == pytest.approx(loss_of[1], rel=1e-5)
+        for name, expected in gradient_of[1].items():
+            if loss in tiny.WITHOUT_LEVEL and name.endswith("score.bias"):
+                assert gradient_of[count][name].abs() <= 1e-7
+            else:
+                assert tiny.relative_error(gradient_of[count][name], expected) <= 1e-5, name
+
+
+@pytest.mark.parametrize("loss", ["rank", "bce"])
+def test_the_loop_normalises_over_all_micro_batches_of_a_step(configure, tmp_path, loss):
+    """By trajectories or by steps: the first step of a run has the loss and the norm of one batch of all its data."""
+    config = configure(loss=loss, accumulation=3, max_steps=1, eval_fraction=0, dtype="float32")
+    run = prepare(config)
+    [step] = run.order.steps(0, 1)
+    assert len(step) == 3
+    whole = run.training.pack(np.concatenate(step))
+    [out] = backward(run.model, [(whole, None)], Objective(loss))
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients(run.model).values()))
+    train(config)
+    [row] = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(float(out.loss), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_micro_batches_add_up_in_float32(configure):
+    """With eight bfloat16 micro-batches, the gradient is as close to float32 as with one batch."""
+    members = np.arange(32)
+
+    def gradient(dtype, accumulation):
+        run = prepare(configure(dtype=dtype, accumulation=accumulation, micro_batch_tokens=4096))
+        batches = [(run.training.pack(m), None) for m in np.array_split(members, accumulation)]
+        backward(run.model, batches, Objective())
+        by_name = {name: p.grad for name, p in run.model.backbone.named_parameters()}
+        if dtype == "bfloat16":
+            assert {g.dtype for g in by_name.values()} == {torch.float32 if accumulation > 1 else torch.bfloat16}
+        return torch.cat([g.float().flatten() for g in by_name.values()])
+
+    exact = gradient("float32", 1)
+    one, eight = (tiny.relative_error(gradient("bfloat16", n), exact) for n in (1, 8))
+    assert 0 < eight <= 1.2 * one

@@ -1,4 +1,4 @@
-"""A training under torchrun itself: a rank is killed, then torchrun."""
+"""A training under torchrun itself: a rank is killed, then torchrun; the run is resumed."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import tiny
 from rank_processes import in_ranks
 from untimed import untimed
@@ -19,9 +20,9 @@ from pqm_fast.train.stored_options import write_config
 SECONDS = 120  # for a start on a busy machine
 
 
-def started(folder, *more):
+def started(folder, out):
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
-    command = ["-m", "pqm_fast", "train", "--config", str(folder / "options" / "config.yaml"), *more]
+    command = ["-m", "pqm_fast", "train", "--config", str(folder / "options" / "config.yaml"), "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with open(folder / "said", "ab") as said:
         return subprocess.Popen([*run, *command], stdout=said, stderr=said, env=environment)
@@ -50,14 +51,15 @@ def wait_for(holds):
         time.sleep(0.05)
 
 
+@pytest.mark.processes
 def test_a_rank_and_then_torchrun_are_killed(tmp_path):
     tiny.model_folder(tmp_path / "model", num_hidden_layers=1)
     options = {
         "model": str(tmp_path / "model"),
         "data": (tiny.write_data(tmp_path / "data.jsonl"),),
         "micro_batch_tokens": 64,
-        "max_steps": 300,
-        "save_every": 20,
+        "max_steps": 150,
+        "save_every": 10,
         "eval_every": 0,
         "eval_fraction": 0.1,
         "log_every": 10,
@@ -71,7 +73,7 @@ def test_a_rank_and_then_torchrun_are_killed(tmp_path):
     (tmp_path / "options").mkdir()
     write_config(TrainConfig(out=str(tmp_path / "options"), **options))
     checkpoints = run / "checkpoints"
-    torchrun = started(tmp_path, "--out", str(run))
+    torchrun = started(tmp_path, run)
     try:
         wait_for(lambda: complete_checkpoints(checkpoints))
         os.kill(children(torchrun)[1], signal.SIGKILL)
@@ -87,7 +89,8 @@ def test_a_rank_and_then_torchrun_are_killed(tmp_path):
     assert "resuming from" in said
     assert f"{checkpoints}/step-" in said
     assert "Traceback" not in said.replace("Traceback : N/A", ""), said
-    assert started(tmp_path, "--out", str(run), "--resume").wait() == 0, (tmp_path / "said").read_text()
-    in_ranks(2, lambda r: train(TrainConfig(out=str(whole), **options), r) and None)
+    for folder, resume in ((run, True), (whole, False)):
+        config = TrainConfig(out=str(folder), resume=resume, **options)
+        in_ranks(2, lambda r, config=config: train(config, r) and None)
     assert untimed(run / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

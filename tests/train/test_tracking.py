@@ -13,7 +13,6 @@ from untimed import untimed
 from pqm_fast.common.options import flat
 from pqm_fast.common.signals import Stopped
 from pqm_fast.errors import PQMError
-from pqm_fast.train import loop
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.log import RunLog
 from pqm_fast.train.loop import train
@@ -22,11 +21,6 @@ from pqm_fast.train.tracking import LIBRARIES, TRACKERS, Trackers, check_librari
 
 NAMES = list(TRACKERS)
 OPTIONS = {"max_steps": 6, "eval_every": 2, "eval_fraction": 0.2, "save_every": 4}
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
 
 
 def figures(run: Path, kind: str) -> dict[int, dict[str, float]]:
