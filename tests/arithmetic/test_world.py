@@ -111,7 +111,7 @@ def test_the_model_folder_holds_a_config_a_tokenizer_and_no_weights(world):
 
 
 def test_the_same_bytes_in_a_process_with_another_hash_seed(world, tmp_path):
-    code = f"import sys; from pqm_fast.arithmetic.world import write_world;write_world(sys.argv[1], **{SMALL!r})"
+    code = f"import sys; from pqm_fast.arithmetic.world import write_world; write_world(sys.argv[1], **{SMALL!r})"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
     assert digest(tmp_path) == digest(world.train.parent)

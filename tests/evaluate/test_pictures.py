@@ -106,4 +106,3 @@ def test_noise_and_nothing_are_not_drawn(figures, tmp_path):
     assert [ax.get_title() for ax in shown(figures[0])] == ["Calibration"]
     assert draw({"left_out": []}, tmp_path / "r.json") == []
     assert draw(evaluate_steps([]), tmp_path / "r.json") == []
-

@@ -296,7 +296,8 @@ def test_many_candidates():
 def test_gsm8k_pool(shared_data):
     """Facts of the data, through the readers: the policies' accuracies, the vote, and any of four right."""
     records = list(read_records(shared_data("gsm8k_best_of_4.json")))
-    found = evaluate_pools([(record, [0.0] * len(record.steps)) for record in records], ("min", "last"), ties="first", draws=20)
+    scored = [(record, [0.0] * len(record.steps)) for record in records]
+    found = evaluate_pools(scored, ("min", "last"), ties="first", draws=20)
     accuracy = {name: own["mean_accuracy"]["mean"] for name, own in found["policies"].items()}
     expected = {"6b_finetuning": 0.217, "6b_verification": 0.390, "175b_finetuning": 0.347, "175b_verification": 0.563}
     assert accuracy == pytest.approx(expected, abs=0.005)

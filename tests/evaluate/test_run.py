@@ -80,7 +80,8 @@ def test_draws_and_seed_reach_the_votes(tmp_path):
 
     def votes(*options):
         out = tmp_path / "result.json"
-        assert main(["evaluate", "--data", str(data), "--n", "6", "--aggregate", "min", "--out", str(out), *options]) == 0
+        fixed = ["--data", str(data), "--n", "6", "--aggregate", "min", "--out", str(out)]
+        assert main(["evaluate", *fixed, *options]) == 0
         return json.loads(out.read_text())["overall"]["self_consistency"]["6"]
 
     asked = (("40", "0"), ("40", "0"), ("40", "7"), ("924", "0"))  # 924 is C(12, 6)
