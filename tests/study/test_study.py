@@ -20,7 +20,7 @@ from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.trial import _dtype
 
 TINY = (
-    "--labels given --steps 4 --warmup-steps 1 --problems 40 --tuning-problems 4 --test-problems 6 --n 2 --workers 1 "
+    "--labels given --steps 4 --warmup-steps 1 --problems 12 --tuning-problems 4 --test-problems 6 --n 2 --workers 1 "
     "--no-progress --aggregate min last"
 )
 BASE = "--losses rank bce --learning-rates 1e-3 2e-3 --seeds 0 1 --zetas"
@@ -52,9 +52,10 @@ class InThisProcess:
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The pictures of the trainings, which take longer than these trainings."""
+def no_pictures(monkeypatch):
+    """They take longer than these trainings. The first study has its own."""
     monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)
+    monkeypatch.setattr("pqm_fast.study.pictures.draw", lambda results, folder: None)
 
 
 @pytest.fixture
@@ -131,8 +132,8 @@ def test_pools_of_the_world_are_apart(finished):
         name: {record.prompt for record in read_records(folder / "data" / f"{name}.jsonl")}
         for name in ("train-given", "tuning", "test")
     }
-    assert [len(own) for own in prompts.values()] == [40, 4, 6]
-    assert len(set.union(*prompts.values())) == 50
+    assert [len(own) for own in prompts.values()] == [12, 4, 6]
+    assert len(set.union(*prompts.values())) == 22
 
 
 def test_again_nothing_is_done_again(copied, no_training):
@@ -376,7 +377,8 @@ def test_a_real_worker_trains_and_one_that_fails_stops_the_study(world, tmp_path
     assert said.startswith("pqm-fast: error: ")
     assert "label 0.25" in said
     [(name, found)] = trials(tmp_path / "own").items()
-    assert (name, found["diverged"]) == ("bce_llama_given_lr0.001_seed0", None)
+    assert name.startswith("bce_")
+    assert found["diverged"] is None
     assert not (tmp_path / "own" / "results.json").exists()
 
 
