@@ -229,10 +229,11 @@ def test_scoring_has_the_flops_of_the_formula(name, config):
 def test_counts_are_those_of_the_weights():
     """2 FLOPs for each weight of a matrix and each row, written out from the sizes."""
     questions = make_workload(1, 0, solutions=30)
-    found = count(questions, list(WAYS), list(SHAPES))
+    shapes = {name: SHAPES[name] for name in ("Qwen2.5-0.5B", "deepseek-math-7b")}
+    found = count(questions, list(WAYS), list(shapes))
     assert list(found["ways"]) == EAGER
     assert found["workload"]["trajectories"] == 30
-    for shape, sizes in SHAPES.items():
+    for shape, sizes in shapes.items():
         width, wide, kv = sizes.hidden_size, sizes.intermediate_size, sizes.num_key_value_heads * sizes.head_dim
         at_rows, depth = width * width + 3 * width * wide, sizes.num_hidden_layers
         for name, way in found["ways"].items():
@@ -246,7 +247,7 @@ def test_counts_are_those_of_the_weights():
 
 
 def test_every_saving_saves():
-    shapes = ["Qwen2.5-0.5B", "Qwen2.5-7B"]
+    shapes = ["Qwen2.5-0.5B"]
     ways = count(make_workload(3, 0, solutions=30), EAGER, shapes)["ways"]
     for shape in shapes:
         flops = {name: ways[name]["flops_per_solution"][shape] for name in EAGER}
