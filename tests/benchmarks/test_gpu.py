@@ -5,6 +5,7 @@ The command itself runs at tiny sizes in .ci/run.
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def summary_of(out):
 @pytest.fixture
 def start(monkeypatch, tmp_path):
     """Call with names of `gpu_stages.py`, and seconds for each: (exit code, rows by name)."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
 
     def run_them(*names, seconds=60, **options):
         made = tuple(Stage(name, f"what {name} is", f"gpu_stages:{name}", 1, seconds) for name in names)
