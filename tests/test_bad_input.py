@@ -33,6 +33,17 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """The pictures of the trainings, which take longer than these trainings."""
+    monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)
+
+
+def in_turn(cases):
+    """(command, case) for each case: what reads the input is the same for both commands."""
+    return [(COMMANDS[i % 2], case) for i, case in enumerate(cases)]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """`model` (a config and a tokenizer), `data` (good records) and `run`, a checkpoint trained from them."""
@@ -129,8 +140,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("case", BAD_LINES)
+@pytest.mark.parametrize(("name", "case"), in_turn(BAD_LINES))
 def test_bad_line(command, fails, tmp_path, name, case):
     line, *parts = BAD_LINES[case]
     data = write(tmp_path / "bad.jsonl", [*GOOD[:2], line, *GOOD[2:]])
@@ -216,7 +226,7 @@ def test_training_needs_labels(command, fails, tmp_path):
         fails(command("train", data=data), data, "record bad: no step has a label", "--skip-bad")
 
 
-@pytest.mark.parametrize("loss", [n for n, loss in LOSSES.items() if not (loss.soft_labels or loss.uses_outcomes)])
+@pytest.mark.parametrize("loss", [n for n, loss in LOSSES.items() if not (loss.soft_labels or loss.uses_outcomes)][::4])
 def test_soft_labels_for_a_loss_of_hard_ones(command, fails, tmp_path, loss):
     data = write(tmp_path / "bad.jsonl", [*GOOD, GOOD[0] | {"id": "bad", "labels": [0.25, 1]}])
     fails(command("train", data=data, loss=loss), data, "record bad: label 0.25", loss, "--label-threshold 0.5")
@@ -242,8 +252,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("case", SOURCES)
+@pytest.mark.parametrize(("name", "case"), in_turn(SOURCES))
 def test_source_that_cannot_be_read(command, fails, tmp_path, name, case):
     content, part = SOURCES[case]
     data = tmp_path / "data.jsonl"
@@ -363,16 +372,16 @@ def test_a_path_of_no_model_is_not_asked_for_on_the_hub(command, fails, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("option", "name"),
     [
-        "https://u:SECRET@h/m",
-        "u:SECRET@host:80/v1#m",
-        "http://h/v1?key=SECRET#m",
-        "http://u:SE/SECRET@h/v1",
-        "s3://SECRET@h/m",
+        ("--model", "https://u:SECRET@h/m"),
+        ("--data", "https://u:SECRET@h/m"),
+        ("--policy", "u:SECRET@host:80/v1#m"),
+        ("--policy", "http://h/v1?key=SECRET#m"),
+        ("--model", "http://u:SE/SECRET@h/v1"),
+        ("--data", "s3://SECRET@h/m"),
     ],
 )
-@pytest.mark.parametrize("option", ["--model", "--data", "--policy"])
 def test_credentials_in_a_name_are_not_shown(capfd, tmp_path, name, option):
     command = {
         "--policy": ["sample", "--data", tmp_path],

@@ -82,10 +82,10 @@ def test_no_test_problem_and_no_mixed_in_training(world):
     assert "mixed" not in {row["policy"] for row in rows}
 
 
-def test_disjoint_even_where_chance_alone_would_repeat_dozens_of_problems(tmp_path):
-    world = write_world(tmp_path, problems=5000, samples=1, test_problems=5000, candidates=1)
+def test_disjoint_even_where_chance_alone_would_repeat_some_problems(tmp_path):
+    world = write_world(tmp_path, problems=2000, samples=1, test_problems=2000, candidates=1)
     questions = {row["question"] for row in lines(world.pool)}
-    assert len(questions) == 5000
+    assert len(questions) == 2000
     assert not questions & {row["prompt"] for row in lines(world.train)}
 
 
@@ -110,15 +110,11 @@ def test_the_model_folder_holds_a_config_a_tokenizer_and_no_weights(world):
     assert hidden.dtype == torch.float32
 
 
-def test_the_same_bytes_in_processes_with_different_hash_seeds(world, tmp_path):
-    code = f"import sys; from pqm_fast.arithmetic.world import write_world;write_world(sys.argv[1], **{SMALL!r})"
-    for hash_seed in ("1", "2"):
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / hash_seed)],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            check=True,
-        )
-    assert digest(tmp_path / "1") == digest(tmp_path / "2") == digest(world.train.parent)
+def test_the_same_bytes_in_a_process_with_another_hash_seed(world, tmp_path):
+    code = f"import sys; from pqm_fast.arithmetic.world import write_world; write_world(sys.argv[1], **{SMALL!r})"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    assert digest(tmp_path) == digest(world.train.parent)
 
 
 def test_another_seed_is_another_world(world, tmp_path):

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
@@ -22,6 +20,8 @@ from pqm_benchmarks.train import run as train
 from pqm_benchmarks.train.ways import ladder as train_ladder
 
 from pqm_fast.errors import PQMError
+
+pytestmark = pytest.mark.usefixtures("short")
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,6 @@ def test_a_stored_run_is_printed_again(one, folder, results, bench, tmp_path, ca
 def test_a_run_is_not_overwritten(one, folder, bench, capsys):
     assert bench(one.name, folder) == 1
     assert f"{one.name}.json: exists already" in capsys.readouterr().err
-
-
-def test_reading_results_needs_no_torch(one, folder, tmp_path):
-    options = f"results=({str(folder / f'{one.name}.json')!r},), out={str(tmp_path)!r}"
-    code = (
-        f"import sys\nfrom pqm_benchmarks.{one.name}.run import {one.options.__name__}, run\n"
-        f"run({one.options.__name__}({options}))\n"
-        "assert 'torch' not in sys.modules and 'tyro' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
 
 
 def test_results_are_stored_after_each_way(one):

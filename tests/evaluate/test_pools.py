@@ -273,10 +273,10 @@ def test_table_is_aligned_and_survives_json():
 
 
 def test_many_candidates():
-    """300 questions, 128 candidates each, every aggregator, with answers to find and compare."""
+    """30 questions, 128 candidates each, every aggregator, with answers to find and compare."""
     rng = np.random.default_rng(0)
     pool = []
-    for i in range(300):
+    for i in range(30):
         answers = rng.geometric(0.3, 128)
         pool += [
             (
@@ -290,13 +290,14 @@ def test_many_candidates():
     assert list(best) == list(AGGREGATORS)
     assert list(best["min"]) == ["1", "2", "4", "8", "16", "32", "64", "128"]
     assert best["min"]["1"]["mean"] < best["min"]["128"]["mean"]
-    assert 0 < found["overall"]["self_consistency"]["8"]["sampling_error"] < 0.002
+    assert 0 < found["overall"]["self_consistency"]["8"]["sampling_error"] < 0.006
 
 
 def test_gsm8k_pool(shared_data):
     """Facts of the data, through the readers: the policies' accuracies, the vote, and any of four right."""
     records = list(read_records(shared_data("gsm8k_best_of_4.json")))
-    found = evaluate_pools([(record, [0.0] * len(record.steps)) for record in records], ties="first")
+    scored = [(record, [0.0] * len(record.steps)) for record in records]
+    found = evaluate_pools(scored, ("min", "last"), ties="first", draws=20)
     accuracy = {name: own["mean_accuracy"]["mean"] for name, own in found["policies"].items()}
     expected = {"6b_finetuning": 0.217, "6b_verification": 0.390, "175b_finetuning": 0.347, "175b_verification": 0.563}
     assert accuracy == pytest.approx(expected, abs=0.005)
@@ -305,7 +306,5 @@ def test_gsm8k_pool(shared_data):
     assert overall["pass_at_n"]["4"]["mean"] == pytest.approx(0.672, abs=0.005)
     # equal scores pick at random, and weigh alike
     mean = overall["mean_accuracy"]["mean"]
-    assert [own["4"]["mean"] for own in overall["best_of_n"].values() if own is not overall["best_of_n"]["prod"]] == [
-        pytest.approx(mean)
-    ] * 5
+    assert [own["4"]["mean"] for own in overall["best_of_n"].values()] == [pytest.approx(mean)] * 2
     assert overall["weighted_vote"]["min"] == overall["self_consistency"]

@@ -84,7 +84,7 @@ def test_the_same_subsets_for_every_weighting():
     rng = np.random.default_rng(0)
     groups = [rng.integers(0, 5, 40).tolist() for _ in range(3)]
     correct = [[float(g == 0) for g in own] for own in groups]
-    flat, scaled = [np.zeros(40)] * 3, [np.full(40, -700.0)] * 3
+    flat, scaled = [np.zeros(40)] * 3, [np.full(40, -1e4)] * 3  # as weights they would be 0
     values, variances = expected_votes(groups, correct, [flat, scaled], [3, 40, 41])
     assert (values[0, :, :2] == values[1, :, :2]).all()
     assert np.isnan(values[:, :, 2]).all()

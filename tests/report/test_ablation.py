@@ -116,6 +116,12 @@ def test_results_of_different_data_are_kept_apart():
     ]
 
 
+def test_data_of_one_size_are_told_apart_by_what_is_right():
+    wrong = [row | {"correct": False} for row in pool(1.0)]
+    runs = [Run(Path(name), name, evaluations={name: results(rows)}) for name, rows in (("a", pool(1.0)), ("b", wrong))]
+    assert [list(group.by_run) for group in group_evaluations(runs)] == [[0], [1]]
+
+
 def test_the_same_data_evaluated_twice_by_one_run_stays_two():
     runs = [Run(Path("a"), "a", evaluations={"first": results(pool(1.0)), "again": results(pool(0.0))})]
     assert [group.title for group in group_evaluations(runs)] == ["first", "again"]

@@ -116,11 +116,8 @@ def coverage(of_seed, of_question, rest, seeds=3, questions=150):
 LEAST, MOST = 0.938, 0.975
 MIXES = {
     "questions alone": (0.0, 1.0, 0.1),
-    "no effect of the seed": (0.0, 1.0, 1.0),
     "only noise": (0.0, 0.0, 1.0),
-    "as much from seeds as from questions": (math.sqrt(3 / 150), 1.0, 1.0),
     "three times as much from seeds": (3 * math.sqrt(3 / 150), 1.0, 1.0),
-    "a seed differs as a question does": (1.0, 1.0, 1.0),
     "seeds alone": (1.0, 0.0, 0.1),
 }
 

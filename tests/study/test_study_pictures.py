@@ -48,18 +48,6 @@ def test_every_cell_has_its_point(tmp_path, figures):
     assert [y for _, y in points(zeta)] == pytest.approx([0.5, 0.5])
 
 
-def test_one_loss_and_one_margin(tmp_path, figures):
-    config = replace(CONFIG, losses=("bce",), zetas=(), labels=("given",), models=("llama",))
-    assert drawn(config, tmp_path)[0] == ["losses.png"]
-
-
-def test_one_seed_and_eight_losses(tmp_path, figures):
-    every_loss = ("rank", "rank-theory", "rank-first-error", "pairwise", "crm", "bce", "mse", "orm")
-    names, _ = drawn(replace(CONFIG, losses=every_loss, seeds=(0,)), tmp_path)
-    assert names == ["losses.png", "zeta.png"]
-    assert len(figures[0].axes[0].get_legend().get_texts()) == 8
-
-
 def test_more_losses_than_colours(tmp_path, figures):
     """None is left out, and no two look alike. A combination is named with its weights."""
     config = replace(CONFIG, losses=(*LOSSES, "bce+sibling"), seeds=(0,), compare_weights=(0.5,))

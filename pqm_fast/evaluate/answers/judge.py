@@ -92,7 +92,7 @@ def _ask(*question: str) -> Any:
 def _running() -> subprocess.Popen[str]:
     global _child, _owner
     if _child is None or _owner != os.getpid() or _child.poll() is not None:
-        code = f"from {__name__} import _serve; _serve()"
+        code = f"from {__name__} import _serve; _serve({LIMIT})"
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
         _child, _owner = (
             subprocess.Popen(
@@ -121,9 +121,9 @@ def _stop() -> None:
     _child = None
 
 
-def _serve() -> None:
+def _serve(limit: float) -> None:
     """Runs in the child until its input ends. It answers each line of input with one line: true or false for [a, b],
-    and the values of a for [a]."""
+    and the values of a for [a]. A line that takes more than `limit` seconds of processor time ends it."""
     import resource
 
     from math_verify import LatexExtractionConfig, parse, verify
@@ -165,7 +165,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         texts = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, limit)
         if len(texts) == 1:
             reply: Any = values(texts[0])
         else:
