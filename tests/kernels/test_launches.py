@@ -18,8 +18,7 @@ from triton import knobs
 SHAPES = ([3, 0, 2], [70, 65], [], [130])
 
 
-@pytest.mark.parametrize("lengths", [[3, 0, 70], [], [0, 0]])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
+@pytest.mark.parametrize(("lengths", "dtype"), [([3, 0, 70], torch.bool), ([], torch.int64), ([0, 0], torch.float32)])
 def test_one_launch_forward_and_two_backward(device, lengths, dtype, monkeypatch):
     case = make_case(device, rows=9, lengths=lengths)
     case["labels"] = case["labels"].to(dtype)
