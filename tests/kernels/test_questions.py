@@ -53,8 +53,8 @@ def test_odd_questions(device, backend, loss, compare):
 @pytest.mark.parametrize(("loss", "compare"), ALONE_AND_PAIRS)
 def test_a_long_solution_in_a_question(device, backend, loss, compare):
     """Its steps are scored by several programs, of which the last one, or that of another solution, sees them all."""
-    case = case_of(device, [3, 66, 35, 2, 5], [3, 2], rows=30)
-    case["trajectory_weights"] = torch.tensor([0.5, 2.0, 0.3, 0.0, 1.5], device=device)
+    case = case_of(device, [3, 66, 2, 5], [3, 1], rows=30)
+    case["trajectory_weights"] = torch.tensor([0.5, 2.0, 0.3, 1.5], device=device)
     assert_defined(case, backend, loss=loss, compare=compare)
 
 
@@ -202,11 +202,9 @@ def test_weights_below_one_with_large_scores(device, backend, loss):
     assert_close(found, define(case, loss=loss) | {"terms": {}}, 1e-5)
 
 
+@pytest.mark.gpu  # elsewhere each call gets new counters
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("loss", "compare"),  # the interpreter gets new counters for each call, so there one pair will do
-    [PAIRS[-1], *(pytest.param(*pair, marks=pytest.mark.gpu) for pair in [("sibling", None), *PAIRS[:-1]])],
-)
+@pytest.mark.parametrize(("loss", "compare"), [("sibling", None), *PAIRS])
 def test_a_bad_score_leaves_the_next_call_alone(device, backend, loss, compare):
     case = case_of(device, [3, 70, 4, 2, 5], [3, 2], rows=90)
     clean = run(case, backend=backend, loss=loss, compare=compare)
@@ -220,7 +218,7 @@ def test_a_bad_score_leaves_the_next_call_alone(device, backend, loss, compare):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_siblings_made_ahead(device, backend):
-    case = case_of(device, [3, 70, 0, 2, 5], [3, 2])
+    case = case_of(device, [3, 20, 0, 2, 5], [3, 2])
     ahead = siblings(case["parent"], case["cu_steps"], case["cu_groups"])
     assert all(part.dtype == torch.int32 for part in ahead)
     for position, step in enumerate(ahead.order.tolist()):

@@ -23,8 +23,8 @@ def test_long_trajectories(device, backend, loss, lengths):
 
 
 @pytest.mark.parametrize("loss", ["rank-theory", "crm", "first-error-noisy", "listwise-softmin"])
-def test_three_hundred_steps(device, loss):
-    case = make_case(device, rows=200, width=3, lengths=[3, 300, 7], seed=3)
+def test_many_sweeps(device, loss):
+    case = make_case(device, rows=200, width=3, lengths=[3, 170], seed=3)
     assert_close(run(case, backend="triton", loss=loss), define(case, loss=loss))
 
 

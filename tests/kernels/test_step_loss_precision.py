@@ -100,13 +100,12 @@ def test_confident_and_wrong(device, backend, loss):
 
 
 @every_loss
-@pytest.mark.parametrize(("sign", "spread", "zeta"), [(1, 1, 0.3), (-1, 0, 1e3), (0, 1, 4.0)])
+@pytest.mark.parametrize(("sign", "spread", "zeta"), [(1, 1, 0.3), (-1, 0, 1e3)])
 def test_extreme_scores(device, backend, loss, zeta, sign, spread):
-    """Around 1e4, -1e4 or both, all alike or so close that each counts in a log-sum-exp; labels alike or mixed."""
+    """Around 1e4 or -1e4, all alike or so close that each counts in a log-sum-exp; labels alike or mixed."""
     generator = torch.Generator().manual_seed(2)
     labels, lengths = labels_of([[1] * 4, [0] * 4, *random_labels(generator, (36,))])
-    signs = torch.full_like(labels, sign) if sign else torch.randint(0, 2, labels.shape, generator=generator) * 2 - 1
-    q = signs * (1e4 - spread * torch.rand(labels.shape, generator=generator))
+    q = sign * (1e4 - spread * torch.rand(labels.shape, generator=generator))
     assert_exact(q, labels, lengths, loss, zeta, device, backend)
 
 
