@@ -82,6 +82,8 @@ def test_over_long_records_are_cut_at_a_step_boundary(qwen2):
     assert cut.input_ids.tolist() == whole.input_ids[: whole.step_tokens[1] + 1].tolist()
     [exact] = encode(qwen2, record(*steps), max_length=len(whole.input_ids))
     assert exact.steps_cut == 0
+    [shorter] = encode(qwen2, record(*steps), max_length=len(whole.input_ids) - 1)
+    assert shorter.steps_cut == 1
 
 
 def test_what_cannot_be_encoded_is_named(qwen2):

@@ -255,6 +255,9 @@ def test_units_hold_each_trajectory_once_within_the_budget(given, budget, epoch,
         assert len(set(question[own])) == 1
         tokens = [made[i].input_ids.tolist() for i in own]
         assert 0 < size == (len(prefixes(tokens)) if share else sum(map(len, tokens))) <= budget
+        computed = prefixes(tokens) if share else [t[: n + 1] for t in tokens for n in range(len(t))]
+        assert units.tokens_of([members := units.members[start:end]]) == size
+        assert units.pairs_of([members]) == sum(map(len, computed))
     batches, in_order = units.batches(budget, epoch=epoch), list(units.batches_in_order(budget))
     assert sorted(i for b in batches for i in b) == numbers.tolist()
     assert [i for b in in_order for i in b] == units.members.tolist()
