@@ -12,7 +12,7 @@ MAP_NORESERVE = 0x4000  # of Linux; the module mmap has it from Python 3.13 on
 
 
 # Long ones from the first step of a part and from the middle of one, and that end with a part.
-LONG = (64, 130, 62, 200, 56, 64)
+LONG = (64, 128, 62, 194, 70)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
