@@ -44,7 +44,7 @@ def shared_cases():
     return _shared(SHARED / "cases")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_tokenizer():
     """The folder of the real Qwen2 tokenizer, or a skip with the reason."""
     return _shared(SHARED / "tokenizers" / "qwen2")

@@ -134,6 +134,23 @@ def test_outcomes_are_stored_if_they_are_wanted(data, tmp_path):
     assert np.isnan(unlabelled[1].labels).all()
 
 
+def test_tokens_are_stored_under_all_that_they_depend_on(data, tmp_path):
+    """Otherwise those of other options would be taken."""
+
+    def folder(options=None, size=97, limit=64, **template):
+        encoder = Encoder(tiny.tokenizer(size), Template(step_token="last", **template), limit)
+        return load_dataset([data], options or ReadOptions(), encoder, str(tmp_path / "cache")).folder
+
+    others = [
+        folder(ReadOptions(after_error="wrong")),
+        folder(size=96),
+        folder(limit=32),
+        folder(step_format="{step} "),
+    ]
+    assert len({folder(), *others}) == 5
+    assert folder() == load(data, tmp_path / "cache").folder
+
+
 def test_an_edit_while_the_data_are_read_is_found(data, tmp_path):
     """Otherwise the tokens of one state of the data would be stored under the key of another."""
 

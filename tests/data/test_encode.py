@@ -9,8 +9,16 @@ from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError, RecordError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def qwen2(shared_tokenizer):
+    """With the step token of the default template, which most tests need."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_tokenizer)
+    ensure_step_token(tokenizer, Template().step_token)
+    return tokenizer
+
+
+@pytest.fixture
+def fresh_qwen2(shared_tokenizer):
     return AutoTokenizer.from_pretrained(shared_tokenizer)
 
 
@@ -47,21 +55,16 @@ def test_a_step_does_not_depend_on_its_neighbours(qwen2):
     assert after.input_ids[-len(own) :].tolist() == own.tolist()
 
 
-def test_existing_single_tokens_are_used_and_others_added(qwen2):
-    known = len(qwen2)
-    assert not ensure_step_token(qwen2, "<|endoftext|>")
-    assert len(qwen2) == known
-    assert len(qwen2.encode(" ки")) == 2  # Math-Shepherd's marker is no single token here
-    assert ensure_step_token(qwen2, " ки")
-    assert len(qwen2.encode(" ки", add_special_tokens=False)) == 1
-    assert len(qwen2) == known + 1
-    assert not ensure_step_token(qwen2, " ки")
-
-
-def test_special_tokens_of_the_tokenizer_stay(qwen2):
-    before = qwen2.encode("<|im_start|>user")
-    ensure_step_token(qwen2, "<|step|>")
-    assert qwen2.encode("<|im_start|>user") == before
+def test_existing_single_tokens_are_used_and_others_added(fresh_qwen2):
+    known, before = len(fresh_qwen2), fresh_qwen2.encode("<|im_start|>user")
+    assert not ensure_step_token(fresh_qwen2, "<|endoftext|>")
+    assert len(fresh_qwen2) == known
+    assert len(fresh_qwen2.encode(" ки")) == 2  # Math-Shepherd's marker is no single token here
+    assert ensure_step_token(fresh_qwen2, " ки")
+    assert len(fresh_qwen2.encode(" ки", add_special_tokens=False)) == 1
+    assert len(fresh_qwen2) == known + 1
+    assert not ensure_step_token(fresh_qwen2, " ки")
+    assert fresh_qwen2.encode("<|im_start|>user") == before  # its special tokens stay
 
 
 def test_a_step_token_that_is_several_tokens_is_refused(qwen2):
@@ -79,6 +82,8 @@ def test_over_long_records_are_cut_at_a_step_boundary(qwen2):
     assert cut.input_ids.tolist() == whole.input_ids[: whole.step_tokens[1] + 1].tolist()
     [exact] = encode(qwen2, record(*steps), max_length=len(whole.input_ids))
     assert exact.steps_cut == 0
+    [shorter] = encode(qwen2, record(*steps), max_length=len(whole.input_ids) - 1)
+    assert shorter.steps_cut == 1
 
 
 def test_what_cannot_be_encoded_is_named(qwen2):

@@ -4,7 +4,7 @@ import copy
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from valid_records import (
     MATH_APS,
@@ -623,6 +623,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("name", VALID)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_one_odd_value_gives_a_fault_or_sound_records(name, data):
     raw = copy.deepcopy(VALID[name])

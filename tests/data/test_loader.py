@@ -208,17 +208,17 @@ def endless(dataset):
         yield from steps_of(dataset, trees=False)
 
 
-@pytest.mark.parametrize("stop", [None, KeyboardInterrupt])
-def test_stopping_early_leaves_no_process(dataset, stop):
+def stop_in_the_middle(dataset, processes):
+    with closing(load_steps(endless(dataset), Make(dataset), make_plan, workers=2, pin=False)) as steps:
+        processes.update(plan.process for _, plan in next(steps))
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+
+
+def test_stopping_early_leaves_no_process(dataset):
     processes = set()
-    try:
-        with closing(load_steps(endless(dataset), Make(dataset), make_plan, workers=2, pin=False)) as steps:
-            processes.update(plan.process for _, plan in next(steps))
-            assert len(multiprocessing.active_children()) == 2
-            if stop:
-                raise stop
-    except KeyboardInterrupt:
-        assert stop
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle(dataset, processes)
     assert len(processes) == 2
     assert_no_children(processes)
 
@@ -272,8 +272,7 @@ def test_full_shared_memory_says_what_to_do(file_size_limit):
             path.unlink()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_pickled_data_set_opens_its_files_again(dataset, method):
+def test_a_pickled_data_set_opens_its_files_again(dataset):
     sent = pickle.dumps(dataset)
     assert len(sent) < 1000
     again = pickle.loads(sent)
@@ -281,7 +280,7 @@ def test_a_pickled_data_set_opens_its_files_again(dataset, method):
     for name in COLUMNS:
         np.testing.assert_array_equal(again.columns[name], dataset.columns[name])
     members = np.array([3, 1, 2])
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         flat = pool.submit(made_there, Make(dataset, trees=True), members).result()
     assert_equal_batches(pickle.loads(flat).restore(), Make(dataset, trees=True)(members))
 

@@ -95,19 +95,17 @@ def refused(path, options=SKIP, format="auto"):
 BOM = b"\xef\xbb\xbf"
 
 
-@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.ndjson", "f"])
 @pytest.mark.parametrize(
-    "content",
+    ("name", "content"),
     [
-        json_lines(RAWS),
-        json_lines(RAWS).replace(b"\n", b"\r\n"),
-        json_lines(RAWS).rstrip(),
-        BOM + json_lines(RAWS),
-        json.dumps(RAWS).encode(),
-        b"\n \t\n" + json.dumps(RAWS, indent=1).encode() + b"\n\n",
-        BOM + json.dumps(RAWS, ensure_ascii=False).encode(),
+        pytest.param("f.jsonl", json_lines(RAWS), id="lines"),
+        pytest.param("f.json", json_lines(RAWS).replace(b"\n", b"\r\n"), id="crlf"),
+        pytest.param("f.ndjson", json_lines(RAWS).rstrip(), id="no-final-newline"),
+        pytest.param("f", BOM + json_lines(RAWS), id="bom"),
+        pytest.param("f.jsonl", json.dumps(RAWS).encode(), id="list"),
+        pytest.param("f", b"\n \t\n" + json.dumps(RAWS, indent=1).encode() + b"\n\n", id="indented-list"),
+        pytest.param("f.json", BOM + json.dumps(RAWS, ensure_ascii=False).encode(), id="bom-list"),
     ],
-    ids=["lines", "crlf", "no-final-newline", "bom", "list", "indented-list", "bom-list"],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_json_whatever_the_name(write, name, content, pack):
@@ -517,9 +515,9 @@ PACKED = "compressed with {}; unpack it first"
         (b"ARROW1\x00\x00", "is an Arrow file"),
     ],
 )
-@pytest.mark.parametrize("name", ["f.jsonl", "f.parquet"])
-def test_what_is_no_data_is_called_by_its_name(write, content, expected, name):
-    assert expected in refused(write(content, name))
+def test_what_is_no_data_is_called_by_its_name(write, content, expected):
+    for name in ("f.jsonl", "f.parquet"):
+        assert expected in refused(write(content, name))
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f.CSV.gz", "f.tsv"])

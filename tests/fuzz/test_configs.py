@@ -4,10 +4,9 @@ import pytest
 from fuzz.configs import hostile
 
 
-@pytest.mark.parametrize("first", range(0, 200, 100))
-def test_hostile_options(first, tmp_path):
-    taken = [hostile(seed, tmp_path) for seed in range(first, first + 100)]
-    assert 0 < sum(config is not None for config in taken) < 100
+def test_hostile_options(tmp_path):
+    taken = [hostile(seed, tmp_path) for seed in range(60)]
+    assert 0 < sum(config is not None for config in taken) < 60
 
 
 @pytest.mark.slow

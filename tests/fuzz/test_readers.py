@@ -4,9 +4,8 @@ import pytest
 from fuzz.readers import hostile
 
 
-@pytest.mark.parametrize("first", range(0, 1000, 200))
-def test_hostile_files(first, tmp_path):
-    for seed in range(first, first + 200):
+def test_hostile_files(tmp_path):
+    for seed in range(400):
         hostile(seed, tmp_path)
 
 

@@ -1,11 +1,13 @@
-"""Runs the op for a GPU that is not there: the host code up to its launches, each a compilation only.
+"""Runs the op for GPUs that are not there: the host code up to its launches, each a compilation only.
 
-`python compile_ahead.py 90`, in a process without triton's interpreter, prints a JSON record for each kernel that is
-compiled: what the compiler did, and the first call that needed it.
+`python compile_ahead.py`, in a process without triton's interpreter, prints a JSON record for each kernel that is
+compiled: what the compiler did, and the first call that needed it. Each loss is compiled for one architecture, or, with
+`python compile_ahead.py everything`, for all of them.
 """
 
 import itertools
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -26,15 +28,18 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
+ARCHITECTURES = (80, 90, 100)  # Ampere, Hopper, Blackwell
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-EVERYWHERE: dict[str, dict] = {"rank": {"loss": "rank"}, "bce": {"loss": "bce"}}
-# A loss is computed from float32 scores by the same code whatever hidden is, so these are compiled for one kind of it.
-ONCE: dict[str, dict] = {name: {"loss": name} for name in LOSSES if name not in EVERYWHERE} | {
+LOSS_CALLS: dict[str, dict] = {
+    **{name: {"loss": name, "weights": name in ("first-error", "group-rank")} for name in LOSSES},
     "bce+sibling": {"loss": "bce", "compare": "sibling", "weights": True},
     "rank+listwise-softmin": {"loss": "rank", "compare": "listwise-softmin", "weights": True, "outcomes": True},
-    "weighted first-error": {"loss": "first-error", "weights": True},
-    "weighted group-rank": {"loss": "group-rank", "weights": True},
 }
+# A loss is computed from float32 scores by the same code whatever hidden is, so each is compiled for one kind of it. No
+# more kinds than calls: every kind is compiled too.
+KINDS = list(itertools.product(DTYPES, (True, False), ARCHITECTURES))  # of hidden, with a norm or without, on a GPU
+assert len(KINDS) <= len(LOSS_CALLS)
+SUBSETS = ((True, True), (True, False), (False, True))  # gradients that are needed: of hidden, of the head
 
 
 class AbsentGPU:
@@ -92,32 +97,38 @@ def call(
         backward(torch.tensor(1.0), work, hidden, *head_weights, order, first, needs_hidden, needs_head)
 
 
-def calls() -> Iterator[tuple[str, dict]]:
+def calls(architecture: int, everything: bool) -> Iterator[tuple[str, dict]]:
     """(name, arguments of `call`). Names with "odd" promise no 16-byte accesses."""
-    subsets = ((True, True), (True, False), (False, True))
-    for dtype, norm in itertools.product(DTYPES, (True, False)):
-        common = {
-            "dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm, "head": torch.float32 if norm else dtype,
-            "trajectories": 128 if norm else 300,  # few programs, or many
-        }  # fmt: skip
-        losses = EVERYWHERE | (ONCE if norm and dtype == torch.bfloat16 else {})
-        for name, variant in losses.items():
-            yield f"{name}, {dtype}, {'with' if norm else 'without'} norm", common | variant | {"needs": subsets}
-    for dtype in (torch.bfloat16, torch.float32):
-        yield f"many programs, {dtype}", {"dtype": dtype, "trajectories": 300}
+    for number, (name, variant) in enumerate(LOSS_CALLS.items()):
+        for turn in range(len(ARCHITECTURES) if everything else 1):
+            dtype, norm, compiled_for = KINDS[(number + turn) % len(KINDS)]
+            row, column = DTYPES.index(dtype), ARCHITECTURES.index(compiled_for)
+            needs = SUBSETS
+            if not everything:  # one subset for each dtype on each GPU, in turn with a norm and without
+                needs = SUBSETS[(row + column) % 3 :][: norm == ((row + column) % 2 == 0)]
+            common = {
+                "dtype": dtype, "norm": norm, "bias": norm, "normalizer": norm,
+                "head": torch.float32 if norm else dtype, "needs": needs,
+                "trajectories": 128 if norm else 300,  # few programs, or many
+            }  # fmt: skip
+            if compiled_for == architecture:
+                yield f"{name}, {dtype}, {'with' if norm else 'without'} norm", common | variant
+    if not everything and architecture != ARCHITECTURES[0]:
+        return
     yield "no long trajectory", {"steps": 40, "trajectories": 4}  # must need no other kernel, nor the next two
     yield "one trajectory", {"trajectories": 1}
     yield "nothing", {"steps": 0, "trajectories": 3, "rows": 0}
-    yield "narrow", {"width": 64}
-    yield "other types", {"index": torch.int32, "cu": torch.int64, "label": torch.bool}
     yield "other counts", {"rows": 4097, "steps": 1100, "trajectories": 127}  # must need no other kernel
     yield "odd weight", {"offset": 1}
     yield "even weight", {}  # after the odd one
-    yield "odd width", {"width": 1537}
-    yield "odd, one column", {"width": 1}
-    yield "odd, strided", {"hidden": torch.zeros(64, 3072, dtype=torch.bfloat16)[:, ::2]}
-    yield "odd, transposed", {"hidden": torch.zeros(1536, 64, dtype=torch.bfloat16).t()}
     yield "expanded", {"hidden": torch.zeros(1, 1536, dtype=torch.bfloat16).expand(64, 1536)}
+    cheap = {"loss": "bce"}
+    yield "narrow", cheap | {"width": 64}
+    yield "other types", cheap | {"index": torch.int32, "cu": torch.int64, "label": torch.bool}
+    yield "odd width", cheap | {"width": 1537}
+    yield "odd, one column", cheap | {"width": 1}
+    yield "odd, strided", cheap | {"hidden": torch.zeros(64, 3072, dtype=torch.bfloat16)[:, ::2]}
+    yield "odd, transposed", cheap | {"hidden": torch.zeros(1536, 64, dtype=torch.bfloat16).t()}
 
 
 def call_adamw(*, size=2**20, weight=torch.bfloat16, gradient=torch.bfloat16, number=0.1, skip=None) -> None:
@@ -154,15 +165,16 @@ def gather_calls() -> Iterator[tuple[str, dict]]:
     yield "odd gather", {"width": 100}
 
 
-def record(name: str, kernel: str, options: dict, compiled) -> dict:
+def record(architecture: int, name: str, kernel: str, options: dict, compiled) -> dict:
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         target = re.search(r"\.target (\w+)", ptx).group(1)
-        command = [get_ptxas(int(sys.argv[1])).path, "-v", "--gpu-name", target, file.name, "-o", "/dev/null"]
+        command = [get_ptxas(architecture).path, "-v", "--gpu-name", target, file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
+        "architecture": architecture,
         "call": name,
         "kernel": kernel,
         "tile": options.get("BLOCK") or options.get("BLOCK_S", options.get("BLOCK_R", 0)) * options["BLOCK_D"],
@@ -180,11 +192,11 @@ def record(name: str, kernel: str, options: dict, compiled) -> dict:
     }
 
 
-def main() -> None:
-    driver.set_active(AbsentGPU(int(sys.argv[1])))
+def records_of(architecture: int, everything: bool) -> list[dict]:
+    driver.set_active(AbsentGPU(architecture))
     seen: set[tuple[str, str]] = set()
     by_key: dict[tuple, str] = {}
-    current = [""]
+    current, records = [""], []
 
     def compile_only(self, on, key, grid, arguments, **options):
         options |= self.options
@@ -195,17 +207,27 @@ def main() -> None:
         if (kernel, compiled.hash) not in seen:
             seen.add((kernel, compiled.hash))
             options |= dict(zip(self.kernel.arg_names, arguments, strict=True))
-            print(json.dumps(record(name, kernel, options, compiled)), flush=True)
+            records.append(record(architecture, name, kernel, options, compiled))
 
     Launcher.launch = compile_only
-    for current[0], options in calls():
+    for current[0], options in calls(architecture, everything):
         call(**options)
-    for current[0], options in adamw_calls():
-        call_adamw(**options)
-    for current[0], options in gather_calls():
-        call_gather(**options)
+    if everything or architecture == ARCHITECTURES[0]:
+        for current[0], options in adamw_calls():
+            call_adamw(**options)
+        for current[0], options in gather_calls():
+            call_gather(**options)
+    return records
+
+
+def main(everything: bool) -> None:
+    given = [(architecture, everything) for architecture in ARCHITECTURES]
+    with multiprocessing.get_context("fork").Pool() as pool:  # what is imported is imported once
+        for records in pool.starmap(records_of, given, chunksize=1):
+            for found in records:
+                print(json.dumps(found))
 
 
 if __name__ == "__main__":
     assert not triton.knobs.runtime.interpret
-    main()
+    main(sys.argv[1:] == ["everything"])

@@ -12,8 +12,8 @@ WIDE = TILE_WIDTH // 4 + 1  # in float32 one column more than a tile
 CASES = {  # rows, index
     "a permutation": (5, [3, 0, 4, 1, 2]),
     "paths of a tree": (7, [0, 1, 2, 0, 1, 3, 4, 0, 1, 3, 5, 6]),
-    "one row, many copies": (3, [1] * 1000),
-    "some left out": (300, [299, 7, 7, 0]),
+    "one row, many copies": (3, [1] * 301),
+    "some left out": (60, [59, 7, 7, 0]),
     "nothing": (4, []),
 }
 
@@ -24,9 +24,21 @@ def upstream_of(shape, dtype):
     return (torch.randn(shape, generator=generator) * torch.exp2(2 * torch.randn(shape, generator=generator))).to(dtype)
 
 
-@pytest.mark.parametrize("shape", [(2, 8), (1,), (3,), (WIDE,)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype", "shape"),
+    [
+        ("a permutation", torch.float32, (2, 8)),
+        ("a permutation", torch.bfloat16, (WIDE,)),
+        ("paths of a tree", torch.float16, (3,)),
+        ("paths of a tree", torch.float32, (WIDE,)),
+        ("one row, many copies", torch.float32, (2, 8)),
+        ("one row, many copies", torch.bfloat16, (3,)),
+        ("one row, many copies", torch.float16, (1,)),
+        ("some left out", torch.bfloat16, (2, 8)),
+        ("nothing", torch.float16, (3,)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_copies_and_their_summed_gradients(device, backend, case, dtype, shape):
     """Summed in float32 and rounded once: within half a unit in the last place of the sum in float64, but for what

@@ -37,14 +37,14 @@ def assert_defined(case, backend, **options):
 @pytest.mark.parametrize(("loss", "compare"), ALONE_AND_PAIRS)
 def test_odd_questions(device, backend, loss, compare):
     """Of one, two and no solutions, and of solutions without steps; the outcomes known, unknown, or from the labels."""
-    case = case_of(device, [4, 0, 5, 6, 0, 3, 2, 0], [1, 2, 0, 3, 0, 2])
+    case = case_of(device, [4, 0, 5, 3, 2, 0], [1, 2, 0, 3])
     options = {"loss": loss, "compare": compare, "compare_weight": -0.7, "temperature": 0.6, "zeta": 2.0}
     assert_defined(case, backend, **options)
     if LOSSES[compare or loss].uses_outcomes:
         assert_defined(case | {"outcomes": None}, backend, **options)
     if compare is None and LOSSES[loss].uses_outcomes:
-        for outcome in (0.0, 1.0, math.nan):  # none right, all right, none known
-            found = assert_defined(case | {"outcomes": torch.full((8,), outcome, device=device)}, backend, **options)
+        for outcome in (0.0, 1.0, math.nan) if backend == "eager" else (math.nan,):  # none right, all right, none known
+            found = assert_defined(case | {"outcomes": torch.full((6,), outcome, device=device)}, backend, **options)
             assert found["loss"] == 0
             assert not found["hidden"].any()
 
@@ -53,22 +53,19 @@ def test_odd_questions(device, backend, loss, compare):
 @pytest.mark.parametrize(("loss", "compare"), ALONE_AND_PAIRS)
 def test_a_long_solution_in_a_question(device, backend, loss, compare):
     """Its steps are scored by several programs, of which the last one, or that of another solution, sees them all."""
-    case = case_of(device, [3, 130, 70, 2, 5], [3, 2], rows=30)
-    case["trajectory_weights"] = torch.tensor([0.5, 2.0, 0.3, 0.0, 1.5], device=device)
+    case = case_of(device, [3, 66, 2, 5], [3, 1], rows=30)
+    case["trajectory_weights"] = torch.tensor([0.5, 2.0, 0.3, 1.5], device=device)
     assert_defined(case, backend, loss=loss, compare=compare)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "loss",
-    ["sibling", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("group-rank", "listwise-softmin"))],
-)
-def test_five_hundred_solutions(device, backend, loss):
+@pytest.mark.parametrize("loss", ["sibling", "group-rank", "listwise-softmin"])
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_many_solutions(device, loss, count):
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(3, 9, (500,), generator=generator).tolist()
-    case = case_of(device, lengths, [500], rows=300, width=2)
-    case["parent"] = torch.randint(300, case["parent"].shape, generator=generator).to(device)
-    assert_defined(case, backend, loss=loss)
+    lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
+    case = case_of(device, lengths, [count], rows=300, width=2)
+    case["parent"] = torch.randint(count // 2, case["parent"].shape, generator=generator).to(device)
+    assert_defined(case, "triton", loss=loss)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -90,13 +87,13 @@ def permuted(case, order):
     return case | moved | {"cu_steps": cu_steps_of([ends[b + 1] - ends[b] for b in order], steps.device)}, steps.cpu()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("loss", OF_QUESTIONS)
-@pytest.mark.parametrize(("order", "sizes"), [([1, 2, 0, 4, 3], [3, 2]), ([3, 4, 0, 1, 2], [2, 3])])
-def test_solutions_and_questions_in_any_order(device, backend, loss, order, sizes):
+@pytest.mark.parametrize(
+    ("backend", "loss"), [*(("eager", loss) for loss in OF_QUESTIONS), ("triton", "sibling"), ("triton", "group-rank")]
+)
+def test_solutions_and_questions_in_any_order(device, backend, loss):
     case = case_of(device, [3, 2, 4, 5, 2], [3, 2])
-    moved, steps = permuted(case, order)
-    moved["cu_groups"] = groups_of(sizes, device)
+    moved, steps = permuted(case, [4, 3, 1, 2, 0])
+    moved["cu_groups"] = groups_of([2, 3], device)
     before, after = (run(one, backend=backend, loss=loss) for one in (case, moved))
     before["q"] = before["q"][steps]
     assert_close(after, before | {"terms": define(case, loss=loss)["terms"]}, 1e-6)
@@ -104,12 +101,11 @@ def test_solutions_and_questions_in_any_order(device, backend, loss, order, size
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", OF_QUESTIONS)
-@pytest.mark.parametrize("sign", [1, -1, 0])
-def test_solutions_that_differ_by_less_than_their_scores_round(device, backend, loss, sign):
-    """Around 1e4, -1e4 or both, in a solution of forty steps that two others repeat but for a little."""
-    generator, place = torch.Generator().manual_seed(1), 1e4
-    signs = torch.full((40,), sign) if sign else torch.randint(0, 2, (40,), generator=generator) * 2 - 1
-    base = place * signs + torch.rand(40, generator=generator).mul(16).round() / 16
+@pytest.mark.parametrize("place", [1e4, -1e4])
+def test_solutions_that_differ_by_less_than_their_scores_round(device, backend, loss, place):
+    """In a solution of forty steps that two others repeat but for a little."""
+    generator = torch.Generator().manual_seed(1)
+    base = place + torch.rand(40, generator=generator).mul(16).round() / 16
     q = torch.cat([base, base + torch.arange(40) % 5 / 32, base.flip(0) - 1 / 64])
     case = exact_case(q, torch.randint(0, 2, (120,), generator=generator).float(), [40] * 3, device)
     case["outcomes"] = torch.tensor([1.0, 0.0, 1.0], device=device)
@@ -166,10 +162,11 @@ def test_a_weight_counts_copies(device, backend, loss, compare):
             of_steps = torch.where(case["labels"] > 0.5, of_steps, 1.0)
         weighted["step_weights"] = of_steps
     options = {"loss": loss, "compare": compare, "normalizer": 5, "backend": backend}
-    expected, found = run(copies(case, of_steps, of_solutions), **options), run(weighted, **options)
-    del expected["q"], found["q"], options["backend"]
-    assert_close(found, expected | {"terms": define(weighted, **options)["terms"]}, 1e-6)
-    assert_defined(weighted, backend, **options)
+    found = assert_defined(weighted, **options)
+    if backend == "eager":
+        expected = run(copies(case, of_steps, of_solutions), **options)
+        del expected["q"], found["q"], options["backend"]
+        assert_close(found, expected | {"terms": define(weighted, **options)["terms"]}, 1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -181,15 +178,14 @@ def test_wrong_solutions_of_no_weight(device, backend, loss):
     case |= {"cu_groups": groups_of([4], device), "parent": torch.zeros(6, dtype=torch.int64, device=device)}
     case["outcomes"] = torch.tensor([1.0, 0, 0, 1], device=device)
     case["trajectory_weights"] = torch.tensor([1.0, 0, 0, 1], device=device)
-    found = run(case, backend=backend, needs=("hidden",), loss=loss)
-    assert found["loss"].isfinite()
-    assert not found["hidden"][2:5].any()
+    kept = run(case, backend=backend, needs=("hidden",), loss=loss, normalizer=1.0)
+    assert kept["loss"].isfinite()
+    assert not kept["hidden"][2:5].any()
     without = {"parent": case["parent"][:3], "outcomes": case["outcomes"][[0, 3]], "trajectory_weights": None}
     rows = [0, 1, 5]
     alone = case | without | {"cu_groups": groups_of([2], device), "cu_steps": cu_steps_of([2, 1], device)}
     alone |= {name: case[name][rows] for name in ("step_index", "labels")}
     expected = run(alone, backend=backend, needs=("hidden",), loss=loss, normalizer=1.0)
-    kept = run(case, backend=backend, needs=("hidden",), loss=loss, normalizer=1.0)
     torch.testing.assert_close(kept["hidden"], expected["hidden"], rtol=1e-6, atol=0)
     torch.testing.assert_close(kept["loss"], expected["loss"], rtol=1e-6, atol=0)
 
@@ -206,6 +202,7 @@ def test_weights_below_one_with_large_scores(device, backend, loss):
     assert_close(found, define(case, loss=loss) | {"terms": {}}, 1e-5)
 
 
+@pytest.mark.gpu  # elsewhere each call gets new counters
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("loss", "compare"), [("sibling", None), *PAIRS])
 def test_a_bad_score_leaves_the_next_call_alone(device, backend, loss, compare):
@@ -221,7 +218,7 @@ def test_a_bad_score_leaves_the_next_call_alone(device, backend, loss, compare):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_siblings_made_ahead(device, backend):
-    case = case_of(device, [3, 70, 0, 2, 5], [3, 2])
+    case = case_of(device, [3, 20, 0, 2, 5], [3, 2])
     ahead = siblings(case["parent"], case["cu_steps"], case["cu_groups"])
     assert all(part.dtype == torch.int32 for part in ahead)
     for position, step in enumerate(ahead.order.tolist()):

@@ -29,16 +29,7 @@ def make_batch(seed, scale, trajectories=TRAJECTORY_LABELS, dtype=torch.float64)
     return q.clamp(-1e4, 1e4), labels, cu_steps
 
 
-@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
-@pytest.mark.parametrize(("scale", "zeta"), [(1, 4.0), (1, 0.0), (6, 4.0)])
-def test_gradcheck(loss, scale, zeta):
-    q, labels, cu_steps = make_batch(2, scale)
-    q.requires_grad_()
-    assert torch.autograd.gradcheck(lambda q: trajectory_losses(q, labels, cu_steps, loss, zeta), q)
-
-
-@pytest.mark.parametrize("num_wrong", [0, 3])
-@pytest.mark.parametrize("num_correct", [1, 5, 20])
+@pytest.mark.parametrize(("num_correct", "num_wrong"), [(1, 3), (20, 0)])
 def test_flat_floor_of_rank(num_correct, num_wrong):
     """Correct steps all alike and far above the wrong ones: log(C!) over the number of terms."""
     q = torch.tensor([30.0] * num_correct + [-30.0] * num_wrong, dtype=torch.float64)
@@ -46,27 +37,6 @@ def test_flat_floor_of_rank(num_correct, num_wrong):
     loss = trajectory_losses(q, labels, torch.tensor([0, len(q)]), "rank")
     floor = math.lgamma(num_correct + 1) / (num_correct + bool(num_wrong))
     assert loss.item() == pytest.approx(floor, abs=1e-9)
-
-
-def published_rank_loss(rewards, labels, zeta):
-    """The loss of the PQM code, written anew: padded [B, L], label -100 for padding, plain exp, + 1e-5."""
-    ours = torch.where(labels == 1, rewards.exp(), 0.0)
-    negatives = torch.where(labels == 0, (rewards + zeta).exp(), 0.0).sum(-1, keepdim=True)
-    start = torch.ones(len(rewards), 1, dtype=rewards.dtype)
-    current = torch.cat([start, torch.where(labels == 1, ours, 1.0)], -1)
-    earlier = torch.cat([torch.zeros_like(start), torch.cat([start, ours], -1).cumsum(-1)[:, :-1]], -1)
-    terms = -torch.log(current / (current + earlier + negatives + 1e-5))
-    counted = torch.cat([(labels == 0).any(-1, keepdim=True), labels == 1], -1)
-    return (torch.where(counted, terms, 0.0).sum(-1) / counted.sum(-1)).mean()
-
-
-def test_rank_agrees_with_the_published_loss():
-    q, labels, cu_steps = make_batch(5, 1, [t for t in TRAJECTORY_LABELS if t])
-    lengths = cu_steps.diff().tolist()
-    rewards = torch.nn.utils.rnn.pad_sequence(q.split(lengths), batch_first=True)
-    padded = torch.nn.utils.rnn.pad_sequence(labels.split(lengths), batch_first=True, padding_value=-100)
-    ours = trajectory_losses(q, labels, cu_steps, "rank", 4.0).mean()
-    torch.testing.assert_close(ours, published_rank_loss(rewards, padded, 4), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", OF_TRAJECTORIES)
@@ -90,7 +60,7 @@ def test_trajectories_do_not_touch_each_other(loss):
 def test_uneven_trajectories(loss, monkeypatch):
     """Padded in groups of like length or all together: the same losses and gradients, in the same order."""
     generator = torch.Generator().manual_seed(11)
-    lengths = [*torch.randint(0, 18, (40,), generator=generator).tolist(), 130, 0, 1, 2, 3, 4, 5, 8, 9, 16]
+    lengths = [*torch.randint(0, 18, (9,), generator=generator).tolist(), 130, 0, 1, 2, 3, 4, 5, 8, 9, 16]
     trajectories = [torch.randint(0, 2, (length,), generator=generator).tolist() for length in lengths]
     q, labels, cu_steps = make_batch(12, 2, trajectories)
     results, widths = [], []
@@ -125,8 +95,7 @@ def test_one_long_trajectory_among_many(loss):
 
 
 @pytest.mark.parametrize("loss", OF_TRAJECTORIES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("small_batch", [2**12, 0])
+@pytest.mark.parametrize(("bad", "small_batch"), [(math.nan, 2**12), (math.inf, 0), (-math.inf, 0)])
 def test_a_bad_score_stays_in_its_trajectory(loss, bad, small_batch, monkeypatch):
     """Padded all together, or in groups of like length."""
     monkeypatch.setattr(reference, "SMALL_BATCH", small_batch)
@@ -148,15 +117,15 @@ def test_a_bad_score_stays_in_its_trajectory(loss, bad, small_batch, monkeypatch
 
 
 @pytest.mark.parametrize("loss", OF_TRAJECTORIES)
-@pytest.mark.parametrize("num_trajectories", [0, 1, 3])
-def test_no_steps_no_loss(loss, num_trajectories):
-    q = torch.empty(0, requires_grad=True)
-    cu_steps = torch.zeros(num_trajectories + 1, dtype=torch.int32)
-    with torch.autograd.set_detect_anomaly(True):
-        losses = trajectory_losses(q, torch.empty(0), cu_steps, loss)
-        losses.sum().backward()
-    assert losses.tolist() == [0.0] * num_trajectories
-    assert q.grad.shape == (0,)
+def test_no_steps_no_loss(loss):
+    for num_trajectories in (0, 3):
+        q = torch.empty(0, requires_grad=True)
+        cu_steps = torch.zeros(num_trajectories + 1, dtype=torch.int32)
+        with torch.autograd.set_detect_anomaly(True):
+            losses = trajectory_losses(q, torch.empty(0), cu_steps, loss)
+            losses.sum().backward()
+        assert losses.tolist() == [0.0] * num_trajectories
+        assert q.grad.shape == (0,)
 
 
 @pytest.mark.parametrize("loss", OF_TRAJECTORIES)
@@ -202,7 +171,6 @@ def test_dtypes(loss):
         ({"loss": "ranking"}, "unknown loss 'ranking'; known: rank, "),
         ({"loss": "sibling"}, "'sibling' is a loss of questions: call question_losses"),
         ({"labels": [1.0, 0.5, 0.0]}, "labels for 'rank' must be 0 or 1.*bce, mse"),
-        ({"labels": [1.0, math.nan, 0.0]}, "must be 0 or 1"),
         ({"labels": [1.0, -0.1, 0.0], "loss": "bce"}, r"labels for 'bce' must lie in \[0, 1\]"),
         ({"labels": [1.0, math.nan, 0.0], "loss": "mse"}, r"must lie in \[0, 1\]"),
         ({"labels": [1.0, 0.0]}, r"labels must be \[3\], one per step, found \[2\]"),

@@ -13,7 +13,7 @@ from pqm_kernels.fused_step_loss import reference
 # Twice and more what rounding the result to float32 costs; in float64, what scores of 1e4 leave of 16 digits.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 LOSS_AND_ZETA = [
-    (loss, zeta) for loss in OF_TRAJECTORIES for zeta in ((0.0, 0.3, 4.0, 1e3) if LOSSES[loss].uses_zeta else (4.0,))
+    (loss, zeta) for loss in OF_TRAJECTORIES for zeta in ((0.3, 1e3) if LOSSES[loss].uses_zeta else (4.0,))
 ]
 SHORT = [[1], [0], [1, 1, 1], [0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0], [0, 1]]
 
@@ -56,9 +56,9 @@ def batch_of(trajectories):
 
 
 def random_trajectories(generator):
-    lengths = [0, 1, 1, 2, 2, 16, 17, 300]
+    lengths = [0, 1, 2, 17, 70]
     mixed = [torch.randint(0, 2, (length,), generator=generator).tolist() for length in lengths]
-    return [*mixed, [1] * 9, [0] * 9]
+    return [*mixed, [1] * 5, [0] * 5]
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_known_values(loss, value):
         assert function(q, labels, cu_steps, loss, 1.5).item() == pytest.approx(value, rel=1e-14)
 
 
-@pytest.mark.parametrize(("loss", "zeta"), LOSS_AND_ZETA)
-@pytest.mark.parametrize("scale", [0.1, 3, 30, 1000])
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
+@pytest.mark.parametrize(("scale", "zeta"), [(0.1, 1e3), (3, 0.0), (30, 0.3), (1000, 4.0)])
 def test_random_labels(loss, zeta, scale, device, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels, cu_steps = batch_of(random_trajectories(generator))
     q = scale * torch.randn(len(labels), generator=generator, dtype=torch.float64)
-    assert_exact(q, labels, cu_steps, loss, zeta, device)
-    monkeypatch.setattr(reference, "SMALL_BATCH", 0)  # padded in groups of like length
+    if scale > 1:
+        monkeypatch.setattr(reference, "SMALL_BATCH", 0)  # padded in groups of like length
     assert_exact(q, labels, cu_steps, loss, zeta, device)
 
 
@@ -127,14 +127,15 @@ def test_confident_and_wrong(loss, device):
     assert_exact(q, labels, cu_steps, loss, 4.0, device)
 
 
-@pytest.mark.parametrize(("loss", "zeta"), LOSS_AND_ZETA)
-@pytest.mark.parametrize("sign", [1, -1, 0])
-@pytest.mark.parametrize("spread", [0, 1])
+@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
+@pytest.mark.parametrize(
+    ("sign", "spread", "zeta"), [(1, 0, 0.3), (1, 1, 4.0), (-1, 0, 1e3), (-1, 1, 0.0), (0, 0, 4.0), (0, 1, 0.3)]
+)
 def test_extreme_scores(loss, zeta, sign, spread, device):
     """Around 1e4, -1e4 or both, all alike or so close that each counts in a log-sum-exp; labels alike or mixed."""
     generator = torch.Generator().manual_seed(2)
-    mixed = [torch.randint(0, 2, (length,), generator=generator).tolist() for length in (2, 3, 40)]
-    labels, cu_steps = batch_of([[1], [0], [1] * 20, [0] * 20, *mixed])
+    mixed = [torch.randint(0, 2, (length,), generator=generator).tolist() for length in (2, 3, 25)]
+    labels, cu_steps = batch_of([[1], [0], [1] * 9, [0] * 9, *mixed])
     signs = torch.full_like(labels, sign) if sign else torch.randint(0, 2, labels.shape, generator=generator) * 2 - 1
     q = signs * (1e4 - spread * torch.rand(labels.shape, generator=generator))
     assert_exact(q, labels, cu_steps, loss, zeta, device)
@@ -142,8 +143,8 @@ def test_extreme_scores(loss, zeta, sign, spread, device):
 
 def test_crm_is_smooth_where_its_series_begin(device):
     """One wrong step, scores close together: both thresholds inside log(1 - e^-H) are crossed."""
-    q = torch.linspace(-20, 40, 601)
-    assert_exact(q, torch.zeros(601), torch.arange(602), "crm", 0.0, device)
+    q = torch.linspace(-20, 40, 301)
+    assert_exact(q, torch.zeros(301), torch.arange(302), "crm", 0.0, device)
 
 
 def test_crm_where_the_outcome_underflows():

@@ -9,9 +9,9 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, INPUTS, OF_TRAJECTORIES, UNEVEN, assert_close, define, exact_case, make_case, run
+from cases import BACKENDS, INPUTS, assert_close, define, exact_case, make_case, run
 from pqm_kernels import LOSSES, StepLoss, step_loss, steps_by_row
-from test_reference import TRAJECTORY_LABELS, make_batch, published_rank_loss
+from test_reference import TRAJECTORY_LABELS, make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, of NaN and inf
 
@@ -25,6 +25,18 @@ def test_losses(device, backend, loss):
     if LOSSES[loss].soft_labels:
         case["labels"] = torch.rand(len(case["labels"]), generator=torch.Generator().manual_seed(0)).to(device)
         assert_close(run(case, backend=backend, **options), define(case, **options))
+
+
+def published_rank_loss(rewards, labels, zeta):
+    """The loss of the PQM code, written anew: padded [B, L], label -100 for padding, plain exp, + 1e-5."""
+    ours = torch.where(labels == 1, rewards.exp(), 0.0)
+    negatives = torch.where(labels == 0, (rewards + zeta).exp(), 0.0).sum(-1, keepdim=True)
+    start = torch.ones(len(rewards), 1, dtype=rewards.dtype)
+    current = torch.cat([start, torch.where(labels == 1, ours, 1.0)], -1)
+    earlier = torch.cat([torch.zeros_like(start), torch.cat([start, ours], -1).cumsum(-1)[:, :-1]], -1)
+    terms = -torch.log(current / (current + earlier + negatives + 1e-5))
+    counted = torch.cat([(labels == 0).any(-1, keepdim=True), labels == 1], -1)
+    return (torch.where(counted, terms, 0.0).sum(-1) / counted.sum(-1)).mean()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -42,9 +54,17 @@ def test_rank_agrees_with_the_published_loss(device, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("width", [1, 24, 37, 300, 1025])
+@pytest.mark.parametrize(
+    ("width", "norm", "bias"),
+    [
+        (1, True, False),
+        (1, False, True),
+        (37, False, False),
+        (300, True, True),
+        (64, True, False),
+        (512, False, True),
+    ],
+)
 def test_heads(device, backend, norm, bias, width):
     case = make_case(device, width=width, norm=norm, bias=bias)
     assert_close(run(case, backend=backend, norm_eps=1e-3), define(case, norm_eps=1e-3))
@@ -52,19 +72,17 @@ def test_heads(device, backend, norm, bias, width):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(
-    ("lengths", "label"), [([1], 1.0), ([1], 0.0), ([3, 130], 0.0), ([3, 130], 1.0), ([0, 0, 2, 0], None)]
-)
-def test_lengths(device, backend, loss, lengths, label):
-    case = make_case(device, width=3, lengths=lengths, seed=1)
-    if label is not None:
-        case["labels"].fill_(label)
+def test_lengths(device, backend, loss):
+    """Of none at the start of the batch, and of several sweeps; labels mixed, and all alike."""
+    case = make_case(device, width=3, lengths=[0, 40, 34, 34], seed=1)
+    case["labels"][40:74] = 0
+    case["labels"][74:] = 1
     assert_close(run(case, backend=backend, loss=loss), define(case, loss=loss))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize(("rows", "lengths"), [(5, []), (5, [0, 0]), (0, []), (0, [0])])
+@pytest.mark.parametrize(("rows", "lengths"), [(0, []), (5, [0, 0])])
 def test_nothing_to_learn(device, backend, loss, rows, lengths):
     case = make_case(device, rows=5, lengths=lengths)
     case["hidden"] = case["hidden"][:rows]
@@ -88,13 +106,12 @@ def test_eager_gradcheck(loss):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_every_subset_of_gradients(device, backend, norm, bias):
-    case = make_case(device, rows=9, width=5, lengths=[4, 2], norm=norm, bias=bias)
+@pytest.mark.parametrize("full", [True, False])
+def test_subsets_of_gradients(device, backend, full):
+    case = make_case(device, rows=9, width=5, lengths=[4, 2], norm=full, bias=full)
     expected = define(case)
     names = [name for name in INPUTS if case[name] is not None]
-    for needs in (subset for n in range(1, 5) for subset in itertools.combinations(names, n)):
+    for needs in (subset for n in (1, 3) for subset in itertools.combinations(names, n)):
         found = run(case, backend=backend, needs=needs)
         assert set(found) == {"loss", "q", *needs}
         assert_close(found, expected)
@@ -125,7 +142,7 @@ def test_scores_are_detached(device, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["rank", "sibling"])
 def test_duplicates(device, backend, loss):
     """Sixty steps of three trajectories on two rows: these collect sixty gradients, all others get exact zeros."""
     case = make_case(device, rows=35, lengths=[20, 15, 25], seed=4)
@@ -139,7 +156,7 @@ def test_duplicates(device, backend, loss):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_by_row_made_ahead(device, backend):
-    case = make_case(device, rows=20, lengths=[70, 3])
+    case = make_case(device, rows=20, lengths=[30, 3])
     for rows in (20, 33):
         ahead = steps_by_row(case["step_index"], rows)
         assert ahead.order.dtype == ahead.first.dtype == torch.int32
@@ -160,26 +177,25 @@ def test_a_group_has_many_rows(device, groups, monkeypatch):
     assert_close(run(case, backend="triton"), define(case))
 
 
-@pytest.mark.parametrize("loss", OF_TRAJECTORIES)
+@pytest.mark.parametrize("loss", ["rank-theory", "first-error-noisy"])
 def test_trajectories_may_move(device, loss):
     """A trajectory's scores and rows have the same gradient bits wherever it stands in the batch."""
-    lengths = [3, 0, 70, 5]
-    case = make_case(device, rows=78, width=9, lengths=lengths)
-    case["step_index"] = torch.randperm(78, generator=torch.Generator().manual_seed(0)).to(device)
+    lengths = [3, 0, 40, 5]
+    case = make_case(device, rows=48, width=9, lengths=lengths)
+    case["step_index"] = torch.randperm(48, generator=torch.Generator().manual_seed(0)).to(device)
     moved = dict(case)
-    order = torch.tensor([*range(73, 78), *range(3), *range(3, 73)], device=device)
+    order = torch.tensor([*range(43, 48), *range(3), *range(3, 43)], device=device)
     moved |= {name: case[name][order] for name in ("step_index", "labels", "parent")}
-    moved["cu_steps"] = torch.tensor([0, 5, 8, 8, 78], dtype=torch.int32, device=device)
+    moved["cu_steps"] = torch.tensor([0, 5, 8, 8, 48], dtype=torch.int32, device=device)
     first, second = (run(inputs, backend="triton", loss=loss) for inputs in (case, moved))
     assert first["hidden"].equal(second["hidden"])
     assert first["q"][order.cpu()].equal(second["q"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("loss", ["rank", "bce"])
 @pytest.mark.parametrize("kind", ["float", "int", "float16", "bfloat16", "float32", "float64", "int64"])
-def test_normalizer(device, backend, loss, kind):
-    case = make_case(device, lengths=[3, 0, 4])
+def test_normalizer(device, backend, kind):
+    case, loss = make_case(device, lengths=[3, 0, 4]), "bce" if kind.startswith("float") else "rank"
     numbers = {"float": 12.0, "int": 12}
     normalizer = numbers[kind] if kind in numbers else torch.tensor(12, dtype=getattr(torch, kind), device=device)
     assert step_loss(**case, loss=loss, normalizer=normalizer, backend=backend).loss.dtype == torch.float32
@@ -198,7 +214,7 @@ def test_normalizer_has_no_gradient(device, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["bce", "listwise"])
 def test_accumulation_is_exact(device, backend, loss):
     """Micro-batches of whole questions, normalised over the whole step, add up to the gradient of the one batch."""
     case = make_case(device, width=6, lengths=[4, 6, 3, 2, 5])
@@ -233,22 +249,26 @@ def test_strides_and_dtypes_of_the_inputs(device, backend):
     assert_close(run(expanded, backend=backend), define(expanded))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("label", [0.0, 1.0])
-def test_a_bad_row_stays_in_its_trajectory(device, backend, loss, label):
+@pytest.mark.parametrize(
+    ("backend", "loss"),
+    [
+        *(("eager", loss) for loss in LOSSES),
+        *(("triton", loss) for loss in ("rank", "sibling")),
+    ],
+)
+def test_a_bad_row_stays_in_its_trajectory(device, backend, loss):
     """Or in its question, if the loss compares solutions. It makes the loss NaN, and other rows keep their gradient."""
     case = make_case(device, rows=9, width=2, lengths=[2, 3, 1, 2], norm=False)
-    case |= {"step_index": torch.arange(8, device=device), "labels": torch.full_like(case["labels"], label)}
-    case["labels"][6:] = torch.tensor([1.0, 0.0])
+    case["step_index"] = torch.arange(8, device=device)
     case |= {"cu_groups": torch.tensor([0, 2, 4], device=device), "parent": torch.full_like(case["step_index"], -1)}
     case["outcomes"] = torch.tensor([1.0, 0.0, 1.0, 0.0], device=device)
     whole = LOSSES[loss].unit == "question"
     rows, scores = ([5, 6, 7, 8], [5, 6, 7]) if whole else ([0, 1, 5, 6, 7, 8], [0, 1, 2, 4, 5, 6, 7])
-    clean = run(case, backend=backend, loss=loss)
-    assert clean["loss"].isfinite()
-    assert clean["hidden"][rows].any()
-    for bad in (math.nan, math.inf, -math.inf):
+    for bad, label in ((math.nan, 0.0), (math.inf, 1.0)):
+        case["labels"] = torch.tensor([label] * 6 + [1.0, 0.0], device=device)
+        clean = run(case, backend=backend, loss=loss)
+        assert clean["loss"].isfinite()
+        assert clean["hidden"][rows].any()
         broken = case | {"hidden": case["hidden"].clone()}
         broken["hidden"][3] = bad
         found = run(broken, backend=backend, loss=loss)
@@ -258,13 +278,12 @@ def test_a_bad_row_stays_in_its_trajectory(device, backend, loss, label):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_row_of_a_long_trajectory(device, backend, bad):
-    case = make_case(device, rows=sum(UNEVEN), width=3, lengths=UNEVEN)
-    case["step_index"] = torch.arange(sum(UNEVEN), device=device)
+def test_a_bad_row_of_a_long_trajectory(device, backend):
+    case = make_case(device, rows=75, width=3, lengths=[3, 70, 2])
+    case["step_index"] = torch.arange(75, device=device)
     clean = run(case, backend=backend)
-    case["hidden"][200] = bad
+    case["hidden"][70] = math.inf
     found = run(case, backend=backend)
     assert found["loss"].isnan()
-    for rows in (slice(0, 3), slice(303, None)):
+    for rows in (slice(0, 3), slice(73, None)):
         assert found["hidden"][rows].equal(clean["hidden"][rows])

@@ -11,26 +11,20 @@ ONE = torch.tensor([0, 1])
 SIBLINGS = {"loss": "sibling", "cu_groups": ONE, "parent": torch.zeros(3, dtype=torch.int64)}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hidden": torch.zeros(4)}, r"hidden must be floating point \[T, D\], found torch.float32 \[4\]"),
-        ({"hidden": torch.zeros(4, 2, dtype=torch.int32)}, "hidden must be floating point"),
-        ({"step_index": torch.tensor([0.0, 1.0, 2.0])}, "step_index must be int32 or int64"),
         ({"step_index": torch.tensor([[0, 1, 2]])}, r"step_index must be int32 or int64 \[S\], found .* \[1, 3\]"),
         ({"step_index": torch.tensor([0, 1, 4])}, r"step_index must lie in 0..3, found 0..4"),
         ({"step_index": torch.tensor([-1, 1, 2])}, r"step_index must lie in 0..3, found -1..2"),
         ({"labels": torch.tensor([1.0, 0.0])}, r"labels must be \[3\]"),
         ({"labels": torch.tensor([1.0, 0.5, 0.0])}, "labels for 'rank' must be 0 or 1"),
-        ({"labels": torch.tensor([1.0, 1.5, 0.0]), "loss": "bce"}, r"labels for 'bce' must lie in \[0, 1\]"),
         ({"labels": torch.tensor([1.0, math.nan, 0.0]), "loss": "mse"}, r"labels for 'mse' must lie in \[0, 1\]"),
         ({"cu_steps": torch.tensor([0, 2])}, "cu_steps must rise from 0 to 3"),
         ({"cu_steps": torch.tensor([0.0, 3.0])}, "cu_steps must be int32 or int64"),
         ({"weight": torch.zeros(1, 2)}, r"weight must be floating point \[2\], found torch.float32 \[1, 2\]"),
-        ({"weight": torch.zeros(3)}, r"weight must be floating point \[2\]"),
         ({"bias": torch.zeros(())}, r"bias must be floating point \[1\]"),
-        ({"norm_weight": torch.zeros(1)}, r"norm_weight must be floating point \[2\]"),
         (
             {"norm_weight": torch.zeros(2, dtype=torch.int64)},
             "norm_weight must .*, found torch.int64",
@@ -42,12 +36,9 @@ SIBLINGS = {"loss": "sibling", "cu_groups": ONE, "parent": torch.zeros(3, dtype=
         ({"hidden": torch.zeros(4, 0), "weight": torch.zeros(0)}, r"at least one column, found \[4, 0\]"),
         ({"zeta": torch.tensor(4.0)}, r"zeta must be a finite Python number, found tensor\(4.\)"),
         ({"zeta": math.inf}, "zeta must be a finite Python number, found inf"),
-        ({"zeta": "4"}, "zeta must be a finite Python number"),
         ({"zeta": True}, "zeta must be a finite Python number, found True"),
-        ({"norm_eps": math.nan}, "norm_eps must be a finite Python number"),
         ({"norm_eps": None}, "norm_eps must be a finite Python number"),
         ({"normalizer": 0}, "normalizer must be positive, found 0"),
-        ({"normalizer": -1.0}, "normalizer must be positive"),
         ({"normalizer": math.inf}, "normalizer must be a finite Python number"),
         ({"compare": "crm"}, r"compare adds a loss of questions \(sibling, .* of trajectories, found 'crm' and"),
         ({"loss": "sibling", "compare": "listwise"}, "compare adds .*found 'listwise' and 'sibling'"),
@@ -58,9 +49,7 @@ SIBLINGS = {"loss": "sibling", "cu_groups": ONE, "parent": torch.zeros(3, dtype=
         ({"cu_groups": torch.tensor([0, 2])}, r"cu_groups must rise from 0 to 1, the number of traj.*= 2"),
         ({"cu_groups": torch.tensor([0.0, 1.0])}, r"cu_groups must be int32 or int64 \[Q \+ 1\], found torch.float32"),
         ({"parent": torch.zeros(2, dtype=torch.int64)}, r"parent must be int32 or int64 \[3\], found .* \[2\]"),
-        ({"parent": torch.zeros(3)}, r"parent must be int32 or int64 \[3\], found torch.float32"),
         ({"outcomes": torch.zeros(3)}, r"outcomes must be floating point \[1\], found torch.float32 \[3\]"),
-        ({"outcomes": torch.zeros(1, dtype=torch.int64)}, r"outcomes must be floating point \[1\], found torch.int64"),
         (SIBLINGS | {"labels": torch.tensor([1.0, 0.5, 0.0])}, "labels for 'sibling' must be 0 or 1; losses that take"),
         (SIBLINGS | {"siblings": Siblings(*torch.zeros(3, 3, dtype=torch.int32))}, "siblings is not siblings"),
         (SIBLINGS | {"siblings": Siblings(*torch.zeros(3, 3))}, r"siblings.order must be int32 \[3\], found"),
@@ -83,7 +72,7 @@ SIBLINGS = {"loss": "sibling", "cu_groups": ONE, "parent": torch.zeros(3, dtype=
         ({"compare_weight": math.inf}, "compare_weight must be a finite Python number"),
     ],
 )
-def test_bad_input(backend, change, message):
+def test_bad_input(change, message):
     case = {
         "hidden": torch.zeros(4, 2),
         "step_index": torch.tensor([0, 1, 2]),
@@ -91,8 +80,9 @@ def test_bad_input(backend, change, message):
         "cu_steps": torch.tensor([0, 3]),
         "weight": torch.zeros(2),
     }
-    with pytest.raises(ValueError, match=message):
-        step_loss(**(case | change), backend=backend)
+    for backend in BACKENDS:
+        with pytest.raises(ValueError, match=message):
+            step_loss(**(case | change), backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

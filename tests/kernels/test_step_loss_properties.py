@@ -1,6 +1,5 @@
 """Properties of the op on random batches, in both backends: what it equals, and what must not matter to it."""
 
-import itertools
 import math
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 # The same examples in every run; few, as the interpreter is slow, and a GPU's kernels are compiled for nearly each.
 FEW = settings(
-    max_examples=6,
+    max_examples=2,
     derandomize=True,
     database=None,
     deadline=None,
@@ -27,9 +26,9 @@ losses = st.sampled_from(OF_TRAJECTORIES)
 zetas = st.sampled_from([0.0, 0.3, 4.0, 1e3])
 short = st.lists(st.integers(0, 6), max_size=6)
 # Around the parts of 64 steps that a long trajectory is scored in.
-long = st.lists(st.sampled_from([0, 1, 40, 63, 64, 65, 127, 128, 129, 200]), min_size=1, max_size=2)
+long = st.lists(st.sampled_from([0, 1, 40, 65]), min_size=1, max_size=2)
 narrow = st.integers(1, 20)
-widths = st.one_of(st.integers(1, 300), st.sampled_from([1000, 1025, 4095, 8192]))
+widths = st.one_of(st.integers(1, 300), st.sampled_from([1025]))
 shapes = st.one_of(
     st.fixed_dictionaries({"lengths": short, "width": widths}),
     st.fixed_dictionaries({"lengths": long, "width": narrow}),
@@ -87,9 +86,8 @@ def assert_same(found, expected, case, tolerance=1e-6, **options):
     assert_close(found, expected | {"terms": define(case, **options)["terms"]}, tolerance)
 
 
-@pytest.mark.parametrize("loss", [*OF_TRAJECTORIES, "sibling", "group-rank", "listwise-softmin"])
-@settings(FEW, max_examples=4)
-@given(batch=batches(), zeta=zetas)
+@settings(FEW, max_examples=8)
+@given(st.sampled_from(list(LOSSES)), batches(), zetas)
 def test_agrees_with_the_definition(device, backend, loss, batch, zeta):
     case = batch(device, loss)
     # A norm of one column divides by its absolute value: not where that is tiny.
@@ -134,14 +132,6 @@ def test_upstream_scales_gradients(device, backend, batch, loss, upstream):
         torch.testing.assert_close(scaled[name], once[name] * factor, rtol=1e-6, atol=1e-30)
 
 
-@FEW
-@given(batches(), st.sampled_from([loss for loss in LOSSES if not LOSSES[loss].uses_zeta]), zetas)
-def test_losses_without_a_margin(device, backend, batch, loss, zeta):
-    case = batch(device, loss)
-    with_zeta, without = (run(case, backend=backend, loss=loss, zeta=value) for value in (zeta, 4.0))
-    assert all(with_zeta[name].equal(without[name]) for name in without)
-
-
 @st.composite
 def exact_batches(draw):
     """Scores that are multiples of 1/8, labels and lengths: sums of them and of zeta are exact in float32."""
@@ -165,30 +155,3 @@ def test_zeta_is_a_shift_of_the_wrong_scores(device, backend, batch, loss, zeta)
     found, _ = run_exact(q + zeta * (1 - labels), labels, lengths, device, backend, loss=loss, zeta=0.0)
     del expected["q"], found["q"]
     assert_same(found, expected, case, **options)
-
-
-@FEW
-@given(exact_batches(), st.sampled_from(["rank", "rank-theory", "rank-first-error", "pairwise", "bce", "mse"]))
-def test_correct_steps_may_all_come_first(device, backend, batch, loss):
-    """These losses look at the order among the correct and among the wrong steps alone."""
-    q, labels, lengths = batch
-    starts = [0, *itertools.accumulate(lengths)]
-    order = [t for a, b in itertools.pairwise(starts) for t in sorted(range(a, b), key=lambda t: -labels[t])]
-    expected, case = run_exact(q, labels, lengths, device, backend, loss=loss)
-    found, _ = run_exact(q[order], labels[order], lengths, device, backend, loss=loss)
-    expected |= {name: expected[name][order] for name in ("q", "hidden")}
-    assert_same(found, expected, case, loss=loss)
-
-
-@FEW
-@given(exact_batches(), st.sampled_from(["rank-first-error", "orm"]))
-def test_steps_that_a_loss_does_not_look_at(device, backend, batch, loss):
-    """After the first wrong step rank-first-error reads no wrong step, and orm reads the last step alone."""
-    q, labels, lengths = batch
-    found, _ = run_exact(q, labels, lengths, device, backend, loss=loss)
-    for start, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
-        gradient, wrong = found["hidden"][start:end, 0], labels[start:end] == 0
-        if loss == "rank-first-error":
-            assert (gradient[wrong & (wrong.cumsum(0) > 1)] == 0).all()
-        else:
-            assert (gradient[:-1] == 0).all()

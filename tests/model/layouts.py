@@ -68,6 +68,7 @@ BATCHES = {
     "chain": lambda: forest([(1, 2, 3, 4, 5, 6, 7)] * 3),
     "large": lambda: forest(random_tree(np.random.default_rng(1), 16, 60, 40), 130),
     "deep": lambda: forest([(*range(n), 99) for n in range(60)]),  # a comb with teeth of one token
+    "50 solutions": lambda: forest([(7, 8, 9, i, *range(i % 3)) for i in range(50)], 3),
     "500 solutions": lambda: forest([(7, 8, 9, i, *range(i % 3)) for i in range(500)], 3),
     "long": lambda: plain((300, 2, 140, 256), 30),
 }

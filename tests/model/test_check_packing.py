@@ -10,6 +10,7 @@ from packed_models import make_model
 from pqm_fast.errors import PQMError
 from pqm_fast.model import attention, last_layer
 from pqm_fast.model.check_packing import check_packing
+from pqm_fast.model.packed_decoder import PackedDecoder
 from pqm_fast.model.step_q_model import StepQModel
 
 
@@ -43,4 +44,11 @@ def test_an_error_in_the_last_layer_is_detected(tmp_path, monkeypatch):
     check_packing(model)
     monkeypatch.setattr(last_layer, "apply_rotary_pos_emb", lambda query, key, cos, sin: (query, key))
     with pytest.raises(PQMError, match=r"last layer at step rows only.*not supported"):
+        check_packing(model)
+
+
+def test_hidden_states_that_are_no_numbers_are_detected(tmp_path, monkeypatch):
+    model, hidden = make_model(tmp_path), PackedDecoder.hidden
+    monkeypatch.setattr(PackedDecoder, "hidden", lambda *given: hidden(*given) * torch.nan)
+    with pytest.raises(PQMError, match="relative error nan"):
         check_packing(model)

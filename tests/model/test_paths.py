@@ -12,6 +12,7 @@ from pqm_fast.model.attention import Planner, kernels
 from pqm_fast.model.attention.paths import AttentionPaths
 
 WAYS = [(1, None, None), (4, None, None), (2, 4, None), (4, 1, None), (2, 150, 0.7)]
+NAMES = [name for name in BATCHES if name != "500 solutions"]  # those are for a GPU
 KERNELS = {
     "flash_2": kernels.calling_flash(stand_ins.flash_2),
     "flash_3": kernels.calling_flash(stand_ins.flash_3),
@@ -54,7 +55,7 @@ def test_padding_sequences_are_no_longer_than_the_longest(lengths, total, ends):
 @pytest.mark.parametrize(("key_heads", "window", "softcap"), WAYS)
 @pytest.mark.parametrize(
     ("kernel", "name"),
-    [*itertools.product(["sdpa", "flash_2"], BATCHES), *itertools.product(list(KERNELS)[1:], ["plain", "tree"])],
+    [*itertools.product(["sdpa", "flash_2"], NAMES), *itertools.product(list(KERNELS)[1:], ["plain", "tree"])],
 )
 def test_attention_equals_its_definition_with_gradients(monkeypatch, kernel, name, key_heads, window, softcap):
     """In float64, through functions with the signatures of the kernels."""

@@ -34,12 +34,11 @@ def test_a_plan_lists_each_row_once():
     assert Planner("sdpa")(batch).head.step_index is batch.step_tokens
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("steps", "padded"), [(1, 16), (16, 16), (17, 32), (400, 400)])
-def test_rows_are_padded_to_a_multiple_of_16(backend, steps, padded):
+@pytest.mark.parametrize(("steps", "padded"), [(1, 16), (16, 16), (17, 32)])
+def test_rows_are_padded_to_a_multiple_of_16(steps, padded):
     rows = list(range(3, 3 + steps))
-    batch, _ = plain((500,), 12, step_tokens=rows)
-    plan = Planner(backend, step_rows_only=True, row_multiple=16)(batch)
+    batch, _ = plain((40,), 12, step_tokens=rows)
+    plan = Planner("sdpa", step_rows_only=True, row_multiple=16)(batch)
     assert plan.head.tokens.tolist() == rows + rows[-1:] * (padded - steps)
     assert plan.head.tokens[plan.head.step_index].tolist() == rows
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from flip import flip
 from packed_models import make_model, trajectories
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from pqm_fast.data.encode import Encoder, Template
 from pqm_fast.data.pack import pack
 from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.scoring.scorer import Scorer
@@ -106,3 +108,10 @@ def test_tokenizer_of_a_checkpoint_round_trips(tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     [encoded] = Encoder(again, Template(), 100)([Record("r", "w3 w4", ["w5", "w6 w7"])])
     assert encoded.input_ids.tolist() == [3, 4, 5, 90, 6, 7, 90]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    make_model(tmp_path).save(tmp_path / "out", tiny.tokenizer(), Recipe(Template()))
+    flip(tmp_path / "out" / "model.safetensors")
+    with pytest.raises(PQMError, match=r"model\.safetensors"):
+        StepQModel.from_pretrained(str(tmp_path / "out"))

@@ -51,8 +51,9 @@ def test_attention_computes_in_the_dtype_of_autocast(monkeypatch):
     plan = Planner("flash")(plain((9, 17), 4)[0]).to("cpu")
     q = torch.randn(1, 2, 30, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert plan.attention.attend(q, q, q.bfloat16(), scaling=None).dtype == torch.bfloat16
-    assert [x.dtype for x in seen] == [torch.bfloat16] * 3
+        for value in (q.bfloat16(), q):
+            assert plan.attention.attend(q, q, value, scaling=None).dtype == torch.bfloat16
+    assert [x.dtype for x in seen] == [torch.bfloat16] * 6
 
 
 def call(kernel, **changes):
