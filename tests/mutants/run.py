@@ -11,6 +11,8 @@ A mutant is one wrong edit that a person could make. The files beside this one l
 Exits with 1 if a mutant survives. A mutant whose old text is gone has to be rewritten with the code.
 """
 
+import importlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,10 +22,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = "{:<58} {:>6}  {}"
+COLUMNS = "{:<76} {:>4}  {}"
+LIBRARIES = ("torch.distributed.fsdp", "transformers.generation", "transformers.models.auto.modeling_auto", "triton.language")
+    "torch torch.distributed.fsdp transformers.generation transformers.models.auto.modeling_auto triton.language"
+)
+"""Imported once, because that takes longer than most tests."""
 
 
 def mutants(words: str) -> list[dict[str, str]]:
@@ -54,27 +61,47 @@ def copy_of_the_repository(folder: Path) -> None:
 
 def killer(mutant: dict[str, str], folder: Path) -> str | None:
     """The first test that fails with the mutant in place, or None. RuntimeError where pytest itself did not run."""
-    path = folder / mutant["file"]
+    path, output = folder / mutant["file"], folder.parent / "output.txt"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
-    packages = os.pathsep.join(str(folder / name) for name in ("", "kernels", "benchmarks"))
-    options = ["-x", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *mutant["tests"].split(), *options]
-    environment = {**os.environ, "PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    run = multiprocessing.get_context("fork").Process(target=run_tests, args=(mutant["tests"].split(), folder, output))
+    run.start()
+    run.join()
     path.write_text(text, encoding="utf-8")
-    if done.returncode == 0:
+    if run.exitcode == 0:
         return None
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode not in (1, 2) or failed is None:
-        raise RuntimeError(
-            f"{mutant['name']}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+    printed = output.read_text(encoding="utf-8", errors="replace")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
+    if run.exitcode not in (1, 2) or failed is None:
+        raise RuntimeError(f"{mutant['name']}: pytest ended with {run.exitcode}\n{printed[-2000:]}")
     return failed[1]
+
+
+def run_tests(tests: list[str], folder: Path, output: Path) -> None:
+    """Ends this process, a fork that has imported the libraries but nothing of ours, with the exit code of pytest."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.dont_write_bytecode = True  # an edit of the same length in the same second would be missed
+    packages = [str(folder / name) for name in ("", "kernels", "benchmarks")]
+    sys.path[:0] = packages
+    os.environ |= {"PYTHONPATH": os.pathsep.join(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    code = pytest.main([*tests, "-x", "-rfE", "--tb=no", "-p", "no:cacheprovider"])
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def main(words: str) -> int:
     survivors = 0
+    # as tests/conftest.py and the Makefile set them, before the libraries are imported; a GPU is asked for without
+    # starting CUDA, which a fork could not use
+    os.environ |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    for library in LIBRARIES:
+        importlib.import_module(library)
     print(COLUMNS.format("mutant", "s", "killed by"))
     with tempfile.TemporaryDirectory() as name:
         # the optional real data is looked for beside the repository
