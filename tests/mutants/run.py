@@ -27,8 +27,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = "{:<76} {:>4}  {}"
-LIBRARIES = ("torch.distributed.fsdp", "transformers.generation", "transformers.models.auto.modeling_auto", "triton.language")
-    "torch torch.distributed.fsdp transformers.generation transformers.models.auto.modeling_auto triton.language"
+LIBRARIES = (
+    "torch.distributed.fsdp",
+    "transformers.generation",
+    "transformers.models.auto.modeling_auto",
+    "triton.language",
 )
 """Imported once, because that takes longer than most tests."""
 
