@@ -43,13 +43,14 @@ def main(options: Options) -> list[int]:
     # prefix_tree: what the candidates of a question share is computed once
     scorer = Scorer.from_pretrained(options.model, prefix_tree=True)
     chosen = []
-    for line in map(json.loads, options.data.read_text(encoding="utf-8").splitlines()):
-        candidates = [text.split("\n") for text in line["candidates"]]
-        number, scores = best(scorer, line["question"], candidates, options.how)
-        print(line["question"])
-        for step, q in zip(candidates[number], scores[number], strict=True):
-            print("    cut off" if q is None else f"    {q:7.2f}", step)
-        chosen.append(number)
+    with open(options.data, encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            candidates = [[step for step in text.split("\n") if step.strip()] for text in line["candidates"]]
+            number, scores = best(scorer, line["question"], candidates, options.how)
+            print(line["question"])
+            for step, q in zip(candidates[number], scores[number], strict=True):
+                print("    cut off" if q is None else f"    {q:7.2f}", step)
+            chosen.append(number)
     return chosen
 
 

@@ -28,7 +28,7 @@ class Options:
     out: Path
     """Run folder: the finished model, its metrics and checkpoints."""
     data: Path = DATA
-    """JSON lines with `question`, `solution` (a step a line) and `first_error` (from 1; null if there is none)."""
+    """JSON lines with `question`, `solution` (a step a line) and `first_error` (its number, from 1; null: none)."""
     micro_batch_tokens: int = 512
     """Tokens of a step. The 54 solutions of the example have 2,000; with thousands of solutions, take 16384 or more."""
     epochs: float = 5.0
@@ -39,8 +39,10 @@ class Options:
 
 def record(line: dict[str, Any]) -> dict[str, Any]:
     """One of your lines as a record: `prompt`, `completions`, and `labels` with one of true, false, null a step."""
-    steps = line["solution"].split("\n")
+    steps = [step for step in line["solution"].split("\n") if step.strip()]
     error = line["first_error"]
+    if error is not None and not 1 <= error <= len(steps):
+        raise ValueError(f"first_error is {error} in a solution of {len(steps)} steps: {line['question'][:60]!r}")
     # nothing is known about the steps behind the first error, so they get no label
     labels = [True if error is None or n < error else False if n == error else None for n in range(1, len(steps) + 1)]
     return {"prompt": line["question"], "completions": steps, "labels": labels}

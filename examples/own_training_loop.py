@@ -7,6 +7,7 @@ these rows only. On a GPU it is one Triton launch forward and two backward.
 """
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Options:
     model: str
     """Folder or hub id of a decoder."""
     data: Path = DATA
-    """JSON lines with `question`, `solution` (a step a line) and `first_error` (from 1; null if there is none)."""
+    """JSON lines with `question`, `solution` (a step a line) and `first_error` (its number, from 1; null: none)."""
     loss: str = "rank"
     """A key of `pqm_kernels.LOSSES` that takes solutions one by one."""
     batch: int = 6
@@ -40,15 +41,17 @@ class Options:
 
 def batches(options: Options, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Tensor, ...]]:
     """input_ids [B, T] and attention_mask [B, T], padded on the right; step_index [S] into the B * T rows, labels [S],
-    cu_steps [B + 1]."""
-    lines = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
+    cu_steps [B + 1]. Every solution is taken whole, and in another order each time."""
+    with open(options.data, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    random.shuffle(lines)
     for start in range(0, len(lines), options.batch):
         sequences, ends, labels = [], [], []
         for line in lines[start : start + options.batch]:
             ids = list(tokenizer(line["question"] + "\n")["input_ids"])
             ends.append([])
-            steps = line["solution"].split("\n")[: line["first_error"]]  # up to the first error, with it
-            for number, step in enumerate(steps, start=1):
+            steps = [step for step in line["solution"].split("\n") if step.strip()]
+            for number, step in enumerate(steps[: line["first_error"]], start=1):  # up to the first error, with it
                 ids += tokenizer(step + "\n", add_special_tokens=False)["input_ids"]
                 ends[-1].append(len(ids) - 1)  # the Q-value is read at the last token of a step
                 labels.append(float(number != line["first_error"]))
@@ -59,6 +62,10 @@ def batches(options: Options, tokenizer: PreTrainedTokenizerBase) -> Iterator[tu
         step_index = torch.tensor([row * input_ids.shape[1] + end for row, of_row in enumerate(ends) for end in of_row])
         cu_steps = torch.tensor([0, *(len(of_row) for of_row in ends)]).cumsum(0)
         yield input_ids, mask.long(), step_index, torch.tensor(labels), cu_steps
+
+
+def mean(q: Tensor) -> str:
+    return f"{q.mean():.2f}" if len(q) else "-"
 
 
 def main(options: Options) -> list[float]:
@@ -83,8 +90,10 @@ def main(options: Options) -> list[float]:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(out.loss.item())
-            right, wrong = out.q[labels > 0.5].mean(), out.q[labels < 0.5].mean()
-            print(f"step {len(losses)}: loss {losses[-1]:.3f}; mean Q of right steps {right:.2f}, of wrong {wrong:.2f}")
+            print(
+                f"step {len(losses)}: loss {losses[-1]:.3f}, Q of right steps {mean(out.q[labels == 1])}, "
+                f"of wrong ones {mean(out.q[labels == 0])}"
+            )
     return losses
 
 

@@ -62,9 +62,13 @@ def _train(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from pqm_fast.train.export import ExportConfig, export
+    from pqm_fast.train.export_options import ExportConfig
 
-    print(f"model: {export(parse(ExportConfig, 'export', _named_first(arguments, '--run')))}")
+    config = parse(ExportConfig, "export", _named_first(arguments, "--run"))
+
+    from pqm_fast.train.export import export
+
+    print(f"model: {export(config)}")
 
 
 def _status(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import math
 import runpy
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 from transformers import LlamaForCausalLM
@@ -20,7 +21,10 @@ def test_fine_tune_then_choose(tmp_path, capsys):
     line = {"question": "Q", "solution": "a\nb\nc\nd", "first_error": 3}
     labels = [True, True, False, None]
     assert fine_tune["record"](line) == {"prompt": "Q", "completions": ["a", "b", "c", "d"], "labels": labels}
-    assert fine_tune["record"](line | {"first_error": None})["labels"] == [True] * 4
+    assert fine_tune["record"](line | {"first_error": None, "solution": "a\n\nb\n"})["labels"] == [True] * 2
+    for beyond in (0, 5):
+        with pytest.raises(ValueError, match=f"first_error is {beyond} in a solution of 4 steps"):
+            fine_tune["record"](line | {"first_error": beyond})
 
     model = tiny.model_folder(tmp_path / "model", "llama")
     metrics = fine_tune["main"](fine_tune["Options"](model=str(model), out=tmp_path / "run", epochs=1))

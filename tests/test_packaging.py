@@ -99,6 +99,7 @@ def test_wheel_holds_its_packages_and_nothing_else(wheel):
     modules = modules_in(".", "pqm_fast") | modules_in("kernels", "pqm_kernels")
     assert {"pqm_fast/data/read.py", "pqm_fast/arithmetic/__init__.py", "pqm_kernels/fused_step_loss/api.py"} <= modules
     assert {name for name in names if name.endswith(".py")} == modules
+    assert {"pqm_fast/py.typed", "pqm_kernels/py.typed"} <= names
     parts_of_the_page = {f"pqm_fast/report/{path.name}" for path in (ROOT / "pqm_fast" / "report").glob("*.[cj]s*")}
     assert len(parts_of_the_page) >= 2
     assert parts_of_the_page <= set(names)
@@ -113,6 +114,7 @@ def test_the_kernels_install_alone(tree, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     metadata = f"pqm_kernels-{VERSION}.dist-info"
     assert {name for name in names if name.endswith(".py")} == modules_in("kernels", "pqm_kernels")
+    assert "pqm_kernels/py.typed" in names
     assert {name.partition("/")[0] for name in names} == {"pqm_kernels", metadata}
     assert f"{metadata}/licenses/LICENSE" in names
     python, site_packages = install(tmp_path / "environment", wheel)

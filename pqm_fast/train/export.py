@@ -1,9 +1,7 @@
 """`pqm-fast export`: the Hugging Face folder of any checkpoint of a run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import torch
 
@@ -13,6 +11,7 @@ from pqm_fast.model.recipe import CONFIG_KEY, Recipe
 from pqm_fast.ranks.group import ALONE
 from pqm_fast.train.backbone import load_backbone
 from pqm_fast.train.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from pqm_fast.train.export_options import ExportConfig
 from pqm_fast.train.final_weights import final_weights
 from pqm_fast.train.finite import first_not_finite
 from pqm_fast.train.folder import RunFolder
@@ -23,20 +22,6 @@ from pqm_fast.train.run_files import BEST, LATEST, complete_checkpoints, pointed
 from pqm_fast.train.sharding import parts
 from pqm_fast.train.stored_options import config_of
 from pqm_fast.train.training_state import TrainingState
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a resumable checkpoint of a run as a model folder, which scores and loads like the finished model."""
-
-    run: str
-    """Run folder."""
-    out: str
-    """Folder to write."""
-    step: int | Literal["latest", "best"] = "latest"
-    """The checkpoint: the step that it was saved after, the newest, or the one with the lowest held-out loss."""
-    save_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Data type of the weights."""
 
 
 def export(config: ExportConfig) -> Path:

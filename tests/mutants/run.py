@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 300  # seconds; a mutant may make a loop endless
 COLUMNS = "{:<76} {:>4}  {}"
 LIBRARIES = (
     "torch.distributed.fsdp",
@@ -63,25 +65,42 @@ def copy_of_the_repository(folder: Path) -> None:
 
 
 def killer(mutant: dict[str, str], folder: Path) -> str | None:
-    """The first test that fails with the mutant in place, or None. RuntimeError where pytest itself did not run."""
-    path, output = folder / mutant["file"], folder.parent / "output.txt"
+    """The first test that fails with the mutant in place, and passes without it; None if all pass.
+
+    RuntimeError where pytest itself did not run, and for a test that fails without the mutant too.
+    """
+    path = folder / mutant["file"]
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant["old"], mutant["new"]), encoding="utf-8")
-    run = multiprocessing.get_context("fork").Process(target=run_tests, args=(mutant["tests"].split(), folder, output))
-    run.start()
-    run.join()
+    code, printed = outcome(mutant["tests"].split(), folder)
     path.write_text(text, encoding="utf-8")
-    if run.exitcode == 0:
-        return None
-    printed = output.read_text(encoding="utf-8", errors="replace")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
-    if run.exitcode not in (1, 2) or failed is None:
-        raise RuntimeError(f"{mutant['name']}: pytest ended with {run.exitcode}\n{printed[-2000:]}")
+    if code in (0, None):
+        return None if code == 0 else f"does not end within {LIMIT} s"
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
+    if code not in (1, 2) or failed is None:
+        raise RuntimeError(f"{mutant['name']}: pytest ended with {code}\n{printed[-2000:]}")
+    code, printed = outcome([failed[1]], folder)
+    if code != 0:
+        raise RuntimeError(f"{failed[1]} fails without the mutant too\n{printed[-2000:]}")
     return failed[1]
+
+
+def outcome(tests: list[str], folder: Path) -> tuple[int | None, str]:
+    """(pytest's exit code, or None if it did not end in time; what it printed), up to the first failure."""
+    output = folder.parent / "output.txt"
+    run = multiprocessing.get_context("fork").Process(target=run_tests, args=(tests, folder, output))
+    run.start()
+    run.join(LIMIT)
+    if run.exitcode is None and run.pid is not None:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.join()
+        return None, ""
+    return run.exitcode, output.read_text(encoding="utf-8", errors="replace")
 
 
 def run_tests(tests: list[str], folder: Path, output: Path) -> None:
     """Ends this process, a fork that has imported the libraries but nothing of ours, with the exit code of pytest."""
+    os.setsid()  # what it starts can be killed with it
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
