@@ -1,6 +1,7 @@
 """Tiny runs of `python -m pqm_benchmarks score` and `train` on the CPU."""
 
 import functools
+import gc
 import json
 
 import pytest
@@ -15,6 +16,14 @@ def shorten(patch):
     """Makes solutions of about 60 tokens instead of 300, which share as much."""
     for name, value in {"MU": 4.0, "QUESTION_MEDIAN": 12, "STEP": 7}.items():
         patch.setattr(workload, name, value)
+
+
+@pytest.fixture(autouse=True)
+def frozen():
+    """A benchmark collects garbage after everything that it tries; what was loaded before is not looked through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
