@@ -87,7 +87,7 @@ def is_running(process):
 
 def test_what_hangs_is_ended_with_all_that_it_started(start, monkeypatch):
     monkeypatch.setattr(run, "GRACE", 0.5)
-    code, rows = start("hangs", "hangs_on", "has_nothing_to_do", seconds=6)
+    code, rows = start("hangs", "hangs_on", "has_nothing_to_do", seconds=3)
     assert code == 1
     for name, headline in (("hangs", "before it hung"), ("hangs_on", "will not end")):
         row = rows[name]

@@ -10,7 +10,9 @@ from pqm_fast.errors import PQMError
 
 @pytest.fixture
 def suite(monkeypatch, tmp_path):
-    """A checkout whose tests are these."""
+    """A checkout whose tests are these, run without plugins that they do not need, which take long to load."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
     folder = tmp_path / "checkout" / "tests"
     folder.mkdir(parents=True)
     (folder / "test_some.py").write_text(

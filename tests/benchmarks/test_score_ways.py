@@ -10,7 +10,7 @@ from pqm_benchmarks.score.count import count
 from pqm_benchmarks.score.ways.ladder import WAYS
 from pqm_benchmarks.score.ways.padded import PaddedBatch, padded_excess, padded_rows
 from pqm_benchmarks.score.ways.way import score
-from pqm_benchmarks.shared.shapes import SHAPES, Shape
+from pqm_benchmarks.shared.shapes import ALL_SHAPES, Shape
 from pqm_benchmarks.shared.workload import make_workload
 from pqm_benchmarks.train.ways.models import random_model
 from pqm_benchmarks.train.ways.ours import HEAD
@@ -226,10 +226,18 @@ def test_scoring_has_the_flops_of_the_formula(name, config):
     assert all(flops > 0 for flops in expected.values())
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """Models with few layers, which are counted sooner."""
+    for name in ("Qwen2.5-0.5B", "deepseek-math-7b"):
+        monkeypatch.setitem(ALL_SHAPES, name, dataclasses.replace(ALL_SHAPES[name], num_hidden_layers=3))
+
+
+@pytest.mark.usefixtures("shallow")
 def test_counts_are_those_of_the_weights():
     """2 FLOPs for each weight of a matrix and each row, written out from the sizes."""
     questions = make_workload(1, 0, solutions=30)
-    shapes = {name: SHAPES[name] for name in ("Qwen2.5-0.5B", "deepseek-math-7b")}
+    shapes = {name: ALL_SHAPES[name] for name in ("Qwen2.5-0.5B", "deepseek-math-7b")}
     found = count(questions, list(WAYS), list(shapes))
     assert list(found["ways"]) == EAGER
     assert found["workload"]["trajectories"] == 30
@@ -246,6 +254,7 @@ def test_counts_are_those_of_the_weights():
             assert way["flops_per_solution"][shape] == pytest.approx(flops / 30, rel=1e-12)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_every_saving_saves():
     shapes = ["Qwen2.5-0.5B"]
     ways = count(make_workload(3, 0, solutions=30), EAGER, shapes)["ways"]

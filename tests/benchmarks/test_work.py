@@ -322,7 +322,8 @@ def test_the_readme_says_what_is_stored():
     assert f"{min(times_less):.1f} to {max(times_less):.1f} times fewer" in (ROOT / "README.md").read_text()
 
 
-def test_the_command(capsys):
+def test_the_command(capsys, monkeypatch):
+    monkeypatch.setitem(SHAPES, "Qwen2.5-0.5B", dataclasses.replace(SHAPES["Qwen2.5-0.5B"], num_hidden_layers=2))
     arguments = ["work", "--questions", "2", "--seed", "1", "--shapes", "Qwen2.5-0.5B"]
     assert main([*arguments, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)

@@ -9,6 +9,12 @@ from pqm_fast.cli import main
 from pqm_fast.evaluate.aggregate import AGGREGATORS
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than these evaluations."""
+    monkeypatch.setattr("pqm_fast.evaluate.pictures.draw", lambda result, out: [])
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -57,6 +63,7 @@ def test_table_json_and_pictures(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "result.json", "result.best_of_n.png"}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_temperature_reaches_the_scores(tmp_path, capsys):
     """A temperature close to 0 gives the figures of min, and a high one those of mean."""
     data, out = write(tmp_path / "pool.jsonl", pool(10)), tmp_path / "result.json"
@@ -75,6 +82,7 @@ def test_temperature_reaches_the_scores(tmp_path, capsys):
     assert "temperature: 0.0 was given; it must be a finite number above 0" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_draws_and_seed_reach_the_votes(tmp_path):
     data = write(tmp_path / "pool.jsonl", pool(5))
 
@@ -91,6 +99,7 @@ def test_draws_and_seed_reach_the_votes(tmp_path):
     assert all_subsets["sampling_error"] == 0.0 < few["sampling_error"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_calibrate_on_other_records(tmp_path, capsys):
     data = write(tmp_path / "scored.jsonl", processbench(0, 60, "one"))
     others = write(tmp_path / "others.jsonl", processbench(1, 60, "two"))
@@ -153,6 +162,7 @@ def test_a_policy_with_one_candidate_has_nothing_to_choose(tmp_path, capsys):
     assert not any(word in printed for word in ("Best-of-N", "pass@n", "picture"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_model_is_named_if_the_scores_are_of_one(tmp_path):
     out = tmp_path / "result.json"
     rows = processbench(0, 10, "one")

@@ -56,6 +56,7 @@ def no_pictures(monkeypatch):
     """They take longer than these trainings. The first study has its own."""
     monkeypatch.setattr("pqm_fast.train.loop.draw_curve", lambda folder: None)
     monkeypatch.setattr("pqm_fast.study.pictures.draw", lambda results, folder: None)
+    monkeypatch.setattr("pqm_fast.evaluate.pictures.draw", lambda result, out: [])
 
 
 @pytest.fixture
