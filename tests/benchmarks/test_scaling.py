@@ -215,6 +215,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == text
 
 
+def test_the_picture_of_a_stored_run(tmp_path):
+    stored = ROOT / "benchmarks" / "results" / "scaling-simulation.json"
+    assert main(["scaling", "--results", str(stored), "--picture", str(tmp_path)]) == 0
+    assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_file_that_holds_no_results(tmp_path, capsys):
     (tmp_path / "other.json").write_text("{}")
     assert main(["scaling", "--results", str(tmp_path / "other.json")]) == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.score import run as score
 from pqm_benchmarks.score.report import table
 from pqm_benchmarks.score.run import ScoreBench
@@ -195,3 +196,9 @@ def test_padding_of_few_solutions_is_told(results):
     [line] = [line for line in table(made).splitlines() if line.startswith("transformers, by length, Qwen2.5-7B")]
     assert "padded 1.50 times as much" in line
     assert line.endswith("it would reach 27 solutions/s")
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_is_counted(capsys):
+    assert main(["score", "--count", "--questions", "50"]) == 0
+    assert f"```\n{capsys.readouterr().out}```" in (ROOT / "benchmarks" / "README.md").read_text()

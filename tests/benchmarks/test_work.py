@@ -322,7 +322,13 @@ def test_the_readme_says_what_is_stored():
     assert f"{min(times_less):.1f} to {max(times_less):.1f} times fewer" in (ROOT / "README.md").read_text()
 
 
-def test_the_command(capsys, monkeypatch):
+@pytest.mark.slow
+def test_the_stored_counts_are_those_of_today():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "work-counted.json").read_text())["shapes"]
+    assert count(WorkBench(shapes=("Qwen2.5-0.5B",)))["shapes"]["Qwen2.5-0.5B"] == stored["Qwen2.5-0.5B"]
+
+
+def test_the_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(SHAPES, "Qwen2.5-0.5B", dataclasses.replace(SHAPES["Qwen2.5-0.5B"], num_hidden_layers=2))
     arguments = ["work", "--questions", "2", "--seed", "1", "--shapes", "Qwen2.5-0.5B"]
     assert main([*arguments, "--json"]) == 0
@@ -332,7 +338,8 @@ def test_the_command(capsys, monkeypatch):
     assert list(results["shapes"]) == ["Qwen2.5-0.5B"]
     shape = results["shapes"]["Qwen2.5-0.5B"]
     assert list(shape["flops_per_trajectory"]) == ["reference", "packed", "tree", "tree_step_rows"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "work_counted.png").read_bytes()[:4] == b"\x89PNG"
     out = capsys.readouterr().out
     assert out == table(results) + "\n"
     for way, name in WAYS.items():

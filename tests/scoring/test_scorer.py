@@ -7,6 +7,7 @@ import torch
 
 from pqm_fast.data.encode import Encoder, Template
 from pqm_fast.errors import PQMError
+from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.scoring.scorer import Scorer
 
@@ -51,6 +52,20 @@ def test_trees_give_the_scores_of_plain_packing(tmp_path, monkeypatch, max_token
         assert in_trees < 0.6 * sum(computed)
     else:
         assert in_trees <= sum(computed)
+
+
+def test_half_precision_scores_are_close(tmp_path):
+    torch.manual_seed(0)
+    solutions = candidates(np.random.default_rng(0))
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "llama")))
+    torch.nn.init.normal_(model.head.weight)
+    model.save(tmp_path / "run", tiny.tokenizer(), Recipe(Template(step_token="last")))
+    full, half = (
+        np.concatenate(Scorer.from_pretrained(tmp_path / "run", device="cpu", dtype=dtype).score(solutions))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (half != full).any()
+    assert np.abs(half - full).mean() < 0.1 * full.std()
 
 
 @pytest.mark.parametrize("prefix_tree", [True, False])
