@@ -70,6 +70,7 @@ def test_an_environment_that_makes_no_sense(monkeypatch, variables, message):
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_lost_rank_without_handles_on_processes(tmp_path, monkeypatch, alone):
     """On an old kernel; and where each rank has a machine of its own, so that only the connection tells."""
+
     def refused(process):
         raise OSError(38, "Function not implemented")
 
