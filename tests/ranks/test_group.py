@@ -16,10 +16,8 @@ from pqm_fast.ranks.group import ALONE, join_ranks
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    """The watch looks more often, and gives the ranks less time to leave."""
-    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    """The ranks have less time to leave."""
     monkeypatch.setattr(watch, "GRACE", 0.5)
-    monkeypatch.setattr(watch, "EXIT_SECONDS", 0.1)
     monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.5)
 
 
