@@ -6,7 +6,7 @@ import torch
 from pqm_kernels import trajectory_losses
 
 from pqm_fast.data.trajectory import Trajectory
-from pqm_fast.model import attention
+from pqm_fast.model.attention.packed import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
 
 STEP_ROWS = ("llama", "mistral", "qwen2", "qwen3")
@@ -60,7 +60,7 @@ def one_by_one(model, made):
         losses.append(trajectory_losses(q, torch.as_tensor(t.labels), cu_steps, "rank", 2.0))
     loss = torch.cat(losses).mean()
     loss.backward()
-    model.classifier.set_attn_implementation(attention.PACKED_ATTENTION)
+    model.classifier.set_attn_implementation(PACKED_ATTENTION)
     return scores, loss.detach(), gradients(model)
 
 

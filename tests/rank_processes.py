@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from pqm_fast.common.exit_codes import run_command
+from pqm_fast.ranks import watch
 from pqm_fast.ranks.group import Ranks, join_ranks
 
 
@@ -53,6 +54,8 @@ def start_ranks(
         if not process:
             code = 70
             try:
+                # shorter waits: nobody ends a rank here that still has something to say
+                watch.SECONDS = watch.EXIT_SECONDS = 0.1
                 torch.set_num_threads(1)  # the threads of the process that it was forked from are not here
                 sys.stdout = sys.stderr = open(folder / f"said-{rank}", "w", buffering=1)  # noqa: SIM115
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}

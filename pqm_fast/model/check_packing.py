@@ -8,7 +8,7 @@ import torch
 from pqm_fast.data.pack import PackedBatch, pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import PQMError
-from pqm_fast.model.attention import PACKED_ATTENTION
+from pqm_fast.model.attention.packed import PACKED_ATTENTION
 from pqm_fast.model.packed_decoder import PackedDecoder
 
 FLOAT32_TOLERANCE = 1e-3  # relative error

@@ -13,7 +13,8 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from pqm_fast.model.attention import BatchPlan, packed_attention
+from pqm_fast.model.attention import BatchPlan
+from pqm_fast.model.attention.packed import packed_attention
 
 
 def restrict_to_step_rows(backbone: nn.Module) -> bool:

@@ -17,7 +17,8 @@ from pqm_fast.data.encode import LAST
 from pqm_fast.data.pack import PackedBatch
 from pqm_fast.errors import PQMError
 from pqm_fast.model import vocabulary
-from pqm_fast.model.attention import PACKED_ATTENTION, BatchPlan
+from pqm_fast.model.attention import BatchPlan
+from pqm_fast.model.attention.packed import PACKED_ATTENTION
 from pqm_fast.model.check_packing import check_packing
 from pqm_fast.model.loading import LoadReport, load_classifier, load_config
 from pqm_fast.model.packed_decoder import PackedDecoder

@@ -5,17 +5,18 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.dataset import COLUMNS, TrajectoryDataset
@@ -25,6 +26,14 @@ from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.errors import PQMError, RecordError
 
 BUDGET = 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def found_by_the_server():
+    """The server that forks the workers imports this file once; otherwise each of them would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield
 
 
 @pytest.fixture
@@ -197,7 +206,9 @@ def test_errors_of_a_worker_surface(make, plan, error, message, workers):
     del caught
 
 
-def test_a_killed_worker_is_an_error_not_a_wait():
+def test_a_killed_worker_is_an_error_not_a_wait(monkeypatch):
+    """It is noticed when DataLoader looks after its workers, here 50 times as often as usual."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     with pytest.raises(PQMError, match=r"worker process \d+ ended with exit code -9 .*set fewer workers"):
         next(load_steps([[np.array([1])]] * 4, die, make_plan, workers=2, pin=False))
     assert_no_children()
@@ -230,20 +241,20 @@ def test_a_loader_that_is_dropped_leaves_no_process(dataset):
     assert_no_children(processes)
 
 
-def killed_itself(folder):
-    dataset = TrajectoryDataset(folder)
+def killed_itself(dataset, said):
+    forkserver._forkserver.ensure_running = lambda: None  # it shares the server of its parent, which goes on
     steps = load_steps(endless(dataset), Make(dataset), make_plan, workers=2, pin=False)
-    print(*sorted({plan.process for _, plan in next(steps)}), flush=True)
+    said.write_text(" ".join({str(plan.process) for _, plan in next(steps)}))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_workers_of_a_killed_process_end_too(dataset):
-    code = f"import test_loader, pathlib; test_loader.killed_itself(pathlib.Path({str(dataset.folder)!r}))"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True, timeout=60
-    )
-    assert ran.returncode == -signal.SIGKILL
-    processes = [int(number) for number in ran.stdout.split()]
+def test_workers_of_a_killed_process_end_too(dataset, tmp_path):
+    forkserver.ensure_running()
+    process = multiprocessing.get_context("fork").Process(target=killed_itself, args=(dataset, tmp_path / "said"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    processes = [int(number) for number in (tmp_path / "said").read_text().split()]
     assert len(processes) == 2
     assert_no_children(processes)
 

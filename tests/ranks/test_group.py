@@ -14,6 +14,13 @@ from pqm_fast.ranks import watch
 from pqm_fast.ranks.group import ALONE, join_ranks
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """The ranks have less time to leave."""
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.5)
+
+
 def test_messages():
     def work(ranks):
         order = []
@@ -61,7 +68,6 @@ def test_an_environment_that_makes_no_sense(monkeypatch, variables, message):
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_lost_rank_without_handles_on_processes(tmp_path, monkeypatch, alone):
     """On an old kernel; and where each rank has a machine of its own, so that only the connection tells."""
-    monkeypatch.setattr(watch, "GRACE", 2.0)
 
     def refused(process):
         raise OSError(38, "Function not implemented")
@@ -139,9 +145,7 @@ def test_an_error_is_told_once(tmp_path, failing):
     assert sorted(said(tmp_path, 3)) == ["", "", "pqm-fast: error: data.jsonl: no such file\n"]
 
 
-def test_an_unforeseen_error_has_one_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "GRACE", 1.0)
-
+def test_an_unforeseen_error_has_one_traceback(tmp_path):
     def work(ranks):
         if ranks.rank == 1:
             raise RuntimeError("broken")
@@ -169,9 +173,7 @@ def test_a_signal_to_all_is_told_by_one(tmp_path):
     assert sorted(said(tmp_path, 2)) == ["", "pqm-fast: terminated\n"]
 
 
-def test_a_signal_to_one_ends_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.5)
-
+def test_a_signal_to_one_ends_all(tmp_path):
     def work(ranks):
         (tmp_path / f"ready-{ranks.rank}").touch()
         if ranks.rank == 1:
@@ -190,7 +192,6 @@ def test_a_signal_to_one_ends_all(tmp_path, monkeypatch):
 def test_a_silent_machine_is_noticed(tmp_path, monkeypatch, victim):
     """Two ranks on two machines, as torchrun numbers them; one of them is stopped, as by a lost power line."""
     monkeypatch.setattr(watch, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(watch, "SECONDS", 0.2)
     stopped, other = victim, 1 - victim
 
     def work(ranks):

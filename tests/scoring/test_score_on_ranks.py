@@ -17,6 +17,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate.run import EvaluateConfig, evaluate
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.ranks import watch
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.run import score
@@ -188,6 +189,7 @@ def test_a_bad_record_is_told_once(world, tmp_path):
 def test_a_signal_to_all_ranks(world, tmp_path, monkeypatch):
     """Rank 1 has done its share, and waits for rank 0."""
     out, original = tmp_path / "out.jsonl", StepQModel.scores
+    monkeypatch.setattr(watch, "LEAVE_SECONDS", 0.5)
 
     def work(ranks):
         def scores(self, batch, plan=None):

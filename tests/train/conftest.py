@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from pqm_fast.data.encode import Template
+from pqm_fast.model import step_q_model
 from pqm_fast.train import loop
 from pqm_fast.train.config import TrainConfig
 
@@ -70,6 +71,12 @@ def branching(tmp_path):
 def no_picture(monkeypatch):
     """Drawing is slow, and matters in few tests."""
     monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+
+
+@pytest.fixture(autouse=True)
+def known_architecture(monkeypatch):
+    """Each model is checked before it is used, in several passes; the models here are of one kind that passes."""
+    monkeypatch.setattr(step_q_model, "check_packing", lambda model: None)
 
 
 @pytest.fixture(scope="session")

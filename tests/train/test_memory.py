@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from pqm_fast.data.pack import pack, pack_trees
 from pqm_fast.data.trajectory import Trajectory
-from pqm_fast.model.attention import PACKED_ATTENTION, kernels
+from pqm_fast.model.attention import kernels
+from pqm_fast.model.attention.packed import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train import layer_memory
 from pqm_fast.train.guard import StepGuard

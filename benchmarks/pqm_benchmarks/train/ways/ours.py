@@ -16,7 +16,7 @@ from pqm_benchmarks.train.ways.way import CLIP, LEARNING_RATE, ZETA, PassPlan, T
 from pqm_benchmarks.work.flops import RowCounts
 from pqm_fast.data.batches import PackingUnits
 from pqm_fast.data.pack import PackedBatch, pack
-from pqm_fast.model.attention import PACKED_ATTENTION
+from pqm_fast.model.attention.packed import PACKED_ATTENTION
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.guard import StepGuard
