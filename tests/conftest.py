@@ -19,6 +19,8 @@ from shared import SHARED
 
 
 def pytest_collection_modifyitems(items):
+    # the longest tests first: begun last, they would leave the other cores idle at the end
+    items.sort(key=lambda item: not (item.get_closest_marker("aot") or item.get_closest_marker("processes")))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -561,7 +561,7 @@ def test_an_extended_run_has_the_learning_rate_of_its_new_length(make, whole, tm
     "lines of metrics.jsonl are damaged, cut off or not metrics",
     how="bytes of a line are changed; a line is cut off; other lines are added",
     lost="those lines",
-    recovers="every intact line is kept, read and drawn",
+    recovers="every intact line is kept and read",
 )
 @pytest.mark.parametrize(("end", "reported"), [(b"", 3), (b"\n", 4)])  # a last line without a line feed was cut off
 def test_intact_lines_of_metrics_are_kept(make, cut, capsys, end, reported):

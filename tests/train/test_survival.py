@@ -111,7 +111,9 @@ def random_kills(make, whole, kills, seed):
         assert untimed(run / "metrics.jsonl") == untimed(whole / "metrics.jsonl")
         for name in ("model.safetensors", "metrics.json"):
             assert (run / name).read_bytes() == (whole / name).read_bytes()
-        assert not [path for path in run.rglob("*") if ".tmp-" in path.name or path.name == ".lock"]
+        # a writer that is killed while it makes or removes its temporary folder leaves an empty one, for an hour
+        left = [path for path in run.rglob("*") if ".tmp-" in path.name and any(path.iterdir())]
+        assert not [*left, *run.rglob(".lock")]
 
 
 def _killed_at_random(make, out, options, random, kills):
@@ -131,7 +133,7 @@ def _killed_at_random(make, out, options, random, kills):
                 time.sleep(0.01)
             if hits < kills:
                 time.sleep(random.uniform(0, 1.4))
-                for victim in random.choice([processes, processes[:1], processes[1:]]):
+                for victim in (processes, processes[:1], processes[1:])[(kills - hits) % 3]:  # all of them, or one
                     with suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
             codes = exit_codes(processes)
