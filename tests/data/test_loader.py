@@ -206,6 +206,7 @@ def test_errors_of_a_worker_surface(make, plan, error, message, workers):
     del caught
 
 
+@pytest.mark.processes
 def test_a_killed_worker_is_an_error_not_a_wait(monkeypatch):
     """It is noticed when DataLoader looks after its workers, here 50 times as often as usual."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
@@ -248,6 +249,7 @@ def killed_itself(dataset, said):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.processes
 def test_workers_of_a_killed_process_end_too(dataset, tmp_path):
     forkserver.ensure_running()
     process = multiprocessing.get_context("fork").Process(target=killed_itself, args=(dataset, tmp_path / "said"))

@@ -51,11 +51,12 @@ def test_eight_bit_moments_resume_exactly(configure, tmp_path):
     pytest.importorskip("torchao")
     model = str(tiny.model_folder(tmp_path / "wide", num_hidden_layers=1, hidden_size=64))
     options = {"model": model, "optimizer": "adamw-8bit", "dtype": "bfloat16", "save_every": 2, "max_steps": 4}
-    train(configure("whole", **options))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    cut_off(cut, 2)
-    train(configure("cut", **options, resume=True))
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its step, which is not what is tested
+        train(configure("whole", **options))
+        shutil.copytree(whole, cut)
+        cut_off(cut, 2)
+        train(configure("cut", **options, resume=True))
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     stored = load_file(next((whole / "checkpoints" / "step-0000002").glob("*.safetensors")))
     codes = [tensor for name, tensor in stored.items() if name.endswith(".exp_avg.codes")]
