@@ -44,7 +44,7 @@ def main(options: Options) -> list[int]:
     scorer = Scorer.from_pretrained(options.model, prefix_tree=True)
     chosen = []
     with open(options.data, encoding="utf-8") as lines:
-        for line in map(json.loads, lines):
+        for line in map(json.loads, filter(str.strip, lines)):
             candidates = [[step for step in text.split("\n") if step.strip()] for text in line["candidates"]]
             number, scores = best(scorer, line["question"], candidates, options.how)
             print(line["question"])

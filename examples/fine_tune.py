@@ -52,7 +52,7 @@ def main(options: Options) -> dict[str, Any]:
     records = options.out.parent / f"{options.out.name}.records.jsonl"
     records.parent.mkdir(parents=True, exist_ok=True)
     with open(options.data, encoding="utf-8") as lines, open(records, "w", encoding="utf-8") as file:
-        for line in lines:
+        for line in filter(str.strip, lines):
             file.write(json.dumps(record(json.loads(line))) + "\n")
     # the lines hold several solutions of each question: bce + sibling compares them (docs: Choose a loss)
     metrics = train(

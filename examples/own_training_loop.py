@@ -43,7 +43,7 @@ def batches(options: Options, tokenizer: PreTrainedTokenizerBase) -> Iterator[tu
     """input_ids [B, T] and attention_mask [B, T], padded on the right; step_index [S] into the B * T rows, labels [S],
     cu_steps [B + 1]. Every solution is taken whole, and in another order each time."""
     with open(options.data, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
+        lines = [json.loads(line) for line in file if line.strip()]
     random.shuffle(lines)
     for start in range(0, len(lines), options.batch):
         sequences, ends, labels = [], [], []
@@ -51,10 +51,15 @@ def batches(options: Options, tokenizer: PreTrainedTokenizerBase) -> Iterator[tu
             ids = list(tokenizer(line["question"] + "\n")["input_ids"])
             ends.append([])
             steps = [step for step in line["solution"].split("\n") if step.strip()]
-            for number, step in enumerate(steps[: line["first_error"]], start=1):  # up to the first error, with it
+            error = line["first_error"]
+            if error is not None and not 1 <= error <= len(steps):
+                raise ValueError(
+                    f"first_error is {error} in a solution of {len(steps)} steps: {line['question'][:60]!r}"
+                )
+            for number, step in enumerate(steps[:error], start=1):  # up to the first error, with it
                 ids += tokenizer(step + "\n", add_special_tokens=False)["input_ids"]
                 ends[-1].append(len(ids) - 1)  # the Q-value is read at the last token of a step
-                labels.append(float(number != line["first_error"]))
+                labels.append(float(number != error))
             sequences.append(torch.tensor(ids))
         input_ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
         lengths = torch.tensor([len(ids) for ids in sequences])

@@ -53,5 +53,8 @@ def test_own_training_loop_learns(tmp_path):
     loop = example("own_training_loop")
     options = loop["Options"](model=str(tmp_path), epochs=4, learning_rate=3e-3)
     losses = loop["main"](options)
+    (tmp_path / "bad.jsonl").write_text('\n{"question": "Q", "solution": "w3\\nw4", "first_error": 3}\n')
+    with pytest.raises(ValueError, match="first_error is 3 in a solution of 2 steps: 'Q'"):
+        loop["main"](loop["Options"](model=str(tmp_path), data=tmp_path / "bad.jsonl"))
     assert all(map(math.isfinite, losses))
     assert sum(losses[-9:]) < sum(losses[:9])
