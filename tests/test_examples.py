@@ -1,5 +1,6 @@
 """The scripts of examples/, run as a user would, on a tiny model."""
 
+import json
 import math
 import runpy
 from pathlib import Path
@@ -9,7 +10,8 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def example(name: str) -> dict:
@@ -58,3 +60,10 @@ def test_own_training_loop_learns(tmp_path):
         loop["main"](loop["Options"](model=str(tmp_path), data=tmp_path / "bad.jsonl"))
     assert all(map(math.isfinite, losses))
     assert sum(losses[-9:]) < sum(losses[:9])
+
+
+def test_the_readme_shows_what_is_stored():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "readme-example-cpu.json").read_text())
+    printed = "\n".join(stored["printed"])
+    assert f"```\n{printed}\n```" in (ROOT / "README.md").read_text()
+    assert 45 < stored["seconds"] < 75  # "in a minute"
