@@ -1,5 +1,5 @@
 """Shared test set-up: the interpreter for Triton where there is no GPU; fixtures: the optional real data, pictures that
-are saved, SIGINT as in a terminal, a full disk."""
+are saved, a short limit for comparing answers, SIGINT as in a terminal, a full disk."""
 
 import os
 import resource
@@ -63,6 +63,17 @@ def figures(monkeypatch):
     yield saved
     for figure in saved:
         close(figure)
+
+
+@pytest.fixture
+def short_judging(monkeypatch):
+    """Answers that take longer than half a second to compare are different."""
+    from pqm_fast.evaluate.answers import judge
+
+    judge._stop()  # the limit is that of the next child
+    monkeypatch.setattr(judge, "LIMIT", 0.5)
+    yield
+    judge._stop()
 
 
 @pytest.fixture

@@ -21,16 +21,7 @@ def fresh():
     judge._endless.clear()
 
 
-@pytest.fixture
-def short_limit(monkeypatch):
-    """The limit of the next child."""
-    judge._stop()
-    monkeypatch.setattr(judge, "LIMIT", 0.5)
-    yield
-    judge._stop()
-
-
-@pytest.mark.usefixtures("short_limit")
+@pytest.mark.usefixtures("short_judging")
 def test_a_number_that_takes_forever_is_different_and_said():
     """A power of integers is one long call into C, which no Python signal handler interrupts."""
     assert symbolically_equal("x+1", "1+x")
@@ -44,7 +35,7 @@ def test_a_number_that_takes_forever_is_different_and_said():
     assert symbolically_equal("2\\sqrt{3}", "\\sqrt{12}")
 
 
-@pytest.mark.usefixtures("short_limit")
+@pytest.mark.usefixtures("short_judging")
 def test_who_is_to_blame():
     with pytest.warns(UserWarning, match="no verdict"):
         assert not symbolically_equal("7^{99999999}", "x+1")

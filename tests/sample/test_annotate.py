@@ -16,7 +16,6 @@ from pqm_fast.arithmetic.problems import step_labels
 from pqm_fast.arithmetic.world import write_world
 from pqm_fast.cli import main
 from pqm_fast.data import read_records
-from pqm_fast.evaluate.answers import judge
 from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy, parse_problem, parse_step
 
 COMPLETER = "arithmetic:strong"
@@ -217,14 +216,12 @@ def test_rollouts_that_never_end_or_are_empty_count_as_wrong(serve, tmp_path):
         assert row["labels"] == [label, 1.0], name
 
 
-def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path, monkeypatch):
-    judge._stop()  # the next child has the shorter limit
-    monkeypatch.setattr(judge, "LIMIT", 0.5)
+@pytest.mark.usefixtures("short_judging")
+def test_a_hostile_answer_does_not_hang_the_run(serve, tmp_path):
     row = {"prompt": "Why?", "completions": ["x", r"\boxed{x^2}"], "answer": "x^2", "id": "r"}
     server = serve(lambda body: r"\boxed{\sum_{k=1}^{3} 7^{99999999 k}}")
     with pytest.warns(UserWarning, match="no value of"):
         assert annotate(write(tmp_path / "d.jsonl", [row]), tmp_path / "out.jsonl", server.policy, rollouts=3) == 0
-    judge._stop()
     [row] = rows_of(tmp_path / "out.jsonl")
     assert row["labels"] == [0.0, 1.0]
 

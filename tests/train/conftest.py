@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from small_runs import options_in
 
-from pqm_fast.data.encode import Template
 from pqm_fast.model import step_q_model
 from pqm_fast.train import loop
 from pqm_fast.train.config import TrainConfig
@@ -31,22 +31,8 @@ def small(tmp_path_factory):
 @pytest.fixture
 def configure(small, tmp_path):
     def make(out="run", **options):
-        base = {
-            "model": str(small / "model"),
-            "data": (str(small / "data.jsonl"),),
-            "micro_batch_tokens": 128,
-            "max_length": 64,
-            "max_steps": 12,
-            "learning_rate": 1e-2,
-            "eval_every": 0,
-            "save_every": 0,
-            "log_every": 1,
-            "progress": False,
-            "cache_dir": str(small / "cache"),
-            "device": "cpu",
-            "template": Template(step_token="last"),
-        }
-        return TrainConfig(out=str(tmp_path / out), **(base | options))
+        base = {"max_steps": 12, "learning_rate": 1e-2, "eval_every": 0, "save_every": 0}
+        return TrainConfig(out=str(tmp_path / out), **(options_in(small) | base | options))
 
     return make
 
@@ -67,17 +53,21 @@ def branching(tmp_path):
     return {"data": (str(tmp_path / "branching.jsonl"),)}
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def no_picture():
     """Drawing is slow, and matters in few tests."""
-    monkeypatch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
+        yield
 
 
-@pytest.fixture(autouse=True)
-def known_architecture(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def known_architecture():
     """Each model is checked before it is used, in several passes. On the CPU those of these tests pass."""
-    if not torch.cuda.is_available():
-        monkeypatch.setattr(step_q_model, "check_packing", lambda model: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr(step_q_model, "check_packing", lambda model: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -98,25 +88,9 @@ def make_in(world):
     """Configurations of such runs in a folder."""
 
     def configure(out, **options):
-        base = {
-            "model": str(world / "model"),
-            "data": (str(world / "data.jsonl"),),
-            "micro_batch_tokens": 128,
-            "max_length": 64,
-            "max_steps": 8,
-            "learning_rate": 1e-3,
-            "eval_every": 4,
-            "save_every": 0,
-            "save_dtype": "float32",
-            "log_every": 1,
-            "progress": False,
-            "cache_dir": str(world / "cache"),
-            "device": "cpu",
-            "dtype": "float32",
-            "layers": "eager",
-            "template": Template(step_token="last"),
-        }
-        return TrainConfig(out=str(out), **(base | options))
+        base = {"max_steps": 8, "learning_rate": 1e-3, "eval_every": 4, "save_every": 0}
+        exact = {"save_dtype": "float32", "dtype": "float32", "layers": "eager"}
+        return TrainConfig(out=str(out), **(options_in(world) | base | exact | options))
 
     return configure
 

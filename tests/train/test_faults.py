@@ -16,12 +16,12 @@ import torch
 import yaml
 from cut_off import cut_off
 from flip import flip
+from small_runs import options_in
 from untimed import untimed
 
 from pqm_fast.cli import main
 from pqm_fast.common.checksums import find_damage
 from pqm_fast.common.signals import Stopped
-from pqm_fast.data.encode import Template
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.report.runs import find_runs
@@ -31,7 +31,10 @@ from pqm_fast.train.loop import train
 from pqm_fast.train.metrics_file import read_metrics, read_starts
 
 STEPS = 12
-ARGUMENTS = {"max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3}
+ARGUMENTS = {
+    "max_steps": STEPS, "save_every": 5, "eval_every": 4, "eval_fraction": 0.2, "keep_checkpoints": 3,
+    "learning_rate": 1e-2,
+}  # fmt: skip
 COMMAND = "pqm-fast train --config {0}/config.yaml --resume"
 
 
@@ -46,19 +49,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(world):
     def configure(out: Path, **options):
-        named = {
-            "model": str(world / "model"),
-            "data": (str(world / "data.jsonl"),),
-            "micro_batch_tokens": 128,
-            "max_length": 64,
-            "learning_rate": 1e-2,
-            "log_every": 1,
-            "progress": False,
-            "cache_dir": str(world / "cache"),
-            "device": "cpu",
-            "template": Template(step_token="last"),
-        }
-        return TrainConfig(out=str(out), **(named | ARGUMENTS | options))
+        return TrainConfig(out=str(out), **(options_in(world) | ARGUMENTS | options))
 
     return configure
 
@@ -73,9 +64,7 @@ def outcome(folder: Path):
 def whole(make, tmp_path_factory):
     """The folder of a run without any fault."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_curve", lambda folder: (folder / "training.png").write_bytes(b""))
-        train(make(folder))
+    train(make(folder))
     return folder
 
 
