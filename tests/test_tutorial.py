@@ -12,25 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from docs_site.command_line import options_of
 from pqm_fast.arguments import parse
-from pqm_fast.evaluate.run import EvaluateConfig
-from pqm_fast.report.run import ReportConfig
-from pqm_fast.scoring.options import ScoreConfig
-from pqm_fast.status.run import StatusConfig
-from pqm_fast.train.config import TrainConfig
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
 SERVING = PAGE.index("\n## Serve")
 BLOCKS = [
     (match[1], match[2], match.start()) for match in re.finditer(r"^```(bash|python)\n(.*?)^```$", PAGE, re.M | re.S)
 ]
-COMMANDS = {
-    "train": (TrainConfig, None),
-    "score": (ScoreConfig, None),
-    "evaluate": (EvaluateConfig, None),
-    "status": (StatusConfig, "--runs"),
-    "report": (ReportConfig, "--runs"),
-}
+FIRST = {"train": [], "score": [], "evaluate": [], "status": ["--runs"], "report": ["--runs"]}
+"""The commands of the page, with the option that the first words belong to."""
 
 
 def commands() -> list[list[str]]:
@@ -40,10 +31,9 @@ def commands() -> list[list[str]]:
 
 
 def test_every_command_of_the_page_parses():
-    assert {words[0] for words in commands()} == set(COMMANDS)
+    assert {words[0] for words in commands()} == set(FIRST)
     for command, *arguments in commands():
-        config, first = COMMANDS[command]
-        parse(config, command, [first, *arguments] if first else arguments)
+        parse(options_of(command), command, [*FIRST[command], *arguments])
 
 
 def test_every_python_block_of_the_page_parses():
