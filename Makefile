@@ -43,7 +43,7 @@ $(READY): constraints.txt setup.py pyproject.toml kernels/VERSION
 # Packages that some options need. Only the tests install them: transformers loads torchao wherever it is installed,
 # which takes a second and prints messages.
 $(EXTRAS): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras,serve]'
 	@touch $(EXTRAS)
 
 $(DOCS): $(READY)

@@ -1,10 +1,9 @@
-"""How a question and the steps so far are written as a prompt, and how a completion is split into steps."""
+"""How a question and the steps so far are written as a prompt."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pqm_fast.data.chat import chat_text
-from pqm_fast.data.records import EMPTY_STEP
 from pqm_fast.errors import PQMError
 
 if TYPE_CHECKING:
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
 def write_prompt(prompt_format: str, question: str, steps: Sequence[str], separator: str) -> str:
     """The text that the policy continues. Each step so far ends with the separator, so that a new step follows."""
     return prompt_format.replace("{prompt}", question) + "".join(step + separator for step in steps)
-
-
-def split_steps(completion: str, separator: str) -> list[str]:
-    """The pieces between separators, without surrounding white space; blank pieces are dropped. At least one step."""
-    return [piece.strip() for piece in completion.split(separator) if piece.strip()] or [EMPTY_STEP]
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", system: str) -> str:

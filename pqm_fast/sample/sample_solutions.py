@@ -10,6 +10,7 @@ from typing import Any
 from pqm_fast.common.files import atomic_file
 from pqm_fast.data.dealt import dealt_to
 from pqm_fast.data.source_key import source_key
+from pqm_fast.data.step_text import split_steps
 from pqm_fast.errors import PQMError
 from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.ranks.journals import Journals, locked_by_first
@@ -18,7 +19,6 @@ from pqm_fast.sample.open_policy import open_policy
 from pqm_fast.sample.options import SampleConfig
 from pqm_fast.sample.policy import Completion, Request, complete, request_seed
 from pqm_fast.sample.policy_name import parse_policy, policy_identity
-from pqm_fast.sample.prompt import split_steps
 from pqm_fast.sample.read_questions import Question, read_questions
 
 _MISSING = -1  # the place of a solution that has not been written yet

@@ -13,28 +13,25 @@ import random
 import socket
 import ssl
 import threading
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from textwrap import shorten
-from time import time
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HTTPRequest
 
+from pqm_fast.common.credentials import split_credentials
+from pqm_fast.common.http_post import QUOTED_BYTES, body_text, make_opener, post, retry_after
 from pqm_fast.errors import PQMError, RecordError
-from pqm_fast.sample.http_post import make_opener, post
 from pqm_fast.sample.options import PolicyOptions
 from pqm_fast.sample.policy import Completion, Outcome, Request
 from pqm_fast.sample.prompt import chat_format, write_prompt
-from pqm_fast.sample.server_credentials import split_credentials
 
-FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 1.0, 60.0, 300.0  # seconds
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
 CUT_OFF_REASONS = ("length", "content_filter")  # the many other reasons mean that it stopped by itself
 ABORTED_REASONS = ("abort", "error")  # vLLM's reasons if it gave up the request
 REFUSED_CODES = (400, 413, 422)  # the server does not accept this prompt, but may accept others
 TRANSIENT_CODES = (408, 409, 425, 429)  # and every 5xx: the same request may work later
 NO_SERVER_ERRORS = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it answered before
-QUOTED_BYTES = 2000  # the largest part of a reply that a message may quote
 
 
 class ServerPolicy:
@@ -102,7 +99,7 @@ class ServerPolicy:
     def _ask(self, request: Request) -> Completion | RecordError:
         http_request = self._http_request(request)
         for attempt in range(self.options.retries + 1):
-            retry_after = 0.0
+            pause = 0.0
             try:
                 completion = _parse_completion(post(self.opener, http_request, self.options.timeout))
                 self.has_answered = True
@@ -110,19 +107,19 @@ class ServerPolicy:
             except HTTPError as error:
                 self.has_answered = True
                 with error:
-                    failure = f"HTTP {error.code}: {self._quoted(_body_text(error) or str(error.reason), 300)}"
+                    failure = f"HTTP {error.code}: {self._quoted(body_text(error) or str(error.reason), 300)}"
                 if error.code in REFUSED_CODES:
                     return RecordError(f"{self.url} refuses it with {failure}", "refused by the server")
                 if error.code not in TRANSIENT_CODES and error.code < 500:
                     raise PQMError(f"{self.url}: {failure}; correct the policy's URL, model or key") from error
-                retry_after = _retry_after(error)
+                pause = retry_after(error)
             except (OSError, HTTPException, ValueError) as error:
                 reason = error.reason if isinstance(error, URLError) else error
                 failure = self._quoted(str(reason), 200) or type(reason).__name__
                 if not self.has_answered and isinstance(reason, NO_SERVER_ERRORS):
                     raise PQMError(f"{self.url}: no server there ({failure}); start it, or correct the URL") from error
             wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)
-            if attempt < self.options.retries and self.closed.wait(max(wait, retry_after)):
+            if attempt < self.options.retries and self.closed.wait(max(wait, pause)):
                 break
         tries = self.options.retries + 1
         raise PQMError(
@@ -166,21 +163,3 @@ def _parse_completion(body: bytes) -> Completion:
     # JSON may hold half a surrogate pair, which cannot be written to a file
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return Completion(text, finished=reason not in CUT_OFF_REASONS)
-
-
-def _body_text(error: HTTPError) -> str:
-    """The text of the server's reply, or an empty text if it cannot be read."""
-    try:
-        return error.read(QUOTED_BYTES).decode("utf-8", "replace")
-    except (OSError, HTTPException):
-        return ""
-
-
-def _retry_after(error: HTTPError) -> float:
-    """The seconds that the server asks us to wait, as a number or a date; 0 if it sends neither."""
-    text = error.headers.get("Retry-After", "")
-    try:
-        seconds = float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time()
-    except (ValueError, TypeError):
-        return 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

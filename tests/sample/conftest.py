@@ -3,7 +3,8 @@ import threading
 import pytest
 from openai_server import Server
 
-from pqm_fast.sample import http_post, server_policy
+from pqm_fast.common import http_post
+from pqm_fast.sample import server_policy
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from openai_server import FAULTS, solve
 from part_file import rows_in
 from worlds import annotate, questions, rows_of, sample, write
 
+from pqm_fast.data.step_text import split_steps
 from pqm_fast.errors import PQMError
 from pqm_fast.sample import server_policy
 from pqm_fast.sample.open_policy import open_policy
 from pqm_fast.sample.options import PolicyOptions
 from pqm_fast.sample.policy import Completion, Request
-from pqm_fast.sample.prompt import split_steps
 
 
 @pytest.fixture

@@ -7,12 +7,16 @@ reads a reply of any size into memory.
 import math
 import socket
 import ssl
-from http.client import HTTPConnection, HTTPSConnection, IncompleteRead
-from time import monotonic
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
+from time import monotonic, time
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
 MAX_REPLY_BYTES = 64 * 2**20
+QUOTED_BYTES = 2000  # the largest part of a reply that a message may quote
+LONGEST_RETRY_AFTER = 300.0  # seconds
 
 
 def make_opener() -> OpenerDirector:
@@ -37,6 +41,24 @@ def post(opener: OpenerDirector, request: Request, timeout: float) -> bytes:
     if response.length:  # `read` with a limit does not report a connection that ends too early
         raise IncompleteRead(body, response.length)
     return body
+
+
+def body_text(error: HTTPError) -> str:
+    """The text of the server's reply, or an empty text if it cannot be read."""
+    try:
+        return error.read(QUOTED_BYTES).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
+
+
+def retry_after(error: HTTPError) -> float:
+    """The seconds that the server asks us to wait, as a number or a date; 0 if it sends neither."""
+    text = error.headers.get("Retry-After", "")
+    try:
+        seconds = float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time()
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
 class _WithDeadline:

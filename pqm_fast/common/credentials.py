@@ -22,8 +22,8 @@ class Credentials(NamedTuple):
         return text
 
 
-def split_credentials(url: str) -> tuple[str, Credentials]:
-    """(the URL without name and password, the credentials from it and from the variable OPENAI_API_KEY).
+def split_credentials(url: str, variable: str = "OPENAI_API_KEY") -> tuple[str, Credentials]:
+    """(the URL without name and password, the credentials from it and from the environment `variable`).
 
     A key takes precedence over a name and password. Raises PQMError for a key that no header can hold.
     """
@@ -34,9 +34,9 @@ def split_credentials(url: str) -> tuple[str, Credentials]:
         name, _, password = map(unquote, user.partition(":"))
         basic = b64encode(f"{name}:{password}".encode()).decode()
         authorization, secrets = f"Basic {basic}", [basic, user, password]
-    if key := os.environ.get("OPENAI_API_KEY", "").strip():
+    if key := os.environ.get(variable, "").strip():
         if not (key.isascii() and key.isprintable()):
-            raise PQMError("OPENAI_API_KEY: holds characters that no key can have, such as a line break; set it again")
+            raise PQMError(f"{variable}: holds characters that no key can have, such as a line break; set it again")
         authorization, secrets = f"Bearer {key}", [*secrets, key]
     forms = [form for secret in secrets if secret for form in _written_forms(secret)]
     # the longest first: a shorter one may be part of it

@@ -1,0 +1,1 @@
+"""Step rewards for reinforcement learning, from Q-values."""

@@ -1,0 +1,82 @@
+"""RemoteScorer: the `score` of a Scorer, answered by a running `pqm-fast serve`."""
+
+import json
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from time import monotonic, sleep
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request
+
+from pqm_fast.common.credentials import split_credentials
+from pqm_fast.common.http_post import body_text, make_opener, post, retry_after
+from pqm_fast.errors import PQMError
+from pqm_fast.scoring.stored import Scores
+
+TOKEN_VARIABLE = "PQM_FAST_TOKEN"  # holds the bearer token, for the server and for its clients
+FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0  # seconds between two tries
+BUSY_CODES = (429, 503)
+
+
+class RemoteScorer:
+    """Scores the steps of solutions through the server at `url`, such as http://127.0.0.1:8100.
+
+    Args:
+        url: of the server; a bearer token is in the variable PQM_FAST_TOKEN.
+        timeout: seconds for all tries of one question: a server that is busy or not up yet is asked again.
+        parallel: questions asked at once.
+    """
+
+    def __init__(self, url: str, timeout: float = 600.0, parallel: int = 8):
+        public_url, self.credentials = split_credentials(url, TOKEN_VARIABLE)
+        self.url, self.timeout, self.parallel = f"{public_url.rstrip('/')}/score", timeout, parallel
+        self.opener = make_opener()
+
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
+        """Q-values of the steps of (question, steps) pairs, in their order; see `Scorer.score`. The solutions of one
+        question travel in one request.
+
+        Raises:
+            PQMError: the server does not answer in time, or refuses a solution.
+        """
+        by_question: dict[str, list[int]] = {}
+        for number, (question, _) in enumerate(solutions):
+            by_question.setdefault(question, []).append(number)
+        bodies = [
+            {"question": question, "solutions": [list(solutions[number][1]) for number in numbers]}
+            for question, numbers in by_question.items()
+        ]
+        scores: list[Scores] = [[] for _ in solutions]
+        with ThreadPoolExecutor(self.parallel) as pool:
+            for numbers, answer in zip(by_question.values(), pool.map(self._ask, bodies), strict=True):
+                for number, steps in zip(numbers, answer["scores"], strict=True):
+                    scores[number] = steps
+        return scores
+
+    def _ask(self, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json", "User-Agent": "pqm-fast"}
+        if self.credentials.authorization:
+            headers["Authorization"] = self.credentials.authorization
+        request = Request(self.url, json.dumps(body).encode(), headers)
+        deadline, wait = monotonic() + self.timeout, FIRST_WAIT
+        while True:
+            pause = wait * random.uniform(0.5, 1)
+            try:
+                answer = json.loads(post(self.opener, request, max(deadline - monotonic(), 1e-3)))
+                if len(answer["scores"]) != len(body["solutions"]):
+                    raise ValueError("an answer without a list of scores for each solution")
+                return answer
+            except HTTPError as error:
+                with error:
+                    failure = f"HTTP {error.code}: {self.credentials.hide(body_text(error))}"
+                if error.code not in BUSY_CODES:
+                    raise PQMError(f"{self.url}: {failure}") from error
+                pause = max(pause, retry_after(error))
+            except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+                failure = str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
+            if monotonic() + pause >= deadline:
+                raise PQMError(f"{self.url}: no answer in {self.timeout:g} s, the last: {failure}; check the server")
+            sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT)
