@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from pqm_fast.errors import PQMError
 from pqm_fast.rewards.solutions import SEPARATOR, Model, SolutionReward, SolutionScorer
 
@@ -37,8 +39,6 @@ def openrlhf_reward(
             a query that does not begin with its prompt, and as `Scorer.score`; OpenRLHF logs errors, and goes on
             without a reward.
     """
-    import torch
-
     scorer, reward = SolutionScorer(model, separator), SolutionReward(how, **numbers)
 
     def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from pqm_fast.errors import PQMError
 from pqm_fast.rewards.solutions import SEPARATOR, Model, SolutionReward, SolutionScorer, last_question
 from pqm_fast.rewards.spans import step_tokens, token_rewards
@@ -71,7 +73,6 @@ def verl_step_rewards(model: Model, how: str = "difference", *, separator: str =
         PQMError: the model cannot be loaded, an unknown name, or a number that does not fit; when it runs, as
             `Scorer.score`.
     """
-    import torch
     from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
     scorer, reward = SolutionScorer(model, separator), SolutionReward(how, **numbers)
