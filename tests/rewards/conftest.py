@@ -1,4 +1,9 @@
-"""A scorer whose scores are the texts of the steps, and a tiny checkpoint."""
+"""A scorer whose scores are the texts of the steps, a tiny checkpoint, and packages that are imported in vain."""
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import tiny
@@ -37,3 +42,12 @@ def checkpoint(tmp_path_factory):
     model = StepQModel.from_pretrained(str(tiny.model_folder(folder / "model", num_hidden_layers=1)))
     model.save(folder / "run", tiny.tokenizer(90), Recipe(Template(step_token="last")))
     return folder / "run"
+
+
+@pytest.fixture
+def unused_imports(monkeypatch):
+    """Stand-ins for packages that libraries import although the tests need nothing of them, where they are absent."""
+    for package, *submodules in (("latex2sympy2",), ("word2number",), ("vllm", "vllm.inputs", "vllm.utils")):
+        if importlib.util.find_spec(package) is None:
+            for name in (package, *submodules):
+                monkeypatch.setitem(sys.modules, name, MagicMock(SamplingParams=SimpleNamespace))
