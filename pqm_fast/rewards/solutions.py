@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pqm_fast.data.step_text import split_steps
 from pqm_fast.errors import PQMError
@@ -13,11 +13,13 @@ from pqm_fast.evaluate.aggregate import aggregate
 from pqm_fast.rewards.step_rewards import step_rewards
 from pqm_fast.scoring.open_scorer import open_scorer
 from pqm_fast.scoring.remote import RemoteScorer
-from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.scoring.stored import Scores
 
+if TYPE_CHECKING:
+    from pqm_fast.scoring.scorer import Scorer
+
 SEPARATOR = "\n\n"
-Model = str | os.PathLike[str] | Scorer | RemoteScorer
+Model: TypeAlias = "str | os.PathLike[str] | Scorer | RemoteScorer"
 """A checkpoint (folder or hub id), the URL of a running `pqm-fast serve`, or a scorer."""
 
 

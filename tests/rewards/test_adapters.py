@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from threading import Thread
 
@@ -128,6 +130,17 @@ def test_a_checkpoint_and_threads(checkpoint):
     for thread in threads:
         thread.join()
     assert results == [expected] * 4
+
+
+def test_a_server_needs_no_transformers():
+    """verl and OpenRLHF require other releases of it than our models do."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["transformers", "triton", "safetensors", "scipy", "datasets"]))  # not importable
+from pqm_fast.rewards.adapters import openrlhf_reward, verl_reward
+verl_reward("http://127.0.0.1:1"), openrlhf_reward("http://127.0.0.1:1")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
