@@ -99,7 +99,7 @@ def test_long_completions_are_the_same_as_in_pieces(qwen):
 def made_up():
     """Pieces as SentencePiece has them: no space at the beginning of a text, bytes of characters as tokens of their
     own, and one token that holds whole steps."""
-    words = ["▁so", "▁7", "s", "o", "<0xC3>", "<0xA9>", "\n\n", ".\n\n▁a\n\nb", "▁", "<eos>", "<pad>", "<unk>"]
+    words = ["▁so", "▁7", "s", "o", "<0xC3>", "<0xA9>", "\n\n", ".\n\n", ".\n\n▁a\n\nb", "▁", "<eos>", "<pad>", "<unk>"]
     backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always")]
@@ -112,6 +112,8 @@ def made_up():
     ("tokens", "text", "steps", "spans"),
     [
         (["▁so", "▁7", "\n\n", "▁so", "<eos>"], "so 7\n\n so", ["so 7", "so"], [(0, 1), (3, 3)]),
+        # what is behind the first step would begin with a space that this tokenizer leaves out
+        (["▁so", ".\n\n", "▁7", "\n\n", "o"], "so.\n\n 7\n\no", ["so.", "7", "o"], [(0, 1), (2, 2), (4, 4)]),
         (["s", "<0xC3>", "<0xA9>", "\n\n", "o"], "sé\n\no", ["sé", "o"], [(0, 2), (4, 4)]),
         (["\n\n", "▁", "<0xC3>", "<0xA9>"], "\n\n é", ["é"], [(2, 3)]),
         # one token ends the first step, holds the second and begins the third
