@@ -67,6 +67,8 @@ class SolutionReward:
         self.how, self.aggregate, self.numbers = how, aggregate, numbers
         if aggregate is not None and (unknown := [name for name in numbers if name != "temperature"]):
             raise PQMError(f"aggregate {aggregate!r} takes no numbers but temperature; found {', '.join(unknown)}")
+        if "correct" in numbers:
+            raise PQMError("correct: it is of one solution, and this reward is for many; call step_rewards yourself")
         self([0.0])
 
     def __call__(self, scores: Scores) -> float:
