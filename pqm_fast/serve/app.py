@@ -52,8 +52,7 @@ def make_app(service: Service, token: str) -> Application:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_defect)
-    paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    return Gate(app, service.config.limits, token, batcher.metrics, paths)
+    return Gate(app, service.config.limits, token, batcher.metrics, paths=frozenset(app.openapi()["paths"]))
 
 
 async def _answer_problem(_: Request, problem: Any) -> JSONResponse:
@@ -62,6 +61,9 @@ async def _answer_problem(_: Request, problem: Any) -> JSONResponse:
 
 async def _answer_invalid(request: Request, error: Any) -> JSONResponse:
     """What is wrong with the body, without repeating the body."""
+    if "json" not in request.headers.get("content-type", ""):
+        problem = Problem(415, "not_json", "send the body as JSON, with the header `Content-Type: application/json`")
+        return await _answer_problem(request, problem)
     errors = error.errors()
     problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in errors[:QUOTED_PROBLEMS]]
     if len(errors) > QUOTED_PROBLEMS:

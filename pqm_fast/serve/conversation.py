@@ -38,30 +38,22 @@ class Conversation(NamedTuple):
         """(question, solution). Raises Problem for a text that is not written so."""
         question, found, solution = self._question(text).partition(self.between)
         if not found or not self.between:
-            raise Problem(
-                400,
-                "unknown_conversation",
-                f"{_begin(text)} has no {self.between!r} behind the question; {_WHAT_TO_DO}",
-            )
+            raise _unknown(f"{_begin(text)} has no {self.between!r} behind the question")
         return question, self._solution(solution)
 
     def split_at(self, text: str, prompt: str) -> tuple[str, str]:
-        """(question, solution) of a text that begins with `prompt`. Raises Problem for texts that are not written so."""
+        """(question, solution) of a text that begins with `prompt`. Raises Problem for one that is not written so."""
         if not text.startswith(prompt):
-            raise Problem(
-                400, "unknown_conversation", f"{_begin(text)} does not begin with its prompt {_begin(prompt)}"
-            )
+            raise _unknown(f"{_begin(text)} does not begin with its prompt {_begin(prompt)}")
         question = self._question(prompt)
         if not question.endswith(self.between):
-            message = f"the prompt {_begin(prompt)} does not end with {self.between!r}; {_WHAT_TO_DO}"
-            raise Problem(400, "unknown_conversation", message)
+            raise _unknown(f"the prompt {_begin(prompt)} does not end with {self.between!r}")
         return question.removesuffix(self.between), self._solution(text[len(prompt) :])
 
     def _question(self, text: str) -> str:
         text = text.removeprefix(self.bos)
         if not text.startswith(self.before):
-            message = f"{_begin(text)} does not begin with {self.before!r}; {_WHAT_TO_DO}"
-            raise Problem(400, "unknown_conversation", message)
+            raise _unknown(f"{_begin(text)} does not begin with {self.before!r}")
         return text.removeprefix(self.before)
 
     def _solution(self, text: str) -> str:
@@ -71,7 +63,9 @@ class Conversation(NamedTuple):
         return shorter
 
 
-_WHAT_TO_DO = "start the server with --conversation as your trainer writes a question and its solution"
+def _unknown(what: str) -> Problem:
+    advice = "start the server with --conversation as your trainer writes a question and its solution"
+    return Problem(400, "unknown_conversation", f"{what}; {advice}")
 
 
 def _begin(text: str) -> str:

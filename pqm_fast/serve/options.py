@@ -71,5 +71,5 @@ class ServeConfig:
             or self.conversation.index("{prompt}") > self.conversation.index("{solution}")
         ):
             raise PQMError(
-                f"conversation {self.conversation!r}: {{prompt}} and, behind it, {{solution}} must each occur in it once"
+                f"conversation {self.conversation!r}: {{prompt}} must occur in it once, and {{solution}} once behind it"
             )

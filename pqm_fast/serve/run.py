@@ -30,6 +30,19 @@ def serve(config: ServeConfig) -> None:
         PQMError: the model cannot be loaded or scores nothing, or the address is taken.
         Stopped: after a signal, once all requests are answered.
     """
+    server, listener = make_server(config)
+    host, port = listener.getsockname()[:2]
+    if config.host not in LOCAL and not _token():
+        print(f"anybody who reaches {host} may ask this server; a token in {TOKEN_VARIABLE} keeps others out")
+    print(f"serving {config.model} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    except Stopped as stop:  # uvicorn repeats the signal when it is done
+        raise Stopped(stop.number, "all requests were answered") from None
+
+
+def make_server(config: ServeConfig) -> tuple[uvicorn.Server, socket.socket]:
+    """The server, and the socket that it listens at. Raises PQMError as `serve` does."""
     listener = _listen(config)
     token = _token()
     batcher = Batcher(_scorer(config), config.gather_ms / 1000, Metrics())
@@ -47,14 +60,7 @@ def serve(config: ServeConfig) -> None:
             server_header=False,
         )
     )
-    host, port = listener.getsockname()[:2]
-    if config.host not in LOCAL and not token:
-        print(f"anybody who reaches {host} may ask this server; a token in {TOKEN_VARIABLE} keeps others out")
-    print(f"serving {config.model} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    try:
-        asyncio.run(server.serve(sockets=[listener]))
-    except Stopped as stop:  # uvicorn repeats the signal when it is done
-        raise Stopped(stop.number, "all requests were answered") from None
+    return server, listener
 
 
 def _listen(config: ServeConfig) -> socket.socket:

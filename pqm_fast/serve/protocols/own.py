@@ -21,11 +21,11 @@ class ScoreRequest(Body):
     """Each a list of steps, or a text that is split at `separator`."""
     separator: str | None = Field(None, min_length=1)
     """Default: --text-separator."""
-    aggregate: list[str] = []
+    aggregate: list[str] = Field([])
     """The ways to reduce the scores of a solution to one."""
     rewards: str | None = None
     """The kind of step rewards to add (`pqm_fast.rewards.REWARDS`)."""
-    reward_options: dict[str, float | bool] = {}
+    reward_options: dict[str, float | bool] = Field({})
     """Its numbers, such as the threshold of verified-prefix."""
 
 
