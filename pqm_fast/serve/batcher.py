@@ -102,8 +102,10 @@ class Batcher:
             try:
                 if waiting:
                     self._score(waiting)
-            except Exception:
-                # one of them is to blame: on its own, it fails alone
+            except Exception as error:
+                # one of them is to blame, or all together are too much for the device: each on its own
+                self.metrics.failed_batches.inc()
+                logger.warning("a batch of %d requests failed, and each is scored alone: %r", len(waiting), error)
                 for job in waiting:
                     if not job.answer.done():
                         self._score_alone(job)

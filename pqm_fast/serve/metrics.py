@@ -20,6 +20,7 @@ class Metrics:
         )
         self.in_progress = Gauge("pqm_fast_requests_in_progress", "Requests at work or waiting.", registry=registry)
         self.batches = Counter("pqm_fast_batches", "Batches scored.", registry=registry)
+        self.failed_batches = Counter("pqm_fast_failed_batches", "Batches that failed.", registry=registry)
         self.solutions = Counter("pqm_fast_solutions", "Solutions scored.", registry=registry)
         self.tokens = Counter("pqm_fast_tokens", "Tokens of these solutions, each counted whole.", registry=registry)
         self.scoring = Counter("pqm_fast_scoring_seconds", "Time spent scoring.", registry=registry)
