@@ -48,7 +48,7 @@ $(READY): constraints.txt setup.py pyproject.toml kernels/VERSION
 # Packages that some options need. Only the tests install them: transformers loads torchao wherever it is installed,
 # which takes a second and prints messages.
 $(EXTRAS): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras,serve]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[extras,rl,serve]'
 	@touch $(EXTRAS)
 
 # An environment of its own: without --no-deps, verl and OpenRLHF would bring other releases of transformers, and packages

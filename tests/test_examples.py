@@ -43,7 +43,7 @@ def test_fine_tune_then_choose(tmp_path, capsys):
 
 def test_choose_best_takes_the_highest_aggregate():
     class Scores:
-        def score(self, solutions):
+        def score(self, solutions, *, lenient=False):
             return [[float(step) for step in steps] for _, steps in solutions]
 
     best = example("choose_best")["best"]

@@ -42,13 +42,13 @@ class SolutionScorer:
         self.turn: AbstractContextManager[Any] = nullcontext() if isinstance(self.scorer, RemoteScorer) else Lock()
 
     def score(self, solutions: Sequence[tuple[str, str]]) -> list[Scores]:
-        """The scores of the steps of (question, text) pairs; see `Scorer.score`. A blank solution has one step."""
+        """The scores of the steps of (question, text) pairs; see `score_steps`. A blank solution has one step."""
         return self.score_steps([(question, split_steps(text, self.separator)) for question, text in solutions])
 
     def score_steps(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
-        """`Scorer.score`."""
+        """`Scorer.score`. A solution that holds the step token has no scores: a policy must not end its training."""
         with self.turn:
-            return self.scorer.score(solutions)
+            return self.scorer.score(solutions, lenient=True)
 
 
 class SolutionReward:

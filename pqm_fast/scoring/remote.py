@@ -34,7 +34,7 @@ class RemoteScorer:
         self.url, self.timeout, self.parallel = f"{public_url.rstrip('/')}/score", timeout, parallel
         self.opener = make_opener()
 
-    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]], *, lenient: bool = False) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in their order; see `Scorer.score`. The solutions of one
         question travel in one request.
 
@@ -45,7 +45,7 @@ class RemoteScorer:
         for number, (question, _) in enumerate(solutions):
             by_question.setdefault(question, []).append(number)
         bodies = [
-            {"question": question, "solutions": [list(solutions[number][1]) for number in numbers]}
+            {"question": question, "solutions": [list(solutions[number][1]) for number in numbers], "lenient": lenient}
             for question, numbers in by_question.items()
         ]
         scores: list[Scores] = [[] for _ in solutions]

@@ -102,11 +102,13 @@ class Scorer:
             raise PQMError(f"max_length: {length} was given; the model of {path} takes 1 to {model.context} tokens")
         return cls(model, make_encoder(length), max_tokens, prefix_tree)
 
-    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
+    def score(self, solutions: Sequence[tuple[str, Sequence[str]]], *, lenient: bool = False) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in the order of the pairs.
 
         Args:
             solutions: each a question and the texts of one or more steps.
+            lenient: for solutions that a policy has written and nobody has read: instead of a RecordError, all steps
+                of a solution that holds the step token get None.
 
         Returns:
             A list for each solution, with a float for each step. A step beyond the context gets None; if the first step
@@ -119,7 +121,12 @@ class Scorer:
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
             raise PQMError(f"solutions are {show(solutions)}; pass a list of (question, steps) pairs")
         records = [solution_record(number, solution) for number, solution in enumerate(solutions)]
-        return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
+        encoded = self.encoder(records)
+        scores: list[Scores] = [[None] * len(record.steps) for record in records]
+        usable = [i for i, result in enumerate(encoded) if isinstance(result, Encoded) or not lenient]
+        for i, own in zip(usable, self.score_encoded([(records[i].prompt, encoded[i]) for i in usable]), strict=True):
+            scores[i] = own
+        return scores
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
         """Like `score`, for (question, result of the encoder) pairs. Raises a RecordError that is among the results,

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from pqm_fast.data.encode import Encoded, OverLong
+from pqm_fast.data.encode import Encoded
 from pqm_fast.errors import Diverged, PQMError
 from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.serve.metrics import Metrics
 from pqm_fast.serve.problem import Problem
 
-Solution = tuple[str, Encoded | OverLong]
+Solution = tuple[str, Encoded]
 """The question of a solution, and its tokens."""
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class _Job:
 
     @property
     def tokens(self) -> int:
-        return sum(len(encoded.input_ids) for _, encoded in self.solutions if isinstance(encoded, Encoded))
+        return sum(len(encoded.input_ids) for _, encoded in self.solutions)
 
     @property
     def abandoned(self) -> bool:

@@ -48,8 +48,8 @@ class Service:
     def steps_of(self, text: str) -> list[str]:
         return split_steps(text, self.config.text_separator)
 
-    async def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[Scores]:
-        """The Q-values of the steps of (question, steps) pairs; None for a step beyond the context.
+    async def score(self, solutions: Sequence[tuple[str, Sequence[str]]], lenient: bool) -> list[Scores]:
+        """The Q-values of the steps of (question, steps) pairs; None for a step beyond the context. See `Scorer.score`.
 
         Raises Problem for a solution that cannot be scored.
         """
@@ -59,9 +59,15 @@ class Service:
         except PQMError as error:
             raise Problem(400, "bad_solution", str(error)) from None
         results = await self.batcher.encode(self.encoder, records)
-        return await self.score_encoded(
-            [(record.prompt, self._usable(result)) for record, result in zip(records, results, strict=True)]
-        )
+        if not lenient:
+            for result in results:
+                _check(result)
+        scores: list[Scores] = [[None] * len(record.steps) for record in records]
+        usable = [(i, (records[i].prompt, result)) for i, result in enumerate(results) if isinstance(result, Encoded)]
+        own = await self.score_encoded([solution for _, solution in usable])
+        for (i, _), steps in zip(usable, own, strict=True):
+            scores[i] = steps
+        return scores
 
     async def score_encoded(self, solutions: Sequence[Solution]) -> list[Scores]:
         self.check_count(len(solutions))
@@ -70,20 +76,23 @@ class Service:
     async def rewards(self, solutions: Sequence[tuple[str, str]]) -> tuple[list[float], list[Scores]]:
         """(the reward of each solution, the Q-values of its steps), from (question, text of the solution) pairs.
 
-        The reward is the aggregated score as a probability. A solution that does not fit the context gets 0.
+        The reward is the aggregated score as a probability. A solution without a score gets 0: one that does not fit
+        the context, or holds the step token.
         """
-        scores = await self.score([(question, self.steps_of(text)) for question, text in solutions])
+        scores = await self.score([(question, self.steps_of(text)) for question, text in solutions], lenient=True)
         how = self.config.aggregate
         return np.exp(log_weight(aggregate_all(scores, how), how)).tolist(), scores
 
-    def _usable(self, result: Encoded | RecordError) -> Encoded | OverLong:
-        if isinstance(result, (Encoded, OverLong)):
-            return result
-        message = str(result).removeprefix("record ")
-        if result.kind == STEP_TOKEN_IN_TEXT:
-            # the encoder's advice is for somebody who trains
-            message = f"{message.partition(';')[0]}; remove it from the text"
-        raise Problem(400, result.kind.replace(" ", "_"), message)
+
+def _check(result: Encoded | RecordError) -> None:
+    """Raises Problem for a solution without tokens, unless its length is the reason."""
+    if isinstance(result, (Encoded, OverLong)):
+        return
+    message = str(result).removeprefix("record ")
+    if result.kind == STEP_TOKEN_IN_TEXT:
+        # the encoder's advice is for somebody who trains
+        message = f"{message.partition(';')[0]}; remove it from the text"
+    raise Problem(400, result.kind.replace(" ", "_"), message)
 
 
 def finite(score: float) -> float | None:

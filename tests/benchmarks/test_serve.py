@@ -9,10 +9,10 @@ from threading import Thread
 import pytest
 import tiny
 import torch
-
 from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.serve import run as serve
 from pqm_benchmarks.serve.load import send
+
 from pqm_fast.data.encode import Template
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.step_q_model import StepQModel
@@ -81,7 +81,7 @@ def test_lost_answers_are_counted():
     server.server_close()
     assert [answer is None for answer in load.answers] == [False, True, True, False]
     assert sorted(failure[:10] for failure in load.failures) == ["request 1:", "request 2:"]
-    with pytest.raises(serve.PQMError, match="2 requests were lost, the first: request [12]"):
+    with pytest.raises(serve.PQMError, match=r"2 requests were lost, the first: request [12]"):
         serve._check(serve.ServeBench("m", ("d",)), [], [], [load])
 
 

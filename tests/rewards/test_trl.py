@@ -24,7 +24,7 @@ class Recorded:
     def __init__(self, checkpoint, missing=0):
         self.scorer, self.missing, self.solutions, self.scores = Scorer.from_pretrained(checkpoint), missing, [], []
 
-    def score(self, solutions):
+    def score(self, solutions, *, lenient=False):
         scores = self.scorer.score(solutions)
         if self.missing:
             scores = [[*s[:-1], None] if n % self.missing == 0 else s for n, s in enumerate(scores)]

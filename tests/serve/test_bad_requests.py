@@ -5,7 +5,7 @@ import json
 import pytest
 import requests
 import torch
-from serving import config, error, post, raw, read_answer, running
+from serving import config, error, head, post, raw, read_answer, running
 
 from pqm_fast.errors import PQMError
 from pqm_fast.model.step_q_model import StepQModel
@@ -78,6 +78,11 @@ def test_bodies_that_are_not_requests(server, body, kind, answer):
 
 
 def test_ten_megabytes_of_text(server):
+    length = 10 * 2**20
+    # the whole body is sent before the answer is read
+    sent = raw(server, head("/score", length, "Connection: close"), b" " * length)
+    status, answer = read_answer(sent)
+    assert (status, answer["error"]["code"]) == (413, "too_large")
     assert error(post(server, "/score", GOOD | {"solutions": [["w4 " * 3_500_000]]})) == (413, "too_large")
     assert error(post(server, "/score", GOOD | {"solutions": [["w4"]] * 1025})) == (413, "too_many_solutions")
     long = post(server, "/score", GOOD | {"solutions": [["w4 " * 200_000]]})

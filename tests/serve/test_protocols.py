@@ -79,6 +79,20 @@ def test_steps_beyond_the_context_are_null(server, scorer):
     assert answer["rewards"][2] == [0.0, 0.0]
 
 
+def test_a_step_token_in_the_text_of_a_policy(server, scorer):
+    """It is no error where nobody has read the text: the solution has no score, and no reward."""
+    solutions = [SOLUTIONS[0], ["w6", "w7<|step|>"], SOLUTIONS[2]]
+    right, _, last = scorer.score([(QUESTION, steps) for steps in solutions], lenient=True)
+    assert [right, last] == [pytest.approx(q, abs=1e-5) for q in (expected(scorer)[0], expected(scorer)[2])]
+    wanted = [pytest.approx(right, abs=1e-5), [None, None], pytest.approx(last, abs=1e-5)]
+    assert scorer.score([(QUESTION, steps) for steps in solutions], lenient=True)[1] == [None, None]
+    assert RemoteScorer(server.url).score([(QUESTION, steps) for steps in solutions], lenient=True) == wanted
+    text = f"[user] {QUESTION} [assistant] w6 w7<|step|>"
+    prompt = f"[user] {QUESTION} [assistant] "
+    assert post(server, "/classify", {"input": text}).json()["data"][0]["probs"] == [0.0]
+    assert post(server, "/get_reward", {"query": [text], "prompts": [prompt]}).json()["rewards"] == [0.0]
+
+
 def test_vllm_pooling(server, scorer):
     encoded = scorer.encoder([_record(steps) for steps in SOLUTIONS])
     ids = [e.input_ids.tolist() for e in encoded]

@@ -21,6 +21,8 @@ class ScoreRequest(Body):
     """Each a list of steps, or a text that is split at `separator`."""
     separator: str | None = Field(None, min_length=1)
     """Default: --text-separator."""
+    lenient: bool = False
+    """Give the steps of a solution that holds the step token null, instead of an error."""
     aggregate: list[str] = Field([])
     """The ways to reduce the scores of a solution to one."""
     rewards: str | None = None
@@ -38,7 +40,7 @@ def routes(service: Service) -> APIRouter:
         each step in its text (null for a solution that is a list)."""
         separator = body.separator or service.config.text_separator
         solutions = [split_steps(s, separator) if isinstance(s, str) else s for s in body.solutions]
-        scores = await service.score([(body.question, steps) for steps in solutions])
+        scores = await service.score([(body.question, steps) for steps in solutions], body.lenient)
         answer: dict[str, Any] = {"model": service.model, "scores": scores}
         if any(isinstance(solution, str) for solution in body.solutions):
             answer["spans"] = [step_spans(s, separator) if isinstance(s, str) else None for s in body.solutions]
