@@ -6,7 +6,7 @@ EXTRAS := .venv/.extras
 DOCS := .venv/.docs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick gpu check format docs clean
+.PHONY: demo test quick serving gpu check format docs clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -17,6 +17,11 @@ test: $(EXTRAS)
 # The kernels and the trainer, without what compiles ahead of time and what starts several processes.
 quick: $(EXTRAS)
 	$(PYTEST) tests/kernels tests/data tests/model tests/train -m 'not (slow or aot or processes)' $(ARGS)
+
+# Compares a real vLLM server with Scorer. vLLM gets an environment of its own, which takes 3.4 GB.
+serving: $(READY)
+	$(BIN)/python tests/serving/install.py .venv-serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving -m slow -s $(ARGS)
 
 gpu: $(READY)
 	$(BIN)/python -m pqm_benchmarks gpu --out runs/gpu-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -51,4 +56,4 @@ $(DOCS): $(READY)
 	@touch $(DOCS)
 
 clean:
-	rm -rf .venv runs site build *.egg-info
+	rm -rf .venv .venv-serving runs site build *.egg-info
