@@ -31,6 +31,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.publish.push_options import PushConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.third_party import ThirdPartyPRM
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
     "demo": DemoConfig,
     "train": TrainConfig,
+    "push": PushConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
 }
@@ -115,6 +117,7 @@ def parsed(monkeypatch, tmp_path):
     """Calls `pqm-fast train` with the given options of a file and of the command line; returns its TrainConfig."""
     seen: list[TrainConfig] = []
     monkeypatch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
+    monkeypatch.setattr("pqm_fast.cli._print_commands", lambda checkpoint: None)  # there is none
 
     def parse(options: str | dict[str, Any] | None, *arguments: str) -> TrainConfig:
         file = tmp_path / "options.yaml"
@@ -317,6 +320,7 @@ def test_config_yaml_of_a_run_gives_the_same_config(tmp_path_factory, config):
     write_config(dataclasses.replace(config, out=str(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
+        patch.setattr("pqm_fast.cli._print_commands", lambda checkpoint: None)
         assert main(["train", "--config", str(folder / "config.yaml"), f"--out={config.out}"]) == 0
     assert seen == [dataclasses.replace(config, resume=False)]
 

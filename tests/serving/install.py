@@ -10,7 +10,7 @@ from pathlib import Path
 
 VERSION = "0.32.0"
 # its versions on PyPI do not fit the CPU build of torch, and vLLM imports them if they are there
-UNUSED = ("torchvision", "torchaudio")
+UNUSED = ("torchvision", "torchaudio", "torchcodec")
 
 
 def install(folder: Path) -> None:
