@@ -374,9 +374,11 @@ def world(tmp_path_factory):
     return folder
 
 
-def test_config_yaml_of_a_run_repeats_it(world, tmp_path):
-    run = world / "run"
-    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+def test_config_yaml_of_a_run_repeats_it(world, tmp_path, capsys):
+    run, again = world / "run", tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
+    places = f"checkpoint: {again}\ncurve: {again / 'training.png'}\ncard: {again / 'README.md'}\n"
+    assert f"{places}serve: pqm-fast serve --model {again}\nserve: vllm serve {again} " in capsys.readouterr().out
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 

@@ -1,13 +1,19 @@
 """The commands that serve a checkpoint. tests/serving runs them."""
 
 import json
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 from checkpoints import checkpoint
 
+from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.publish.serving import served
+from pqm_fast.scoring.scorer import Scorer
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serving-engines.md"
 
 
 def test_commands_name_the_folder_and_the_id_of_the_step_token(tmp_path):
@@ -21,6 +27,22 @@ def test_commands_name_the_folder_and_the_id_of_the_step_token(tmp_path):
 def test_without_a_step_token_every_token_is_pooled(tmp_path):
     folder = checkpoint(tmp_path, "last", "qwen2")
     assert served(folder, "org/prm").commands == ["pqm-fast serve --model org/prm", "vllm serve org/prm"]
+
+
+@pytest.mark.parametrize("step_token", ["<|step|>", "last"])
+def test_the_page_makes_the_tokens_of_the_training(tmp_path, step_token):
+    folder = checkpoint(tmp_path, step_token)
+    first, *_, last = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    code = f"{first}\n{last}".replace('"RUN', f'"{folder}').replace(
+        '"What is 7 - 2?", ["7 - 2 = 5"]', '"w3", ["w4", "w5 w6"]'
+    )
+    exec(code, names)
+    scorer = Scorer.from_pretrained(folder, device="cpu")
+    [encoded] = scorer.encoder([Record("r", "w3", ["w4", "w5 w6"])])
+    assert names["ids"] == encoded.input_ids.tolist()
+    assert names["ends"] == encoded.step_tokens.tolist()
+    assert names["bias"] == scorer.model.head.bias.item() == 3.0
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
