@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from pqm_kernels.losses import LOSSES
 
 from pqm_fast.data.sources import base_and_split, is_hub_name
@@ -135,8 +136,6 @@ def card_text(model: Served, training: Training) -> str:
 
 
 def _metadata(model: Served, training: Training) -> str:
-    from huggingface_hub import ModelCardData
-
     return ModelCardData(
         library_name="transformers" if model.in_transformers else "pqm-fast",
         pipeline_tag="token-classification",

