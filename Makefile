@@ -7,7 +7,7 @@ DOCS := .venv/.docs
 INTEGRATIONS := .venv-integrations
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick integrations gpu check format docs clean
+.PHONY: demo test quick integrations serving gpu check format docs clean
 
 demo: $(READY)
 	$(BIN)/pqm-fast demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -22,6 +22,11 @@ quick: $(EXTRAS)
 # Our rewards in the code of the libraries that they are for.
 integrations: $(INTEGRATIONS)/.ready
 	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/rewards $(ARGS)
+
+# Compares a real vLLM server with Scorer. vLLM gets an environment of its own, which takes 3.4 GB.
+serving: $(READY)
+	$(BIN)/python tests/serving/install.py .venv-serving
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving -m slow -s $(ARGS)
 
 gpu: $(READY)
 	$(BIN)/python -m pqm_benchmarks gpu --out runs/gpu-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -64,4 +69,4 @@ $(DOCS): $(READY)
 	@touch $(DOCS)
 
 clean:
-	rm -rf .venv $(INTEGRATIONS) runs site build *.egg-info
+	rm -rf .venv $(INTEGRATIONS) .venv-serving runs site build *.egg-info

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pqm_fast.arguments import gather, parse
 from pqm_fast.common.exit_codes import Command, run_command
@@ -13,6 +14,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   demo      train and evaluate on the embedded arithmetic world
   train     fine-tune a decoder into a process Q-value model
   export    a checkpoint of a training as a model folder
+  push      upload a checkpoint to the Hugging Face hub
   status    how trainings are doing: progress, time left, health, checkpoints
   score     write the Q-value of every step of a file of solutions
   serve     answer requests for Q-values and step rewards over HTTP
@@ -60,7 +62,8 @@ def _train(arguments: list[str]) -> None:
     with join_ranks() as ranks:
         train(config, ranks)
     if ranks.first:
-        print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}")
+        print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}\ncard: {config.folder / 'README.md'}")
+        _print_commands(config.folder)
 
 
 def _export(arguments: list[str]) -> None:
@@ -71,6 +74,24 @@ def _export(arguments: list[str]) -> None:
     from pqm_fast.train.export import export
 
     print(f"model: {export(config)}")
+    _print_commands(Path(config.out))
+
+
+def _print_commands(checkpoint: Path) -> None:
+    """The commands that serve a checkpoint."""
+    from pqm_fast.publish.serving import served
+
+    print("\n".join(f"serve: {command}" for command in served(checkpoint).commands))
+
+
+def _push(arguments: list[str]) -> None:
+    from pqm_fast.publish.push_options import PushConfig
+
+    config = parse(PushConfig, "push", _named_first(arguments, "--checkpoint", "--repo"))
+
+    from pqm_fast.publish.push import push
+
+    print(push(config))
 
 
 def _status(arguments: list[str]) -> None:
@@ -162,15 +183,23 @@ def _report(arguments: list[str]) -> None:
     print(f"report: {report(parse(ReportConfig, 'report', _named_first(arguments, '--runs')))}")
 
 
-def _named_first(arguments: list[str], option: str) -> list[str]:
-    """Arguments that come first without a name are values of `option`."""
-    return [option, *arguments] if arguments and not arguments[0].startswith("-") else arguments
+def _named_first(arguments: list[str], *options: str) -> list[str]:
+    """Arguments that come first without a name are the values of `options`, in turn; all others are of the last."""
+    named: list[str] = []
+    remaining = arguments
+    for option in options:
+        if not remaining or remaining[0].startswith("-"):
+            break
+        named += [option, remaining[0]]
+        remaining = remaining[1:]
+    return [*named, *remaining]
 
 
 COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "train": _train,
     "export": _export,
+    "push": _push,
     "status": _status,
     "score": _score,
     "serve": _serve,

@@ -31,6 +31,7 @@ from pqm_fast.data.formats import ReadOptions
 from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model.step_q_model import StepQModel
+from pqm_fast.publish.push_options import PushConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.third_party import ThirdPartyPRM
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
     "demo": DemoConfig,
     "train": TrainConfig,
+    "push": PushConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,
@@ -117,6 +119,7 @@ def parsed(monkeypatch, tmp_path):
     """Calls `pqm-fast train` with the given options of a file and of the command line; returns its TrainConfig."""
     seen: list[TrainConfig] = []
     monkeypatch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
+    monkeypatch.setattr("pqm_fast.cli._print_commands", lambda checkpoint: None)  # there is none
 
     def parse(options: str | dict[str, Any] | None, *arguments: str) -> TrainConfig:
         file = tmp_path / "options.yaml"
@@ -319,6 +322,7 @@ def test_config_yaml_of_a_run_gives_the_same_config(tmp_path_factory, config):
     write_config(dataclasses.replace(config, out=str(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
+        patch.setattr("pqm_fast.cli._print_commands", lambda checkpoint: None)
         assert main(["train", "--config", str(folder / "config.yaml"), f"--out={config.out}"]) == 0
     assert seen == [dataclasses.replace(config, resume=False)]
 
@@ -372,9 +376,11 @@ def world(tmp_path_factory):
     return folder
 
 
-def test_config_yaml_of_a_run_repeats_it(world, tmp_path):
-    run = world / "run"
-    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+def test_config_yaml_of_a_run_repeats_it(world, tmp_path, capsys):
+    run, again = world / "run", tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
+    places = f"checkpoint: {again}\ncurve: {again / 'training.png'}\ncard: {again / 'README.md'}\n"
+    assert f"{places}serve: pqm-fast serve --model {again}\nserve: vllm serve {again} " in capsys.readouterr().out
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 

@@ -38,7 +38,7 @@ def has_sums(folder: Path) -> bool:
     return (folder / SUMS_FILE).exists()
 
 
-def _read_sums(folder: Path) -> dict[str, str]:
+def read_sums(folder: Path) -> dict[str, str]:
     """The digests that `write_sums` wrote, by file name. Raises ValueError if the list is damaged, FileNotFoundError if
     it is missing."""
     pairs = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()]
@@ -51,7 +51,7 @@ def find_missing(folder: Path, needed: Iterable[str] = ()) -> str | None:
     """Describes the first file with a checksum that is missing, or what is wrong with the list of them; None if all are
     there. The `needed` files must have a checksum. No file is read but the list."""
     try:
-        stored_sums = _read_sums(folder)
+        stored_sums = read_sums(folder)
     except (OSError, ValueError) as error:
         return f"{SUMS_FILE}: {error.strerror if isinstance(error, OSError) else error}"
     for name in sorted(needed):
@@ -69,7 +69,7 @@ def find_damage(folder: Path, needed: Iterable[str]) -> str | None:
     if (missing := find_missing(folder, needed)) is not None:
         return missing
     try:
-        stored_sums = _read_sums(folder)
+        stored_sums = read_sums(folder)
         current_sums = sums(folder / name for name in stored_sums)
     except OSError as error:
         return f"{Path(error.filename).name if error.filename else folder}: {error.strerror}"

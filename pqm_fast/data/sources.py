@@ -64,6 +64,11 @@ def base_and_split(source: str) -> tuple[str, str]:
     return (base, split) if base and not Path(source).exists() else (source, "")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a source, without its split, is the name of a data set on the hub: it names nothing here."""
+    return not Path(name).exists() and bool(_HUB_NAME.fullmatch(name)) and not name.endswith(_DATA_SUFFIXES)
+
+
 def _expanded(source: str) -> list[str]:
     if is_pattern(source):
         names = sorted(glob.glob(source, recursive=True))
@@ -138,7 +143,7 @@ def open_source(source: str) -> tuple[str, Iterator[Raw]]:
     name, split = base_and_split(source)
     if name != source and Path(name).is_file():
         raise PQMError(f"{redacted(source)}: {name} is a file, which has no splits; name the file alone")
-    if Path(name).is_dir() or (_HUB_NAME.fullmatch(name) and not name.endswith(_DATA_SUFFIXES)):
+    if Path(name).is_dir() or is_hub_name(name):
         return _open_data_set(name, None if name == source else split)
     raise PQMError(f"{redacted(source)}: no file or folder of this name; check it (hub data sets are named org/name)")
 

@@ -10,6 +10,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.recipe import CONFIG_KEY, Recipe
 from pqm_fast.ranks.group import ALONE
 from pqm_fast.train.backbone import load_backbone
+from pqm_fast.train.card import write_run_card
 from pqm_fast.train.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from pqm_fast.train.export_options import ExportConfig
 from pqm_fast.train.final_weights import final_weights
@@ -49,6 +50,7 @@ def export(config: ExportConfig) -> Path:
         raise PQMError(f"{checkpoint.path}: {name} is not finite in {config.save_dtype}; choose --save-dtype float32")
     with RunFolder(out).writing("model.safetensors"):
         model.save(out, tokenizer, recipe, save_dtype, weights)
+        write_run_card(out, Path(config.run), options, state["step"], state["dtype"])
     return out
 
 

@@ -70,6 +70,8 @@ class RunLog:
             "world": run.ranks.world,
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "trajectories": len(run.training),
+            "questions": run.training.num_questions,
+            "steps": run.training.counts(run.training.indices)[0],
             "held_out": len(run.held_out),
         }
         self._append({"kind": START, "step": run.start.step, **figures})

@@ -15,8 +15,11 @@ from pqm_fast.common.files import write_json
 from pqm_fast.common.lock import locked
 from pqm_fast.common.signals import StopRequest, stop_requested
 from pqm_fast.errors import PQMError
+from pqm_fast.model.device import dtype_name
+from pqm_fast.publish.model_card import CARD_FILE
 from pqm_fast.ranks.group import ALONE, Ranks
 from pqm_fast.train.active_run import ActiveRun
+from pqm_fast.train.card import write_run_card
 from pqm_fast.train.checkpoint import CheckpointWriter
 from pqm_fast.train.clock import Clock
 from pqm_fast.train.config import TrainConfig
@@ -190,7 +193,7 @@ def _seed_of(*numbers: int) -> int:
 
 
 def _finish(active: ActiveRun) -> dict[str, Any]:
-    """Saves the finished model, evaluates it and draws the curve. Returns the held-out metrics."""
+    """Saves the finished model, evaluates it, writes its card and draws the curve. Returns the held-out metrics."""
     run, config, first = active.run, active.run.config, active.run.ranks.first
     dtype = getattr(torch, config.save_dtype)
     weights = final_weights(run.model, active.training.optimizer, run.own, dtype, run.ranks)
@@ -211,6 +214,12 @@ def _finish(active: ActiveRun) -> dict[str, Any]:
                 write_json(path, metrics)
     active.saved()
     if first:
+        with active.folder.writing(CARD_FILE):
+            written = write_run_card(
+                config.folder, config.folder, config, run.total_steps, dtype_name(run.model.classifier.dtype)
+            )
+        if not written:
+            active.log.say(f"{config.folder / CARD_FILE}: was edited, so it stays as it is")
         with active.folder.writing("training.png"):
             draw_curve(config.folder)
     run.ranks.barrier()

@@ -44,6 +44,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def num_questions(self) -> int:
+        return len(np.unique(self.dataset.question[self.indices]))
+
     def trajectory(self, index: int) -> Trajectory:
         """Trajectory `index` of the data set."""
         trajectory = self.dataset[index]
