@@ -19,9 +19,9 @@ test: $(EXTRAS)
 quick: $(EXTRAS)
 	$(PYTEST) tests/kernels tests/data tests/model tests/train -m 'not (slow or aot or processes)' $(ARGS)
 
-# Our rewards in the code of the libraries that they are for.
+# Our rewards and our server in the code of the libraries that they are for.
 integrations: $(INTEGRATIONS)/.ready
-	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/rewards $(ARGS)
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/rewards tests/serve $(ARGS)
 
 # Compares a real vLLM server with Scorer. vLLM gets an environment of its own, which takes 3.4 GB.
 serving: $(READY)
@@ -60,7 +60,7 @@ $(EXTRAS): $(READY)
 # that need a GPU.
 $(INTEGRATIONS)/.ready: constraints.txt pyproject.toml tests/rewards/integrations.txt
 	test -x $(INTEGRATIONS)/bin/pip || $(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,rl]' --requirement tests/rewards/integrations.txt
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,rl,serve]' --requirement tests/rewards/integrations.txt
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --no-deps verl==0.9.1 openrlhf==0.11.2
 	@touch $@
 

@@ -84,6 +84,9 @@ def test_ten_megabytes_of_text(server):
     status, answer = read_answer(sent)
     assert (status, answer["error"]["code"]) == (413, "too_large")
     assert error(post(server, "/score", GOOD | {"solutions": [["w4 " * 3_500_000]]})) == (413, "too_large")
+    headers = {"Content-Type": "application/json"}
+    in_pieces = (b" " * 2**20 for _ in range(10))  # without a length in the head
+    assert error(requests.post(f"{server.url}/score", in_pieces, headers=headers, timeout=30)) == (413, "too_large")
     assert error(post(server, "/score", GOOD | {"solutions": [["w4"]] * 1025})) == (413, "too_many_solutions")
     long = post(server, "/score", GOOD | {"solutions": [["w4 " * 200_000]]})
     assert long.json()["scores"] == [[None]]
