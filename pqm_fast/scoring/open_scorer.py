@@ -11,6 +11,9 @@ def open_scorer(model: str, **options: Any) -> Scorer | RemoteScorer:
 
     Raises PQMError for a model that cannot be loaded; a server is contacted when it is asked for scores.
     """
-    return (
-        RemoteScorer(model) if model.startswith(("http://", "https://")) else Scorer.from_pretrained(model, **options)
-    )
+    return RemoteScorer(model) if is_server(model) else Scorer.from_pretrained(model, **options)
+
+
+def is_server(model: str) -> bool:
+    """Whether the name is the URL of a server."""
+    return model.startswith(("http://", "https://"))
