@@ -77,15 +77,15 @@ class Samples:
     by_step = False
 
     def __init__(self, tokens: int):
-        self.budget = Budget(tokens)
+        self.tokens, self.budget = tokens, Budget(tokens)
         self.samples: list[Solution] = []
 
     def parents(self) -> list[Solution]:
         """The start of the solution, as often as it is to be sampled in the next round."""
-        if self.budget.used >= (self.budget.limit or 0):
+        if self.budget.used >= self.tokens:
             return []
-        # as many as can be told not to be too many; one if the first, or the last, is missing
-        return [START] * (max(1, self.budget.room(self.budget.limit or 0)) if self.budget.used else 1)
+        # as many as fit, but not more than have shown how long they are; one if none fits
+        return [START] * max(1, self.budget.room(len(self.samples)))
 
     def take(self, children: Sequence[Solution]) -> None:
         """Takes the samples of a round."""

@@ -42,8 +42,8 @@ class SearchConfig:
     """Rounds of a question. Solutions that are not whole by then count as cut off."""
     aggregate: Aggregator = "min"
     """How to compute the score of a solution, partial or whole, from the Q-values of its steps."""
-    distinct: bool = True
-    """Keep one of the partial solutions that have the same steps."""
+    distinct: bool = False
+    """Of partial solutions with the same steps keep one, so that the others that are kept differ from it."""
     compare: bool = False
     """Also write plain samples of each question until they have at least as many tokens as its search, score them, and
     print both ways of using these tokens side by side."""

@@ -13,7 +13,7 @@ class Tree:
     whole. `how` aggregates step scores. `distinct`: of solutions with the same steps, the first alone is kept.
     """
 
-    def __init__(self, width: int, keep: int, how: str, distinct: bool = True):
+    def __init__(self, width: int, keep: int, how: str, distinct: bool = False):
         self.width, self.keep, self.how, self.distinct = width, keep, how, distinct
         self.kept: list[Solution] = [START]
         self.ended: list[Solution] = []
