@@ -179,7 +179,7 @@ class _StopTexts(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
         rows = input_ids[:, self.prompt_length :][:, -self.tail :].tolist()
-        tails = map(self.tokenizer.decode, rows)
+        tails = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         ended = [any(text in tail for text in texts) for tail, texts in zip(tails, self.texts, strict=True)]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
