@@ -17,10 +17,11 @@ usage: {PROGRAM} COMMAND [options]
   score     scoring 128 candidates to a question: packed and in trees against the published way
   work      operations of a training step, counted, for the published computation and for ours
   scaling   a simulation of 8 to 4,096 ranks: how long they wait for each other and for the network
+  search    guided search against plain samples with as many tokens, on the arithmetic world
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first five also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first six also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -66,6 +67,12 @@ def _scaling(arguments: list[str]) -> int:
     from pqm_benchmarks.scaling.run import ScalingBench, run
 
     return _benchmark("scaling", ScalingBench, run, arguments)
+
+
+def _search(arguments: list[str]) -> int:
+    from pqm_benchmarks.search.run import SearchBench, run
+
+    return _benchmark("search", SearchBench, run, arguments)
 
 
 def _gpu(arguments: list[str]) -> int:
@@ -123,6 +130,7 @@ COMMANDS: dict[str, Command] = {
     "score": _score,
     "work": _work,
     "scaling": _scaling,
+    "search": _search,
     "gpu": _gpu,
     "publish": _publish,
 }
