@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -203,7 +204,13 @@ def test_another_search_does_not_resume_this_one(model, data, tmp_path, monkeypa
     assert "out: exists already" in capfd.readouterr().err
 
 
-def test_any_number_of_ranks_writes_the_same(model, data, tmp_path, knowing, capsys):
+@pytest.mark.fault(
+    "a rank of `search` is killed; the command continues on fewer",
+    how="`kill -9` in the middle of a round",
+    lost="the steps under way",
+    recovers="the same command reads the journals of all ranks and asks for no step twice; the file is as of one rank",
+)
+def test_any_number_of_ranks_writes_the_same(model, data, tmp_path, knowing, capsys, monkeypatch):
     config = SearchConfig(
         policy="arithmetic:careless",
         model=str(model),
@@ -222,6 +229,25 @@ def test_any_number_of_ranks_writes_the_same(model, data, tmp_path, knowing, cap
     assert exit_codes(start_ranks(2, lambda ranks: run("together", ranks), tmp_path)) == [0, 0]
     assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
     assert [(tmp_path / f"said-{rank}").read_text() for rank in range(2)] == [said, ""]
+
+    asked, original = [], ArithmeticPolicy._complete
+
+    def killed(ranks):
+        def complete(self, request):
+            asked.append(request)
+            if ranks.rank == 1 and len(asked) == 50:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, request)
+
+        monkeypatch.setattr(ArithmeticPolicy, "_complete", complete)
+        run("killed", ranks)
+
+    assert exit_codes(start_ranks(2, killed, tmp_path)) == [1, -9]
+    kept = [json.loads(line.rpartition(b"\t")[0]) for part in tmp_path.glob("killed.part*") for line in part.open("rb")]
+    monkeypatch.setattr(ArithmeticPolicy, "_complete", lambda self, r: asked.append(r) or original(self, r))
+    run("killed", ALONE)
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "alone").read_bytes()
+    assert len(asked) == 7 * (16 * 5 + 16) - sum("completion" in row for row in kept)
 
 
 def test_questions_that_are_refused_and_unanswered(model, data, tmp_path, knowing, capfd):
