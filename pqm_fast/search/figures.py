@@ -24,11 +24,12 @@ def figures(pool: Path, how: str) -> dict[str, Any]:
     """The figures of a pool that `pqm-fast search` wrote, where `how` aggregates step scores.
 
     Returns:
-        `methods`: {beam, dvts or samples: `questions`, mean `solutions` and `tokens` of a question, and by choice, over
-        the questions whose answer is known, {mean, low, high, questions, sampling_error}}. The choices are the solution
-        with the highest score (`best`), the votes of all solutions, an oracle (`any_right`), and one solution drawn at
-        random. `difference`: of `best` between the search and the samples, {mean, low, high}, a 95% interval over
-        questions, which are paired. `by_question`: the values of `best`, in the order of the pool, by method.
+        `methods`: {beam, dvts or samples: `questions`, mean `solutions` and `tokens` of a question, how many solutions
+        in all were `cut_off` or are otherwise `unscored`, and by choice, over the questions whose answer is known,
+        {mean, low, high, questions, sampling_error}}. The choices are the solution with the highest score (`best`), the
+        votes of all solutions, an oracle (`any_right`), and one solution drawn at random.
+        `difference`: of `best` between the search and the samples, {mean, low, high}, a 95% interval over questions,
+        which are paired. `by_question`: the values of `best`, in the order of the pool, by method.
     """
     groups: dict[str, dict[str, list[Candidate]]] = defaultdict(dict)
     for record in read_records(pool):
@@ -42,6 +43,12 @@ def figures(pool: Path, how: str) -> dict[str, Any]:
             "questions": len(questions),
             "solutions": float(np.mean([len(pool) for pool in questions.values()])),
             "tokens": float(np.mean(tokens)),
+            "cut_off": sum(candidate.cut_off for pool in questions.values() for candidate in pool),
+            "unscored": sum(
+                None in candidate.record.extra["scores"] and not candidate.cut_off
+                for pool in questions.values()
+                for candidate in pool
+            ),
         }
         judgeable = [pool for pool in questions.values() if pool[0].can_be_judged]
         if judgeable:
@@ -88,7 +95,14 @@ def table(result: dict[str, Any]) -> str:
         difference = result["difference"]
         interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
         lines.append(f"best, search minus plain samples: {difference['mean']:+.3f} {interval}")
-    return "\n".join([*lines, "solutions and tokens: of a question; in brackets: 95% intervals over questions"])
+    lines.append("solutions and tokens: of a question; in brackets: 95% intervals over questions")
+    for field, reason in (
+        ("cut_off", "were cut off (by --budget-tokens, --max-steps, --max-new-tokens or the policy's context)"),
+        ("unscored", "have a step without a score (beyond the model's context, or it holds the step token)"),
+    ):
+        if count := sum(found[field] for found in result["methods"].values()):
+            lines.append(f"{count:,} solutions {reason}: kept, and never preferred")
+    return "\n".join(lines)
 
 
 def _shown(estimate: dict[str, Any]) -> str:

@@ -44,6 +44,7 @@ def search(config: SearchConfig, ranks: Ranks = ALONE) -> Path:
 
 def _search(config: SearchConfig, ranks: Ranks) -> Path:
     out, name = Path(config.out), parse_policy(config.policy).model
+    ranks.check_device(pick_device(config.writing.device))
     config, inputs = ranks.from_first(lambda: _with_inputs(config))
     journals = Journals(out, inputs, ranks)
     questions = list(read_questions(config.data))

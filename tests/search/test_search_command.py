@@ -124,6 +124,18 @@ def test_samples_are_those_of_sample(model, data, tmp_path, knowing):
         assert mine == [r["steps"] for r in sampled["responses"]]
 
 
+def test_steps_beyond_the_context_of_the_model(model, data, tmp_path, monkeypatch, capfd):
+    """It takes 25 tokens here: of the question and five steps, the last has no score. Such solutions are kept."""
+    scorer = Scorer.from_pretrained(model, device="cpu", prefix_tree=True, max_length=30)
+    monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
+    assert search(data, tmp_path / "out", model) == 0
+    responses = [response for row in rows_of(tmp_path / "out") for response in row["responses"]]
+    assert {(len(r["steps"]), r["scores"][-1], r["finish_reason"]) for r in responses} == {(5, None, "stop")}
+    assert all(None not in r["scores"][:4] for r in responses)
+    assert "56 solutions have a step without a score" in capfd.readouterr().out
+    assert main(["evaluate", "--data", str(tmp_path / "out")]) == 0
+
+
 def test_seeds(model, data, tmp_path, knowing):
     for seed in (0, 0, 1):
         assert search(data, tmp_path / "out", model, seed=seed) == 0
@@ -395,4 +407,7 @@ def test_figures_by_hand(tmp_path, capsys):
     assert difference["mean"] == 0.5
     assert difference["high"] == pytest.approx(0.5 + 1.959964 * 0.5 / 2)
     assert "best by min" in table(found)
+    assert (beam["cut_off"], beam["unscored"], samples["cut_off"]) == (1, 0, 0)
+    assert "\n1 solutions were cut off (by --budget-tokens" in table(found)
+    assert "without a score" not in table(found)
     assert "best, search minus plain samples: +0.000 [-1.386, +1.386]" in table(found)

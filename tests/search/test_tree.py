@@ -104,9 +104,10 @@ def test_equal_scores_keep_the_order_in_which_they_were_written():
 def test_distinct_keeps_one_of_equals():
     children = [solution("a", scores=[3]), solution(" a\n", scores=[3]), solution("b", scores=[1])]
     children += [solution("c", scores=[2], end="stop"), solution("c", scores=[2], end="stop")]
-    for distinct, kept in ((False, "aac"), (True, "acb")):
-        tree = Tree(width=6, keep=3, how="min", distinct=distinct)
-        tree.parents(6)
+    children += [solution("c", scores=[2])]  # not whole: another solution
+    for distinct, kept in ((False, "aacc"), (True, "accb")):
+        tree = Tree(width=8, keep=4, how="min", distinct=distinct)
+        tree.parents(8)
         tree.take(children)
         assert names(tree.kept) == list(kept)
         assert names(tree.ended) == ["c", "c"]  # both are solutions: each has a vote

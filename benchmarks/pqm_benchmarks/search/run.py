@@ -51,6 +51,8 @@ class SearchBench:
     """File for the results, as JSON. Default: none is written."""
     results: str | None = None
     """File of an earlier run: print its tables, and search nothing."""
+    policies: tuple[str, ...] = ()
+    """Policies of the arithmetic world to search with. Default: all."""
 
 
 def run(config: SearchBench) -> dict[str, Any]:
@@ -58,10 +60,7 @@ def run(config: SearchBench) -> dict[str, Any]:
 
     Raises PQMError for an option that makes no sense.
     """
-    if config.results is not None:
-        results = json.loads(Path(config.results).read_text(encoding="utf-8"))
-    else:
-        results = measure(config)
+    results = measure(config) if config.results is None else _read(Path(config.results))
     if config.out is not None:
         write_json(Path(config.out), results)
     print("\n\n".join(tables(results).values()))
@@ -85,7 +84,7 @@ def measure(config: SearchBench) -> dict[str, Any]:
     data = _questions(demo, work)
     settings = []
     for setting in MAIN + VARIANTS:
-        found = dict(_searches(setting, demo, options, data, work))
+        found = dict(_searches(config, setting, options, data))
         settings.append({"setting": asdict(setting), **_summary(found)})
         print(f"done: {setting}", flush=True)
     return {"demo": options, **describe(), "settings": settings}
@@ -100,8 +99,18 @@ def _questions(demo: Path, work: Path) -> Path:
     return path
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not results["settings"]:
+            raise ValueError("no setting")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise PQMError(f"{path}: is not a file of `python -m pqm_benchmarks search --out` ({error})") from error
+    return results
+
+
 def _searches(
-    setting: Setting, demo: Path, options: dict[str, Any], data: Path, work: Path
+    config: SearchBench, setting: Setting, options: dict[str, Any], data: Path
 ) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     """((policy, seed), `figures`) of one search for each policy and each training seed, which seeds the search too."""
     from pqm_fast.arithmetic.policies import make_policies
@@ -111,14 +120,14 @@ def _searches(
     from pqm_fast.search.run import search
 
     [loss], world = options["losses"], options["world_seed"]
-    for policy in make_policies(world):
+    for policy in config.policies or make_policies(world):
         for seed in options["seeds"]:
             name = "-".join(map(str, (*asdict(setting).values(), policy, seed)))
-            config = SearchConfig(
+            searching = SearchConfig(
                 policy=f"arithmetic:{policy}:{world}",
-                model=str(demo / f"{loss}-seed{seed}"),
+                model=str(Path(str(config.demo)) / f"{loss}-seed{seed}"),
                 data=(str(data),),
-                out=str(work / f"{name}.jsonl"),
+                out=str(data.with_name(f"{name}.jsonl")),
                 **asdict(setting),
                 compare=True,
                 seed=seed,
@@ -127,8 +136,8 @@ def _searches(
                 progress=False,
             )
             with redirect_stdout(StringIO()):
-                search(config)
-            yield (policy, seed), figures(Path(config.out), setting.aggregate)
+                search(searching)
+            yield (policy, seed), figures(Path(searching.out), setting.aggregate)
 
 
 def _summary(found: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
