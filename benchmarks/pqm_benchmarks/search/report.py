@@ -2,47 +2,48 @@
 
 from typing import Any
 
+METHODS = {"beam": "beam", "dvts": "DVTS"}
+CHOICES = {"best": "best", "weighted_vote": "weighted vote", "majority_vote": "majority vote"}
+
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """`methods`: beam search and DVTS with N = 4, 8, 16. `policies`: by policy, N = 8. `variants`: other options."""
     main = [row for row in results["settings"] if _is_main(row["setting"])]
-    header = ("N", "tokens", "beam", "DVTS", "best sample", "weighted vote", "majority vote", "beam - best sample")
-    methods = []
+    methods, policies = [], []
     for n in sorted({row["setting"]["n"] for row in main}):
-        beam, dvts = (_one(main, method=method, n=n) for method in ("beam", "dvts"))
-        found, plain = (beam[part]["average"] for part in ("search", "samples"))
-        cells = [found["best"], dvts["search"]["average"]["best"], plain["best"], plain["weighted_vote"]]
-        cells.append(plain["majority_vote"])
-        methods.append([str(n), f"{found['tokens']:.0f}", *map(_shown, cells), _difference(beam)])
-    beam, dvts = (_one(main, method=method, n=8) for method in ("beam", "dvts"))
-    policies = [
-        [
-            policy,
-            *(_shown(row["search"]["policies"][policy]["best"]) for row in (beam, dvts)),
-            *(
-                _shown(beam["samples"]["policies"][policy][choice])
-                for choice in ("best", "weighted_vote", "majority_vote")
-            ),
-            _shown(beam["samples"]["policies"][policy]["any_right"]),
-        ]
-        for policy in beam["search"]["policies"]
-    ]
-    variants = []
+        by_method = {method: _one(main, method=method, n=n) for method in METHODS}
+        averages = {method: row["search"]["average"] for method, row in by_method.items()}
+        cells = _choices(averages, by_method["beam"]["samples"]["average"])
+        methods.append([str(n), f"{averages['beam']['tokens']:.0f}", *cells, _difference(by_method["beam"])])
+        if n == 8:
+            samples = by_method["beam"]["samples"]["policies"]
+            for policy in samples:
+                of_policy = {method: row["search"]["policies"][policy] for method, row in by_method.items()}
+                policies.append([f"`{policy}`", *_choices(of_policy, samples[policy])])
+    choices = [f"{name}: {CHOICES[choice]}" for name in METHODS.values() for choice in ("best", "weighted_vote")]
+    choices += [f"samples: {name}" for name in CHOICES.values()]
+    return {
+        "methods": _markdown(["N", "tokens", *choices, "beam - samples, best"], methods),
+        "policies": _markdown(["policy", *choices], policies),
+        "variants": _variants(results),
+    }
+
+
+def _variants(results: dict[str, Any]) -> str:
+    rows = []
     for row in results["settings"]:
-        setting = row["setting"]
+        setting, search = row["setting"], row["search"]["average"]
         if setting["n"] == 8:
-            found, plain = (row[part]["average"] for part in ("search", "samples"))
             options = f"--method {setting['method']} --m {setting['m']} --aggregate {setting['aggregate']}"
             options += " --distinct" * setting["distinct"]
-            cells = [found["best"], found["any_right"], plain["best"]]
-            variants.append([f"`{options}`", *map(_shown, cells), _difference(row)])
-    return {
-        "methods": _markdown(header, methods),
-        "policies": _markdown(
-            ("policy", "beam", "DVTS", "best sample", "weighted vote", "majority vote", "any sample right"), policies
-        ),
-        "variants": _markdown(("options, with N = 8", "search", "any right", "best sample", "difference"), variants),
-    }
+            cells = [_shown(search[choice]) for choice in ("best", "weighted_vote", "any_right")]
+            rows.append([f"`{options}`", *cells, _shown(row["samples"]["average"]["best"]), _difference(row)])
+    return _markdown(["options", "best", "weighted vote", "any right", "samples: best", "search - samples, best"], rows)
+
+
+def _choices(searches: dict[str, dict[str, float]], samples: dict[str, float]) -> list[str]:
+    cells = [_shown(searches[method][choice]) for method in METHODS for choice in ("best", "weighted_vote")]
+    return cells + [_shown(samples[choice]) for choice in CHOICES]
 
 
 def _is_main(setting: dict[str, Any]) -> bool:
@@ -63,6 +64,6 @@ def _difference(row: dict[str, Any]) -> str:
     return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
-def _markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
