@@ -162,8 +162,11 @@ def _scored_by(config: SearchConfig) -> str:
 
 def _with_inputs(config: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
     """The config with a definite dtype of the model, that of an interrupted run if there is one; and all that the pool
-    depends on."""
-    if config.model_dtype == "auto" and not is_server(config.model):
+    depends on. Raises PQMError for a preset of a server."""
+    if is_server(config.model):
+        if config.preset != "none":
+            raise PQMError("preset: the server of --model knows which model it serves; leave out --preset")
+    elif config.model_dtype == "auto":
         dtype: Any = (stored_inputs(Path(config.out)) or {}).get("model_dtype", "auto")
         if dtype == "auto":
             dtype = dtype_name(pick_dtype("auto", pick_device(config.writing.device), config.model))

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.ranks.group import ALONE
 from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy, parse_problem, parse_step
+from pqm_fast.sample.local_policy import LocalPolicy
 from pqm_fast.sample.options import PolicyOptions
 from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.search.options import SearchConfig
@@ -334,7 +338,21 @@ def test_a_local_model(tmp_path, monkeypatch, model):
             assert all(" " not in step for step in response["steps"])
             assert (response["scores"][-1] is None) == (response["finish_reason"] == "length")
     assert {("beam", "length"), ("samples", "stop"), ("samples", "length")} <= ends
-    # with a limit of 60 new tokens, a prompt of more than 68 is beyond the context: the solution is cut off there
+    generate, batches = LocalPolicy._generate, []
+
+    def interrupted(self):
+        batches.append(len(self.batch))
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        return generate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPolicy, "_generate", interrupted)
+        assert search(data, tmp_path / "resumed", model, parallel=5, compare=True, **options) == 130
+    assert rows_in(tmp_path / "resumed.part") > 10
+    assert search(data, tmp_path / "resumed", model, parallel=5, compare=True, **options) == 0
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "out64").read_bytes()
+    # with a limit of 120 new tokens, a prompt of more than 8 is beyond the context: the solution is cut off there
     assert search(data, tmp_path / "full", model, **(options | {"max_new_tokens": 120, "max_steps": 40})) == 0
     longest = max(len(r["steps"]) for row in rows_of(tmp_path / "full") for r in row["responses"])
     assert longest <= 8
@@ -356,6 +374,46 @@ def test_a_server(serve, data, tmp_path, knowing, model, answer):
     assert all(len(r["steps"]) == 5 for row in rows for r in row["responses"])
     texts = {(body["prompt"].split("\n")[0], completed(body).text) for body in stepwise}
     assert {(row["question"], step) for row in rows for r in row["responses"] for step in r["steps"]} <= texts
+
+
+class ScoreServer(BaseHTTPRequestHandler):
+    """Answers as `pqm-fast serve` does: minus the length of a step."""
+
+    seen: ClassVar[list[dict]] = []
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(body | {"path": self.path})
+        text = json.dumps({"scores": [[-float(len(step)) for step in steps] for steps in body["solutions"]]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def test_a_model_behind_a_server(data, tmp_path, monkeypatch, capfd):
+    """All continuations of a question in one request; the result is that of the same model here."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScoreServer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    url = f"http://ann:secret@127.0.0.1:{server.server_address[1]}"
+    try:
+        assert search(data, tmp_path / "out", url) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(ScoreServer.seen) == 7 * 5  # five rounds
+    assert {body["path"] for body in ScoreServer.seen} == {"/score"}
+    monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: ByLength())
+    assert search(data, tmp_path / "here", "http://127.0.0.1:1") == 0
+    there, here = rows_of(tmp_path / "out"), rows_of(tmp_path / "here")
+    assert [row["responses"] for row in there] == [row["responses"] for row in here]
+    assert "secret" not in (tmp_path / "out").read_text()
+    assert search(data, tmp_path / "other", url, preset="trl") == 1
+    assert "leave out --preset" in capfd.readouterr().err
 
 
 def test_figures_by_hand(tmp_path, capsys):
