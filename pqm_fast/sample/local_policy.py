@@ -66,7 +66,7 @@ class LocalPolicy:
 
     def submit(self, request: Request) -> None:
         prompt = write_prompt(self.prompt_format, request.question, request.steps, self.options.step_separator)
-        ids = list(self.tokenizer(prompt)["input_ids"])
+        ids = ids_before_a_step(self.tokenizer, prompt) if request.steps else list(self.tokenizer(prompt)["input_ids"])
         limit = self.options.max_new_tokens
         if self.context is not None and len(ids) + limit > self.context:
             message = (
@@ -182,6 +182,18 @@ class _StopTexts(StoppingCriteria):
         tails = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         ended = [any(text in tail for text in texts) for tail, texts in zip(tails, self.texts, strict=True)]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+def ids_before_a_step(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens of a prompt as they are within a longer text, where a step follows.
+
+    Tokenizers such as GPT-2's write white space at the end of a text otherwise than in its middle: a policy that has
+    written a step and its separator itself sees these tokens, and not those of the prompt alone.
+    """
+    letter = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt + "a")["input_ids"])
+    # where the letter is a part of another token, or tokens follow, the prompt alone has to do
+    return ids[:-1] if letter == ids[-1:] else list(tokenizer(prompt)["input_ids"])
 
 
 def _as_int64(seed: int) -> int:

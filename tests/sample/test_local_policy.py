@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 from part_file import rows_in
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from worlds import rows_of, sample, write
 
 from pqm_fast.data import read_records
@@ -289,8 +290,29 @@ def test_the_prompt_holds_the_steps_so_far(model, monkeypatch):
     monkeypatch.setattr(
         type(policy.tokenizer), "__call__", lambda self, text, **k: seen.append(text) or original(self, text, **k)
     )
+    policy.submit(Request("w3", (), 1, None))
+    assert seen == ["Q: w3 A:"]
     policy.submit(Request("w3", ("w4", "w5"), 1, None))
-    assert seen == ["Q: w3 A:w4\nw5\n"]
+    assert "Q: w3 A:w4\nw5\na" in seen  # tokenised with a letter, which is then taken away
+    unknown, (plain, stepwise) = policy.tokenizer.unk_token_id, (ids for _, ids in policy.batch)
+    assert stepwise == [*plain[:-1], unknown, 5] == policy.tokenizer("Q: w3 A:w4\nw5\n")["input_ids"]
+
+
+def test_a_separator_has_the_tokens_that_it_has_within_a_text():
+    """GPT-2's tokenizer makes one token of two line breaks at the end of a text, and two tokens in its middle."""
+    words = {word: i for i, word in enumerate(["Ċ", "ĊĊ", "a", "b", ".", "Ġ", "Ġa"])}
+    backend = Tokenizer(models.BPE(words, [("Ċ", "Ċ"), ("Ġ", "a")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    def plain(text):
+        return tokenizer(text)["input_ids"]
+
+    assert plain("b.\n\n") == [3, 4, 1]
+    assert plain("b.\n\nb") == [3, 4, 0, 0, 3]
+    assert local_policy.ids_before_a_step(tokenizer, "b.\n\n") == [3, 4, 0, 0]
+    # a space would be in the token of the word that follows: the text alone is tokenised
+    assert local_policy.ids_before_a_step(tokenizer, "b. ") == plain("b. ") == [3, 4, 5]
 
 
 def test_chat_template(model, tmp_path):
