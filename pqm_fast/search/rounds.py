@@ -38,7 +38,8 @@ class _Slot(NamedTuple):
 
 
 class Rounds:
-    """Runs the rounds of questions. `policy` and `scorer` open them when they are first needed."""
+    """Runs the rounds of questions. `policy` and `scorer` open them when they are first needed; `show_progress` gets a
+    line on each round."""
 
     def __init__(
         self,
@@ -47,9 +48,10 @@ class Rounds:
         policy: Callable[[], Policy],
         scorer: Callable[[], Scoring],
         store: Store,
+        show_progress: Callable[[str], Any] = lambda message: None,
     ):
         self.config, self.policy_name, self.store = config, policy_name, store
-        self.policy, self.scorer = policy, scorer
+        self.policy, self.scorer, self.show_progress = policy, scorer, show_progress
 
     def run(self, part: Part, searches: Sequence[tuple[int, Question, Search | Samples]]) -> dict[int, str]:
         """Runs the searches of numbered questions to their end. Returns the numbers of those that the policy refused,
@@ -62,6 +64,7 @@ class Rounds:
             if q not in refused
             for number, parent in enumerate(search.parents())
         ]:
+            self.show_progress(f"{part}, round {round + 1}: {len(slots):,} to write")
             written = self._written(part, round, slots, refused)
             children: dict[int, list[Solution]] = {}
             for slot, child in zip(slots, written, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -78,14 +79,17 @@ def _search_missing(
     each with the reason."""
     refused: dict[int, str] = {}
     own = [q for q, question in enumerate(questions) if dealt_to(ranks, question.text)]
-    missing = [q for q in own if q not in store.rows]
-    policies: list[Policy] = []
-    with progress_bar(ranks, len(own), "question", config.progress, initial=len(own) - len(missing)) as bar:
+    missing = {q for q in own if q not in store.rows}
+    with (
+        progress_bar(ranks, len(own), "question", config.progress, initial=len(own) - len(missing)) as bar,
+        ExitStack() as stack,
+    ):
 
         @cache
         def policy() -> Policy:
-            policies.append(open_policy(config.policy, config.writing, bar.set_postfix_str, ranks))
-            return policies[0]
+            opened = open_policy(config.policy, config.writing, bar.set_postfix_str, ranks)
+            stack.callback(opened.close)
+            return opened
 
         @cache
         def scorer() -> Any:
@@ -98,23 +102,19 @@ def _search_missing(
                 third_party=ThirdPartyPRM(config.preset),
             )
 
-        rounds = Rounds(config, name, policy, scorer, store)
-        try:
-            for group in _groups(own, config.together):
-                searches = {q: Search(config) for q in group if q in missing}
-                samples: dict[int, Samples] = {}
-                refused |= rounds.run("search", [(q, questions[q], s) for q, s in searches.items()])
-                if config.compare:
-                    samples = {q: Samples(s.budget.used) for q, s in searches.items() if q not in refused}
-                    refused |= rounds.run("samples", [(q, questions[q], s) for q, s in samples.items()])
-                for q, searched in searches.items():
-                    if q not in refused:
-                        parts = {config.method: searched, "samples": samples.get(q)}
-                        store.keep_row(q, _row(config, name, questions[q], parts))
-                bar.update(len(searches))
-        finally:
-            for opened in policies:
-                opened.close()
+        rounds = Rounds(config, name, policy, scorer, store, bar.set_postfix_str)
+        for group in _groups(own, config.together):
+            searches = {q: Search(config) for q in group if q in missing}
+            samples: dict[int, Samples] = {}
+            refused |= rounds.run("search", [(q, questions[q], s) for q, s in searches.items()])
+            if config.compare:
+                samples = {q: Samples(s.budget.used) for q, s in searches.items() if q not in refused}
+                refused |= rounds.run("samples", [(q, questions[q], s) for q, s in samples.items()])
+            for q, searched in searches.items():
+                if q not in refused:
+                    parts = {config.method: searched, "samples": samples.get(q)}
+                    store.keep_row(q, _row(config, name, questions[q], parts))
+            bar.update(len(searches))
     return refused
 
 

@@ -71,7 +71,7 @@ def search(data, out, model, policy="arithmetic:careless", **options):
     named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if not isinstance(value, bool)]
     named += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
     chosen = ["--policy", policy, "--model", str(model), "--data", str(data), "--out", str(out)]
-    return main(["search", *chosen, *named, "--no-progress"])
+    return main(["search", *chosen, *named, *([] if options.get("progress") else ["--no-progress"])])
 
 
 @pytest.mark.parametrize("method", ["beam", "dvts"])
@@ -140,7 +140,12 @@ def test_steps_beyond_the_context_of_the_model(model, data, tmp_path, monkeypatc
     assert main(["evaluate", "--data", str(tmp_path / "out")]) == 0
 
 
-def test_seeds(model, data, tmp_path, knowing):
+def test_seeds(model, data, tmp_path, knowing, capfd):
+    """The bar shows the rounds: seven questions in groups of three, with eight continuations each."""
+    assert search(data, tmp_path / "shown", model, progress=True, compare=True) == 0
+    shown = capfd.readouterr().err
+    for text in ("search, round 5: 24 to write", "samples, round 1: 3 to write", "search, round 1: 8 to write", "7/7"):
+        assert text in shown
     for seed in (0, 0, 1):
         assert search(data, tmp_path / "out", model, seed=seed) == 0
         (tmp_path / "out").rename(tmp_path / f"out{len(list(tmp_path.glob('out*')))}")
