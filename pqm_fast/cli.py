@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pqm_fast.arguments import gather, parse
 from pqm_fast.common.exit_codes import Command, run_command
+from pqm_fast.errors import PQMError
 
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
@@ -14,6 +15,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   export    a checkpoint of a training as a model folder
   status    how trainings are doing: progress, time left, health, checkpoints
   score     write the Q-value of every step of a file of solutions
+  serve     answer requests for Q-values and step rewards over HTTP
   evaluate  step metrics and Best-of-N of scored solutions
   sample    solutions of questions from one policy or several, as a Best-of-N pool
   annotate  step labels from Monte-Carlo rollouts
@@ -90,6 +92,20 @@ def _score(arguments: list[str]) -> None:
         out = score(config, ranks)
     if ranks.first:
         print(f"scores: {out}")
+
+
+def _serve(arguments: list[str]) -> None:
+    from pqm_fast.serve.options import ServeConfig
+
+    config = parse(ServeConfig, "serve", arguments)
+
+    try:
+        from pqm_fast.serve.run import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"):
+            raise
+        raise PQMError(f"serve: needs {error.name}; install it with `pip install 'pqm-fast[serve]'`") from error
+    serve(config)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -173,6 +189,7 @@ COMMANDS: dict[str, Command] = {
     "export": _export,
     "status": _status,
     "score": _score,
+    "serve": _serve,
     "evaluate": _evaluate,
     "sample": _sample,
     "annotate": _annotate,

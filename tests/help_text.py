@@ -17,10 +17,10 @@ DEVELOPERS = re.compile(
 
 def documented_fields(kind: type) -> Iterator[tuple[str, str]]:
     """(name, docstring) of each field of a dataclass and of the dataclasses in it, read from the source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
     below = {
         node.target.id: ast.literal_eval(following.value)
-        for node, following in pairwise(body)
+        for own in filter(dataclasses.is_dataclass, kind.__mro__)
+        for node, following in pairwise(ast.parse(textwrap.dedent(inspect.getsource(own))).body[0].body)
         if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr)
     }
     types = get_type_hints(kind)

@@ -34,6 +34,7 @@ from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.third_party import ThirdPartyPRM
+from pqm_fast.serve.options import ServeConfig
 from pqm_fast.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,7 @@ CONFIGS = {
     "train": TrainConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
 }
 
 

@@ -45,6 +45,8 @@ def test_links_between_pages_and_files(page, link, target):
         ("pqm_fast", "pqm_fast"),
         ("pqm_fast.data", "data"),
         ("pqm_fast.evaluate", "evaluate"),
+        ("pqm_fast.rewards", "rewards"),
+        ("pqm_fast.rewards.adapters", "rewards"),
         ("pqm_kernels", "pqm_kernels"),
     ],
 )

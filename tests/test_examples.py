@@ -10,6 +10,10 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM
 
+from pqm_fast.data.encode import Template
+from pqm_fast.model.recipe import Recipe
+from pqm_fast.model.step_q_model import StepQModel
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 
@@ -60,6 +64,28 @@ def test_own_training_loop_learns(tmp_path):
         loop["main"](loop["Options"](model=str(tmp_path), data=tmp_path / "bad.jsonl"))
     assert all(map(math.isfinite, losses))
     assert sum(losses[-9:]) < sum(losses[:9])
+
+
+def test_grpo_step(tmp_path):
+    pytest.importorskip("trl", reason="TRL is not installed (pip install trl==1.16.0)")
+    torch.manual_seed(0)
+    policy = tiny.model_folder(tmp_path / "policy", "llama")
+    LlamaForCausalLM(tiny.config("llama")).save_pretrained(policy)
+    model = StepQModel.from_pretrained(str(tiny.model_folder(tmp_path / "model", num_hidden_layers=1)))
+    model.save(tmp_path / "verifier", tiny.tokenizer(90), Recipe(Template(step_token="last")))
+
+    grpo = example("grpo_step")
+    options = grpo["Options"](policy=str(policy), verifier=str(tmp_path / "verifier"), out=tmp_path / "out")
+    options.max_tokens, options.learning_rate, options.separator = 8, 1e-2, "w7"
+    [entry] = grpo["main"](options)
+    assert -1 <= entry["reward"] <= 1
+    trained = LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    before = LlamaForCausalLM.from_pretrained(policy).state_dict()
+    assert any(not torch.equal(trained[name], before[name]) for name in before)
+
+    [row] = grpo["prompts"]([{"question": "Q"}], chat=True)
+    assert row["question"] == "Q"
+    assert row["prompt"] == [{"role": "user", "content": grpo["INSTRUCTION"] + "Q"}]
 
 
 def test_the_readme_shows_what_is_stored():

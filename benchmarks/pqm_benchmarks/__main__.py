@@ -15,13 +15,14 @@ usage: {PROGRAM} COMMAND [options]
   kernels   the fused op against the published computation, eager PyTorch and torch.compile
   train     training steps against the published algorithm, TRL and OpenRLHF, with one switch more at a time
   score     scoring 128 candidates to a question: packed and in trees against the published way
+  serve     the reward server under load: latency, throughput, lost answers
   work      operations of a training step, counted, for the published computation and for ours
   scaling   a simulation of 8 to 4,096 ranks: how long they wait for each other and for the network
   search    guided search against plain samples with as many tokens, on the arithmetic world
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first six also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first seven also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -55,6 +56,12 @@ def _score(arguments: list[str]) -> int:
     from pqm_benchmarks.score.run import ScoreBench, run
 
     return _benchmark("score", ScoreBench, run, arguments)
+
+
+def _serve(arguments: list[str]) -> int:
+    from pqm_benchmarks.serve.run import ServeBench, run
+
+    return _benchmark("serve", ServeBench, run, arguments)
 
 
 def _work(arguments: list[str]) -> int:
@@ -128,6 +135,7 @@ COMMANDS: dict[str, Command] = {
     "kernels": _kernels,
     "train": _train,
     "score": _score,
+    "serve": _serve,
     "work": _work,
     "scaling": _scaling,
     "search": _search,

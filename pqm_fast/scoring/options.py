@@ -8,8 +8,8 @@ from pqm_fast.scoring.third_party import ThirdPartyPRM
 
 
 @dataclass(frozen=True)
-class ScoringOptions:
-    """How a model scores records."""
+class ModelOptions:
+    """How a model is loaded and computes."""
 
     max_length: int | None = None
     """Longest solution in tokens. Steps beyond it get null; the solution stays. Default: the model's context."""
@@ -26,6 +26,12 @@ class ScoringOptions:
     """How packed tokens attend on a GPU: flash-attn where it is installed, otherwise PyTorch's varlen kernels. On a
     CPU: sdpa."""
     third_party: ThirdPartyPRM = field(default_factory=ThirdPartyPRM)
+
+
+@dataclass(frozen=True)
+class ScoringOptions(ModelOptions):
+    """How a model scores records."""
+
     progress: bool = True
     """Show the progress bar."""
 

@@ -70,7 +70,7 @@ class RemoteScorer:
                 return answer
             except HTTPError as error:
                 with error:
-                    failure = f"HTTP {error.code}: {self.credentials.hide(body_text(error))}"
+                    failure = self.credentials.hide(_message(error))
                 if error.code not in BUSY_CODES:
                     raise PQMError(f"{self.url}: {failure}") from error
                 pause = max(pause, retry_after(error))
@@ -80,3 +80,12 @@ class RemoteScorer:
                 raise PQMError(f"{self.url}: no answer in {self.timeout:g} s, the last: {failure}; check the server")
             sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _message(error: HTTPError) -> str:
+    """What the server says, or the whole answer of something that is not the server."""
+    text = body_text(error)
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return f"HTTP {error.code}: {text}"

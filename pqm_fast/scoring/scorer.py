@@ -118,7 +118,7 @@ class Scorer:
         """
         if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
             raise PQMError(f"solutions are {show(solutions)}; pass a list of (question, steps) pairs")
-        records = [_record(number, solution) for number, solution in enumerate(solutions)]
+        records = [solution_record(number, solution) for number, solution in enumerate(solutions)]
         return self.score_encoded([(r.prompt, e) for r, e in zip(records, self.encoder(records), strict=True)])
 
     def score_encoded(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> list[Scores]:
@@ -234,7 +234,7 @@ def _third_party_model(
     return model, layout
 
 
-def _record(number: int, solution: Any) -> Record:
+def solution_record(number: int, solution: Any) -> Record:
     """The record of a (question, steps) pair. Raises PQMError for anything else."""
     name = f"solution {number}"
     if not isinstance(solution, (tuple, list)) or len(solution) != 2:
