@@ -12,12 +12,13 @@ from urllib.request import Request
 
 from pqm_fast.common.credentials import split_credentials
 from pqm_fast.common.http_post import body_text, make_opener, post, retry_after
-from pqm_fast.errors import PQMError
+from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.scoring.stored import Scores
 
 TOKEN_VARIABLE = "PQM_FAST_TOKEN"  # holds the bearer token, for the server and for its clients
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0  # seconds between two tries
 BUSY_CODES = (429, 503)
+UNREADABLE = ("step token in the text", "step without tokens", "step end inside a token")  # kinds of RecordError
 
 
 class RemoteScorer:
@@ -40,6 +41,7 @@ class RemoteScorer:
 
         Raises:
             PQMError: the server does not answer in time, or refuses a solution.
+            RecordError: the model cannot read a solution, such as one that holds the step token.
         """
         by_question: dict[str, list[int]] = {}
         for number, (question, _) in enumerate(solutions):
@@ -70,7 +72,10 @@ class RemoteScorer:
                 return answer
             except HTTPError as error:
                 with error:
-                    failure = self.credentials.hide(_message(error))
+                    message, kind = _problem(error)
+                    failure = self.credentials.hide(message)
+                if kind in UNREADABLE:
+                    raise RecordError(f"{self.url}: {failure}", kind) from error
                 if error.code not in BUSY_CODES:
                     raise PQMError(f"{self.url}: {failure}") from error
                 pause = max(pause, retry_after(error))
@@ -82,10 +87,11 @@ class RemoteScorer:
             wait = min(2 * wait, LONGEST_WAIT)
 
 
-def _message(error: HTTPError) -> str:
-    """What the server says, or the whole answer of something that is not the server."""
+def _problem(error: HTTPError) -> tuple[str, str]:
+    """What the server says, and the kind of the problem; or the whole answer of something that is not the server."""
     text = body_text(error)
     try:
-        return str(json.loads(text)["error"]["message"])
+        problem = json.loads(text)["error"]
+        return str(problem["message"]), str(problem["code"]).replace("_", " ")
     except (ValueError, LookupError, TypeError):
-        return f"HTTP {error.code}: {text}"
+        return f"HTTP {error.code}: {text}", ""

@@ -158,8 +158,8 @@ class Rounds:
 
 
 def scores_of_all(scorer: Scoring, solutions: Sequence[tuple[str, tuple[str, ...]]]) -> list[Scores]:
-    """The scores of (question, steps) pairs. A solution that the model cannot read, because a step holds its step
-    token, gets None for each step."""
+    """The scores of (question, steps) pairs. A solution that the model cannot read, because a step holds its step token
+    or the like, gets None for each step."""
     try:
         return [tuple(scores) for scores in scorer.score(solutions)]
     except RecordError:

@@ -385,6 +385,7 @@ class ScoreServer(BaseHTTPRequestHandler):
     """Answers as `pqm-fast serve` does: minus the length of a step."""
 
     seen: ClassVar[list[dict]] = []
+    unreadable = "nothing begins so"
 
     def log_message(self, *arguments):
         pass
@@ -392,8 +393,12 @@ class ScoreServer(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append(body | {"path": self.path})
-        text = json.dumps({"scores": [[-float(len(step)) for step in steps] for steps in body["solutions"]]}).encode()
-        self.send_response(200)
+        answer = {"scores": [[-float(len(step)) for step in steps] for steps in body["solutions"]]}
+        refused = any(step.startswith(self.unreadable) for steps in body["solutions"] for step in steps)
+        if refused:
+            answer = {"error": {"message": "it holds the step token", "code": "step_token_in_the_text"}}
+        text = json.dumps(answer).encode()
+        self.send_response(400 if refused else 200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -407,10 +412,20 @@ def test_a_model_behind_a_server(data, tmp_path, monkeypatch, capfd):
     url = f"http://ann:secret@127.0.0.1:{server.server_address[1]}"
     try:
         assert search(data, tmp_path / "out", url) == 0
+        requests = len(ScoreServer.seen)
+        monkeypatch.setattr(ScoreServer, "unreadable", "e:")  # of every solution the last step
+        assert search(data, tmp_path / "unreadable", url) == 0
+        assert "56 solutions have a step without a score" in capfd.readouterr().out
+        responses = [response for row in rows_of(tmp_path / "unreadable") for response in row["responses"]]
+        assert {tuple(response["scores"]) for response in responses} == {(None,) * 5}
+        monkeypatch.setattr("pqm_fast.scoring.remote.UNREADABLE", ())
+        assert search(data, tmp_path / "other", url) == 1
+        assert f"127.0.0.1:{server.server_address[1]}/score: it holds the step token" in capfd.readouterr().err
+        (tmp_path / "other.part").unlink()
     finally:
         server.shutdown()
         server.server_close()
-    assert len(ScoreServer.seen) == 7 * 5  # five rounds
+    assert requests == 7 * 5  # five rounds
     assert {body["path"] for body in ScoreServer.seen} == {"/score"}
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: ByLength())
     assert search(data, tmp_path / "here", "http://127.0.0.1:1") == 0
