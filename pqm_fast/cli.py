@@ -21,6 +21,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   evaluate  step metrics and Best-of-N of scored solutions
   sample    solutions of questions from one policy or several, as a Best-of-N pool
   annotate  step labels from Monte-Carlo rollouts
+  search    solutions whose steps a model guides: beam search, DVTS
   study     train with every loss under the same conditions, and compare their Best-of-N
   report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
 
@@ -166,6 +167,21 @@ def _annotate(arguments: list[str]) -> None:
         print(f"labels: {out}")
 
 
+def _search(arguments: list[str]) -> None:
+    from pqm_fast.search.options import SearchConfig
+
+    arguments = ["--n" if argument == "-n" else argument for argument in arguments]
+    config = parse(SearchConfig, "search", arguments)
+
+    from pqm_fast.ranks.group import join_ranks
+    from pqm_fast.search.run import search
+
+    with join_ranks() as ranks:
+        out = search(config, ranks)
+    if ranks.first:
+        print(f"pool: {out}")
+
+
 def _study(arguments: list[str]) -> None:
     from pqm_fast.study.config import StudyConfig
 
@@ -206,6 +222,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "annotate": _annotate,
+    "search": _search,
     "study": _study,
     "report": _report,
 }

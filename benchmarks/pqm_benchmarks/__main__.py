@@ -18,10 +18,11 @@ usage: {PROGRAM} COMMAND [options]
   serve     the reward server under load: latency, throughput, lost answers
   work      operations of a training step, counted, for the published computation and for ours
   scaling   a simulation of 8 to 4,096 ranks: how long they wait for each other and for the network
+  search    guided search against plain samples with as many tokens, on the arithmetic world
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first six also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first seven also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -73,6 +74,12 @@ def _scaling(arguments: list[str]) -> int:
     from pqm_benchmarks.scaling.run import ScalingBench, run
 
     return _benchmark("scaling", ScalingBench, run, arguments)
+
+
+def _search(arguments: list[str]) -> int:
+    from pqm_benchmarks.search.run import SearchBench, run
+
+    return _benchmark("search", SearchBench, run, arguments)
 
 
 def _gpu(arguments: list[str]) -> int:
@@ -131,6 +138,7 @@ COMMANDS: dict[str, Command] = {
     "serve": _serve,
     "work": _work,
     "scaling": _scaling,
+    "search": _search,
     "gpu": _gpu,
     "publish": _publish,
 }

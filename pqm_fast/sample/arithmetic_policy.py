@@ -47,7 +47,11 @@ class ArithmeticPolicy:
                 return _refused(text)
             steps_so_far.append(step)
         steps = self.policy.solve(problem, random.Random(request.seed), steps_so_far)
-        return Completion("\n".join(step.text for step in steps), finished=True)
+        written = steps[:1] if request.one_step else steps
+        words = sum(len(step.text.split()) for step in written)
+        # a line break or the end after each step is a token, as are the words
+        tokens = words + max(1, len(written))
+        return Completion("\n".join(step.text for step in written), True, tokens, goes_on=len(written) < len(steps))
 
 
 def _refused(text: str) -> RecordError:

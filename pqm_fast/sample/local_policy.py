@@ -21,7 +21,7 @@ from pqm_fast.model.loading import quiet_transformers
 from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.sample.gumbel_noise import gumbel
 from pqm_fast.sample.options import PolicyOptions
-from pqm_fast.sample.policy import Completion, Outcome, Request
+from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 PROGRESS_SECONDS = 0.5  # between progress messages within a batch
@@ -66,7 +66,7 @@ class LocalPolicy:
 
     def submit(self, request: Request) -> None:
         prompt = write_prompt(self.prompt_format, request.question, request.steps, self.options.step_separator)
-        ids = list(self.tokenizer(prompt)["input_ids"])
+        ids = ids_before_a_step(self.tokenizer, prompt) if request.steps else list(self.tokenizer(prompt)["input_ids"])
         limit = self.options.max_new_tokens
         if self.context is not None and len(ids) + limit > self.context:
             message = (
@@ -106,7 +106,8 @@ class LocalPolicy:
                 f"{self.path}: the device is out of memory with {len(self.batch)} completions at once; lower "
                 "--parallel and run the command again"
             ) from error
-        return [self._completion(row) for row in generated[:, longest:].tolist()]
+        rows = generated[:, longest:].tolist()
+        return [self._completion(request, row) for (request, _), row in zip(self.batch, rows, strict=True)]
 
     def _logits_processors(self, seeds: torch.Tensor, prompt_length: int) -> LogitsProcessorList:
         processors = LogitsProcessorList()
@@ -120,17 +121,24 @@ class LocalPolicy:
         return processors
 
     def _stopping_criteria(self, prompt_length: int) -> StoppingCriteriaList:
-        limit, stop = self.options.max_new_tokens, self.options.stop
+        limit, stops = self.options.max_new_tokens, [stop_texts(self.options, request) for request, _ in self.batch]
         criteria: list[StoppingCriteria] = [_Progress(self.show_progress, limit, self.eos, prompt_length)]
-        if stop:
-            criteria.append(_StopTexts(self.tokenizer, stop, prompt_length))
+        if any(stops):
+            criteria.append(_StopTexts(self.tokenizer, stops, prompt_length))
         return StoppingCriteriaList(criteria)
 
-    def _completion(self, row: Sequence[int]) -> Completion:
+    def _completion(self, request: Request, row: Sequence[int]) -> Completion:
         end = next((i for i, token in enumerate(row) if token in self.eos), None)
         text = str(self.tokenizer.decode(list(row[:end]), skip_special_tokens=True))
-        stops = [index for index in map(text.find, self.options.stop) if index >= 0]
-        return Completion(text[: min(stops, default=None)], finished=end is not None or bool(stops))
+        found = [(index, stop) for stop in stop_texts(self.options, request) if (index := text.find(stop)) >= 0]
+        if not found:
+            return Completion(text, finished=end is not None, tokens=len(row) if end is None else end + 1)
+        index, stop = min(found, key=lambda pair: pair[0])
+        tokens = len(row)
+        while tokens > 1 and row[tokens - 1] == self.pad:  # `generate` fills up a row that has ended
+            tokens -= 1
+        goes_on = request.one_step and stop == self.options.step_separator
+        return Completion(text[:index], finished=True, tokens=tokens, goes_on=goes_on)
 
 
 class _GumbelNoise(LogitsProcessor):
@@ -161,17 +169,31 @@ class _Progress(StoppingCriteria):
 
 
 class _StopTexts(StoppingCriteria):
-    """Ends the rows that contain a stop text. The criterion of transformers supports only some kinds of tokenizer."""
+    """Ends the rows that contain one of their stop texts. The criterion of transformers supports only some kinds of
+    tokenizer."""
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int):
+    def __init__(self, tokenizer: Any, texts: Sequence[Sequence[str]], prompt_length: int):
         self.tokenizer, self.texts, self.prompt_length = tokenizer, texts, prompt_length
         # A character takes up to four tokens, of one byte each. The tail may start within a character: four more.
-        self.tail = 4 * max(map(len, texts)) + 4
+        self.tail = 4 * max(len(text) for row in texts for text in row) + 4
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
         rows = input_ids[:, self.prompt_length :][:, -self.tail :].tolist()
-        ended = [any(text in tail for text in self.texts) for tail in map(self.tokenizer.decode, rows)]
+        tails = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        ended = [any(text in tail for text in texts) for tail, texts in zip(tails, self.texts, strict=True)]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+def ids_before_a_step(tokenizer: Any, prompt: str) -> list[int]:
+    """The tokens of a prompt as they are within a longer text, where a step follows.
+
+    Tokenizers such as GPT-2's write white space at the end of a text otherwise than in its middle: a policy that has
+    written a step and its separator itself sees these tokens, and not those of the prompt alone.
+    """
+    letter = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt + "a")["input_ids"])
+    # where the letter is a part of another token, or tokens follow, the prompt alone has to do
+    return ids[:-1] if letter == ids[-1:] else list(tokenizer(prompt)["input_ids"])
 
 
 def _as_int64(seed: int) -> int:

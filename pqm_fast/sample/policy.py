@@ -5,25 +5,34 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from pqm_fast.errors import RecordError
+from pqm_fast.sample.options import PolicyOptions
 
 
 class Request(NamedTuple):
     """A solution to write: from the start, or from `steps` onwards.
 
     `seed` is a 64-bit number that determines the sample. `key` is for the caller: it comes back with the completion.
+    `one_step`: the completion ends where the next step does, at the step separator.
     """
 
     question: str
     steps: tuple[str, ...]
     seed: int
     key: Any
+    one_step: bool = False
 
 
 class Completion(NamedTuple):
-    """What a policy wrote. `finished`: it stopped by itself; otherwise it was cut off at the token limit."""
+    """What a policy wrote. `finished`: it stopped by itself; otherwise it was cut off at the token limit.
+
+    `tokens`: how many it wrote, with the one that ended the text; None if a server does not say. `goes_on`: one step
+    was asked for, and it ends with the step separator, so more may follow. The separator is not part of the text.
+    """
 
     text: str
     finished: bool
+    tokens: int | None = None
+    goes_on: bool = False
 
 
 # What became of one request. A RecordError means that the policy cannot take it: the prompt exceeds its context, say.
@@ -62,6 +71,11 @@ def complete(policy: Policy, next_request: Callable[[], Request | None]) -> Iter
         for outcome in policy.collect():
             in_progress -= 1
             yield outcome
+
+
+def stop_texts(options: PolicyOptions, request: Request) -> tuple[str, ...]:
+    """The texts that end the completion of a request."""
+    return (*options.stop, options.step_separator) if request.one_step else options.stop
 
 
 def request_seed(*parts: Any) -> int:

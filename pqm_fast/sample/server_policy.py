@@ -15,7 +15,7 @@ import ssl
 import threading
 from http.client import HTTPException
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request as HTTPRequest
 
@@ -23,7 +23,7 @@ from pqm_fast.common.credentials import split_credentials
 from pqm_fast.common.http_post import QUOTED_BYTES, body_text, make_opener, post, retry_after
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.sample.options import PolicyOptions
-from pqm_fast.sample.policy import Completion, Outcome, Request
+from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
@@ -97,13 +97,32 @@ class ServerPolicy:
                 self.done.put(error)
 
     def _ask(self, request: Request) -> Completion | RecordError:
-        http_request = self._http_request(request)
+        answer = self._answer(request, {"stop": stops} if (stops := list(stop_texts(self.options, request))) else {})
+        if isinstance(answer, RecordError):
+            return answer
+        completion = Completion(answer.text, finished=answer.reason not in CUT_OFF_REASONS, tokens=answer.tokens)
+        if not (request.one_step and completion.finished):
+            return completion
+        if answer.says_stop:
+            return completion._replace(goes_on=answer.stop == self.options.step_separator)
+        # This server reports a stop text and the end in the same way: the likeliest next token tells them apart.
+        next_token = self._answer(request, {"max_tokens": 1, "temperature": 0}, answer.text)
+        if isinstance(next_token, RecordError):  # the text fills the context: so will the request for another step
+            return completion._replace(goes_on=True)
+        counts = (answer.tokens, next_token.tokens)
+        tokens = None if None in counts else sum(filter(None, counts))
+        is_end = not next_token.text and next_token.reason not in CUT_OFF_REASONS
+        return completion._replace(tokens=tokens, goes_on=not is_end)
+
+    def _answer(self, request: Request, changes: dict[str, Any], written: str = "") -> "_Answer | RecordError":
+        """The answer to a request whose body has these `changes`, after the text that is `written` already."""
+        http_request = self._http_request(request, changes, written)
         for attempt in range(self.options.retries + 1):
             pause = 0.0
             try:
-                completion = _parse_completion(post(self.opener, http_request, self.options.timeout))
+                answer = _parse_answer(post(self.opener, http_request, self.options.timeout))
                 self.has_answered = True
-                return completion
+                return answer
             except HTTPError as error:
                 self.has_answered = True
                 with error:
@@ -127,18 +146,17 @@ class ServerPolicy:
             "--timeout, lower --parallel) and run the command again"
         )
 
-    def _http_request(self, request: Request) -> HTTPRequest:
+    def _http_request(self, request: Request, changes: dict[str, Any], written: str) -> HTTPRequest:
         options = self.options
+        prompt = write_prompt(self.prompt_format, request.question, request.steps, options.step_separator)
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": write_prompt(self.prompt_format, request.question, request.steps, options.step_separator),
+            "prompt": prompt + written,
             "max_tokens": options.max_new_tokens,
             "temperature": options.temperature,
             "top_p": options.top_p,
             "seed": request.seed % 2**31,
-        }
-        if options.stop:
-            body["stop"] = list(options.stop)
+        } | changes
         headers = {"Content-Type": "application/json", "User-Agent": "pqm-fast"}
         if self.credentials.authorization:
             headers["Authorization"] = self.credentials.authorization
@@ -150,11 +168,26 @@ class ServerPolicy:
         return shorten(self.credentials.hide(text)[: QUOTED_BYTES // 2], max_length)
 
 
-def _parse_completion(body: bytes) -> Completion:
+class _Answer(NamedTuple):
+    """A completion as a server describes it. `says_stop`: whether it says if a stop text ended it; then `stop` is that
+    text, or None."""
+
+    text: str
+    reason: str | None
+    tokens: int | None
+    says_stop: bool
+    stop: str | None
+
+
+def _parse_answer(body: bytes) -> _Answer:
     """Raises ValueError for a body that is not an answer of the protocol: one that was cut off, or something else."""
     try:
-        choice = json.loads(body)["choices"][0]
+        answer = json.loads(body)
+        choice = answer["choices"][0]
         text, reason = choice["text"], choice.get("finish_reason")
+        # vLLM's name, null for the end token, and SGLang's, whose null says nothing; a number is that of an end token
+        stop = choice.get("stop_reason", choice.get("matched_stop"))
+        tokens = (answer.get("usage") or {}).get("completion_tokens")
         if not isinstance(text, str) or reason in ABORTED_REASONS:
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -162,4 +195,10 @@ def _parse_completion(body: bytes) -> Completion:
         raise ValueError(f"no completion in the answer: {excerpt}") from error
     # JSON may hold half a surrogate pair, which cannot be written to a file
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return Completion(text, finished=reason not in CUT_OFF_REASONS)
+    return _Answer(
+        text=text,
+        reason=reason,
+        tokens=tokens if type(tokens) is int else None,
+        says_stop="stop_reason" in choice or stop is not None,
+        stop=stop if isinstance(stop, str) else None,
+    )

@@ -13,9 +13,14 @@ def open_scorer(model: str, **options: Any) -> "Scorer | RemoteScorer":
 
     Raises PQMError for a model that cannot be loaded; a server is contacted when it is asked for scores.
     """
-    if model.startswith(("http://", "https://")):
+    if is_server(model):
         return RemoteScorer(model)
     # not for a server: the environment of an RL trainer may have a transformers that cannot load our models
     from pqm_fast.scoring.scorer import Scorer
 
     return Scorer.from_pretrained(model, **options)
+
+
+def is_server(model: str) -> bool:
+    """Whether the name is the URL of a server."""
+    return model.startswith(("http://", "https://"))

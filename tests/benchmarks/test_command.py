@@ -1,4 +1,4 @@
-"""`python -m pqm_benchmarks kernels|train|score|work|scaling --help`."""
+"""`python -m pqm_benchmarks kernels|train|score|work|scaling|search --help`."""
 
 import help_text
 import pytest
@@ -6,6 +6,7 @@ from pqm_benchmarks.__main__ import main
 from pqm_benchmarks.kernels.run import KernelBench
 from pqm_benchmarks.scaling.run import ScalingBench
 from pqm_benchmarks.score.run import ScoreBench
+from pqm_benchmarks.search.run import SearchBench
 from pqm_benchmarks.train.run import TrainBench
 from pqm_benchmarks.work.run import WorkBench
 
@@ -15,6 +16,7 @@ CONFIGS = {
     "score": ScoreBench,
     "work": WorkBench,
     "scaling": ScalingBench,
+    "search": SearchBench,
 }
 
 

@@ -49,4 +49,23 @@ def test_a_finished_solution_is_not_continued():
     policy = ArithmeticPolicy("skip")
     policy.submit(Request("7 a -2 b +1", ("b: 7 +1 =8",), 1, "key"))
     [(_, completion)] = policy.collect()
-    assert completion == ("", True)
+    assert completion == ("", True, 1, False)
+
+
+def test_one_step_at_a_time_has_the_tokens_of_the_whole():
+    """Words, line breaks and the end: a solution of five steps has 5 * 4 words, 4 line breaks and an end."""
+    problem = draw_problems(1, random.Random(5), shortest=5)[0]
+    policy = ArithmeticPolicy("strong")
+
+    def ask(steps, one_step):
+        policy.submit(Request(problem.text, steps, 1, "key", one_step))
+        [(_, completion)] = policy.collect()
+        return completion
+
+    assert ask((), False).tokens == 25
+    steps: tuple[str, ...] = ()
+    for t in range(1, 6):
+        step = ask(steps, True)
+        assert parse_step(step.text)
+        assert step[1:] == (True, 5, t < 5)
+        steps += (step.text,)

@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+from collections import Counter
 
 import pytest
 import tiny
 import torch
 from part_file import rows_in
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from worlds import rows_of, sample, write
 
 from pqm_fast.data import read_records
@@ -193,6 +195,50 @@ def test_the_end_token_the_limit_and_stop_texts(model):
     assert free != stopped
 
 
+def test_one_step_ends_at_the_separator(model):
+    """Beside whole solutions in one batch: the same tokens, up to the first separator."""
+    requests = asked(80)
+    words = Counter(word for c in write_all(model, requests, max_new_tokens=30) for word in c.text.split()[1:-1])
+    (word, _), (other, _) = words.most_common(2)
+    word = f" {word} "
+    options = {"max_new_tokens": 30, "step_separator": word, "stop": (f" {other} ",)}
+    whole = write_all(model, requests, **options)
+    mixed = [request._replace(one_step=request.key % 2 == 0) for request in requests]
+    steps = write_all(model, mixed, **options)
+    assert steps[1::2] == whole[1::2]
+    goes_on = 0
+    for before, after in zip(whole[::2], steps[::2], strict=True):
+        step, separator, _ = before.text.partition(word)
+        assert after.text == step
+        assert after.goes_on == bool(separator)
+        assert after.finished == (before.finished or bool(separator))
+        # in this tokenizer a token is a word; the separator shows with the word after it, and the end is a token
+        if separator:
+            assert after.tokens == len(step.split()) + 2
+        goes_on += after.goes_on
+    assert goes_on >= 3
+    assert not any(completion.goes_on for completion in whole)
+
+
+def test_tokens_are_counted(model):
+    """A word is a token, if the tokenizer knows it; so is the end, or a stop text."""
+    policy = LocalPolicy(str(model), PolicyOptions(device="cpu", max_new_tokens=30, stop=(" w60",)))
+    counted = {"end": 0, "stop": 0, "length": 0}
+    for request in asked(60):
+        policy.submit(request)
+    generate = policy.model.generate
+    rows = []
+    policy.model.generate = lambda **options: rows.append(generate(**options)[:, 2:]) or torch.cat([ids, rows[0]], 1)
+    ids = torch.zeros(60, 2, dtype=torch.long)
+    outcomes = policy.collect()
+    for row, (_, completion) in zip(rows[0].tolist(), outcomes, strict=True):
+        end = next((i for i, token in enumerate(row) if token in (1, 60)), None)
+        kind = "length" if end is None else "end" if row[end] == 1 else "stop"
+        counted[kind] += 1
+        assert completion.tokens == (30 if end is None else end + 1)
+    assert min(counted.values()) > 0
+
+
 def test_the_bar_moves_within_a_batch(model, data, tmp_path, monkeypatch, capfd):
     """By time, not by batch: how many tokens are written, and how many solutions have ended."""
     monkeypatch.setattr(local_policy, "PROGRESS_SECONDS", 0.0)
@@ -244,8 +290,29 @@ def test_the_prompt_holds_the_steps_so_far(model, monkeypatch):
     monkeypatch.setattr(
         type(policy.tokenizer), "__call__", lambda self, text, **k: seen.append(text) or original(self, text, **k)
     )
+    policy.submit(Request("w3", (), 1, None))
+    assert seen == ["Q: w3 A:"]
     policy.submit(Request("w3", ("w4", "w5"), 1, None))
-    assert seen == ["Q: w3 A:w4\nw5\n"]
+    assert "Q: w3 A:w4\nw5\na" in seen  # tokenised with a letter, which is then taken away
+    unknown, (plain, stepwise) = policy.tokenizer.unk_token_id, (ids for _, ids in policy.batch)
+    assert stepwise == [*plain[:-1], unknown, 5] == policy.tokenizer("Q: w3 A:w4\nw5\n")["input_ids"]
+
+
+def test_a_separator_has_the_tokens_that_it_has_within_a_text():
+    """GPT-2's tokenizer makes one token of two line breaks at the end of a text, and two tokens in its middle."""
+    words = {word: i for i, word in enumerate(["Ċ", "ĊĊ", "a", "b", ".", "Ġ", "Ġa"])}
+    backend = Tokenizer(models.BPE(words, [("Ċ", "Ċ"), ("Ġ", "a")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    def plain(text):
+        return tokenizer(text)["input_ids"]
+
+    assert plain("b.\n\n") == [3, 4, 1]
+    assert plain("b.\n\nb") == [3, 4, 0, 0, 3]
+    assert local_policy.ids_before_a_step(tokenizer, "b.\n\n") == [3, 4, 0, 0]
+    # a space would be in the token of the word that follows: the text alone is tokenised
+    assert local_policy.ids_before_a_step(tokenizer, "b. ") == plain("b. ") == [3, 4, 5]
 
 
 def test_chat_template(model, tmp_path):

@@ -12,7 +12,7 @@ from email.utils import formatdate
 from hashlib import blake2b
 
 import pytest
-from openai_server import FAULTS, solve
+from openai_server import FAULTS, completed, llama_cpp, sglang, solve, vllm
 from part_file import rows_in
 from worlds import annotate, questions, rows_of, sample, write
 
@@ -342,6 +342,60 @@ def test_an_interrupted_command_ends_at_once(serve, data, tmp_path, number, how)
 def test_odd_completions(serve, choice, expected):
     server = serve(lambda body: choice)
     assert ask(server.policy) == expected
+
+
+@pytest.mark.parametrize("answer", [vllm, sglang, llama_cpp])
+def test_one_step_at_a_time(serve, answer):
+    """Whether it was the last is known from every server: from its answer, or from the token that follows."""
+    server = serve(answer)
+    policy = open_policy(server.policy, PolicyOptions(stop=("Question:",)))
+    for steps in ((), ("a: 7 -2 =5",)):
+        earlier = len(server.seen)
+        policy.submit(Request("7 a -2 b +1", steps, 5, None, one_step=True))
+        [(_, completion)] = policy.collect()
+        last = completed(server.seen[earlier])
+        asked_on = 1 if answer is llama_cpp else 0
+        assert completion == last._replace(tokens=5 + asked_on)
+        assert completion.goes_on == (not steps)
+    policy.close()
+    if answer is llama_cpp:
+        first, on, *_ = server.seen
+        text = solve(first)
+        assert (first["stop"], "stop" in on) == (["Question:", "\n"], False)
+        assert (on["prompt"], on["max_tokens"], on["temperature"]) == (first["prompt"] + text, 1, 0)
+        assert len(server.seen) == 4
+    else:
+        assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "goes_on", "finished"),
+    [
+        ({"text": "a", "finish_reason": "length", "stop_reason": None}, False, False),
+        ({"text": "a", "finish_reason": "stop", "stop_reason": "Question:"}, False, True),
+        ({"text": "a", "finish_reason": "stop", "stop_reason": 151643}, False, True),
+        ({"text": "a", "finish_reason": "stop", "matched_stop": "\n"}, True, True),
+        ({"text": "a", "finish_reason": "stop", "matched_stop": None}, True, True),  # asked on: "a" follows
+    ],
+)
+def test_what_ended_a_step(serve, choice, goes_on, finished):
+    server = serve(lambda body: choice)
+    policy = open_policy(server.policy, PolicyOptions(stop=("Question:",)))
+    policy.submit(Request("Why?", (), 1, None, one_step=True))
+    [(_, completion)] = policy.collect()
+    policy.close()
+    assert completion == Completion("a", finished, None, goes_on)
+
+
+def test_a_text_that_fills_the_context_may_go_on(serve):
+    """The server refuses the question whether it does; the request for the next step shows it."""
+    server = serve(lambda body: {"text": "a", "finish_reason": "stop", "usage": 7})
+    server.fault = lambda body, attempt: "400" if body["max_tokens"] == 1 else None
+    policy = open_policy(server.policy, PolicyOptions())
+    policy.submit(Request("Why?", (), 1, None, one_step=True))
+    [(_, completion)] = policy.collect()
+    policy.close()
+    assert completion == Completion("a", True, 7, True)
 
 
 def test_stop_key_and_header(serve, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pqm_fast.sample.arithmetic_policy import ArithmeticPolicy
-from pqm_fast.sample.policy import Request
+from pqm_fast.sample.policy import Completion, Request
 
 # what the handler can do instead of answering
 FAULTS = ("late", "429", "500", "503", "drop", "cut", "short", "garbage", "html", "no choices", "null text", "abort")
@@ -22,11 +22,38 @@ FAULTS += ("dribble", "dribbled head", "huge", "deep")
 
 def solve(body: dict[str, Any], policy: str = "careless") -> str:
     """The completion of a prompt with the question and each step on a line, sampled with the seed of the request."""
+    return completed(body, policy).text
+
+
+def completed(body: dict[str, Any], policy: str = "careless") -> Completion:
+    """As `solve`; of one step, if a line break is a stop text."""
     question, *steps = body["prompt"].removesuffix("\n").split("\n")
     opened = ArithmeticPolicy(policy)
-    opened.submit(Request(question, tuple(steps), body["seed"], None))
+    opened.submit(Request(question, tuple(steps), body["seed"], None, one_step="\n" in body.get("stop", ())))
     [(_, completion)] = opened.collect()
-    return completion.text
+    assert isinstance(completion, Completion)
+    return completion
+
+
+def vllm(body: dict[str, Any]) -> dict[str, Any]:
+    """A choice as vLLM writes it: `stop_reason` is the stop text, or null at the end."""
+    text, _, tokens, goes_on = completed(body)
+    return {"text": text, "finish_reason": "stop", "stop_reason": "\n" if goes_on else None, "usage": tokens}
+
+
+def sglang(body: dict[str, Any]) -> dict[str, Any]:
+    """A choice as SGLang writes it: `matched_stop` is the stop text, or the number of the end token."""
+    text, _, tokens, goes_on = completed(body)
+    return {"text": text, "finish_reason": "stop", "matched_stop": "\n" if goes_on else 2, "usage": tokens}
+
+
+def llama_cpp(body: dict[str, Any]) -> dict[str, Any]:
+    """A choice that does not say what ended it. One token more of a solution is a line break, or nothing at its end."""
+    if body["max_tokens"] > 1:
+        text, _, tokens, _ = completed(body)
+        return {"text": text, "finish_reason": "stop", "usage": tokens}
+    goes_on = completed(body).text != ""
+    return {"text": "\n" if goes_on else "", "finish_reason": "length" if goes_on else "stop", "usage": 1}
 
 
 class Server(ThreadingHTTPServer):
@@ -94,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         answer = server.answer(body)
         choice = answer if isinstance(answer, dict) else {"text": answer, "finish_reason": "stop"}
-        self._reply(200, json.dumps({"object": "text_completion", "choices": [{"index": 0, **choice}]}))
+        choice, tokens = {"index": 0, **choice}, choice.get("usage")
+        usage = {} if tokens is None else {"usage": {"prompt_tokens": 9, "completion_tokens": tokens}}
+        self._reply(200, json.dumps({"object": "text_completion", "choices": [choice], **usage}))
 
     def _fail(self, fault: str) -> None:
         whole = json.dumps({"choices": [{"text": "never whole", "finish_reason": "stop"}]})

@@ -1,0 +1,1 @@
+"""Guided search against plain samples with as many tokens, on the arithmetic world. Needs no GPU."""
