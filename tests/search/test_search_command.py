@@ -53,7 +53,7 @@ def data(tmp_path):
 class Knowing:
     """Scores a step of the arithmetic world by whether it is right."""
 
-    def score(self, solutions, *, lenient):
+    def score(self, solutions, *, lenient=False):
         scores = []
         for question, steps in solutions:
             parsed = [parse_step(step) for step in steps]
@@ -315,7 +315,7 @@ class ByLength:
     def __init__(self):
         self.calls = 0
 
-    def score(self, solutions, *, lenient):
+    def score(self, solutions, *, lenient=False):
         self.calls += 1
         return [[-float(len(step)) for step in steps] for _, steps in solutions]
 

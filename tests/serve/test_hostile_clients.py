@@ -58,10 +58,7 @@ def test_slow_bodies_and_silent_connections(model):
     """Each is given up after its time, and takes nothing with it."""
     with running(config(model, limits={"receive_timeout": 1.5})) as server:
         second = raw(server, head("/score", len(BODY)), BODY)  # a good request, then half a head
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += second.recv(65536)
-        assert answer.startswith(b"HTTP/1.1 200")
+        assert _answered(second)
         slow = [raw(server, head("/score", len(BODY)), BODY[:5]) for _ in range(20)]
         half_a_head = [raw(server, b"POST /score HTTP/1.1\r\nHost") for _ in range(20)]
         silent = [raw(server) for _ in range(20)]
@@ -74,6 +71,23 @@ def test_slow_bodies_and_silent_connections(model):
             assert _closed(connection)
         wait_until(lambda: not server.server.server_state.connections)
         assert server.gate.requests == server.gate.waiting_bytes == 0
+
+
+def test_half_a_head_after_a_long_request(model, held):
+    with running(config(model, limits={"receive_timeout": 0.5})) as server, held:
+        connection = raw(server, head("/score", len(BODY)), BODY)
+        time.sleep(0.8)  # the time for the first head is over
+        held.let_go.set()
+        assert _answered(connection)
+        connection.sendall(b"POST /score HT")
+        assert _closed(connection)
+
+
+def _answered(connection):
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(65536)
+    return answer.startswith(b"HTTP/1.1 200")
 
 
 def _closed(connection):
@@ -163,6 +177,7 @@ def test_a_stop_finishes_what_is_at_work(model, held):
             wait_until(lambda: server.gate.requests == 3)
             server.server.should_exit = True
             wait_until(lambda: _refused(server))
+            time.sleep(0.4)
             assert server.thread.is_alive()
             held.let_go.set()
         assert [request.result().status_code for request in working] == [200, 200, 200]
