@@ -18,8 +18,8 @@ class SearchAndLearnPRM:
         self.scorer = SolutionScorer(model, separator)
 
     def score(self, questions: Sequence[str], outputs: Sequence[Sequence[str]]) -> list[list[list[float]]]:
-        """[question][solution][step] the sigmoid of the step's score, from 0 to 1; 0 for a step beyond the model's
-        context, so that the solution is not preferred.
+        """A list for each question, of a list for each solution, of a number for each step: the sigmoid of its score,
+        from 0 to 1. A step without a score gets 0, so that the solution is not preferred.
 
         Args:
             questions: as texts.
