@@ -1,10 +1,10 @@
 """The options of `pqm-fast serve`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pqm_fast.common.options import Text
 from pqm_fast.errors import PQMError
-from pqm_fast.evaluate.aggregate import AGGREGATORS
 from pqm_fast.scoring.options import ModelOptions
 
 
@@ -50,10 +50,10 @@ class ServeConfig:
     conversation: Text = "chat"
     """How the clients of /get_reward, /classify and /v1/embeddings write a question and its solution: a text with
     {prompt} and {solution} in it. `chat`: the chat template of the model's tokenizer."""
-    aggregate: str = "min"
-    """How these clients' reward, a probability, follows from the Q-values of the steps: min, last, mean, max, softmin,
-    or prod (the product of the probabilities)."""
-    model_options: ModelOptions = field(default_factory=lambda: ModelOptions(prefix_tree=True))
+    aggregate: Literal["min", "last", "mean", "softmin", "prod", "max"] = "min"
+    """How these clients' reward, a probability, follows from the Q-values of the steps. prod: the product of the
+    probabilities."""
+    scoring: ModelOptions = field(default_factory=lambda: ModelOptions(prefix_tree=True))
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -63,8 +63,6 @@ class ServeConfig:
             raise PQMError(f"gather_ms: {self.gather_ms} was given; it must be 0 or more")
         if not self.text_separator:
             raise PQMError("text_separator: empty; set the text between two steps")
-        if self.aggregate not in AGGREGATORS:
-            raise PQMError(f"aggregate: {self.aggregate!r} was given; choose one of {', '.join(AGGREGATORS)}")
         if self.conversation != "chat" and (
             self.conversation.count("{prompt}") != 1
             or self.conversation.count("{solution}") != 1

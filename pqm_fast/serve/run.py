@@ -88,7 +88,7 @@ def _token() -> str:
 
 def _scorer(config: ServeConfig) -> Scorer:
     """The scorer, after its first score: a model that cannot score is told at the start."""
-    options = config.model_options
+    options = config.scoring
     scorer = Scorer.from_pretrained(
         config.model,
         device=options.device,

@@ -44,7 +44,7 @@ def checkpoint(folder: Path, chat: bool = True, step_token: str = "<|step|>") ->
 
 def config(model: Path, limits: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **more: Any):
     loading = ModelOptions(prefix_tree=True, device="cpu", dtype="float32", **options or {})
-    return ServeConfig(str(model), port=0, model_options=loading, limits=Limits(**limits or {}), **more)
+    return ServeConfig(str(model), port=0, scoring=loading, limits=Limits(**limits or {}), **more)
 
 
 @contextmanager

@@ -208,7 +208,6 @@ def test_a_defect_of_a_route(server, monkeypatch):
         ({"port": 70000}, "port: 70000"),
         ({"gather_ms": -1.0}, "gather_ms"),
         ({"text_separator": ""}, "text_separator: empty"),
-        ({"aggregate": "median"}, "aggregate: 'median'"),
         ({"conversation": "{prompt}"}, "must occur in it once"),
         ({"conversation": "{solution} {prompt}"}, "must occur in it once"),
     ],
