@@ -1,6 +1,7 @@
 """RemoteScorer: the `score` of a Scorer, answered by a running `pqm-fast serve`."""
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,11 +52,11 @@ class RemoteScorer:
         scores: list[Scores] = [[] for _ in solutions]
         with ThreadPoolExecutor(self.parallel) as pool:
             for numbers, answer in zip(by_question.values(), pool.map(self._ask, bodies), strict=True):
-                for number, steps in zip(numbers, answer["scores"], strict=True):
+                for number, steps in zip(numbers, answer, strict=True):
                     scores[number] = steps
         return scores
 
-    def _ask(self, body: dict[str, Any]) -> Any:
+    def _ask(self, body: dict[str, Any]) -> list[Scores]:
         headers = {"Content-Type": "application/json", "User-Agent": "pqm-fast"}
         if self.credentials.authorization:
             headers["Authorization"] = self.credentials.authorization
@@ -64,22 +65,31 @@ class RemoteScorer:
         while True:
             pause = wait * random.uniform(0.5, 1)
             try:
-                answer = json.loads(post(self.opener, request, max(deadline - monotonic(), 1e-3)))
-                if len(answer["scores"]) != len(body["solutions"]):
-                    raise ValueError("an answer without a list of scores for each solution")
-                return answer
+                answer = post(self.opener, request, max(deadline - monotonic(), 1e-3))
+                return _checked(json.loads(answer)["scores"], body["solutions"])
             except HTTPError as error:
                 with error:
                     failure = self.credentials.hide(_message(error))
                 if error.code not in BUSY_CODES:
                     raise PQMError(f"{self.url}: {failure}") from error
                 pause = max(pause, retry_after(error))
-            except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError) as error:
+                raise PQMError(f"{self.url}: {error}; is this `pqm-fast serve`?") from error
+            except (OSError, HTTPException) as error:
                 failure = str(error.reason if isinstance(error, URLError) else error) or type(error).__name__
             if monotonic() + pause >= deadline:
                 raise PQMError(f"{self.url}: no answer in {self.timeout:g} s, the last: {failure}; check the server")
             sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _checked(scores: Any, solutions: Sequence[Sequence[str]]) -> list[Scores]:
+    """The scores of an answer. Raises ValueError unless there is a finite number, or null, for each step."""
+    if list(map(len, scores)) != list(map(len, solutions)) or not all(
+        q is None or (isinstance(q, (int, float)) and math.isfinite(q)) for steps in scores for q in steps
+    ):
+        raise ValueError("its answer has not a number for each step")
+    return scores
 
 
 def _message(error: HTTPError) -> str:

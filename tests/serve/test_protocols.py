@@ -1,5 +1,6 @@
 """Q-values by every way in equal those of Scorer, and rewards their definition; asked by real client libraries."""
 
+import json
 import math
 import struct
 from base64 import b64decode
@@ -156,6 +157,13 @@ def test_remote_scorer(server, scorer):
     assert remote.score([]) == []
     with pytest.raises(PQMError, match="/score: solution 0: step 1 of 1 is empty"):
         remote.score([("w3", [""])])
+
+
+@pytest.mark.parametrize("scores", [[[1.0]], [[1.0, float("nan")]], [[1.0, "2"]], [1.0, 2.0], [], None])
+def test_an_answer_that_is_not_of_the_server(scores, monkeypatch):
+    monkeypatch.setattr("pqm_fast.scoring.remote.post", lambda *arguments: json.dumps({"scores": scores}).encode())
+    with pytest.raises(PQMError, match=r"/score: .*; is this `pqm-fast serve`\?"):
+        RemoteScorer("http://127.0.0.1:1").score([("w3", ["w4", "w5"])])
 
 
 def test_a_conversation_of_another_form_and_another_aggregate(tmp_path):
