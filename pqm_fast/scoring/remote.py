@@ -14,6 +14,7 @@ from urllib.request import Request
 from pqm_fast.common.credentials import split_credentials
 from pqm_fast.common.http_post import body_text, make_opener, post, retry_after
 from pqm_fast.errors import PQMError
+from pqm_fast.scoring.solutions import records_of
 from pqm_fast.scoring.stored import Scores
 
 TOKEN_VARIABLE = "PQM_FAST_TOKEN"  # holds the bearer token, for the server and for its clients
@@ -40,16 +41,17 @@ class RemoteScorer:
         question travel in one request.
 
         Raises:
-            PQMError: the server does not answer in time, or refuses a solution.
+            PQMError: something is not such a pair, or the server does not answer in time, or refuses a solution.
         """
+        records = records_of(solutions)
         by_question: dict[str, list[int]] = {}
-        for number, (question, _) in enumerate(solutions):
-            by_question.setdefault(question, []).append(number)
+        for number, record in enumerate(records):
+            by_question.setdefault(record.prompt, []).append(number)
         bodies = [
-            {"question": question, "solutions": [list(solutions[number][1]) for number in numbers], "lenient": lenient}
+            {"question": question, "solutions": [records[number].steps for number in numbers], "lenient": lenient}
             for question, numbers in by_question.items()
         ]
-        scores: list[Scores] = [[] for _ in solutions]
+        scores: list[Scores] = [[] for _ in records]
         with ThreadPoolExecutor(self.parallel) as pool:
             for numbers, answer in zip(by_question.values(), pool.map(self._ask, bodies), strict=True):
                 for number, steps in zip(numbers, answer, strict=True):

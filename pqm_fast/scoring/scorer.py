@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -13,13 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pqm_fast.common.options import Attention, DType
 from pqm_fast.data.batches import PackingUnits
-from pqm_fast.data.checks import FormatError, check_values, record, show, typed
+from pqm_fast.data.checks import show
 from pqm_fast.data.encode import Encoded, Encoder, OverLong
 from pqm_fast.data.encode_text import TextEncoder, TextLayout
 from pqm_fast.data.loader import load_steps
 from pqm_fast.data.pack import PackedBatch, pack
 from pqm_fast.data.questions import question_number
-from pqm_fast.data.records import Record
 from pqm_fast.data.trajectory import Trajectory
 from pqm_fast.errors import Diverged, PQMError, RecordError
 from pqm_fast.model.device import pick_device, pick_dtype
@@ -27,6 +26,7 @@ from pqm_fast.model.loading import load_config
 from pqm_fast.model.recipe import CONFIG_KEY, Recipe
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.model.tokenizer import load_tokenizer
+from pqm_fast.scoring.solutions import records_of
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.scoring.third_party import ThirdPartyPRM
 from pqm_fast.scoring.third_party_heads import load_third_party
@@ -118,9 +118,7 @@ class Scorer:
             PQMError: something is not such a pair, or a Q-value is not finite; the message names the solution.
             RecordError: a text holds the step token.
         """
-        if isinstance(solutions, (str, bytes, Mapping)) or not isinstance(solutions, Iterable):
-            raise PQMError(f"solutions are {show(solutions)}; pass a list of (question, steps) pairs")
-        records = [solution_record(number, solution) for number, solution in enumerate(solutions)]
+        records = records_of(solutions)
         encoded = self.encoder(records)
         scores: list[Scores] = [[None] * len(record.steps) for record in records]
         usable = [i for i, result in enumerate(encoded) if isinstance(result, Encoded) or not lenient]
@@ -239,24 +237,6 @@ def _third_party_model(
     model = StepQModel.of(classifier, path, device=device, attention=attention)
     model.check_vocabulary(tokenizer)
     return model, layout
-
-
-def solution_record(number: int, solution: Any) -> Record:
-    """The record of a (question, steps) pair. Raises PQMError for anything else."""
-    name = f"solution {number}"
-    if not isinstance(solution, (tuple, list)) or len(solution) != 2:
-        raise PQMError(f"{name}: {show(solution)} is not a pair; pass (question, steps), the steps as a list of texts")
-    question, steps = solution
-    if isinstance(steps, (str, bytes, Mapping, set, frozenset)) or not isinstance(steps, Iterable):
-        raise PQMError(
-            f"{name}: steps are {show(steps)} ({type(steps).__name__}); pass a non-empty list of texts, one per step"
-        )
-    steps = list(steps)
-    try:
-        check_values({"the question": question} | {f"step {i}": step for i, step in enumerate(steps, 1)})
-        return record(name, typed(question, "the question", str), steps, None, {})
-    except FormatError as error:
-        raise PQMError(f"{name}: {error}") from None
 
 
 def _number_by_first_appearance(values: Sequence[int]) -> np.ndarray:

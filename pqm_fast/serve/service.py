@@ -10,7 +10,7 @@ from pqm_fast.data.encode import Encoded, OverLong
 from pqm_fast.data.step_text import split_steps
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.evaluate.aggregate import aggregate_all, log_weight
-from pqm_fast.scoring.scorer import solution_record
+from pqm_fast.scoring.solutions import records_of
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.serve.batcher import Batcher, Solution
 from pqm_fast.serve.conversation import Conversation
@@ -55,7 +55,7 @@ class Service:
         """
         self.check_count(len(solutions))
         try:
-            records = [solution_record(number, solution) for number, solution in enumerate(solutions)]
+            records = records_of(solutions)
         except PQMError as error:
             raise Problem(400, "bad_solution", str(error)) from None
         results = await self.batcher.encode(self.encoder, records)

@@ -155,8 +155,10 @@ def test_remote_scorer(server, scorer):
     assert isinstance(remote, RemoteScorer)
     assert flat(remote.score(pairs)) == pytest.approx(flat(scorer.score(pairs)), abs=1e-5)
     assert remote.score([]) == []
-    with pytest.raises(PQMError, match="/score: solution 0: step 1 of 1 is empty"):
-        remote.score([("w3", [""])])
+    with pytest.raises(PQMError, match=r"/score: solution 0: the step token .* occurs in one of its steps"):
+        remote.score([("w3", ["w4<|step|>"])])
+    with pytest.raises(PQMError, match="solution 1: steps are 'abc'"):  # as Scorer says it
+        remote.score([("w3", ["w4"]), ("w3", "abc")])
 
 
 @pytest.mark.parametrize("scores", [[[1.0]], [[1.0, float("nan")]], [[1.0, "2"]], [1.0, 2.0], [], None])
