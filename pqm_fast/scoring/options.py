@@ -1,6 +1,7 @@
 """The options of `pqm-fast score`, and the scoring options that other commands share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pqm_fast.common.options import Attention, DType
 from pqm_fast.data.formats import ReadOptions
@@ -26,6 +27,10 @@ class ModelOptions:
     """How packed tokens attend on a GPU: flash-attn where it is installed, otherwise PyTorch's varlen kernels. On a
     CPU: sdpa."""
     third_party: ThirdPartyPRM = field(default_factory=ThirdPartyPRM)
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `Scorer.from_pretrained`."""
+        return {option.name: getattr(self, option.name) for option in fields(ModelOptions)}
 
 
 @dataclass(frozen=True)

@@ -137,16 +137,7 @@ def score_records(
 
     total, unreadable = ranks.from_first(checked)
     skipped.add_all(unreadable)
-    scorer = Scorer.from_pretrained(
-        model,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        max_tokens=options.max_tokens,
-        prefix_tree=options.prefix_tree,
-        attention=options.attention,
-        third_party=options.third_party,
-    )
+    scorer = Scorer.from_pretrained(model, **options.loading())
     cut.limit = f"{scorer.encoder.max_length:,} tokens ({'--max-length' if options.max_length else 'the model'})"
     usable, unencodable = False, SkipSummary()
     with progress_bar(ranks, total, "record", options.progress) as bar:

@@ -88,17 +88,7 @@ def _token() -> str:
 
 def _scorer(config: ServeConfig) -> Scorer:
     """The scorer, after its first score: a model that cannot score is told at the start."""
-    options = config.scoring
-    scorer = Scorer.from_pretrained(
-        config.model,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        max_tokens=options.max_tokens,
-        prefix_tree=options.prefix_tree,
-        attention=options.attention,
-        third_party=options.third_party,
-    )
+    scorer = Scorer.from_pretrained(config.model, **config.scoring.loading())
     scorer.score([("1 + 1 = ?", ["2"])])
     return scorer
 
