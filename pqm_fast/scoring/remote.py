@@ -20,6 +20,7 @@ from pqm_fast.scoring.stored import Scores
 TOKEN_VARIABLE = "PQM_FAST_TOKEN"  # holds the bearer token, for the server and for its clients
 FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0  # seconds between two tries
 BUSY_CODES = (429, 503)
+SOLUTIONS_OF_A_REQUEST = 256  # a server takes only so many
 
 
 class RemoteScorer:
@@ -38,7 +39,7 @@ class RemoteScorer:
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]], *, lenient: bool = False) -> list[Scores]:
         """Q-values of the steps of (question, steps) pairs, in their order; see `Scorer.score`. The solutions of one
-        question travel in one request.
+        question travel together.
 
         Raises:
             PQMError: something is not such a pair, or the server does not answer in time, or refuses a solution.
@@ -47,13 +48,18 @@ class RemoteScorer:
         by_question: dict[str, list[int]] = {}
         for number, record in enumerate(records):
             by_question.setdefault(record.prompt, []).append(number)
+        parts = [
+            numbers[first : first + SOLUTIONS_OF_A_REQUEST]
+            for numbers in by_question.values()
+            for first in range(0, len(numbers), SOLUTIONS_OF_A_REQUEST)
+        ]
         bodies = [
-            {"question": question, "solutions": [records[number].steps for number in numbers], "lenient": lenient}
-            for question, numbers in by_question.items()
+            {"question": records[part[0]].prompt, "solutions": [records[i].steps for i in part], "lenient": lenient}
+            for part in parts
         ]
         scores: list[Scores] = [[] for _ in records]
         with ThreadPoolExecutor(self.parallel) as pool:
-            for numbers, answer in zip(by_question.values(), pool.map(self._ask, bodies), strict=True):
+            for numbers, answer in zip(parts, pool.map(self._ask, bodies), strict=True):
                 for number, steps in zip(numbers, answer, strict=True):
                     scores[number] = steps
         return scores

@@ -31,10 +31,11 @@ def make_app(service: Service, token: str) -> Application:
         batcher.close()
 
     # its pages of documentation load scripts from another server
-    app = FastAPI(title="pqm-fast", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="pqm-fast", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     for protocol in (own, vllm, openrlhf, verl):
         app.include_router(protocol.routes(service))
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         return JSONResponse({"status": "ok", "model": service.model})
@@ -65,17 +66,23 @@ async def _answer_invalid(request: Request, error: Any) -> JSONResponse:
         problem = Problem(415, "not_json", "send the body as JSON, with the header `Content-Type: application/json`")
         return await _answer_problem(request, problem)
     errors = error.errors()
-    problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in errors[:QUOTED_PROBLEMS]]
+    if errors[0]["type"] == "too_long":
+        return await _answer_problem(request, Problem(413, "too_many_items", _told(errors[0])))
+    problems = [_told(problem) for problem in errors[:QUOTED_PROBLEMS]]
     if len(errors) > QUOTED_PROBLEMS:
         problems.append(f"and {len(errors) - QUOTED_PROBLEMS} more")
     return await _answer_problem(request, Problem(400, "bad_request", "; ".join(problems)))
+
+
+def _told(error: dict[str, Any]) -> str:
+    return f"{'.'.join(map(str, error['loc'][1:])) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
 
 
 async def _answer_http(request: Request, error: Any) -> JSONResponse:
     """No such path, or another method."""
     code = {404: "no_such_path", 405: "wrong_method"}.get(error.status_code, "bad_request")
     problem = Problem(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
-    return await _answer_problem(request, problem)
+    return JSONResponse(problem.body, problem.status, problem.headers | dict(error.headers or {}))  # with Allow
 
 
 async def _answer_defect(request: Request, error: Exception) -> JSONResponse:

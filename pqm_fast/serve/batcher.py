@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from pqm_fast.data.encode import Encoded
-from pqm_fast.errors import Diverged, PQMError
+from pqm_fast.errors import Diverged
 from pqm_fast.scoring.scorer import Scorer
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.serve.metrics import Metrics
@@ -135,13 +135,13 @@ class Batcher:
         try:
             self._score([job])
         except Diverged as error:
-            job.settle(Problem(500, "broken_model", str(error)))
+            logger.error("%s", error)  # it names the model's folder, which is not for clients
+            job.settle(Problem(500, "broken_model", "the model's Q-values are not finite"))
         except torch.OutOfMemoryError:
-            job.settle(Problem(503, "out_of_memory", "the device is out of memory; send fewer solutions at once"))
-        except Exception as error:  # whatever it is, the next request must be answered
+            job.settle(Problem(500, "out_of_memory", "the device is out of memory; send fewer solutions at once"))
+        except Exception:  # whatever it is, the next request must be answered
             logger.exception("a request could not be scored")
-            message = str(error) if isinstance(error, PQMError) else "the model failed; the server's log says why"
-            job.settle(Problem(500, "scoring_failed", message))
+            job.settle(Problem(500, "scoring_failed", "the model failed; the server's log says why"))
 
     def _score(self, jobs: Sequence[_Job]) -> None:
         """Scores the solutions of the jobs, and settles each job."""

@@ -1,4 +1,5 @@
-"""The connections of the server: uvicorn's, which besides gives up those that send nothing, or headers bit by bit."""
+"""The connections of the server: uvicorn's, which besides gives up clients that send nothing, or headers bit by bit,
+and those that do not read their answers."""
 
 import asyncio
 import json
@@ -10,11 +11,12 @@ from pqm_fast.serve.problem import Problem
 
 
 def connection_class(seconds: float) -> type[H11Protocol]:
-    """A class of connections that are closed unless the headers of a request arrive within `seconds`: of the first
-    after the connection was made, of a later one after it began."""
+    """A class of connections that are cut if the headers of a request do not arrive within `seconds` (of the first
+    after the connection was made, of a later one after it began), or if nothing of an answer is read for as long."""
 
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -26,7 +28,28 @@ def connection_class(seconds: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_watching()
+            self.resume_writing()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self._unread or self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.get_write_buffer_size():
+                # closing waits for the client to read, which it may never do
+                self.loop.call_later(seconds, self._cut_if_unread)
+
+        def _cut_if_unread(self) -> None:
+            if self.transport.is_closing() and self.transport.get_write_buffer_size():
+                self.transport.abort()
 
         def _needs_headers(self) -> bool:
             return self.cycle is None or self.cycle.response_complete

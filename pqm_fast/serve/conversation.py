@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from pqm_fast.data.chat import chat_text
+from pqm_fast.errors import PQMError
 from pqm_fast.serve.problem import Problem
 
 if TYPE_CHECKING:
@@ -22,23 +23,32 @@ class Conversation(NamedTuple):
     def of(cls, written: str, tokenizer: "PreTrainedTokenizerBase", step_token: str) -> "Conversation":
         """From a text with {prompt} and {solution} in it, or from the chat template of the tokenizer for `chat`.
 
-        Raises PQMError for a tokenizer whose template is missing or rejects a question.
+        Raises PQMError for a tokenizer whose template is missing, or does not write a question as it is.
         """
         if written == "chat":
             question = {"role": "user", "content": "{prompt}"}
             # not with the solution inside: templates rewrite answers of reasoning models
-            written = chat_text(tokenizer, [question], "conversation chat", answer_follows=True) + "{solution}"
-        before, rest = written.split("{prompt}")
-        between, after = rest.split("{solution}")
-        special = {str(token) for token in tokenizer.all_special_tokens} - {step_token}
+            chat = chat_text(tokenizer, [question], "conversation chat", answer_follows=True)
+            before, found, between = chat.partition("{prompt}")
+            if not (found and between) or "{prompt}" in between:
+                raise PQMError(
+                    "conversation chat: the chat template does not write the question once, with text behind it"
+                )
+            after = ""
+        else:
+            before, rest = written.split("{prompt}")
+            between, after = rest.split("{solution}")
         bos = str(tokenizer.bos_token) if tokenizer.bos_token else ""
+        special = {str(token) for token in tokenizer.all_special_tokens} - {step_token}
         return cls(bos, before.removeprefix(bos), between, tuple(filter(None, {after.strip(), *special})))
 
     def split(self, text: str) -> tuple[str, str]:
         """(question, solution). Raises Problem for a text that is not written so."""
         question, found, solution = self._question(text).partition(self.between)
-        if not found or not self.between:
+        if not found:
             raise _unknown(f"{_begin(text)} has no {self.between!r} behind the question")
+        if self.between in solution:
+            raise _unknown(f"{_begin(text)} has {self.between!r} twice: more than one question and its solution")
         return question, self._solution(solution)
 
     def split_at(self, text: str, prompt: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health",)  # a load balancer has no token, and must see a busy server too
 UNKNOWN = "(unknown)"  # in place of a path that is not ours: each would be a new row of the metrics
+SLOW = 408
 CLIENT_GONE = 499  # the code under which the metrics count requests whose client has gone
 DISCARDED_BODIES = 8  # times the largest body: what is read of a refused request, so that its client reads the answer
 
@@ -36,8 +37,9 @@ class Gate:
 
     def __init__(self, app: Application, limits: Limits, token: str, metrics: Metrics, paths: frozenset[str]):
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
-        self.expected = f"Bearer {token}".encode() if token else b""
-        self.requests = self.waiting_bytes = 0
+        self.token = token.encode()
+        self.requests = self.waiting_bytes = 0  # past the token, until they are answered or refused
+        self.cut_off = 0  # requests that were not answered because the server ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the start and the end of the server
@@ -45,50 +47,60 @@ class Gate:
             return
         body, answer = _Body(receive), _Answer(send)
         path = scope["path"] if scope["path"] in self.paths else UNKNOWN
-        self.requests += 1
-        self.metrics.in_progress.inc()
         try:
             await self._pass(scope, body, answer, path)
         except Problem as problem:
+            if problem.status != SLOW and not _header(scope, b"expect"):  # such a client waits before it sends
+                await body.discard(self.limits.max_body_mb * 2**20 * DISCARDED_BODIES, self.limits.receive_timeout)
             await answer.problem(problem, scope, body)
         except ConnectionError:
             answer.code = CLIENT_GONE
+        except asyncio.CancelledError:
+            self.cut_off += 1
+            raise
         finally:
-            self.requests -= 1
-            self.waiting_bytes -= len(body.data)
-            self.metrics.in_progress.dec()
             self.metrics.requests.labels(path, answer.code).inc()
 
     async def _pass(self, scope: Scope, body: "_Body", answer: "_Answer", path: str) -> None:
-        try:
-            self._check(scope)
-            await asyncio.wait_for(self._read(scope, body), self.limits.receive_timeout)
-        except asyncio.TimeoutError:
-            seconds = self.limits.receive_timeout
-            raise Problem(408, "slow_body", f"the body did not arrive within {seconds:g} s") from None
-        except Problem:
-            await body.discard(self.limits.max_body_mb * 2**20 * DISCARDED_BODIES, self.limits.receive_timeout)
-            raise
-        with self.metrics.seconds.labels(path).time():
-            await self._answer(scope, body, answer)
-
-    def _check(self, scope: Scope) -> None:
         if scope["path"] in OPEN_PATHS:
+            await self.app(scope, body.replay(), answer.send)
             return
-        sent = _header(scope, b"authorization")
-        if self.expected and not hmac.compare_digest(sent, self.expected):
-            raise Problem(401, "unauthorized", "send the header `Authorization: Bearer TOKEN` with the server's token")
-        if self.requests > self.limits.max_requests:
+        self._check_token(scope)
+        if self.requests >= self.limits.max_requests:
             raise Problem(429, "busy", f"{self.limits.max_requests:,} requests are at work; try again later")
+        self.requests += 1
+        self.metrics.in_progress.inc()
+        try:
+            await self._read(scope, body)
+            with self.metrics.seconds.labels(path).time():
+                await self._answer(scope, body, answer)
+        finally:
+            self.requests -= 1
+            self.metrics.in_progress.dec()
+            self.waiting_bytes -= len(body.data)
+            body.data.clear()
+
+    def _check_token(self, scope: Scope) -> None:
+        scheme, _, token = _header(scope, b"authorization").partition(b" ")
+        is_right = scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token)
+        if self.token and not is_right:
+            raise Problem(401, "unauthorized", "send the header `Authorization: Bearer TOKEN` with the server's token")
 
     async def _read(self, scope: Scope, body: "_Body") -> None:
-        length = _header(scope, b"content-length")
+        length, seconds = _header(scope, b"content-length"), self.limits.receive_timeout
         self._check_size(int(length) if length.isdigit() else 0)
-        while not body.complete:
-            chunk = await body.chunk()
-            body.data += chunk
-            self.waiting_bytes += len(chunk)
-            self._check_size(len(body.data))
+
+        async def read() -> None:
+            while not body.complete:
+                chunk = await body.chunk()
+                body.data += chunk
+                self.waiting_bytes += len(chunk)
+                self._check_size(len(body.data))
+
+        try:
+            await asyncio.wait_for(read(), seconds)
+        except asyncio.TimeoutError:
+            raise Problem(SLOW, "slow_body", f"the body did not arrive within {seconds:g} s") from None
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.max_body_mb * 2**20:

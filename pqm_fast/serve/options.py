@@ -16,6 +16,8 @@ class Limits:
     """Largest body of a request, in MiB."""
     max_solutions: int = 1024
     """Most solutions in a request."""
+    max_steps: int = 100_000
+    """Most steps in a request, of all its solutions together."""
     max_requests: int = 1024
     """Requests at work or waiting at a time; more are answered with code 429."""
     max_waiting_mb: float = 256.0
@@ -23,7 +25,8 @@ class Limits:
     timeout: float = 120.0
     """Seconds from the last byte of a request to its answer; after them, the answer is code 504."""
     receive_timeout: float = 20.0
-    """Seconds that a client may take to send a request, and that a connection may do nothing."""
+    """Seconds that a client may take to send a request, that it may not read its answer, and that a connection may do
+    nothing."""
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
@@ -63,11 +66,11 @@ class ServeConfig:
             raise PQMError(f"gather_ms: {self.gather_ms} was given; it must be 0 or more")
         if not self.text_separator:
             raise PQMError("text_separator: empty; set the text between two steps")
-        if self.conversation != "chat" and (
-            self.conversation.count("{prompt}") != 1
-            or self.conversation.count("{solution}") != 1
-            or self.conversation.index("{prompt}") > self.conversation.index("{solution}")
-        ):
+        if self.conversation == "chat":
+            return
+        _, has_prompt, rest = self.conversation.partition("{prompt}")
+        between, has_solution, after = rest.partition("{solution}")
+        if not (has_prompt and has_solution and between) or "{prompt}" in rest or "{solution}" in after:
             raise PQMError(
-                f"conversation {self.conversation!r}: {{prompt}} must occur in it once, and {{solution}} once behind it"
+                f"conversation {self.conversation!r}: {{prompt}} must occur in it once, then a text, then {{solution}}"
             )

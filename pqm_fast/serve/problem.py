@@ -2,12 +2,14 @@
 
 from typing import Any
 
+LONGEST_MESSAGE = 600  # characters: what it quotes may be as long as a body
+
 
 class Problem(Exception):
     """An answer with an error. `status`: the HTTP code; `code`: a word for programs; the message is for people."""
 
     def __init__(self, status: int, code: str, message: str):
-        super().__init__(message)
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ...")
         self.status, self.code = status, code
 
     @property

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import resource
+import signal
 import socket
+from time import monotonic
+from types import FrameType
 
 import uvicorn
 
-from pqm_fast.common.signals import Stopped
+from pqm_fast.common.signals import BURST, Stopped
 from pqm_fast.errors import PQMError
 from pqm_fast.scoring.remote import TOKEN_VARIABLE
 from pqm_fast.scoring.scorer import Scorer
@@ -28,7 +31,7 @@ def serve(config: ServeConfig) -> None:
 
     Raises:
         PQMError: the model cannot be loaded or scores nothing, or the address is taken.
-        Stopped: after a signal, once all requests are answered.
+        Stopped: after a signal, once the requests are answered.
     """
     server, listener = make_server(config)
     host, port = listener.getsockname()[:2]
@@ -38,7 +41,23 @@ def serve(config: ServeConfig) -> None:
     try:
         asyncio.run(server.serve(sockets=[listener]))
     except Stopped as stop:  # uvicorn repeats the signal when it is done
-        raise Stopped(stop.number, "all requests were answered") from None
+        cut_off = server.config.app.cut_off  # type: ignore[union-attr]
+        kept = f"{cut_off:,} requests were cut off" if cut_off else "all requests were answered"
+        raise Stopped(stop.number, kept) from None
+
+
+class _Server(uvicorn.Server):
+    """The first signal asks the server to end, the second ends the process at once, as for other commands."""
+
+    _first_signal = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._first_signal = monotonic()
+            super().handle_exit(sig, frame)
+        elif monotonic() - self._first_signal > BURST:
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
 
 
 def make_server(config: ServeConfig) -> tuple[uvicorn.Server, socket.socket]:
@@ -48,7 +67,7 @@ def make_server(config: ServeConfig) -> tuple[uvicorn.Server, socket.socket]:
     batcher = Batcher(_scorer(config), config.gather_ms / 1000, Metrics())
     app = make_app(Service(config, batcher, _conversation(config, batcher.scorer)), token)
     _raise_file_limit()
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             http=connection_class(config.limits.receive_timeout),
@@ -93,13 +112,17 @@ def _scorer(config: ServeConfig) -> Scorer:
     return scorer
 
 
-def _conversation(config: ServeConfig, scorer: Scorer) -> Conversation | None:
-    """None where the routes that need it answer with an error: by default, for a tokenizer without a chat template."""
-    tokenizer = scorer.encoder.tokenizer
-    if config.conversation == "chat" and not getattr(tokenizer, "chat_template", None):
-        return None
+def _conversation(config: ServeConfig, scorer: Scorer) -> Conversation | str:
+    """A text says why there is none by default: the routes that need it answer with that."""
     template = getattr(scorer.encoder, "template", None)
-    return Conversation.of(config.conversation, tokenizer, template.step_token if template else "")
+    try:
+        return Conversation.of(
+            config.conversation, scorer.encoder.tokenizer, template.step_token if template is not None else ""
+        )
+    except PQMError as error:
+        if config.conversation == "chat":
+            return str(error)
+        raise
 
 
 def _raise_file_limit() -> None:

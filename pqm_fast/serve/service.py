@@ -1,7 +1,8 @@
 """What the routes share: from questions and steps to Q-values, and the rewards of RL trainers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,16 @@ STEP_TOKEN_IN_TEXT = "step token in the text"  # the kind of the encoder's error
 class Service:
     """The model behind the routes."""
 
-    def __init__(self, config: ServeConfig, batcher: Batcher, conversation: Conversation | None):
+    def __init__(self, config: ServeConfig, batcher: Batcher, conversation: Conversation | str):
+        """`conversation`: a text says why there is none."""
         self.config, self.batcher, self._conversation = config, batcher, conversation
         self.encoder = batcher.scorer.encoder
-        self.model = Path(config.model).name if Path(config.model).is_dir() else config.model
+        self.model = Path(config.model).resolve().name if Path(config.model).is_dir() else config.model
 
     @property
     def conversation(self) -> Conversation:
-        if self._conversation is None:
-            message = "the model's tokenizer has no chat template; start the server with --conversation"
+        if isinstance(self._conversation, str):
+            message = f"{self._conversation}; start the server with --conversation"
             raise Problem(400, "unknown_conversation", message)
         return self._conversation
 
@@ -45,6 +47,12 @@ class Service:
         if solutions > limit:
             raise Problem(413, "too_many_solutions", f"{solutions:,} solutions; a request may have {limit:,}")
 
+    def check_steps(self, counts: Iterable[int]) -> None:
+        """`counts`: the number of steps of each solution."""
+        limit = self.config.limits.max_steps
+        if (steps := sum(counts)) > limit:
+            raise Problem(413, "too_many_steps", f"{steps:,} steps; the solutions of a request may have {limit:,}")
+
     def steps_of(self, text: str) -> list[str]:
         return split_steps(text, self.config.text_separator)
 
@@ -54,11 +62,14 @@ class Service:
         Raises Problem for a solution that cannot be scored.
         """
         self.check_count(len(solutions))
+        self.check_steps(len(steps) for _, steps in solutions)
         try:
             records = records_of(solutions)
         except PQMError as error:
             raise Problem(400, "bad_solution", str(error)) from None
-        results = await self.batcher.encode(self.encoder, records)
+        # no more steps fit than the model takes tokens
+        beginnings = [replace(record, steps=record.steps[: self.encoder.max_length]) for record in records]
+        results = await self.batcher.encode(self.encoder, beginnings)
         if not lenient:
             for result in results:
                 _check(result)
@@ -66,7 +77,7 @@ class Service:
         usable = [(i, (records[i].prompt, result)) for i, result in enumerate(results) if isinstance(result, Encoded)]
         own = await self.score_encoded([solution for _, solution in usable])
         for (i, _), steps in zip(usable, own, strict=True):
-            scores[i] = steps
+            scores[i] = [*steps, *[None] * (len(records[i].steps) - len(steps))]
         return scores
 
     async def score_encoded(self, solutions: Sequence[Solution]) -> list[Scores]:

@@ -33,7 +33,11 @@ def goes_on(server):
         ({"question": 3}, "bad_request"),
         ({"question": "w3 <|step|> w4"}, "step_token_in_the_text"),
         ({"solutions": [["w4"], ["w5<|step|>"]]}, "step_token_in_the_text"),
-        ({"question": "\ud800"}, "bad_solution"),
+        ({"question": "\ud800"}, "bad_request"),
+        ({"solutions": [["w4\ud800"]]}, "bad_request"),
+        ({"rewards": "difference", "reward_options": {"how": 1}}, "bad_request"),
+        ({"rewards": "difference", "reward_options": {"\ud800": 1}}, "bad_request"),
+        ({"reward_options": {"threshold": 1.0}}, "bad_option"),
         ({"solutons": [["w4"]]}, "bad_request"),
         ({"aggregate": ["median"]}, "bad_option"),
         ({"aggregate": "min"}, "bad_request"),
@@ -51,10 +55,15 @@ def test_the_message_names_the_place_and_what_to_do(server):
     def message(change):
         return post(server, "/score", GOOD | change).json()["error"]["message"]
 
-    assert message({"solutons": 1}) == "solutons: Extra inputs are not permitted"
-    several = message({"solutions": [[1], [2], [3]], "question": 1})
-    assert several.startswith("question: Input should be a valid string; solutions.0.list")
-    assert several.endswith(" more")
+    assert message({"solutons": 1}).startswith(
+        "the body: unknown field 'solutons'; the fields are question, solutions, "
+    )
+    several = message({"solutions": 1, "question": 1, "lenient": 1, "rewards": 1})
+    assert several.startswith(
+        "question: Input should be a valid string; solutions: Input should be a valid list; lenient"
+    )
+    assert several.endswith("; and 1 more")
+    assert len(message({"solutons" * 10_000: 1})) < 1000
     in_text = message({"solutions": [["w4"], ["w5<|step|>"]]})
     assert in_text == "solution 1: the step token '<|step|>' occurs in one of its steps; remove it from the text"
 
@@ -92,6 +101,27 @@ def test_ten_megabytes_of_text(server):
     assert long.json()["scores"] == [[None]]
 
 
+def test_long_lists(server):
+    """Only the first wrong item is looked at, or the list would cost an error for each."""
+    for wrong in (1, [1], ["w4", 1]):
+        answer = post(server, "/score", GOOD | {"solutions": [wrong] * 50_000})
+        assert error(answer) == (400, "bad_request")
+        assert "more" not in answer.json()["error"]["message"]
+    assert error(post(server, "/score", GOOD | {"solutions": [""] * 100_001})) == (413, "too_many_items")
+    assert error(post(server, "/score", GOOD | {"solutions": [["w4"] * 100_001]})) == (413, "too_many_items")
+    assert error(post(server, "/score", GOOD | {"solutions": [["w4"] * 50_001] * 2})) == (413, "too_many_steps")
+    in_text = {"solutions": ["w4 " * 100_001], "separator": " "}
+    assert error(post(server, "/score", GOOD | in_text)) == (413, "too_many_steps")
+
+
+def test_more_steps_than_fit(server, scorer):
+    [expected] = scorer.score([("w3", ["w4"] * 300)])
+    [got] = post(server, "/score", GOOD | {"solutions": [["w4"] * 300]}).json()["scores"]
+    assert [q is None for q in got] == [q is None for q in expected]
+    assert 40 < got.index(None) < 128
+    assert got[: got.index(None)] == pytest.approx(expected[: got.index(None)], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "answer"),
     [
@@ -106,6 +136,9 @@ def test_ten_megabytes_of_text(server):
         ({"input": [3, 90], "task": "embed"}, (400, "bad_request")),
         ({"input": [3, 90], "model": "other"}, (404, "model_not_found")),
         ({"input": [3, 90], "encoding_format": "base64"}, (400, "bad_request")),
+        ({"input": "w3\ud800"}, (400, "bad_request")),
+        ({"input": [3, 90], "request_id": "\ud800"}, (400, "bad_request")),
+        ({"input": [[1.5]] * 100_000}, (400, "bad_request")),
     ],
 )
 def test_pooling(server, change, answer):
@@ -122,6 +155,7 @@ def test_pooling(server, change, answer):
         ("/classify", {"input": ""}, "bad_request"),
         ("/classify", {"input": "[user] w3"}, "unknown_conversation"),
         ("/classify", {"input": "[user]  [assistant] w4"}, "bad_solution"),
+        ("/classify", {"input": "[user] w3 [assistant] w4 [user] w5 [assistant] w6"}, "unknown_conversation"),
         ("/v1/embeddings", {"input": "[user] w3 [assistant] w4", "dimensions": 3}, "bad_request"),
     ],
 )
@@ -131,7 +165,11 @@ def test_rewards(server, path, body, code):
 
 def test_paths_and_methods(server):
     assert error(requests.get(f"{server.url}/", timeout=10)) == (404, "no_such_path")
-    assert error(requests.get(f"{server.url}/score", timeout=10)) == (405, "wrong_method")
+    other_method = requests.get(f"{server.url}/score", timeout=10)
+    assert error(other_method) == (405, "wrong_method")
+    assert other_method.headers["Allow"] == "POST"
+    assert error(post(server, "/score/", GOOD)) == (404, "no_such_path")
+    assert requests.head(f"{server.url}/health", timeout=10).ok
     assert read_answer(raw(server, b"\x16\x03\x01 not HTTP\r\n\r\n"))[0] == 400
 
 
@@ -144,7 +182,8 @@ def test_token(model, monkeypatch, scorer):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             assert error(post(own, "/score", GOOD, headers=headers)) == (401, "unauthorized")
             assert error(requests.get(f"{own.url}/metrics", headers=headers, timeout=10)) == (401, "unauthorized")
-        assert post(own, "/score", GOOD, headers={"Authorization": "Bearer secret"}).ok
+        for scheme in ("Bearer", "bearer"):
+            assert post(own, "/score", GOOD, headers={"Authorization": f"{scheme} secret"}).ok
         assert requests.get(f"{own.url}/health", timeout=10).ok
         from pqm_fast.scoring.remote import RemoteScorer
 
@@ -176,6 +215,7 @@ def test_a_model_that_breaks(server, monkeypatch):
             assert "secret" not in answer.text
         elif body["solutions"] == [["w14"]]:
             assert error(answer) == (500, "broken_model")
+            assert "run" not in answer.text  # the folder of the model
         else:
             assert answer.status_code == 200
 
@@ -186,7 +226,7 @@ def test_out_of_memory(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(StepQModel, "scores", full)
-        assert error(post(server, "/score", GOOD)) == (503, "out_of_memory")
+        assert error(post(server, "/score", GOOD)) == (500, "out_of_memory")
 
 
 def test_a_defect_of_a_route(server, monkeypatch):
@@ -209,6 +249,7 @@ def test_a_defect_of_a_route(server, monkeypatch):
         ({"gather_ms": -1.0}, "gather_ms"),
         ({"text_separator": ""}, "text_separator: empty"),
         ({"conversation": "{prompt}"}, "must occur in it once"),
+        ({"conversation": "{prompt}{solution}"}, "then a text"),
         ({"conversation": "{solution} {prompt}"}, "must occur in it once"),
     ],
 )

@@ -1,6 +1,8 @@
 """Slow bodies, cut connections, sockets that do nothing, too much at once: the server goes on answering the others."""
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -161,6 +163,49 @@ def test_too_much_text_at_once(model, held):
         assert first.result().json()["scores"] == [[None]]
         assert scored.result().ok
         assert post(server, "/score", big).ok
+
+
+def test_clients_without_the_token_take_no_place(model, monkeypatch):
+    """Neither do those whose body is refused, and is read only so that they read the answer."""
+    monkeypatch.setenv("PQM_FAST_TOKEN", "secret")
+    authorized = {"headers": {"Authorization": "Bearer secret"}}
+    with running(config(model, limits={"max_requests": 1, "max_waiting_mb": 0.1})) as server:
+        half = [raw(server, head("/score", 10**6), b" " * 200_000) for _ in range(3)]
+        half += [raw(server, head("/health", 10**6), b" " * 200_000) for _ in range(3)]
+        too_large = head("/score", 10**8, "Authorization: Bearer secret")
+        half += [raw(server, too_large, b" " * 200_000) for _ in range(3)]
+        assert post(server, "/score", GOOD, **authorized).ok
+        assert requests.get(f"{server.url}/health", timeout=10).ok
+        assert server.gate.requests == server.gate.waiting_bytes == 0
+        for connection in half:
+            connection.close()
+
+
+def test_an_answer_that_is_not_read(model):
+    long = json.dumps({"question": "w3", "solutions": ["w4 " * 99_000], "separator": " "}).encode()
+    with running(config(model, limits={"receive_timeout": 1.0})) as server:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        for _ in range(6):  # more answers than the system keeps for a reader
+            connection.sendall(head("/score", len(long)) + long)
+        wait_until(lambda: server.server.server_state.connections)
+        wait_until(lambda: not server.server.server_state.connections)
+        wait_until(lambda: server.gate.requests == server.gate.waiting_bytes == 0)
+        assert post(server, "/score", GOOD).ok
+
+
+def test_a_second_signal_ends_the_process_at_once(model, monkeypatch):
+    killed = []
+    monkeypatch.setattr("pqm_fast.serve.run.os.kill", lambda *arguments: killed.append(arguments))
+    monkeypatch.setattr("pqm_fast.serve.run.signal.signal", lambda *arguments: killed.append(arguments))
+    with running(config(model)) as server:
+        server.server.handle_exit(signal.SIGTERM, None)
+        server.server.handle_exit(signal.SIGTERM, None)  # the same, sent to the process group too
+        assert killed == []
+        time.sleep(0.3)
+        server.server.handle_exit(signal.SIGINT, None)
+    assert killed == [(signal.SIGINT, signal.SIG_DFL), (os.getpid(), signal.SIGINT)]
 
 
 def test_the_time_of_a_request(model, held):

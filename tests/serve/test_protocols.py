@@ -149,12 +149,14 @@ def test_openai_client(server, scorer):
     assert struct.unpack("<f", b64decode(encoded["data"][0]["embedding"])) == pytest.approx((reward,), abs=1e-5)
 
 
-def test_remote_scorer(server, scorer):
+def test_remote_scorer(server, scorer, monkeypatch):
     pairs = [(question, steps) for question in ("w3", "w4 w5", "w6") for steps in SOLUTIONS][::-1]
     remote = open_scorer(server.url)
     assert isinstance(remote, RemoteScorer)
     assert flat(remote.score(pairs)) == pytest.approx(flat(scorer.score(pairs)), abs=1e-5)
     assert remote.score([]) == []
+    monkeypatch.setattr("pqm_fast.scoring.remote.SOLUTIONS_OF_A_REQUEST", 2)
+    assert flat(remote.score(pairs)) == pytest.approx(flat(scorer.score(pairs)), abs=1e-5)
     with pytest.raises(PQMError, match=r"/score: solution 0: the step token .* occurs in one of its steps"):
         remote.score([("w3", ["w4<|step|>"])])
     with pytest.raises(PQMError, match="solution 1: steps are 'abc'"):  # as Scorer says it
@@ -178,7 +180,9 @@ def test_a_conversation_of_another_form_and_another_aggregate(tmp_path):
         assert answer["data"][0]["probs"] == [pytest.approx(1 / (1 + math.exp(-scores[-1])), abs=1e-5)]
         assert error(post(other, "/classify", {"input": "Q: w3 A: w4"})) == (400, "unknown_conversation")
     with running(config(folder)) as without:  # the tokenizer has no chat template
-        assert error(post(without, "/classify", {"input": "w3"})) == (400, "unknown_conversation")
+        answer = post(without, "/classify", {"input": "w3"})
+        assert error(answer) == (400, "unknown_conversation")
+        assert "no chat template" in answer.json()["error"]["message"]
         assert post(without, "/score", {"question": "w3", "solutions": [["w4"]]}).ok
 
 

@@ -7,14 +7,14 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from pqm_fast.serve.problem import Problem
-from pqm_fast.serve.protocols.body import Body
+from pqm_fast.serve.protocols.body import Body, Texts
 from pqm_fast.serve.service import Service
 
 
 class RewardRequest(Body):
-    query: list[str] = Field(min_length=1)
+    query: Texts = Field(min_length=1)
     """The prompt and the solution as one text, with the special tokens of the policy."""
-    prompts: list[str]
+    prompts: Texts
     labels: list[Any] | None = None
     """The answers. A PRM does not need them."""
 
@@ -28,6 +28,7 @@ def routes(service: Service) -> APIRouter:
         if len(body.query) != len(body.prompts):
             message = f"{len(body.query)} queries and {len(body.prompts)} prompts; give one prompt for each query"
             raise Problem(400, "bad_request", message)
+        service.check_count(len(body.query))
         pairs = [service.conversation.split_at(q, p) for q, p in zip(body.query, body.prompts, strict=True)]
         rewards, scores = await service.rewards(pairs)
         extra = {

@@ -1,6 +1,6 @@
 """The server's own protocol: `POST /score`."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -11,23 +11,25 @@ from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate_all
 from pqm_fast.rewards import step_rewards
 from pqm_fast.serve.problem import Problem
-from pqm_fast.serve.protocols.body import Body
+from pqm_fast.serve.protocols.body import ITEMS, Body, Text, Texts
 from pqm_fast.serve.service import Service, finite
+
+Numbers = dict[Literal["temperature", "threshold", "prefix_reward", "correct"], float | bool]
 
 
 class ScoreRequest(Body):
-    question: str
-    solutions: list[list[str] | str] = Field(min_length=1)
+    question: Text
+    solutions: Annotated[list[Texts | Text], ITEMS, Field(min_length=1)]
     """Each a list of steps, or a text that is split at `separator`."""
-    separator: str | None = Field(None, min_length=1)
+    separator: Text | None = Field(None, min_length=1)
     """Default: --text-separator."""
     lenient: bool = False
     """Give the steps of a solution that holds the step token null, instead of an error."""
-    aggregate: list[str] = Field([])
+    aggregate: Texts = Field([])
     """The ways to reduce the scores of a solution to one."""
-    rewards: str | None = None
+    rewards: Text | None = None
     """The kind of step rewards to add (`pqm_fast.rewards.REWARDS`)."""
-    reward_options: dict[str, float | bool] = Field({})
+    reward_options: Numbers = Field({})
     """Its numbers, such as the threshold of verified-prefix."""
 
 
@@ -38,7 +40,11 @@ def routes(service: Service) -> APIRouter:
     async def score(body: ScoreRequest) -> JSONResponse:
         """Q-values for the steps of the solutions of one question. With solutions as texts, `spans` has the place of
         each step in its text (null for a solution that is a list)."""
+        service.check_count(len(body.solutions))
+        if body.reward_options and body.rewards is None:
+            raise Problem(400, "bad_option", "reward_options without rewards; name the kind of rewards")
         separator = body.separator or service.config.text_separator
+        service.check_steps(s.count(separator) + 1 if isinstance(s, str) else len(s) for s in body.solutions)
         solutions = [split_steps(s, separator) if isinstance(s, str) else s for s in body.solutions]
         scores = await service.score([(body.question, steps) for steps in solutions], body.lenient)
         answer: dict[str, Any] = {"model": service.model, "scores": scores}
@@ -49,7 +55,8 @@ def routes(service: Service) -> APIRouter:
                 names = dict.fromkeys(body.aggregate)
                 answer["aggregates"] = {how: list(map(finite, aggregate_all(scores, how))) for how in names}
             if body.rewards is not None:
-                answer["rewards"] = [step_rewards(steps, body.rewards, **body.reward_options) for steps in scores]
+                numbers: dict[str, Any] = {str(name): number for name, number in body.reward_options.items()}
+                answer["rewards"] = [step_rewards(steps, body.rewards, **numbers) for steps in scores]
         except PQMError as error:
             raise Problem(400, "bad_option", str(error)) from None
         return JSONResponse(answer)

@@ -8,16 +8,16 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from pqm_fast.serve.protocols.body import Body
+from pqm_fast.serve.protocols.body import Body, Text, Texts
 from pqm_fast.serve.protocols.vllm import envelope
 from pqm_fast.serve.service import Service
 
 
 class _Conversations(Body):
-    model: str | None = None
-    input: str | list[str] = Field(min_length=1)
+    model: Text | None = None
+    input: Text | Texts = Field(min_length=1)
     """A question and its solution as one text, written as --conversation says; or several such texts."""
-    user: str | None = None
+    user: Text | None = None
 
 
 class ClassifyRequest(_Conversations):
@@ -35,6 +35,7 @@ def routes(service: Service) -> APIRouter:
     async def rewards(body: _Conversations) -> list[float]:
         service.check_model(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
+        service.check_count(len(texts))
         return (await service.rewards([service.conversation.split(text) for text in texts]))[0]
 
     @router.post("/classify")

@@ -3,7 +3,7 @@ each step token of the input."""
 
 import time
 import uuid
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
@@ -12,22 +12,24 @@ from pydantic import Field
 
 from pqm_fast.data.encode import Encoded, Encoder
 from pqm_fast.serve.problem import Problem
-from pqm_fast.serve.protocols.body import Body
+from pqm_fast.serve.protocols.body import ITEMS, Body, Text, Texts
 from pqm_fast.serve.service import Service
+
+Ids = Annotated[list[int], Field(fail_fast=True)]
 
 
 class PoolingRequest(Body):
-    model: str | None = None
-    input: list[int] | list[list[int]] | str | list[str]
+    model: Text | None = None
+    input: Ids | Annotated[list[Ids], ITEMS] | Text | Texts
     """Token ids, or texts with step tokens in them. A text is tokenised as it is: better send ids, because the tokens
     of a step may depend on the text around it."""
-    task: Literal["token_classify"] = "token_classify"
+    task: Literal["token_classify"] | None = None
     use_activation: bool | None = None
-    """Has no effect, as in vLLM for a model of one value: the answer is the Q-value."""
+    """Has no effect, as in vLLM, for which `problem_type` in the checkpoint's config.json says that there is none."""
     encoding_format: Literal["float"] = "float"
     add_special_tokens: bool = True
-    user: str | None = None
-    request_id: str | None = None
+    user: Text | None = None
+    request_id: Text | None = None
     priority: int = Field(0, ge=0, le=0)
     """vLLM's default; requests have no priorities here."""
 
