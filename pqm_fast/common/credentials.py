@@ -6,6 +6,7 @@ from base64 import b64encode
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from pqm_fast.common.names import redacted
 from pqm_fast.errors import PQMError
 
 
@@ -25,9 +26,13 @@ class Credentials(NamedTuple):
 def split_credentials(url: str, variable: str = "OPENAI_API_KEY") -> tuple[str, Credentials]:
     """(the URL without name and password, the credentials from it and from the environment `variable`).
 
-    A key takes precedence over a name and password. Raises PQMError for a key that no header can hold.
+    A key takes precedence over a name and password. Raises PQMError for a URL that is none, and for a key that no
+    header can hold.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise PQMError(f"{redacted(url)}: {error}; correct the URL") from error
     user, _, host = parts.netloc.rpartition("@")
     authorization, secrets = "", []
     if user:

@@ -16,6 +16,11 @@ def redacted(text: str) -> str:
     return re.sub(r"(://[^\s?#]*\?)[^\s#]*", r"\1***", text)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is a hub id: it names no folder here, and could not be a path."""
+    return not Path(name).is_dir() and bool(_HUB_ID.fullmatch(name))
+
+
 def check_model_name(name: str) -> None:
     """Raises PQMError for a name that is not a folder and cannot be a hub id, without asking over the network."""
     if not isinstance(name, str):

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from pqm_kernels.losses import LOSSES
 
+from pqm_fast.common.names import is_hub_id
 from pqm_fast.data.sources import base_and_split, is_hub_name
 from pqm_fast.publish.serving import Served
 
@@ -139,7 +140,7 @@ def _metadata(model: Served, training: Training) -> str:
     return ModelCardData(
         library_name="transformers" if model.in_transformers else "pqm-fast",
         pipeline_tag="token-classification",
-        base_model=None if Path(training.base_model).is_dir() else training.base_model,
+        base_model=training.base_model if is_hub_id(training.base_model) else None,
         tags=["process-reward-model", "reward-model", "pqm-fast"],
     ).to_yaml()
 
@@ -215,8 +216,7 @@ def _limits(model: Served, training: Training) -> Iterator[str]:
 
 def _public(model: str) -> str:
     """A hub id as a link, a folder by its name alone."""
-    folder = Path(model)
-    return f"`{folder.resolve().name}`" if folder.is_dir() else f"[{model}](https://huggingface.co/{model})"
+    return f"[{model}](https://huggingface.co/{model})" if is_hub_id(model) else f"`{Path(model).resolve().name}`"
 
 
 def _public_source(source: str) -> str:

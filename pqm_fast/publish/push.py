@@ -8,12 +8,18 @@ from huggingface_hub.utils import validate_repo_id
 
 from pqm_fast.common.checksums import SUMS_FILE, has_sums, read_sums
 from pqm_fast.errors import PQMError
-from pqm_fast.model.identity import MODEL_FILES
 from pqm_fast.model.loading import short_reason
 from pqm_fast.model.saving import check_files
 from pqm_fast.publish.model_card import CARD_FILE
 from pqm_fast.publish.push_options import PushConfig
 from pqm_fast.publish.serving import served
+
+PUBLISHED = (
+    *("config.json", "generation_config.json", "model.safetensors", "model-*.safetensors"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja"),
+)
+"""The files of a model and its tokenizer, where no checksums list them. A folder may hold others, such as a token."""
 
 
 def push(config: PushConfig) -> str:
@@ -54,7 +60,7 @@ def files_to_push(folder: Path) -> list[Path]:
     if has_sums(folder):
         model = [folder / name for name in read_sums(folder)]
     else:
-        model = [file for pattern in (*MODEL_FILES, "*.index.json") for file in folder.glob(pattern)]
+        model = [file for pattern in PUBLISHED for file in folder.glob(pattern)]
     return sorted(file for file in {*model, folder / SUMS_FILE, folder / CARD_FILE} if file.is_file())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pqm_fast.data.step_text import split_steps
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate
-from pqm_fast.rewards.step_rewards import step_rewards
+from pqm_fast.rewards.step_rewards import REWARDS, step_rewards
 from pqm_fast.scoring.open_scorer import open_scorer
 from pqm_fast.scoring.remote import RemoteScorer
 from pqm_fast.scoring.stored import Scores
@@ -65,8 +65,13 @@ class SolutionReward:
 
     def __init__(self, how: str, aggregate: str | None = None, **numbers: Any):
         self.how, self.aggregate, self.numbers = how, aggregate, numbers
-        if aggregate is not None and (unknown := [name for name in numbers if name != "temperature"]):
-            raise PQMError(f"aggregate {aggregate!r} takes no numbers but temperature; found {', '.join(unknown)}")
+        known = ["temperature"] if aggregate == "softmin" else []
+        if aggregate is not None and (unknown := [name for name in numbers if name not in known]):
+            raise PQMError(
+                f"aggregate {aggregate!r} takes {', '.join(known) or 'no numbers'}; found {', '.join(unknown)}"
+            )
+        if how not in REWARDS:
+            raise PQMError(f"unknown step reward {how!r}; choose one of {', '.join(REWARDS)}")
         if "correct" in numbers:
             raise PQMError("correct: it is of one solution, and this reward is for many; call step_rewards yourself")
         self([0.0])

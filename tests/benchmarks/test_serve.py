@@ -59,6 +59,12 @@ def test_wrong_answers_are_found(options, monkeypatch):
         serve._check(config, bodies, bodies, [load, wrong])
 
 
+@pytest.mark.parametrize("name", ["solutions", "requests", "clients", "alone"])
+def test_options(name):
+    with pytest.raises(serve.PQMError, match=f"{name}: 0"):
+        serve.ServeBench("m", ("d",), **{name: 0})
+
+
 def test_lost_answers_are_counted():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -95,11 +95,10 @@ def test_a_dry_run_sends_nothing(run, monkeypatch, capsys):
 def test_without_checksums_the_model_files_are_taken(run, hub):
     (run / SUMS_FILE).unlink()
     (run / "model.safetensors.index.json").write_text("{}")
+    for name in ("hf_token.json", "training_args.bin", "optimizer.safetensors"):
+        (run / name).write_text("secret")
     assert push(run, "org/prm") == 0
-    assert set(hub.files["org/prm", "main"]) == PUBLISHED - {SUMS_FILE} | {
-        "model.safetensors.index.json",
-        "tokens.json",
-    }
+    assert set(hub.files["org/prm", "main"]) == PUBLISHED - {SUMS_FILE} | {"model.safetensors.index.json"}
 
 
 @pytest.mark.parametrize(

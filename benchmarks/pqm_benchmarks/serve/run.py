@@ -55,6 +55,11 @@ class ServeBench:
     """JSON file to write."""
     read: ReadOptions = field(default_factory=ReadOptions)
 
+    def __post_init__(self) -> None:
+        for name in ("solutions", "requests", "clients", "alone"):
+            if getattr(self, name) < 1:
+                raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
+
 
 def run(config: ServeBench) -> dict[str, Any]:
     """Measures, prints a table, and returns the content of the JSON. Raises PQMError for a lost or wrong answer."""

@@ -50,7 +50,7 @@ def trl_reward(
         questions = map(last_question, prompts) if question_column is None else columns[question_column]
         texts = [_completion_text(completion, separator) for completion in completions]
         all_scores = scorer.score(list(zip(questions, texts, strict=True)))
-        if log_metric := columns.get("log_metric"):
+        if all_scores and (log_metric := columns.get("log_metric")):
             log_metric(f"rewards/{reward_function.__name__}/cut_off", sum(None in s for s in all_scores) / len(texts))
         return [None if None in scores else reward(scores) for scores in all_scores]
 
