@@ -75,7 +75,9 @@ async def _answer_invalid(request: Request, error: Any) -> JSONResponse:
 
 
 def _told(error: dict[str, Any]) -> str:
-    return f"{'.'.join(map(str, error['loc'][1:])) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
+    # the place, without the names of the types that were tried there
+    place = [str(part) for part in error["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part != "str")]
+    return f"{'.'.join(place) or 'the body'}: {error['msg'].removeprefix('Value error, ')}"
 
 
 async def _answer_http(request: Request, error: Any) -> JSONResponse:

@@ -63,6 +63,8 @@ def test_the_message_names_the_place_and_what_to_do(server):
         "question: Input should be a valid string; solutions: Input should be a valid list; lenient"
     )
     assert several.endswith("; and 1 more")
+    wrong_step = message({"solutions": [["w4"], ["w5", 1]]})
+    assert wrong_step == "solutions.1.1: Input should be a valid string; solutions.1: Input should be a valid string"
     assert len(message({"solutons" * 10_000: 1})) < 1000
     in_text = message({"solutions": [["w4"], ["w5<|step|>"]]})
     assert in_text == "solution 1: the step token '<|step|>' occurs in one of its steps; remove it from the text"
