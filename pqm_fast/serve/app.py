@@ -38,6 +38,8 @@ def make_app(service: Service, token: str) -> Application:
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
+        if not batcher.alive:
+            raise Problem(500, "not_scoring", "the server does not score any more; restart it")
         return JSONResponse({"status": "ok", "model": service.model})
 
     @app.get("/metrics")

@@ -77,6 +77,11 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="score", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: it does until `close`, unless something unforeseen has ended it."""
+        return self._thread.is_alive()
+
     async def encode(self, use: Callable[..., T], *arguments: Any) -> T:
         """`use(*arguments)`, on the thread that may use the tokenizer."""
         return await asyncio.get_running_loop().run_in_executor(self._encoding, use, *arguments)

@@ -192,8 +192,11 @@ def test_a_model_without_a_step_token(tmp_path):
         assert error(post(other, "/pooling", {"input": [3, 4]})) == (400, "no_step_token")
 
 
-def test_health_and_metrics(server):
+def test_health_and_metrics(server, monkeypatch):
     assert requests.get(f"{server.url}/health", timeout=10).json() == {"status": "ok", "model": "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr("pqm_fast.serve.batcher.Batcher.alive", False)
+        assert error(requests.get(f"{server.url}/health", timeout=10)) == (500, "not_scoring")
     before = _metrics(server)
     post(server, "/score", {"question": QUESTION, "solutions": SOLUTIONS})
     post(server, "/score", {"question": QUESTION})
