@@ -15,7 +15,7 @@ from openai_server import completed, llama_cpp, vllm
 from part_file import rows_in
 from rank_processes import exit_codes, start_ranks
 from transformers import AutoModelForCausalLM
-from worlds import questions, rows_of, sample, write
+from worlds import questions, rows_of, sample, with_the_fields_of_a_pool, write
 
 from pqm_fast.arithmetic.models import write_model
 from pqm_fast.arithmetic.problems import step_labels
@@ -121,9 +121,12 @@ def test_pool_of_a_search_and_of_as_many_tokens(model, data, tmp_path, monkeypat
 
 
 def test_samples_are_those_of_sample(model, data, tmp_path, knowing):
+    """Whatever the file says of earlier solutions."""
+    write(data, list(map(with_the_fields_of_a_pool, questions(7))))
     assert search(data, tmp_path / "pool.jsonl", model, compare=True, seed=5) == 0
     assert sample(data, tmp_path / "sampled.jsonl", "arithmetic:careless", n=8, seed=5) == 0
     for row, sampled in zip(rows_of(tmp_path / "pool.jsonl"), rows_of(tmp_path / "sampled.jsonl"), strict=True):
+        assert (row["level"], row["scored_by"], "correct" in row) == (5, str(model), False)
         mine = [r["steps"] for r in row["responses"] if r["method"] == "samples"]
         assert mine == [r["steps"] for r in sampled["responses"]]
 
@@ -278,7 +281,7 @@ def test_questions_that_are_refused_and_unanswered(model, data, tmp_path, knowin
     assert "question mixed:3: 'What is 5 - 2?' is not from the arithmetic world" in (error := capfd.readouterr().err)
     assert "--skip-refused leaves such questions out" in error
     assert search(mixed, tmp_path / "out", model, skip_refused=True, result=tmp_path / "result.json") == 0
-    assert "left out 1 questions that were refused, for example: question mixed:3" in capfd.readouterr().out
+    assert "left out 1 question that was refused, for example: question mixed:3" in capfd.readouterr().out
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["q0", "q1", "open"]
     found = json.loads((tmp_path / "result.json").read_text())["methods"]["beam"]
     assert (found["questions"], found["best"]["questions"]) == (3, 2)
@@ -292,11 +295,17 @@ def test_questions_that_are_refused_and_unanswered(model, data, tmp_path, knowin
 
 
 def test_bad_input(model, data, tmp_path, capfd):
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "x").mkdir()
     for options, said in (
         ({"n": 6}, "n: 6 is not a multiple of m, 4"),
         ({"budget_tokens": 3}, "budget_tokens: 3 is too small"),
         ({"policy": "arithmetic:nobody"}, "arithmetic:nobody: choose one of"),
         ({"result": tmp_path}, "is a folder; name a file to write"),
+        ({"result": data}, "is a file of --data, which it would replace"),
+        ({"result": tmp_path / "out"}, "is the file of --out, or its journal"),
+        ({"result": tmp_path / "x" / ".." / "out.part"}, "is the file of --out, or its journal"),
+        ({"result": tmp_path / "link"}, "is a file of --data, which it would replace"),
         ({"policy": "http://127.0.0.1:9/v1"}, "name a server and its model"),
     ):
         assert search(data, tmp_path / "out", model, **options) == 1
@@ -304,6 +313,7 @@ def test_bad_input(model, data, tmp_path, capfd):
     assert search(data, tmp_path / "out", tmp_path / "nothing") == 1
     assert "nothing" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert rows_of(data) == questions(7)
 
 
 # ---- policies that are models ---------------------------------------------------------------------------------------
