@@ -23,7 +23,7 @@ from pqm_fast.common.credentials import split_credentials
 from pqm_fast.common.http_post import QUOTED_BYTES, body_text, make_opener, post, retry_after
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.sample.options import PolicyOptions
-from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts
+from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts, token_limit
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
@@ -152,7 +152,7 @@ class ServerPolicy:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": prompt + written,
-            "max_tokens": options.max_new_tokens,
+            "max_tokens": token_limit(options, request),
             "temperature": options.temperature,
             "top_p": options.top_p,
             "seed": request.seed % 2**31,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from pqm_fast.errors import PQMError
 from pqm_fast.sample.policy import Completion, Policy, Request, complete, request_seed
 from pqm_fast.sample.read_questions import Question
+from pqm_fast.sample.refused import leave_out
 from pqm_fast.search.methods import Samples, Search
 from pqm_fast.search.options import SearchConfig
 from pqm_fast.search.solution import Scores, Solution
@@ -69,7 +70,7 @@ class Rounds:
             children: dict[int, list[Solution]] = {}
             for slot, child in zip(slots, written, strict=True):
                 if slot.q not in refused:
-                    slot.search.budget.take(child.tokens - slot.parent.tokens)
+                    slot.search.written += child.tokens - slot.parent.tokens
                     children.setdefault(slot.q, []).append(child)
             scores = self._scores(part, round, children, {slot.q: slot.question.text for slot in slots})
             for q, _, search in searches:
@@ -87,6 +88,8 @@ class Rounds:
         def next_request() -> Request | None:
             while todo:
                 i, parent, blanks = todo.popleft()
+                if slots[i].q in refused:
+                    continue
                 key = Key(slots[i].q, part, round, slots[i].number, blanks)
                 if (stored := self.store.completion(key)) is None:
                     return self._request(slots[i], key, parent, i)
@@ -94,7 +97,7 @@ class Rounds:
             return None
 
         def take(i: int, parent: Solution, blanks: int, completion: Completion) -> None:
-            children[i] = child = self._child(parent, completion, part)
+            children[i] = child = self._child(parent, completion, slots[i].search.by_step)
             if not child.end and not child.pieces[-1].strip():  # a blank piece is no step: go on to the next one
                 if blanks < MOST_BLANKS:
                     todo.append((i, child, blanks + 1))
@@ -112,10 +115,7 @@ class Rounds:
             elif request.steps:  # a solution that fills the context
                 children[i] = replace(parent, end="length")
             else:
-                reason = f"question {slots[i].question.id}: {outcome}"
-                if not self.config.skip_refused:
-                    raise PQMError(f"{reason}; --skip-refused leaves such questions out") from outcome
-                refused.setdefault(key.q, reason)
+                leave_out(refused, key.q, slots[i].question, outcome, self.config.skip_refused)
         return children
 
     def _request(self, slot: _Slot, key: Key, parent: Solution, i: int) -> Request:
@@ -124,21 +124,22 @@ class Rounds:
             seed = request_seed(self.config.seed, self.policy_name, text, len(search.samples) + slot.number)
         else:
             seed = request_seed(self.config.seed, self.policy_name, text, *key[1:])
-        return Request(text, parent.pieces, seed, (i, key, parent), one_step=isinstance(search, Search))
+        limit = self.config.writing.max_new_tokens - parent.tokens
+        return Request(text, parent.pieces, seed, (i, key, parent), one_step=search.by_step, limit=limit)
 
-    def _child(self, parent: Solution, completion: Completion, part: Part) -> Solution:
+    def _child(self, parent: Solution, completion: Completion, by_step: bool) -> Solution:
         if completion.tokens is None:
             raise PQMError(
                 f"{self.policy_name}: its server does not say how many tokens it wrote (usage.completion_tokens), and "
                 "a search counts them; use another server"
             )
-        texts = [completion.text]
-        if part == "samples":
-            texts = completion.text.split(self.config.writing.step_separator)
+        texts = [completion.text] if by_step else completion.text.split(self.config.writing.step_separator)
+        tokens = parent.tokens + max(1, completion.tokens)
+        full = completion.goes_on and tokens >= self.config.writing.max_new_tokens
         return Solution(
             pieces=(*parent.pieces, *texts),
-            tokens=parent.tokens + max(1, completion.tokens),
-            end="length" if not completion.finished else "" if completion.goes_on else "stop",
+            tokens=tokens,
+            end="length" if full or not completion.finished else "" if completion.goes_on else "stop",
         )
 
     def _scores(

@@ -117,7 +117,7 @@ def _search_missing(
             samples: dict[int, Samples] = {}
             refused |= rounds.run("search", [(q, questions[q], s) for q, s in searches.items()])
             if config.compare:
-                samples = {q: Samples(s.budget.used) for q, s in searches.items() if q not in refused}
+                samples = {q: Samples(s.written) for q, s in searches.items() if q not in refused}
                 refused |= rounds.run("samples", [(q, questions[q], s) for q, s in samples.items()])
             for q, searched in searches.items():
                 if q not in refused:
@@ -137,7 +137,7 @@ def _row(
 ) -> dict[str, Any]:
     """The row of a question in the pool, with the solutions of each part."""
     written = {method: part for method, part in parts.items() if part is not None}
-    tokens = {method: part.budget.used for method, part in written.items()}
+    tokens = {method: part.written for method, part in written.items()}
     responses = [
         _response(solution, method, name if method == "samples" else f"{name} {method}", s)
         for method, part in written.items()
@@ -176,7 +176,7 @@ def _with_inputs(config: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
         if dtype == "auto":
             dtype = dtype_name(pick_dtype("auto", pick_device(config.writing.device), config.model))
         config = replace(config, model_dtype=dtype)
-    names = ("preset", "method", "n", "m", "budget_tokens", "max_steps", "aggregate", "distinct", "compare", "seed")
+    names = ("preset", "method", "n", "beam_width", "budget_tokens", "max_steps", "aggregate", "distinct", "compare", "seed")
     return config, {
         "policy": policy_identity(config.policy),
         "model": [_scored_by(config), *model_key(Path(config.model))],

@@ -67,7 +67,7 @@ def knowing(monkeypatch):
 
 
 def search(data, out, model, policy="arithmetic:careless", **options):
-    options = {"device": "cpu", "n": 8, "m": 4, "together": 3} | options
+    options = {"device": "cpu", "n": 8, "beam_width": 4, "together": 3} | options
     named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if not isinstance(value, bool)]
     named += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
     chosen = ["--policy", policy, "--model", str(model), "--data", str(data), "--out", str(out)]
@@ -217,7 +217,7 @@ def test_another_search_does_not_resume_this_one(model, data, tmp_path, monkeypa
         patch.setattr("pqm_fast.search.run._row", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert search(data, tmp_path / "out", model) == 130
     for change, name in (
-        ({"m": 2}, "m (4 then, 2 now)"),
+        ({"beam_width": 2}, "beam_width (4 then, 2 now)"),
         ({"method": "dvts"}, "method"),
         ({"compare": True}, "compare"),
     ):
@@ -298,8 +298,8 @@ def test_bad_input(model, data, tmp_path, capfd):
     (tmp_path / "link").symlink_to(data)
     (tmp_path / "x").mkdir()
     for options, said in (
-        ({"n": 6}, "n: 6 is not a multiple of m, 4"),
-        ({"budget_tokens": 3}, "budget_tokens: 3 is too small"),
+        ({"n": 6}, "n: 6 is not a multiple of beam_width, 4"),
+        ({"budget_tokens": 0}, "budget_tokens: 0 was given"),
         ({"policy": "arithmetic:nobody"}, "arithmetic:nobody: choose one of"),
         ({"result": tmp_path}, "is a folder; name a file to write"),
         ({"result": data}, "is a file of --data, which it would replace"),
@@ -341,7 +341,7 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     data = write(tmp_path / "q.jsonl", [{"id": f"q{i}", "prompt": " ".join(["w3"] * (1 + i))} for i in range(3)])
     scorer = ByLength()
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
-    options = {"policy": str(folder), "step_separator": " ", "max_new_tokens": 20, "n": 4, "m": 2, "max_steps": 9}
+    options = {"policy": str(folder), "step_separator": " ", "max_new_tokens": 20, "n": 4, "beam_width": 2, "max_steps": 9}
     for parallel in (64, 3):
         out = tmp_path / f"out{parallel}"
         assert search(data, out, model, parallel=parallel, compare=True, **options) == 0
@@ -350,16 +350,17 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     for row in rows_of(tmp_path / "out64"):
         for response in row["responses"]:
             ends.add((response["method"], response["finish_reason"]))
+            assert response["tokens"] <= 20  # --max-new-tokens limits a whole solution of both
             assert all(" " not in step for step in response["steps"])
             assert (response["scores"][-1] is None) == (response["finish_reason"] == "length")
     assert {("beam", "length"), ("samples", "stop"), ("samples", "length")} <= ends
     generate, batches = LocalPolicy._generate, []
 
-    def interrupted(self):
-        batches.append(len(self.batch))
+    def interrupted(self, batch):
+        batches.append(len(batch))
         if len(batches) == 5:
             raise KeyboardInterrupt
-        return generate(self)
+        return generate(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalPolicy, "_generate", interrupted)
@@ -367,18 +368,18 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     assert rows_in(tmp_path / "resumed.part") > 10
     assert search(data, tmp_path / "resumed", model, parallel=5, compare=True, **options) == 0
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "out64").read_bytes()
-    # with a limit of 120 new tokens, a prompt of more than 8 is beyond the context: the solution is cut off there
+    # the context holds 120 new tokens of a solution, whatever the number of its steps
     assert search(data, tmp_path / "full", model, **(options | {"max_new_tokens": 120, "max_steps": 40})) == 0
-    longest = max(len(r["steps"]) for row in rows_of(tmp_path / "full") for r in row["responses"])
-    assert longest <= 8
-    assert {r["finish_reason"] for row in rows_of(tmp_path / "full") for r in row["responses"]} >= {"length"}
+    responses = [response for row in rows_of(tmp_path / "full") for response in row["responses"]]
+    assert max(len(response["steps"]) for response in responses) > 20
+    assert {response["finish_reason"] for response in responses} == {"stop", "length"}
 
 
 @pytest.mark.parametrize("answer", [vllm, llama_cpp])
 def test_a_server(serve, data, tmp_path, knowing, model, answer):
     """One request for a step; a server that does not say what ended it is asked for one token more."""
     server = serve(answer)
-    assert search(data, tmp_path / "out", model, policy=server.policy, n=4, m=2, together=2) == 0
+    assert search(data, tmp_path / "out", model, policy=server.policy, n=4, beam_width=2, together=2) == 0
     stepwise = [body for body in server.seen if "stop" in body]
     assert len(stepwise) == 7 * 4 * 5
     assert len(server.seen) == len(stepwise) * (2 if answer is llama_cpp else 1)

@@ -34,7 +34,8 @@ def _variants(results: dict[str, Any]) -> str:
     for row in results["settings"]:
         setting, search = row["setting"], row["search"]["average"]
         if setting["n"] == 8:
-            options = f"--method {setting['method']} --m {setting['m']} --aggregate {setting['aggregate']}"
+            options = f"--method {setting['method']} --beam-width {setting['beam_width']}"
+            options += f" --aggregate {setting['aggregate']}"
             options += " --distinct" * setting["distinct"]
             cells = [_shown(search[choice]) for choice in ("best", "weighted_vote", "any_right")]
             rows.append([f"`{options}`", *cells, _shown(row["samples"]["average"]["best"]), _difference(row)])
@@ -47,7 +48,7 @@ def _choices(searches: dict[str, dict[str, float]], samples: dict[str, float]) -
 
 
 def _is_main(setting: dict[str, Any]) -> bool:
-    return (setting["m"], setting["aggregate"], setting["distinct"]) == (4, "min", False)
+    return (setting["beam_width"], setting["aggregate"], setting["distinct"]) == (4, "min", False)
 
 
 def _one(rows: list[dict[str, Any]], **setting: Any) -> dict[str, Any]:

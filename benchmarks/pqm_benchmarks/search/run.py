@@ -23,7 +23,7 @@ class Setting:
 
     method: str = "beam"
     n: int = 8
-    m: int = 4
+    beam_width: int = 4
     aggregate: str = "min"
     distinct: bool = False
 
@@ -32,10 +32,10 @@ MAIN = tuple(Setting(method, n) for n in (4, 8, 16) for method in ("beam", "dvts
 VARIANTS = (
     Setting(distinct=True),
     Setting(aggregate="last"),
-    Setting(m=2),
-    Setting(m=8),
+    Setting(beam_width=2),
+    Setting(beam_width=8),
     Setting("dvts", aggregate="last"),
-    Setting("dvts", m=2),
+    Setting("dvts", beam_width=2),
 )
 
 
