@@ -103,9 +103,18 @@ class ServerPolicy:
         completion = Completion(answer.text, finished=answer.reason not in CUT_OFF_REASONS, tokens=answer.tokens)
         if not (request.one_step and completion.finished):
             return completion
+        separator = self.options.step_separator
+        if answer.text.endswith(separator):  # some servers return the stop text
+            return completion._replace(text=answer.text.removesuffix(separator), goes_on=True)
         if answer.says_stop:
-            return completion._replace(goes_on=answer.stop == self.options.step_separator)
-        # This server reports a stop text and the end in the same way: the likeliest next token tells them apart.
+            return completion._replace(goes_on=answer.stop == separator)
+        if self.options.stop:
+            raise PQMError(
+                f"{self.url}: does not say which stop text ended a step (stop_reason or matched_stop), so --stop cannot "
+                "be told from the step separator; leave out --stop, or use a server such as vLLM"
+            )
+        # This server reports a stop text and the end in the same way. The likeliest next token tells them apart, in
+        # place of the one that was sampled: where both were likely, that is an approximation.
         next_token = self._answer(request, {"max_tokens": 1, "temperature": 0}, answer.text)
         if isinstance(next_token, RecordError):  # the text fills the context: so will the request for another step
             return completion._replace(goes_on=True)

@@ -156,6 +156,44 @@ def test_seeds(model, data, tmp_path, knowing, capfd):
     assert (tmp_path / "out1").read_bytes() != (tmp_path / "out3").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["beam", "dvts"])
+def test_every_budget_has_an_answer(model, data, tmp_path, monkeypatch, knowing, method):
+    """All solutions have 25 tokens, and five steps. There are two at least, and the limit is exceeded by the end of one
+    at most. An interrupted search goes on in the same way."""
+    complete = ArithmeticPolicy._complete
+    for budget, least in ((8, 50), (25, 50), (60, 50), (100, 95), (160, 155), (999, 225)):
+        options = {"method": method, "budget_tokens": budget}
+        out = tmp_path / f"out-{budget}"
+        assert search(data, out, model, **options) == 0
+        for row in rows_of(out):
+            ends = [response["finish_reason"] for response in row["responses"]]
+            assert least <= row["tokens_written"][method] <= max(budget, 50)
+            assert ends.count("stop") >= max(2, least // 30)
+    for calls in (5, 30):
+        done = []
+
+        def killed(self, request, done=done, calls=calls):
+            done.append(request)
+            if len(done) > calls:
+                raise KeyboardInterrupt
+            return complete(self, request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ArithmeticPolicy, "_complete", killed)
+            assert search(data, tmp_path / "resumed", model, method=method, budget_tokens=60) == 130
+        assert search(data, tmp_path / "resumed", model, method=method, budget_tokens=60) == 0
+        assert (tmp_path / "resumed").read_bytes() == (tmp_path / "out-60").read_bytes()
+        (tmp_path / "resumed").unlink()
+
+
+@pytest.mark.parametrize("max_steps", [1, 3])
+def test_the_last_round_writes_whole_solutions(model, data, tmp_path, knowing, max_steps):
+    assert search(data, tmp_path / "out", model, max_steps=max_steps) == 0
+    for row in rows_of(tmp_path / "out"):
+        assert [(r["finish_reason"], len(r["steps"])) for r in row["responses"]] == [("stop", 5)] * 8
+        assert all(r["scores"] == Knowing().score([(row["question"], r["steps"])])[0] for r in row["responses"])
+
+
 class Killed(BaseException):
     """As abrupt as a test can be."""
 
@@ -382,6 +420,9 @@ def test_a_server(serve, data, tmp_path, knowing, model, answer):
     assert search(data, tmp_path / "out", model, policy=server.policy, n=4, beam_width=2, together=2) == 0
     stepwise = [body for body in server.seen if "stop" in body]
     assert len(stepwise) == 7 * 4 * 5
+    for body in stepwise:  # a solution may have 1024 tokens, and its steps have had five each, or six with the question
+        steps = len(body["prompt"].removesuffix("\n").split("\n")) - 1
+        assert body["max_tokens"] == 1024 - steps * (6 if answer is llama_cpp else 5)
     assert len(server.seen) == len(stepwise) * (2 if answer is llama_cpp else 1)
     assert max(server.attempts.values()) == 1 or answer is llama_cpp  # equal texts may be asked about twice
     rows = rows_of(tmp_path / "out")
