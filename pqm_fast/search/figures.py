@@ -98,7 +98,10 @@ def table(result: dict[str, Any]) -> str:
     lines.append("solutions and tokens: of a question; in brackets: 95% intervals over questions")
     for field, reason in (
         ("cut_off", "were cut off (by --budget-tokens, --max-steps, --max-new-tokens or the policy's context)"),
-        ("unscored", "have a step without a score (beyond the model's context, or the model cannot read it)"),
+        (
+            "unscored",
+            "have a step without a score (beyond the model's context, or the model cannot read it), or are empty",
+        ),
     ):
         if count := sum(found[field] for found in result["methods"].values()):
             lines.append(f"{count:,} solutions {reason}: kept, and never preferred")

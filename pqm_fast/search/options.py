@@ -54,8 +54,8 @@ class SearchConfig:
     together: int = 32
     """Questions searched together: each round of all of them is one batch for the policy and one for the model."""
     skip_refused: bool = False
-    """Leave out questions that the policy cannot take (longer than its context, say) and count them at the end, instead
-    of stopping at the first."""
+    """Leave out questions that the policy or the model cannot take (longer than its context, say) and count them at the
+    end, instead of stopping at the first."""
     preset: Preset = "none"
     """The third-party PRM that the model is, as for `pqm-fast score`; none: a pqm-fast checkpoint."""
     max_tokens: int = 16384

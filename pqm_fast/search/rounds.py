@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from pqm_fast.data.records import EMPTY_STEP
 from pqm_fast.errors import PQMError
 from pqm_fast.sample.policy import Completion, Policy, Request, complete, request_seed
 from pqm_fast.sample.read_questions import Question
@@ -73,8 +74,11 @@ class Rounds:
                     slot.search.written += child.tokens - slot.parent.tokens
                     children.setdefault(slot.q, []).append(child)
             scores = self._scores(part, round, children, {slot.q: slot.question.text for slot in slots})
-            for q, _, search in searches:
-                if q in children:
+            for q, question, search in searches:
+                if q in children and round == 0 and not self._is_readable(question, scores[q]):
+                    why = "the model cannot read it: it is beyond its context, or holds its step token"
+                    leave_out(refused, q, question, why, self.config.skip_refused)
+                elif q in children:
                     search.take([replace(c, scores=s) for c, s in zip(children[q], scores[q], strict=True)])
             round += 1
         return refused
@@ -142,16 +146,25 @@ class Rounds:
             end="length" if full or not completion.finished else "" if completion.goes_on else "stop",
         )
 
+    def _is_readable(self, question: Question, scores: Sequence[Scores]) -> bool:
+        """Whether the model can read the question. It is asked where none of the first steps has a score."""
+        if any(score is not None for of_solution in scores for score in of_solution):
+            return True
+        return self.scorer().score([(question.text, ("1",))], lenient=True) != [[None]]
+
     def _scores(
         self, part: Part, round: int, children: dict[int, list[Solution]], texts: dict[int, str]
     ) -> dict[int, list[Scores]]:
         """The scores of the steps of each question's children, from the store or from the model."""
         scores = {q: stored for q in children if (stored := self.store.scores(q, part, round)) is not None}
         missing = [q for q in children if q not in scores]
-        # equal solutions are scored once
-        pairs = list(dict.fromkeys((texts[q], child.steps) for q in missing for child in children[q]))
-        if pairs:
-            by_pair = dict(zip(pairs, map(tuple, self.scorer().score(pairs, lenient=True)), strict=True))
+        # equal solutions are scored once, and empty ones, which are never preferred, not at all
+        pairs = dict.fromkeys((texts[q], child.steps) for q in missing for child in children[q])
+        if missing:
+            scored = [pair for pair in pairs if pair[1] != (EMPTY_STEP,)]
+            by_pair: dict[tuple[str, tuple[str, ...]], Scores] = dict.fromkeys(pairs, (None,))
+            if scored:
+                by_pair |= zip(scored, map(tuple, self.scorer().score(scored, lenient=True)), strict=True)
             new = {q: [by_pair[texts[q], child.steps] for child in children[q]] for q in missing}
             self.store.keep_scores(part, round, new)
             scores |= new

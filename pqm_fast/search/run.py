@@ -176,7 +176,18 @@ def _with_inputs(config: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
         if dtype == "auto":
             dtype = dtype_name(pick_dtype("auto", pick_device(config.writing.device), config.model))
         config = replace(config, model_dtype=dtype)
-    names = ("preset", "method", "n", "beam_width", "budget_tokens", "max_steps", "aggregate", "distinct", "compare", "seed")
+    names = (
+        "preset",
+        "method",
+        "n",
+        "beam_width",
+        "budget_tokens",
+        "max_steps",
+        "aggregate",
+        "distinct",
+        "compare",
+        "seed",
+    )
     return config, {
         "policy": policy_identity(config.policy),
         "model": [_scored_by(config), *model_key(Path(config.model))],

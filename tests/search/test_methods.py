@@ -43,7 +43,9 @@ def test_the_last_round_writes_to_the_end(method):
     assert (names(search.parents()), search.by_step) == (["", ""], True)
     take(search, [solution("a", scores=[1]), solution("b", scores=[2])])
     assert (names(search.parents()), search.by_step) == (["b", "b"], False)
-    take(search, [solution("b", "c", scores=[2, 1], end="length"), solution("b", "d", "e", scores=[2, 0, 0], end="stop")])
+    take(
+        search, [solution("b", "c", scores=[2, 1], end="length"), solution("b", "d", "e", scores=[2, 0, 0], end="stop")]
+    )
     assert search.parents() == []
     assert [(s.steps, s.end) for s in search.solutions()] == [(("b", "c"), "length"), (("b", "d", "e"), "stop")]
 

@@ -1,5 +1,7 @@
 """Rounds of several questions with a stand-in policy and model: what is asked, what is scored, what goes wrong."""
 
+from dataclasses import replace
+
 import pytest
 from searches import Memory, ScriptedPolicy, TableScorer, config, question, rounds
 
@@ -99,7 +101,7 @@ def test_blank_pieces_are_passed_over_and_stay_in_the_prompt():
 def test_endless_blanks_are_cut_off():
     policy = ScriptedPolicy(lambda request, i: Completion("", True, 1, goes_on=True))
     [search], _ = searched(config(n=2, beam_width=2), policy, TableScorer({}))
-    cut = (EMPTY_STEP,), "length", (0.0,), rounds_module.MOST_BLANKS + 1
+    cut = (EMPTY_STEP,), "length", (None,), rounds_module.MOST_BLANKS + 1
     assert steps(search) == [cut] * 2
     assert len(policy.seen) == 2 * (rounds_module.MOST_BLANKS + 1)
 
@@ -125,8 +127,14 @@ def test_a_step_that_ends_otherwise(completion, end):
 
 
 def test_an_end_at_once_is_one_failed_step():
-    [search], _ = searched(config(n=2, beam_width=2), ScriptedPolicy(lambda r, i: Completion("", True, 0)), TableScorer({}))
-    assert steps(search) == [((EMPTY_STEP,), "stop", (0.0,), 1)] * 2  # the end is a token at least
+    """Whatever the model thinks of the words for it: it has no score, and is never preferred."""
+    scorer = TableScorer({EMPTY_STEP: 9.0})
+    [search], _ = searched(config(n=2, beam_width=2), ScriptedPolicy(lambda r, i: Completion("", True, 0)), scorer)
+    assert steps(search) == [((EMPTY_STEP,), "stop", (None,), 1)] * 2  # the end is a token at least
+    assert scorer.calls == [[("Q", ("1",))]]  # only whether the question can be read
+    half = ScriptedPolicy(lambda r, i: Completion("A" if i else "", True, 1))
+    [search], _ = searched(config(n=2, beam_width=2), half, TableScorer({"A": -5.0, EMPTY_STEP: 9.0}))
+    assert [s.steps for s in search.trees[0].kept] == [("A",)]
 
 
 def test_a_solution_that_fills_the_context_is_kept_and_never_preferred():
@@ -168,6 +176,32 @@ def test_a_step_that_the_model_cannot_read_has_no_score():
     scorer = TableScorer(SCORES, bad="B")
     [search], _ = searched(config(n=4, beam_width=4), ScriptedPolicy(by_hand), scorer)
     assert {s.steps[0] for s in search.solutions()} == {"D"}
+
+
+def test_a_question_that_the_model_cannot_read():
+    """It holds the step token, so that no step of it has a score: the policy would go on without a guide."""
+
+    class Scorer(TableScorer):
+        def score(self, solutions, *, lenient):
+            scores = super().score(solutions, lenient=lenient)
+            return [[None] * len(s) if text == "Q" else s for s, (text, _) in zip(scores, solutions, strict=True)]
+
+    for budget in (None, 50):
+        options = config(n=4, beam_width=2, budget_tokens=budget, skip_refused=True)
+        policy = ScriptedPolicy(lambda r, i: Completion("1", True, 3, goes_on=r.one_step and not r.steps))
+        with pytest.raises(PQMError, match="question id of Q: the model cannot read it.*--skip-refused leaves"):
+            searched(replace(options, skip_refused=False), policy, Scorer({}), texts=("P", "Q"))
+        (p, _), refused = searched(options, policy, scorer := Scorer({}), texts=("P", "Q"))
+        assert [*refused] == [1]
+        assert {s.end for s in p.solutions()} == {"stop"}
+        assert [("Q", ("1",))] in scorer.calls
+        assert all(text == "P" for call in scorer.calls[2:] for text, _ in call)
+
+
+def test_a_refused_question_is_not_asked_for_again():
+    policy = ScriptedPolicy(lambda r, i: RecordError("no", "no"), batch=3)
+    searched(config(n=8, skip_refused=True), policy, TableScorer({}))
+    assert len(policy.seen) == 3  # those that were under way
 
 
 def test_a_server_that_does_not_count_tokens():
