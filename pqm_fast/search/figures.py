@@ -100,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
         ("cut_off", "were cut off (by --budget-tokens, --max-steps, --max-new-tokens or the policy's context)"),
         (
             "unscored",
-            "have a step without a score (beyond the model's context, or the model cannot read it), or are empty",
+            "are empty, or have a step without a score (beyond the model's context, or the model cannot read it)",
         ),
     ):
         if count := sum(found[field] for found in result["methods"].values()):

@@ -73,6 +73,5 @@ class SearchConfig:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
         if self.n % self.beam_width:
             raise PQMError(
-                f"n: {self.n} is not a multiple of beam_width, {self.beam_width}: the best n / beam_width solutions are "
-                "kept"
+                f"n: {self.n} is not a multiple of beam_width, {self.beam_width}: the best n / beam_width are kept"
             )
