@@ -110,8 +110,8 @@ class ServerPolicy:
             return completion._replace(goes_on=answer.stop == separator)
         if self.options.stop:
             raise PQMError(
-                f"{self.url}: does not say which stop text ended a step (stop_reason, matched_stop), so --stop cannot be "
-                "told from the step separator; leave out --stop, or use a server such as vLLM"
+                f"{self.url}: does not say which stop text ended a step (stop_reason, matched_stop), so --stop "
+                "cannot be told from the step separator; leave out --stop, or use a server such as vLLM"
             )
         # This server reports a stop text and the end in the same way. The likeliest next token tells them apart, in
         # place of the one that was sampled: where both were likely, that is an approximation.

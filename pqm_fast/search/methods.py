@@ -22,11 +22,11 @@ class Search:
     """
 
     def __init__(self, config: SearchConfig):
-        best, distinct = config.n // config.beam_width, config.distinct
+        best = config.n // config.beam_width
         if config.method == "beam":
-            self.trees = [Tree(config.n, best, config.aggregate, distinct)]
+            self.trees = [Tree(config.n, best, config.aggregate, config.distinct)]
         else:
-            self.trees = [Tree(config.beam_width, 1, config.aggregate, distinct) for _ in range(best)]
+            self.trees = [Tree(config.beam_width, 1, config.aggregate) for _ in range(best)]
         self.limit, self.written = config.budget_tokens, 0
         """Tokens that the policy may write, None for any number; and those that it has written."""
         self.max_steps, self.rounds, self.over = config.max_steps, 0, False

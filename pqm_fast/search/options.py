@@ -43,7 +43,7 @@ class SearchConfig:
     aggregate: Aggregator = "min"
     """How to compute the score of a solution, partial or whole, from the Q-values of its steps."""
     distinct: bool = False
-    """Of partial solutions with the same steps keep one, so that the others that are kept differ from it."""
+    """With beam, of partial solutions with the same steps keep one, so that the others that are kept differ from it."""
     compare: bool = False
     """Also write plain samples of each question until they have at least as many tokens as its search, score them, and
     print both ways of using these tokens side by side."""
@@ -71,6 +71,8 @@ class SearchConfig:
         for name in ("n", "beam_width", "budget_tokens", "max_steps", "together", "max_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
+        if self.distinct and self.method == "dvts":
+            raise PQMError("distinct: is for --method beam; dvts keeps one solution of each tree")
         if self.n % self.beam_width:
             raise PQMError(
                 f"n: {self.n} is not a multiple of beam_width, {self.beam_width}: the best n / beam_width are kept"

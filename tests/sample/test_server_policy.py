@@ -396,7 +396,7 @@ def test_stop_texts_need_a_server_that_says_which_it_was(serve, choice):
         policy = open_policy(server.policy, PolicyOptions(stop=stop))
         policy.submit(Request("Why?", (), 1, None, one_step=True))
         if stop:
-            with pytest.raises(PQMError, match="does not say which stop text ended a step.*leave out --stop"):
+            with pytest.raises(PQMError, match=r"does not say which stop text ended a step.*leave out --stop"):
                 policy.collect()
         else:
             [(_, completion)] = policy.collect()

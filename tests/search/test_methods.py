@@ -37,6 +37,25 @@ def test_beam_search_is_one_tree():
     assert names(search.parents()) == ["b", "b", "a", "a"]
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "kept"),
+    [
+        ("beam", {}, "aaaa"),
+        ("beam", {"distinct": True}, "aabb"),
+        ("beam", {"aggregate": "last"}, "bbcc"),
+        ("beam", {"aggregate": "mean"}, "bbaa"),
+        ("dvts", {}, "aaaa"),
+        ("dvts", {"aggregate": "last"}, "bbcc"),
+    ],
+)
+def test_options_reach_the_trees(method, options, kept):
+    search = Search(config(method=method, n=4, beam_width=2, **options))
+    search.parents()
+    scores = (("a", [5, 5]), ("b", [3, 9]), ("c", [1, 7]), ("a", [5, 5]))
+    take(search, [solution(name, scores=s) for name, s in scores])
+    assert names(search.parents()) == list(kept)
+
+
 @pytest.mark.parametrize("method", ["beam", "dvts"])
 def test_the_last_round_writes_to_the_end(method):
     search = Search(config(method=method, n=2, beam_width=2, max_steps=2))
@@ -138,6 +157,7 @@ def test_samples_have_at_least_as_many_tokens(lengths, requests):
         ({"beam_width": 0}, "beam_width: 0 was given"),
         ({"max_steps": 0}, "max_steps: 0 was given"),
         ({"together": 0}, "together: 0 was given"),
+        ({"distinct": True, "method": "dvts"}, "distinct: is for --method beam"),
         ({"budget_tokens": 0}, "budget_tokens: 0 was given; it must be at least 1"),
     ],
 )

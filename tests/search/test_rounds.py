@@ -189,7 +189,7 @@ def test_a_question_that_the_model_cannot_read():
     for budget in (None, 50):
         options = config(n=4, beam_width=2, budget_tokens=budget, skip_refused=True)
         policy = ScriptedPolicy(lambda r, i: Completion("1", True, 3, goes_on=r.one_step and not r.steps))
-        with pytest.raises(PQMError, match="question id of Q: the model cannot read it.*--skip-refused leaves"):
+        with pytest.raises(PQMError, match=r"question id of Q: the model cannot read it.*--skip-refused leaves"):
             searched(replace(options, skip_refused=False), policy, Scorer({}), texts=("P", "Q"))
         (p, _), refused = searched(options, policy, scorer := Scorer({}), texts=("P", "Q"))
         assert [*refused] == [1]

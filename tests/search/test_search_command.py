@@ -139,7 +139,7 @@ def test_steps_beyond_the_context_of_the_model(model, data, tmp_path, monkeypatc
     responses = [response for row in rows_of(tmp_path / "out") for response in row["responses"]]
     assert {(len(r["steps"]), r["scores"][-1], r["finish_reason"]) for r in responses} == {(5, None, "stop")}
     assert all(None not in r["scores"][:4] for r in responses)
-    assert "56 solutions have a step without a score" in capfd.readouterr().out
+    assert "56 solutions without a score" in capfd.readouterr().out
     assert main(["evaluate", "--data", str(tmp_path / "out")]) == 0
 
 
@@ -499,7 +499,7 @@ def test_a_model_behind_a_server(data, tmp_path, monkeypatch, capfd):
 
 def test_figures_by_hand(tmp_path, capsys):
     """Two questions of three solutions. The scores choose a right one in the first; the votes are all wrong."""
-    from pqm_fast.search.figures import figures, paired_difference, table
+    from pqm_fast.search.figures import figures, paired_difference, shown_difference, table
 
     def response(method, answer, *scores, end="stop"):
         named = {"model_name": method, "method": method, "finish_reason": end, "scores": scores}
@@ -512,7 +512,7 @@ def test_figures_by_hand(tmp_path, capsys):
             "tokens_written": {"beam": 10, "samples": 14},
             "responses": [
                 response("beam", 1, 5, 3),
-                response("beam", 2, 9, 0),
+                response("beam", 2, -1, 4),
                 response("beam", 2, 2),
                 response("samples", 2, 5),
                 response("samples", 1, 4),
@@ -526,7 +526,7 @@ def test_figures_by_hand(tmp_path, capsys):
                 response("beam", 1, 5, None, end="length"),
                 response("beam", 2, 0),
                 response("beam", 1, -20.0),
-                response("samples", 1, -30.0),
+                response("samples", 2, -30.0),
             ],
         },
     ]
@@ -534,19 +534,25 @@ def test_figures_by_hand(tmp_path, capsys):
     beam, samples = found["methods"]["beam"], found["methods"]["samples"]
     assert (beam["questions"], beam["solutions"], beam["tokens"]) == (2, 3.0, 20.0)
     assert (samples["solutions"], samples["tokens"]) == (1.5, 22.0)
-    assert found["by_question"] == {"beam": [1.0, 0.0], "samples": [0.0, 1.0]}
+    assert found["by_question"] == {"beam": [1.0, 0.0], "samples": [0.0, 0.0]}
+    by_last = figures(tmp_path / "pool.jsonl", "last")["by_question"]
+    assert by_last == {"beam": [0.0, 0.0], "samples": [0.0, 0.0]}  # of the first, the wrong one with 4
     assert [beam[name]["mean"] for name in ("best", "any_right")] == [0.5, 1.0]
-    # of the first, 2 has two votes of three, and the weights s(0) + s(2) = 1.38 against s(3) = 0.95; of the second, 1
+    # of the first, 2 has two votes of three, and the weights s(-1) + s(2) = 1.15 against s(3) = 0.95; of the second, 1
     # has one vote (the other was cut off) as 2 has, so they share it, and hardly any weight
     assert beam["majority_vote"]["mean"] == pytest.approx(0.25)
     assert beam["weighted_vote"]["mean"] == 0.0
     assert beam["mean_accuracy"]["mean"] == pytest.approx((1 / 3 + 1 / 3) / 2)
-    assert found["difference"]["mean"] == 0.0
-    difference = paired_difference(np.array([1.0, 0.0, 0.0, 1.0]))
-    assert difference["mean"] == 0.5
-    assert difference["high"] == pytest.approx(0.5 + 1.959964 * 0.5 / 2)
+    assert found["difference"]["mean"] == 0.5
+    difference = paired_difference(np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
+    assert difference["mean"] == pytest.approx(0.6)
+    half = 1.959964 * ((3 * 0.4**2 + 2 * 0.6**2) / 4 / 5) ** 0.5
+    assert (difference["low"], difference["high"]) == pytest.approx((0.6 - half, 0.6 + half))
+    for equal in ([1.0], [0.25] * 3):  # nothing is known of their spread
+        assert paired_difference(np.array(equal)) == {"mean": equal[0], "low": None, "high": None}
+    assert shown_difference(paired_difference(np.array([-0.5] * 2))) == "-0.500"
     assert "best by min" in table(found)
     assert (beam["cut_off"], beam["unscored"], samples["cut_off"]) == (1, 0, 0)
-    assert "\n1 solutions were cut off (by --budget-tokens" in table(found)
+    assert "\n1 solution cut off (by --budget-tokens" in table(found)
     assert "without a score" not in table(found)
-    assert "best, search minus plain samples: +0.000 [-1.386, +1.386]" in table(found)
+    assert "best, search minus plain samples: +0.500 [-0.480, +1.480]" in table(found)
