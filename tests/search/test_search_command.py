@@ -270,7 +270,8 @@ def test_another_search_does_not_resume_this_one(model, data, tmp_path, monkeypa
     "a rank of `search` is killed; the command continues on fewer",
     how="`kill -9` in the middle of a round",
     lost="the steps under way",
-    recovers="the same command reads the journals of all ranks and asks for no step twice; the file is as of one rank",
+    recovers="the same command reads the journals of all ranks and asks for no step twice; the file is as of one rank, "
+    "up to the rounding of scores",
 )
 def test_any_number_of_ranks_writes_the_same(model, data, tmp_path, knowing, capsys, monkeypatch):
     config = SearchConfig(
