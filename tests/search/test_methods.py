@@ -110,18 +110,16 @@ def test_a_budget_for_less_than_two_solutions():
 
 
 def test_a_narrow_budget_is_dealt_to_the_trees_in_turn():
-    """Two trees of two. 25 tokens are left, and a solution has 5 more than they have: five would fit, four are wanted.
-    Then 6 are left for one: the tree with the better solution has it."""
-    search = Search(config(method="dvts", n=4, beam_width=2, budget_tokens=45))
+    """Two trees of two. After the first solution 20 tokens are left, for two of 10: one of each tree. Then 10 are left,
+    and two need 5 more each. Then 4, and none fits: the tree with the better solution has the last completion."""
+    search = Search(config(method="dvts", n=4, beam_width=2, budget_tokens=30))
     search.parents()
     take(search, [solution("w", scores=[0], end="stop", tokens=10)], [10])
-    assert names(search.parents()) == [""] * 3
-    assert search.shares == [2, 1]
-    take(search, [solution(name, scores=[s], tokens=5) for s, name in enumerate("abc")], [5] * 3)
-    assert names(search.parents()) == ["b", "b", "c", "c"]
-    take(search, [solution(p, p, scores=[s, s], tokens=8) for s, p in enumerate("bbcc")], [3] * 4)
-    assert search.written == 37
-    assert (names(search.parents()), search.shares, search.by_step) == (["cc"], [0, 1], True)
+    assert (len(search.parents()), search.shares) == (2, [1, 1])
+    take(search, [solution(name, scores=[s], tokens=5) for s, name in enumerate("ab")], [5] * 2)
+    assert (names(search.parents()), search.shares) == (["a", "b"], [1, 1])
+    take(search, [solution(p, p, scores=[s, s], tokens=8) for s, p in enumerate("ab")], [3] * 2)
+    assert (names(search.parents()), search.shares, search.by_step) == (["bb"], [0, 1], False)
 
 
 @pytest.mark.parametrize(
