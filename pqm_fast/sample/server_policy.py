@@ -40,6 +40,9 @@ class ServerPolicy:
     If the server needs a key, it is in the variable OPENAI_API_KEY; a name and password in the URL
     (http://NAME:PASSWORD@HOST) are sent as basic authentication. Neither appears in any message.
 
+    A step of a server that does not say what ended it goes on or ends as its likeliest next token does; that is an
+    approximation of the one that was sampled.
+
     Raises PQMError for a key that no header can hold.
     """
 
@@ -113,8 +116,7 @@ class ServerPolicy:
                 f"{self.url}: does not say which stop text ended a step (stop_reason, matched_stop), so --stop "
                 "cannot be told from the step separator; leave out --stop, or use a server such as vLLM"
             )
-        # This server reports a stop text and the end in the same way. The likeliest next token tells them apart, in
-        # place of the one that was sampled: where both were likely, that is an approximation.
+        # This server reports a stop text and the end in the same way: the likeliest next token tells them apart.
         next_token = self._answer(request, {"max_tokens": 1, "temperature": 0}, answer.text)
         if isinstance(next_token, RecordError):  # the text fills the context: so will the request for another step
             return completion._replace(goes_on=True)
