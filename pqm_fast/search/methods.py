@@ -17,8 +17,9 @@ class Search:
     The last of `max_steps` rounds writes the solutions to their end, as search-and-learn does. Under a limit of tokens,
     one plain solution is written first, which shows how long they are. A round then has no more continuations than can
     be written to their end: what is missing of one is taken to be as much as the longest whole solution so far has
-    more, and at least the longest continuation so far. If that is too much for a single one, the best is written to its
-    end, and the search is over. So the limit is exceeded by at most what the end of one solution takes.
+    more, and at least the longest step so far. If that is too much for a single one, the best is written to its end,
+    and the search is over. So the limit is exceeded by what the end of one solution takes, unless solutions or steps
+    turn out to be longer than all before them.
     """
 
     def __init__(self, config: SearchConfig):
