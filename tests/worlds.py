@@ -23,6 +23,13 @@ def questions(count: int, seed: int = 3) -> list[dict[str, Any]]:
     return [{"id": f"q{i}", "question": p.text, "answer": str(p.answer)} for i, p in enumerate(problems)]
 
 
+def with_the_fields_of_a_pool(row: dict[str, Any]) -> dict[str, Any]:
+    """A question with what a pool says of solutions and of how they were made, and a field of its own, `level`."""
+    of_solutions = {"correct": True, "finish_reason": "length", "scores": [1.0], "method": "x", "tokens": 1}
+    of_solutions |= {"sample": 9, "model_name": "x", "policy": "x", "scored_by": "x", "tokens_written": {"x": 1}}
+    return row | of_solutions | {"level": 5}
+
+
 def sample(data: Path, out: Path, *policies: str, **options: Any) -> int:
     chosen = [word for policy in policies for word in ("--policy", policy)]
     quiet = [] if options.get("progress") else ["--no-progress"]

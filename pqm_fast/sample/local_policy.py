@@ -21,7 +21,7 @@ from pqm_fast.model.loading import quiet_transformers
 from pqm_fast.model.tokenizer import load_tokenizer
 from pqm_fast.sample.gumbel_noise import gumbel
 from pqm_fast.sample.options import PolicyOptions
-from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts
+from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts, token_limit
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 PROGRESS_SECONDS = 0.5  # between progress messages within a batch
@@ -67,7 +67,7 @@ class LocalPolicy:
     def submit(self, request: Request) -> None:
         prompt = write_prompt(self.prompt_format, request.question, request.steps, self.options.step_separator)
         ids = ids_before_a_step(self.tokenizer, prompt) if request.steps else list(self.tokenizer(prompt)["input_ids"])
-        limit = self.options.max_new_tokens
+        limit = token_limit(self.options, request)
         if self.context is not None and len(ids) + limit > self.context:
             message = (
                 f"its prompt of {len(ids)} tokens and {limit} new ones do not fit the context of {self.path}, "
@@ -79,35 +79,48 @@ class LocalPolicy:
 
     def collect(self) -> list[Outcome]:
         outcomes, self.refused = self.refused, []
-        if self.batch:
-            outcomes += zip((request for request, _ in self.batch), self._generate(), strict=True)
-            self.batch.clear()
+        while self.batch:
+            fitting = self._fitting()
+            outcomes += zip((request for request, _ in fitting), self._generate(fitting), strict=True)
+            self.batch = [row for row in self.batch if row not in fitting]
         return outcomes
 
     def close(self) -> None:
         self.batch.clear()
 
     @torch.no_grad()
-    def _generate(self) -> list[Completion]:
-        longest = max(len(ids) for _, ids in self.batch)
-        tokens = torch.tensor([[self.pad] * (longest - len(ids)) + ids for _, ids in self.batch])
-        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in self.batch])
-        seeds = torch.tensor([_as_int64(request.seed) for request, _ in self.batch], device=self.device)
+    def _generate(self, batch: Sequence[tuple[Request, list[int]]]) -> list[Completion]:
+        longest = max(len(ids) for _, ids in batch)
+        tokens = torch.tensor([[self.pad] * (longest - len(ids)) + ids for _, ids in batch])
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in batch])
+        seeds = torch.tensor([_as_int64(request.seed) for request, _ in batch], device=self.device)
         try:
             with quiet_transformers():
                 generated = self.model.generate(
                     input_ids=tokens.to(self.device),
                     attention_mask=mask.to(self.device),
                     logits_processor=self._logits_processors(seeds, longest),
-                    stopping_criteria=self._stopping_criteria(longest),
+                    stopping_criteria=self._stopping_criteria([request for request, _ in batch], longest),
                 )
         except torch.OutOfMemoryError as error:
             raise PQMError(
-                f"{self.path}: the device is out of memory with {len(self.batch)} completions at once; lower "
+                f"{self.path}: the device is out of memory with {len(batch)} completions at once; lower "
                 "--parallel and run the command again"
             ) from error
         rows = generated[:, longest:].tolist()
-        return [self._completion(request, row) for (request, _), row in zip(self.batch, rows, strict=True)]
+        return [self._completion(request, row) for (request, _), row in zip(batch, rows, strict=True)]
+
+    def _fitting(self) -> list[tuple[Request, list[int]]]:
+        """The requests, or some of them, that fit the context together: `generate` goes on with a row that has ended
+        until all have."""
+        fitting: list[tuple[Request, list[int]]] = []
+        prompt = limit = 0
+        for request, ids in self.batch:
+            sizes = max(prompt, len(ids)), max(limit, token_limit(self.options, request))
+            if not fitting or self.context is None or sum(sizes) <= self.context:
+                fitting.append((request, ids))
+                prompt, limit = sizes
+        return fitting
 
     def _logits_processors(self, seeds: torch.Tensor, prompt_length: int) -> LogitsProcessorList:
         processors = LogitsProcessorList()
@@ -120,14 +133,18 @@ class LocalPolicy:
         processors.append(_GumbelNoise(seeds, prompt_length))
         return processors
 
-    def _stopping_criteria(self, prompt_length: int) -> StoppingCriteriaList:
-        limit, stops = self.options.max_new_tokens, [stop_texts(self.options, request) for request, _ in self.batch]
-        criteria: list[StoppingCriteria] = [_Progress(self.show_progress, limit, self.eos, prompt_length)]
+    def _stopping_criteria(self, requests: Sequence[Request], prompt_length: int) -> StoppingCriteriaList:
+        limits = [token_limit(self.options, request) for request in requests]
+        stops = [stop_texts(self.options, request) for request in requests]
+        criteria: list[StoppingCriteria] = [_Progress(self.show_progress, max(limits), self.eos, prompt_length)]
+        if min(limits) < self.options.max_new_tokens:
+            criteria.append(_Limits(torch.tensor(limits, device=self.device), prompt_length))
         if any(stops):
             criteria.append(_StopTexts(self.tokenizer, stops, prompt_length))
         return StoppingCriteriaList(criteria)
 
     def _completion(self, request: Request, row: Sequence[int]) -> Completion:
+        row = row[: token_limit(self.options, request)]  # what follows only fills up the batch
         end = next((i for i, token in enumerate(row) if token in self.eos), None)
         text = str(self.tokenizer.decode(list(row[:end]), skip_special_tokens=True))
         found = [(index, stop) for stop in stop_texts(self.options, request) if (index := text.find(stop)) >= 0]
@@ -166,6 +183,16 @@ class _Progress(StoppingCriteria):
             self.show(f"token {written.shape[1]:,} of {self.limit:,}, {ended:,} of {len(written):,} ended")
             self.last_shown = time.monotonic()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
+
+
+class _Limits(StoppingCriteria):
+    """Ends each row after its own number of new tokens, `limits` [B]."""
+
+    def __init__(self, limits: torch.Tensor, prompt_length: int):
+        self.limits, self.prompt_length = limits, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any) -> torch.BoolTensor:
+        return self.limits <= input_ids.shape[1] - self.prompt_length  # type: ignore[return-value]
 
 
 class _StopTexts(StoppingCriteria):

@@ -12,7 +12,8 @@ class Request(NamedTuple):
     """A solution to write: from the start, or from `steps` onwards.
 
     `seed` is a 64-bit number that determines the sample. `key` is for the caller: it comes back with the completion.
-    `one_step`: the completion ends where the next step does, at the step separator.
+    `one_step`: the completion ends where the next step does, at the step separator. `limit`: the tokens of the
+    completion at most, where that is fewer than the policy's own limit.
     """
 
     question: str
@@ -20,6 +21,7 @@ class Request(NamedTuple):
     seed: int
     key: Any
     one_step: bool = False
+    limit: int | None = None
 
 
 class Completion(NamedTuple):
@@ -76,6 +78,11 @@ def complete(policy: Policy, next_request: Callable[[], Request | None]) -> Iter
 def stop_texts(options: PolicyOptions, request: Request) -> tuple[str, ...]:
     """The texts that end the completion of a request."""
     return (*options.stop, options.step_separator) if request.one_step else options.stop
+
+
+def token_limit(options: PolicyOptions, request: Request) -> int:
+    """The number of tokens at which the completion of a request is cut off."""
+    return options.max_new_tokens if request.limit is None else min(request.limit, options.max_new_tokens)
 
 
 def request_seed(*parts: Any) -> int:

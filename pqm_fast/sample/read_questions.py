@@ -10,8 +10,12 @@ from pqm_fast.data.sources import Place, expand, open_source
 from pqm_fast.errors import PQMError
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
-# earlier solutions of the question, and their labels
-_DROPPED_FIELDS = ("question_id", "responses", "completions", "labels", "steps", "label", "answer")
+# earlier solutions of the question, their labels, and all that a pool says of a solution or of how it was made
+_DROPPED_FIELDS = (
+    *("question_id", "responses", "completions", "labels", "steps", "label", "answer"),
+    *("correct", "finish_reason", "method", "model_name", "policy", "sample", "scores", "tokens"),
+    *("scored_by", "tokens_written"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,12 @@ class Question:
     text: str
     answer: Any
     extra: dict[str, Any]
+
+    def row(self, **fields: Any) -> dict[str, Any]:
+        """A row of a pool: the question, its answer if it is known, `fields`, and the fields that are copied."""
+        known = {} if self.answer is None else {"answer": self.answer}
+        row = {"id": self.id, "question": self.text, **known, **fields}
+        return row | {name: value for name, value in self.extra.items() if name not in row}
 
 
 def read_questions(sources: Sequence[str]) -> Iterator[Question]:

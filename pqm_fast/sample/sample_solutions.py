@@ -20,6 +20,7 @@ from pqm_fast.sample.options import SampleConfig
 from pqm_fast.sample.policy import Completion, Request, complete, request_seed
 from pqm_fast.sample.policy_name import parse_policy, policy_identity
 from pqm_fast.sample.read_questions import Question, read_questions
+from pqm_fast.sample.refused import leave_out, of_all_ranks, print_left_out
 
 _MISSING = -1  # the place of a solution that has not been written yet
 
@@ -52,16 +53,13 @@ def _sample(config: SampleConfig, policy_names: list[str], ranks: Ranks) -> Path
     journals.replay(take)
     with journals.writing():
         own_refused = _sample_missing(config, policy_names, questions, journals, places, ranks)
-        refused = dict(sorted(pair for of_rank in ranks.gather(own_refused) for pair in of_rank.items()))
-        if len(refused) == len(questions):
-            raise PQMError(f"{', '.join(config.data)}: no question could be taken, the last: {refused.popitem()[1]}")
+        refused = of_all_ranks(own_refused, ranks, len(questions), config.data)
         journals.collect()
         if not ranks.first:
             return out
         _write(config, policy_names, questions, journals, places, refused)
     journals.remove()
-    if refused:
-        print(f"left out {len(refused):,} questions that were refused, for example: {next(iter(refused.values()))}")
+    print_left_out(refused)
     return out
 
 
@@ -98,10 +96,7 @@ def _sample_missing(
                         places[request.key] = journals.append(row)
                     else:
                         q = request.key % per_policy // config.n
-                        reason = f"question {questions[q].id}: {completion}"
-                        if not config.skip_refused:
-                            raise PQMError(f"{reason}; --skip-refused leaves such questions out")
-                        refused.setdefault(q, reason)
+                        leave_out(refused, q, questions[q], completion, config.skip_refused)
                     bar.update()
             finally:
                 policy.close()
@@ -148,10 +143,7 @@ def _write(
                     reason = "stop" if solution["finished"] else "length"
                     steps = split_steps(solution["text"], separator)
                     responses.append({"steps": steps, "model_name": name, "sample": s, "finish_reason": reason})
-            row: dict[str, Any] = {"id": question.id, "question": question.text}
-            if question.answer is not None:
-                row["answer"] = question.answer
-            file.write(json.dumps(row | {"responses": responses} | question.extra, ensure_ascii=False) + "\n")
+            file.write(json.dumps(question.row(responses=responses), ensure_ascii=False) + "\n")
 
 
 def _identity(config: SampleConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pqm_fast.common.credentials import split_credentials
 from pqm_fast.common.http_post import QUOTED_BYTES, body_text, make_opener, post, retry_after
 from pqm_fast.errors import PQMError, RecordError
 from pqm_fast.sample.options import PolicyOptions
-from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts
+from pqm_fast.sample.policy import Completion, Outcome, Request, stop_texts, token_limit
 from pqm_fast.sample.prompt import chat_format, write_prompt
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds
@@ -39,6 +39,9 @@ class ServerPolicy:
 
     If the server needs a key, it is in the variable OPENAI_API_KEY; a name and password in the URL
     (http://NAME:PASSWORD@HOST) are sent as basic authentication. Neither appears in any message.
+
+    A step of a server that does not say what ended it goes on or ends as its likeliest next token does; that is an
+    approximation of the one that was sampled.
 
     Raises PQMError for a key that no header can hold.
     """
@@ -103,8 +106,16 @@ class ServerPolicy:
         completion = Completion(answer.text, finished=answer.reason not in CUT_OFF_REASONS, tokens=answer.tokens)
         if not (request.one_step and completion.finished):
             return completion
+        separator = self.options.step_separator
+        if answer.text.endswith(separator):  # some servers return the stop text
+            return completion._replace(text=answer.text.removesuffix(separator), goes_on=True)
         if answer.says_stop:
-            return completion._replace(goes_on=answer.stop == self.options.step_separator)
+            return completion._replace(goes_on=answer.stop == separator)
+        if self.options.stop:
+            raise PQMError(
+                f"{self.url}: does not say which stop text ended a step (stop_reason, matched_stop), so --stop "
+                "cannot be told from the step separator; leave out --stop, or use a server such as vLLM"
+            )
         # This server reports a stop text and the end in the same way: the likeliest next token tells them apart.
         next_token = self._answer(request, {"max_tokens": 1, "temperature": 0}, answer.text)
         if isinstance(next_token, RecordError):  # the text fills the context: so will the request for another step
@@ -152,7 +163,7 @@ class ServerPolicy:
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": prompt + written,
-            "max_tokens": options.max_new_tokens,
+            "max_tokens": token_limit(options, request),
             "temperature": options.temperature,
             "top_p": options.top_p,
             "seed": request.seed % 2**31,

@@ -28,8 +28,8 @@ def figures(pool: Path, how: str) -> dict[str, Any]:
         in all were `cut_off` or are otherwise `unscored`, and by choice, over the questions whose answer is known,
         {mean, low, high, questions, sampling_error}}. The choices are the solution with the highest score (`best`), the
         votes of all solutions, an oracle (`any_right`), and one solution drawn at random.
-        `difference`: of `best` between the search and the samples, {mean, low, high}, a 95% interval over questions,
-        which are paired. `by_question`: the values of `best`, in the order of the pool, by method.
+        `difference`: of `best` between the search and the samples; see `paired_difference`. `by_question`: the values
+        of `best`, in the order of the pool, by method.
     """
     groups: dict[str, dict[str, list[Candidate]]] = defaultdict(dict)
     for record in read_records(pool):
@@ -63,10 +63,21 @@ def figures(pool: Path, how: str) -> dict[str, Any]:
     return result
 
 
-def paired_difference(differences: np.ndarray) -> dict[str, float]:
-    """The mean of [questions] differences and its 95% interval over questions, by the normal distribution."""
-    mean, half = float(differences.mean()), Z * float(differences.std()) / len(differences) ** 0.5
+def paired_difference(differences: np.ndarray) -> dict[str, float | None]:
+    """{mean, low, high} of [questions] differences: the mean, and its 95% interval over questions by the normal
+    distribution. Without an interval (None) if all are equal, as one alone is: then nothing is known of their spread.
+    """
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return {"mean": mean, "low": None, "high": None}
+    half = Z * float(differences.std(ddof=1)) / len(differences) ** 0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def shown_difference(difference: dict[str, Any]) -> str:
+    """A result of `paired_difference` as text."""
+    interval = "" if difference["low"] is None else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return f"{difference['mean']:+.3f}{interval}"
 
 
 def _values(pool: list[Candidate], how: str) -> list[float]:
@@ -92,16 +103,15 @@ def table(result: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if "difference" in result:
-        difference = result["difference"]
-        interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        lines.append(f"best, search minus plain samples: {difference['mean']:+.3f} {interval}")
+        lines.append(f"best, search minus plain samples: {shown_difference(result['difference'])}")
     lines.append("solutions and tokens: of a question; in brackets: 95% intervals over questions")
     for field, reason in (
-        ("cut_off", "were cut off (by --budget-tokens, --max-steps, --max-new-tokens or the policy's context)"),
-        ("unscored", "have a step without a score (beyond the model's context, or the model cannot read it)"),
+        ("cut_off", "cut off (by --budget-tokens, --max-new-tokens or the policy's context)"),
+        ("unscored", "without a score (empty, or with a step beyond the model's context or that it cannot read)"),
     ):
         if count := sum(found[field] for found in result["methods"].values()):
-            lines.append(f"{count:,} solutions {reason}: kept, and never preferred")
+            solutions = "1 solution" if count == 1 else f"{count:,} solutions"
+            lines.append(f"{solutions} {reason}: kept, and never preferred")
     return "\n".join(lines)
 
 

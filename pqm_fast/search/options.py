@@ -33,17 +33,17 @@ class SearchConfig:
     the best of its M."""
     n: int = 16
     """N: continuations written in each round of a question."""
-    m: int = 4
-    """M: continuations of each solution that is kept."""
+    beam_width: int = 4
+    """M: continuations of each solution that is kept. (The name is that of Snell et al.)"""
     budget_tokens: int | None = None
-    """Tokens that the policy may write for a question: a round has no more continuations than fit, taking the longest
-    so far as their length. Default: no limit."""
+    """Tokens that the policy may write for a question. One plain solution is written first, to see how long they are;
+    then a round has no more continuations than can be written to their end. Default: no limit."""
     max_steps: int = 40
-    """Rounds of a question. Solutions that are not whole by then count as cut off."""
+    """Rounds of a question. The last one writes the solutions to their end."""
     aggregate: Aggregator = "min"
     """How to compute the score of a solution, partial or whole, from the Q-values of its steps."""
     distinct: bool = False
-    """Of partial solutions with the same steps keep one, so that the others that are kept differ from it."""
+    """With beam, of partial solutions with the same steps keep one, so that the others that are kept differ from it."""
     compare: bool = False
     """Also write plain samples of each question until they have at least as many tokens as its search, score them, and
     print both ways of using these tokens side by side."""
@@ -54,8 +54,8 @@ class SearchConfig:
     together: int = 32
     """Questions searched together: each round of all of them is one batch for the policy and one for the model."""
     skip_refused: bool = False
-    """Leave out questions that the policy cannot take (longer than its context, say) and count them at the end, instead
-    of stopping at the first."""
+    """Leave out questions that the policy or the model cannot take (longer than its context, say) and count them at the
+    end, instead of stopping at the first."""
     preset: Preset = "none"
     """The third-party PRM that the model is, as for `pqm-fast score`; none: a pqm-fast checkpoint."""
     max_tokens: int = 16384
@@ -68,13 +68,12 @@ class SearchConfig:
     """Show the progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("n", "m", "max_steps", "together", "max_tokens"):
-            if getattr(self, name) < 1:
+        for name in ("n", "beam_width", "budget_tokens", "max_steps", "together", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
-        if self.n % self.m:
-            raise PQMError(f"n: {self.n} is not a multiple of m, {self.m}: the best n / m solutions are kept")
-        if self.budget_tokens is not None and self.budget_tokens < self.n:
+        if self.distinct and self.method == "dvts":
+            raise PQMError("distinct: is for --method beam; dvts keeps one solution of each tree")
+        if self.n % self.beam_width:
             raise PQMError(
-                f"budget_tokens: {self.budget_tokens} is too small for n = {self.n} continuations of a token each; "
-                "raise it or lower n"
+                f"n: {self.n} is not a multiple of beam_width, {self.beam_width}: the best n / beam_width are kept"
             )

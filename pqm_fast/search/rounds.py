@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+from pqm_fast.data.records import EMPTY_STEP
 from pqm_fast.errors import PQMError
 from pqm_fast.sample.policy import Completion, Policy, Request, complete, request_seed
 from pqm_fast.sample.read_questions import Question
+from pqm_fast.sample.refused import leave_out
 from pqm_fast.search.methods import Samples, Search
 from pqm_fast.search.options import SearchConfig
 from pqm_fast.search.solution import Scores, Solution
@@ -69,11 +71,14 @@ class Rounds:
             children: dict[int, list[Solution]] = {}
             for slot, child in zip(slots, written, strict=True):
                 if slot.q not in refused:
-                    slot.search.budget.take(child.tokens - slot.parent.tokens)
+                    slot.search.written += child.tokens - slot.parent.tokens
                     children.setdefault(slot.q, []).append(child)
             scores = self._scores(part, round, children, {slot.q: slot.question.text for slot in slots})
-            for q, _, search in searches:
-                if q in children:
+            for q, question, search in searches:
+                if q in children and round == 0 and not self._is_readable(question, scores[q]):
+                    why = "the model cannot read it: it is beyond its context, or holds its step token"
+                    leave_out(refused, q, question, why, self.config.skip_refused)
+                elif q in children:
                     search.take([replace(c, scores=s) for c, s in zip(children[q], scores[q], strict=True)])
             round += 1
         return refused
@@ -87,6 +92,8 @@ class Rounds:
         def next_request() -> Request | None:
             while todo:
                 i, parent, blanks = todo.popleft()
+                if slots[i].q in refused:
+                    continue
                 key = Key(slots[i].q, part, round, slots[i].number, blanks)
                 if (stored := self.store.completion(key)) is None:
                     return self._request(slots[i], key, parent, i)
@@ -94,7 +101,7 @@ class Rounds:
             return None
 
         def take(i: int, parent: Solution, blanks: int, completion: Completion) -> None:
-            children[i] = child = self._child(parent, completion, part)
+            children[i] = child = self._child(parent, completion, slots[i].search.by_step)
             if not child.end and not child.pieces[-1].strip():  # a blank piece is no step: go on to the next one
                 if blanks < MOST_BLANKS:
                     todo.append((i, child, blanks + 1))
@@ -112,10 +119,7 @@ class Rounds:
             elif request.steps:  # a solution that fills the context
                 children[i] = replace(parent, end="length")
             else:
-                reason = f"question {slots[i].question.id}: {outcome}"
-                if not self.config.skip_refused:
-                    raise PQMError(f"{reason}; --skip-refused leaves such questions out") from outcome
-                refused.setdefault(key.q, reason)
+                leave_out(refused, key.q, slots[i].question, outcome, self.config.skip_refused)
         return children
 
     def _request(self, slot: _Slot, key: Key, parent: Solution, i: int) -> Request:
@@ -124,22 +128,29 @@ class Rounds:
             seed = request_seed(self.config.seed, self.policy_name, text, len(search.samples) + slot.number)
         else:
             seed = request_seed(self.config.seed, self.policy_name, text, *key[1:])
-        return Request(text, parent.pieces, seed, (i, key, parent), one_step=isinstance(search, Search))
+        limit = self.config.writing.max_new_tokens - parent.tokens
+        return Request(text, parent.pieces, seed, (i, key, parent), one_step=search.by_step, limit=limit)
 
-    def _child(self, parent: Solution, completion: Completion, part: Part) -> Solution:
+    def _child(self, parent: Solution, completion: Completion, by_step: bool) -> Solution:
         if completion.tokens is None:
             raise PQMError(
                 f"{self.policy_name}: its server does not say how many tokens it wrote (usage.completion_tokens), and "
                 "a search counts them; use another server"
             )
-        texts = [completion.text]
-        if part == "samples":
-            texts = completion.text.split(self.config.writing.step_separator)
+        texts = [completion.text] if by_step else completion.text.split(self.config.writing.step_separator)
+        tokens = parent.tokens + max(1, completion.tokens)
+        full = completion.goes_on and tokens >= self.config.writing.max_new_tokens
         return Solution(
             pieces=(*parent.pieces, *texts),
-            tokens=parent.tokens + max(1, completion.tokens),
-            end="length" if not completion.finished else "" if completion.goes_on else "stop",
+            tokens=tokens,
+            end="length" if full or not completion.finished else "" if completion.goes_on else "stop",
         )
+
+    def _is_readable(self, question: Question, scores: Sequence[Scores]) -> bool:
+        """Whether the model can read the question. It is asked where none of the first steps has a score."""
+        if any(score is not None for of_solution in scores for score in of_solution):
+            return True
+        return self.scorer().score([(question.text, ("1",))], lenient=True) != [[None]]
 
     def _scores(
         self, part: Part, round: int, children: dict[int, list[Solution]], texts: dict[int, str]
@@ -147,10 +158,13 @@ class Rounds:
         """The scores of the steps of each question's children, from the store or from the model."""
         scores = {q: stored for q in children if (stored := self.store.scores(q, part, round)) is not None}
         missing = [q for q in children if q not in scores]
-        # equal solutions are scored once
-        pairs = list(dict.fromkeys((texts[q], child.steps) for q in missing for child in children[q]))
-        if pairs:
-            by_pair = dict(zip(pairs, map(tuple, self.scorer().score(pairs, lenient=True)), strict=True))
+        # equal solutions are scored once, and empty ones, which are never preferred, not at all
+        pairs = dict.fromkeys((texts[q], child.steps) for q in missing for child in children[q])
+        if missing:
+            scored = [pair for pair in pairs if pair[1] != (EMPTY_STEP,)]
+            by_pair: dict[tuple[str, tuple[str, ...]], Scores] = dict.fromkeys(pairs, (None,))
+            if scored:
+                by_pair |= zip(scored, map(tuple, self.scorer().score(scored, lenient=True)), strict=True)
             new = {q: [by_pair[texts[q], child.steps] for child in children[q]] for q in missing}
             self.store.keep_scores(part, round, new)
             scores |= new

@@ -13,6 +13,7 @@ from pqm_fast.common.journal import stored_inputs
 from pqm_fast.common.names import redacted
 from pqm_fast.data.dealt import dealt_to
 from pqm_fast.data.source_key import source_key
+from pqm_fast.data.sources import base_and_split, expand
 from pqm_fast.errors import PQMError
 from pqm_fast.model.device import dtype_name, pick_device, pick_dtype
 from pqm_fast.model.identity import model_key
@@ -23,6 +24,7 @@ from pqm_fast.sample.open_policy import open_policy
 from pqm_fast.sample.policy import Policy
 from pqm_fast.sample.policy_name import parse_policy, policy_identity
 from pqm_fast.sample.read_questions import Question, read_questions
+from pqm_fast.sample.refused import of_all_ranks, print_left_out
 from pqm_fast.scoring.open_scorer import is_server, open_scorer
 from pqm_fast.scoring.stored import SCORED_BY, model_name
 from pqm_fast.scoring.third_party import ThirdPartyPRM
@@ -38,9 +40,19 @@ def search(config: SearchConfig, ranks: Ranks = ALONE) -> Path:
     """Returns the path written, and prints what the search found. Raises PQMError for what cannot be searched; what is
     done by then is kept."""
     if config.result:
-        file_to_write(Path(config.result))
+        _check_result(file_to_write(Path(config.result)), config)
     with locked_by_first(Path(config.out), "search", ranks):
         return _search(config, ranks)
+
+
+def _check_result(result: Path, config: SearchConfig) -> None:
+    """Raises PQMError if the figures would replace the pool, its journals or the questions."""
+    result, out = result.resolve(), Path(config.out).resolve()
+    is_journal = result.parent == out.parent and result.name.startswith(f"{out.name}.part")
+    if result == out or is_journal:
+        raise PQMError(f"result: {config.result} is the file of --out, or its journal; name another file")
+    if result in [Path(base_and_split(source)[0]).resolve() for source in expand(config.data)]:
+        raise PQMError(f"result: {config.result} is a file of --data, which it would replace; name another file")
 
 
 def _search(config: SearchConfig, ranks: Ranks) -> Path:
@@ -52,9 +64,7 @@ def _search(config: SearchConfig, ranks: Ranks) -> Path:
     store = Store(journals, len(questions))
     with journals.writing():
         own_refused = _search_missing(config, name, questions, store, ranks)
-        refused = dict(sorted(pair for of_rank in ranks.gather(own_refused) for pair in of_rank.items()))
-        if len(refused) == len(questions):
-            raise PQMError(f"{', '.join(config.data)}: no question could be taken, the last: {refused.popitem()[1]}")
+        refused = of_all_ranks(own_refused, ranks, len(questions), config.data)
         journals.collect()
         if not ranks.first:
             return out
@@ -63,8 +73,7 @@ def _search(config: SearchConfig, ranks: Ranks) -> Path:
                 if q not in refused:
                     file.write(json.dumps(store.row(q), ensure_ascii=False) + "\n")
     journals.remove()
-    if refused:
-        print(f"left out {len(refused):,} questions that were refused, for example: {next(iter(refused.values()))}")
+    print_left_out(refused)
     found = figures(out, config.aggregate)
     print(table(found))
     if config.result:
@@ -108,7 +117,7 @@ def _search_missing(
             samples: dict[int, Samples] = {}
             refused |= rounds.run("search", [(q, questions[q], s) for q, s in searches.items()])
             if config.compare:
-                samples = {q: Samples(s.budget.used) for q, s in searches.items() if q not in refused}
+                samples = {q: Samples(s.written) for q, s in searches.items() if q not in refused}
                 refused |= rounds.run("samples", [(q, questions[q], s) for q, s in samples.items()])
             for q, searched in searches.items():
                 if q not in refused:
@@ -128,17 +137,13 @@ def _row(
 ) -> dict[str, Any]:
     """The row of a question in the pool, with the solutions of each part."""
     written = {method: part for method, part in parts.items() if part is not None}
-    row: dict[str, Any] = {"id": question.id, "question": question.text}
-    if question.answer is not None:
-        row["answer"] = question.answer
-    row[SCORED_BY] = _scored_by(config)
-    row["tokens_written"] = {method: part.budget.used for method, part in written.items()}
-    row["responses"] = [
+    tokens = {method: part.written for method, part in written.items()}
+    responses = [
         _response(solution, method, name if method == "samples" else f"{name} {method}", s)
         for method, part in written.items()
         for s, solution in enumerate(part.solutions())
     ]
-    return row | {field: value for field, value in question.extra.items() if field not in row}
+    return question.row(**{SCORED_BY: _scored_by(config), "tokens_written": tokens, "responses": responses})
 
 
 def _response(solution: Solution, method: str, policy: str, number: int) -> dict[str, Any]:
@@ -171,7 +176,18 @@ def _with_inputs(config: SearchConfig) -> tuple[SearchConfig, dict[str, Any]]:
         if dtype == "auto":
             dtype = dtype_name(pick_dtype("auto", pick_device(config.writing.device), config.model))
         config = replace(config, model_dtype=dtype)
-    names = ("preset", "method", "n", "m", "budget_tokens", "max_steps", "aggregate", "distinct", "compare", "seed")
+    names = (
+        "preset",
+        "method",
+        "n",
+        "beam_width",
+        "budget_tokens",
+        "max_steps",
+        "aggregate",
+        "distinct",
+        "compare",
+        "seed",
+    )
     return config, {
         "policy": policy_identity(config.policy),
         "model": [_scored_by(config), *model_key(Path(config.model))],

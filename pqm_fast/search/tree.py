@@ -1,5 +1,6 @@
 """The choice of beam search: which partial solutions of one question are continued."""
 
+import math
 from collections.abc import Sequence
 
 from pqm_fast.search.solution import START, Solution
@@ -20,10 +21,20 @@ class Tree:
         """Every solution that the policy has ended or that was cut off, in the order in which they were written."""
         self.idle: list[Solution] = []
 
+    @property
+    def unfinished(self) -> list[Solution]:
+        """The kept solutions that have not ended, the best first."""
+        return [solution for solution in self.kept if not solution.end]
+
+    @property
+    def best(self) -> float:
+        """The score of the best of them; -inf if there is none, or nothing is written yet."""
+        return max((solution.value(self.how) for solution in self.unfinished), default=-math.inf)
+
     def parents(self, count: int) -> list[Solution]:
         """The solutions to continue, each as often as it has continuations: up to `count` in all, spread evenly, the
         best ones first. Empty once the search has ended."""
-        unfinished = [solution for solution in self.kept if not solution.end]
+        unfinished = self.unfinished
         count = min(count, self.width) if unfinished else 0
         self.idle = [s for s in self.kept if s.end] + unfinished[count:]
         return [

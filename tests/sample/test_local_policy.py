@@ -87,12 +87,12 @@ def test_files_are_the_same_whatever_the_batch_and_after_a_resume(model, data, t
     sizes = []
     original = LocalPolicy._generate
 
-    def counted(self):
+    def counted(self, batch):
         if len(sizes) == 2:
             sizes.clear()
             raise KeyboardInterrupt
-        sizes.append(len(self.batch))
-        return original(self)
+        sizes.append(len(batch))
+        return original(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalPolicy, "_generate", counted)
@@ -100,7 +100,7 @@ def test_files_are_the_same_whatever_the_batch_and_after_a_resume(model, data, t
     assert rows_in(part) == 16
     os.truncate(part, part.stat().st_size - lost)
     left = rows_in(part)
-    monkeypatch.setattr(LocalPolicy, "_generate", lambda self: sizes.append(len(self.batch)) or original(self))
+    monkeypatch.setattr(LocalPolicy, "_generate", lambda self, batch: sizes.append(len(batch)) or original(self, batch))
     assert sample(data, out, str(model), parallel=8, **options) == 0
     assert out.read_bytes() == whole
     assert sum(sizes) == 30 - left
@@ -193,6 +193,30 @@ def test_the_end_token_the_limit_and_stop_texts(model):
         assert after.text == text
         assert after.finished == (before.finished or bool(stop))
     assert free != stopped
+
+
+def test_each_request_has_its_own_limit(model, monkeypatch):
+    """The first tokens of what it would write otherwise, whatever the others of its batch may write."""
+    requests = [request._replace(limit=1 + request.key * 5 % 30) for request in asked(24)]
+    whole = write_all(model, [request._replace(limit=None) for request in requests])
+    limited = write_all(model, requests)
+    assert limited == write_all(model, requests, parallel=1)
+    assert {c.finished for c in limited if c.tokens} == {True, False}
+    for request, short, long in zip(requests, limited, whole, strict=True):
+        assert short.tokens == min(request.limit, long.tokens)
+        assert short.finished == (long.finished and request.limit >= long.tokens)
+        assert long.text.startswith(short.text)
+    # where a long prompt and a long limit do not fit the context together, they are written one after the other
+    short, long = asked(2)
+    mixed = [short._replace(question="w3", limit=24), long._replace(question="w3 " * 119, limit=8)]
+    sizes, generate = [], LocalPolicy._generate
+    alone = write_all(model, mixed, parallel=1)
+    monkeypatch.setattr(LocalPolicy, "_generate", lambda self, batch: sizes.append(len(batch)) or generate(self, batch))
+    assert write_all(model, mixed) == alone
+    assert sizes == [1, 1]
+    sizes.clear()
+    write_all(model, [mixed[0], mixed[1]._replace(question="w3 " * 50)])
+    assert sizes == [2]
 
 
 def test_one_step_ends_at_the_separator(model):

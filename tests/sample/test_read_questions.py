@@ -1,7 +1,7 @@
 """Questions from records of every kind, and what is refused."""
 
 import pytest
-from worlds import sample, write
+from worlds import questions, rows_of, sample, with_the_fields_of_a_pool, write
 
 from pqm_fast.sample.read_questions import read_questions
 
@@ -25,6 +25,16 @@ def test_questions_of_other_kinds(tmp_path):
     assert read[1].extra == {"solution": r"\boxed{4}", "level": 5}
     assert read[3].extra == {}
     assert read[4].extra == {"subject": "time"}
+
+
+def test_fields_of_a_pool_do_not_judge_the_new_solutions(tmp_path):
+    """A row's fields are those of all its responses when a pool is read: one of them would override the new ones."""
+    plain = write(tmp_path / "plain.jsonl", questions(3))
+    pool = write(tmp_path / "pool.jsonl", list(map(with_the_fields_of_a_pool, questions(3))))
+    for data in (plain, pool):
+        assert sample(data, tmp_path / f"of-{data.name}", "arithmetic:careless", n=3) == 0
+    rows = [{**row, "level": 5} for row in rows_of(tmp_path / "of-plain.jsonl")]
+    assert rows == rows_of(tmp_path / "of-pool.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,7 @@ def test_odd_completions(serve, choice, expected):
 def test_one_step_at_a_time(serve, answer):
     """Whether it was the last is known from every server: from its answer, or from the token that follows."""
     server = serve(answer)
-    policy = open_policy(server.policy, PolicyOptions(stop=("Question:",)))
+    policy = open_policy(server.policy, PolicyOptions(stop=() if answer is llama_cpp else ("Question:",)))
     for steps in ((), ("a: 7 -2 =5",)):
         earlier = len(server.seen)
         policy.submit(Request("7 a -2 b +1", steps, 5, None, one_step=True))
@@ -361,7 +361,7 @@ def test_one_step_at_a_time(serve, answer):
     if answer is llama_cpp:
         first, on, *_ = server.seen
         text = solve(first)
-        assert (first["stop"], "stop" in on) == (["Question:", "\n"], False)
+        assert (first["stop"], "stop" in on) == (["\n"], False)
         assert (on["prompt"], on["max_tokens"], on["temperature"]) == (first["prompt"] + text, 1, 0)
         assert len(server.seen) == 4
     else:
@@ -375,7 +375,8 @@ def test_one_step_at_a_time(serve, answer):
         ({"text": "a", "finish_reason": "stop", "stop_reason": "Question:"}, False, True),
         ({"text": "a", "finish_reason": "stop", "stop_reason": 151643}, False, True),
         ({"text": "a", "finish_reason": "stop", "matched_stop": "\n"}, True, True),
-        ({"text": "a", "finish_reason": "stop", "matched_stop": None}, True, True),  # asked on: "a" follows
+        ({"text": "a\n", "finish_reason": "stop", "stop_reason": "\n"}, True, True),  # the stop text is in the answer
+        ({"text": "a\n", "finish_reason": "stop"}, True, True),
     ],
 )
 def test_what_ended_a_step(serve, choice, goes_on, finished):
@@ -385,6 +386,23 @@ def test_what_ended_a_step(serve, choice, goes_on, finished):
     [(_, completion)] = policy.collect()
     policy.close()
     assert completion == Completion("a", finished, None, goes_on)
+
+
+@pytest.mark.parametrize("choice", [{}, {"matched_stop": None}])
+def test_stop_texts_need_a_server_that_says_which_it_was(serve, choice):
+    """Without them it is asked on: "a" follows."""
+    server = serve(lambda body: {"text": "a", "finish_reason": "stop", **choice})
+    for stop in ((), ("Question:",)):
+        policy = open_policy(server.policy, PolicyOptions(stop=stop))
+        policy.submit(Request("Why?", (), 1, None, one_step=True))
+        if stop:
+            with pytest.raises(PQMError, match=r"does not say which stop text ended a step.*leave out --stop"):
+                policy.collect()
+        else:
+            [(_, completion)] = policy.collect()
+            assert completion == Completion("a", True, None, True)
+            assert len(server.seen) == 2
+        policy.close()
 
 
 def test_a_text_that_fills_the_context_may_go_on(serve):

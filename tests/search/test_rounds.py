@@ -1,5 +1,7 @@
 """Rounds of several questions with a stand-in policy and model: what is asked, what is scored, what goes wrong."""
 
+from dataclasses import replace
+
 import pytest
 from searches import Memory, ScriptedPolicy, TableScorer, config, question, rounds
 
@@ -39,18 +41,18 @@ WHOLE = {"XB": 2.0, "YB": 4.0, "XD": 0.5, "YD": -7.0}  # the lowest of both step
 def test_beams_by_hand(batch):
     """The best two first steps are B and D; their four ends are the solutions. Whatever answers first."""
     policy, scorer = ScriptedPolicy(by_hand, batch), TableScorer(SCORES)
-    [search], refused = searched(config(n=4, m=2), policy, scorer)
+    [search], refused = searched(config(n=4, beam_width=2), policy, scorer)
     assert refused == {}
     assert {s.steps for s in search.solutions()} == {(x[-1], x) for x in WHOLE}
     assert {s.steps[-1]: s.value("min") for s in search.solutions()} == WHOLE
     assert {s.tokens for s in search.solutions()} == {8}
-    assert search.budget.used == 4 * 3 + 4 * 5
+    assert search.written == 4 * 3 + 4 * 5
     assert [len(call) for call in scorer.calls] == [4, 4]
 
 
 def test_many_questions_are_one_batch_in_every_round():
     policy, scorer = ScriptedPolicy(by_hand), TableScorer(SCORES)
-    searches, _ = searched(config(n=4, m=2), policy, scorer, texts=("P", "Q", "R"))
+    searches, _ = searched(config(n=4, beam_width=2), policy, scorer, texts=("P", "Q", "R"))
     assert [len(call) for call in scorer.calls] == [12, 12]
     assert [text for text, _ in scorer.calls[0]] == ["P"] * 4 + ["Q"] * 4 + ["R"] * 4
     assert len({request.seed for request in policy.seen}) == 24
@@ -66,7 +68,7 @@ def test_questions_end_in_rounds_of_their_own():
         return Completion(f"s{i}", True, 1, goes_on=not last)
 
     scorer = TableScorer({})
-    (p, q), _ = searched(config(n=2, m=2), ScriptedPolicy(write), scorer, texts=("P", "Q"))
+    (p, q), _ = searched(config(n=2, beam_width=2), ScriptedPolicy(write), scorer, texts=("P", "Q"))
     assert [{text for text, _ in call} for call in scorer.calls] == [{"P", "Q"}, {"P"}]
     assert [len(s.steps) for s in p.solutions()] == [2, 2]
     assert [len(s.steps) for s in q.solutions()] == [1, 1]
@@ -74,7 +76,7 @@ def test_questions_end_in_rounds_of_their_own():
 
 def test_equal_solutions_are_scored_once():
     scorer = TableScorer({"A": 2.0})
-    [search], _ = searched(config(n=6, m=3), ScriptedPolicy(lambda r, i: Completion("A", True, 1)), scorer)
+    [search], _ = searched(config(n=6, beam_width=3), ScriptedPolicy(lambda r, i: Completion("A", True, 1)), scorer)
     assert scorer.calls == [[("Q", ("A",))]]
     assert [s.scores for s in search.solutions()] == [(2.0,)] * 6
 
@@ -88,18 +90,18 @@ def test_blank_pieces_are_passed_over_and_stay_in_the_prompt():
         return Completion(text, True, 2, goes_on=len(pieces) < 4)
 
     policy, scorer = ScriptedPolicy(write), TableScorer({"one": 1.0, "two": 2.0})
-    [search], _ = searched(config(n=2, m=2), policy, scorer)
+    [search], _ = searched(config(n=2, beam_width=2), policy, scorer)
     assert [request.steps for request in policy.seen if request.steps][-1] == ("", " ", " one ", "")
     assert [len(call) for call in scorer.calls] == [1, 1]  # two rounds, of equal solutions
     assert steps(search) == [(("one", "two"), "stop", (1.0, 2.0), 10)] * 2
     # two continuations of three pieces, the best of which had two of two pieces, of two tokens each
-    assert search.budget.used == 2 * 3 * 2 + 2 * 2 * 2
+    assert search.written == 2 * 3 * 2 + 2 * 2 * 2
 
 
 def test_endless_blanks_are_cut_off():
     policy = ScriptedPolicy(lambda request, i: Completion("", True, 1, goes_on=True))
-    [search], _ = searched(config(n=2, m=2), policy, TableScorer({}))
-    cut = (EMPTY_STEP,), "length", (0.0,), rounds_module.MOST_BLANKS + 1
+    [search], _ = searched(config(n=2, beam_width=2), policy, TableScorer({}))
+    cut = (EMPTY_STEP,), "length", (None,), rounds_module.MOST_BLANKS + 1
     assert steps(search) == [cut] * 2
     assert len(policy.seen) == 2 * (rounds_module.MOST_BLANKS + 1)
 
@@ -118,15 +120,21 @@ def test_a_step_that_ends_otherwise(completion, end):
     def write(request, i):
         return completion if request.steps else Completion("A", True, 2, goes_on=True)
 
-    [search], _ = searched(config(n=2, m=2), ScriptedPolicy(write), TableScorer({}))
+    [search], _ = searched(config(n=2, beam_width=2), ScriptedPolicy(write), TableScorer({}))
     expected = ("A", completion.text) if completion.text else ("A",)
     assert [(s.steps, s.end) for s in search.solutions()] == [(expected, end)] * 2
     assert search.solutions()[0].tokens == 2 + completion.tokens
 
 
 def test_an_end_at_once_is_one_failed_step():
-    [search], _ = searched(config(n=2, m=2), ScriptedPolicy(lambda r, i: Completion("", True, 0)), TableScorer({}))
-    assert steps(search) == [((EMPTY_STEP,), "stop", (0.0,), 1)] * 2  # the end is a token at least
+    """Whatever the model thinks of the words for it: it has no score, and is never preferred."""
+    scorer = TableScorer({EMPTY_STEP: 9.0})
+    [search], _ = searched(config(n=2, beam_width=2), ScriptedPolicy(lambda r, i: Completion("", True, 0)), scorer)
+    assert steps(search) == [((EMPTY_STEP,), "stop", (None,), 1)] * 2  # the end is a token at least
+    assert scorer.calls == [[("Q", ("1",))]]  # only whether the question can be read
+    half = ScriptedPolicy(lambda r, i: Completion("A" if i else "", True, 1))
+    [search], _ = searched(config(n=2, beam_width=2), half, TableScorer({"A": -5.0, EMPTY_STEP: 9.0}))
+    assert [s.steps for s in search.trees[0].kept] == [("A",)]
 
 
 def test_a_solution_that_fills_the_context_is_kept_and_never_preferred():
@@ -137,11 +145,11 @@ def test_a_solution_that_fills_the_context_is_kept_and_never_preferred():
             return Completion("AB"[i], True, 2, goes_on=True)
         return RecordError("too long", "too long") if request.steps == ("A",) else Completion("end", True, 2)
 
-    [search], refused = searched(config(n=2, m=1), ScriptedPolicy(write), TableScorer({"A": 9.0}))
+    [search], refused = searched(config(n=2, beam_width=1), ScriptedPolicy(write), TableScorer({"A": 9.0}))
     assert refused == {}
     assert [(s.steps, s.end) for s in search.solutions()] == [(("A",), "length"), (("B", "end"), "stop")]
     assert search.trees[0].kept[0].steps == ("B", "end")
-    assert search.budget.used == 6
+    assert search.written == 6
 
 
 def test_a_question_that_the_policy_refuses():
@@ -149,9 +157,9 @@ def test_a_question_that_the_policy_refuses():
         return RecordError("too long", "too long") if request.question == "Q" else by_hand(request, i)
 
     with pytest.raises(PQMError, match="question id of Q: too long; --skip-refused leaves such questions out"):
-        searched(config(n=4, m=2), ScriptedPolicy(write), TableScorer(SCORES), texts=("P", "Q"))
+        searched(config(n=4, beam_width=2), ScriptedPolicy(write), TableScorer(SCORES), texts=("P", "Q"))
     scorer = TableScorer(SCORES)
-    options = config(n=4, m=2, skip_refused=True)
+    options = config(n=4, beam_width=2, skip_refused=True)
     (p, q), refused = searched(options, ScriptedPolicy(write), scorer, texts=("P", "Q"))
     assert refused == {1: "question id of Q: too long"}
     assert {s.steps[-1] for s in p.solutions()} == set(WHOLE)
@@ -162,12 +170,38 @@ def test_a_question_that_the_policy_refuses():
 def test_a_step_that_the_model_cannot_read_has_no_score():
     """It holds the step token. The other solutions of the round are scored."""
     scorer = TableScorer(SCORES, bad="D")
-    [search], _ = searched(config(n=4, m=2), ScriptedPolicy(by_hand), scorer)
+    [search], _ = searched(config(n=4, beam_width=2), ScriptedPolicy(by_hand), scorer)
     # the best two are B, then A instead of D
     assert {s.steps for s in search.solutions()} == {("B", "XB"), ("B", "YB"), ("A", "XA"), ("A", "YA")}
     scorer = TableScorer(SCORES, bad="B")
-    [search], _ = searched(config(n=4, m=4), ScriptedPolicy(by_hand), scorer)
+    [search], _ = searched(config(n=4, beam_width=4), ScriptedPolicy(by_hand), scorer)
     assert {s.steps[0] for s in search.solutions()} == {"D"}
+
+
+def test_a_question_that_the_model_cannot_read():
+    """It holds the step token, so that no step of it has a score: the policy would go on without a guide."""
+
+    class Scorer(TableScorer):
+        def score(self, solutions, *, lenient):
+            scores = super().score(solutions, lenient=lenient)
+            return [[None] * len(s) if text == "Q" else s for s, (text, _) in zip(scores, solutions, strict=True)]
+
+    for budget in (None, 50):
+        options = config(n=4, beam_width=2, budget_tokens=budget, skip_refused=True)
+        policy = ScriptedPolicy(lambda r, i: Completion("1", True, 3, goes_on=r.one_step and not r.steps))
+        with pytest.raises(PQMError, match=r"question id of Q: the model cannot read it.*--skip-refused leaves"):
+            searched(replace(options, skip_refused=False), policy, Scorer({}), texts=("P", "Q"))
+        (p, _), refused = searched(options, policy, scorer := Scorer({}), texts=("P", "Q"))
+        assert [*refused] == [1]
+        assert {s.end for s in p.solutions()} == {"stop"}
+        assert [("Q", ("1",))] in scorer.calls
+        assert all(text == "P" for call in scorer.calls[2:] for text, _ in call)
+
+
+def test_a_refused_question_is_not_asked_for_again():
+    policy = ScriptedPolicy(lambda r, i: RecordError("no", "no"), batch=3)
+    searched(config(n=8, skip_refused=True), policy, TableScorer({}))
+    assert len(policy.seen) == 3  # those that were under way
 
 
 def test_a_server_that_does_not_count_tokens():
@@ -177,13 +211,13 @@ def test_a_server_that_does_not_count_tokens():
 
 def test_what_is_stored_is_not_asked_for_again():
     """Completions and scores of an earlier run: neither policy nor model is needed, and the result is the same."""
-    store, options = Memory(), config(n=4, m=2)
+    store, options = Memory(), config(n=4, beam_width=2)
     [first], _ = searched(options, ScriptedPolicy(by_hand), TableScorer(SCORES), store=store)
     policy, scorer = ScriptedPolicy(None), TableScorer({})
     [again], _ = searched(options, policy, scorer, store=store)
     assert (policy.seen, scorer.calls) == ([], [])
     assert again.solutions() == first.solutions()
-    assert again.budget.used == first.budget.used
+    assert again.written == first.written
     # half of the second round is lost, and its scores
     lost = {key: store.completions.pop(key) for key in sorted(store.completions) if key.round == 1 and key.number % 2}
     del store.rounds[0, "search", 1]

@@ -15,7 +15,7 @@ from openai_server import completed, llama_cpp, vllm
 from part_file import rows_in
 from rank_processes import exit_codes, start_ranks
 from transformers import AutoModelForCausalLM
-from worlds import questions, rows_of, sample, write
+from worlds import questions, rows_of, sample, with_the_fields_of_a_pool, write
 
 from pqm_fast.arithmetic.models import write_model
 from pqm_fast.arithmetic.problems import step_labels
@@ -67,7 +67,7 @@ def knowing(monkeypatch):
 
 
 def search(data, out, model, policy="arithmetic:careless", **options):
-    options = {"device": "cpu", "n": 8, "m": 4, "together": 3} | options
+    options = {"device": "cpu", "n": 8, "beam_width": 4, "together": 3} | options
     named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if not isinstance(value, bool)]
     named += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
     chosen = ["--policy", policy, "--model", str(model), "--data", str(data), "--out", str(out)]
@@ -121,9 +121,12 @@ def test_pool_of_a_search_and_of_as_many_tokens(model, data, tmp_path, monkeypat
 
 
 def test_samples_are_those_of_sample(model, data, tmp_path, knowing):
+    """Whatever the file says of earlier solutions."""
+    write(data, list(map(with_the_fields_of_a_pool, questions(7))))
     assert search(data, tmp_path / "pool.jsonl", model, compare=True, seed=5) == 0
     assert sample(data, tmp_path / "sampled.jsonl", "arithmetic:careless", n=8, seed=5) == 0
     for row, sampled in zip(rows_of(tmp_path / "pool.jsonl"), rows_of(tmp_path / "sampled.jsonl"), strict=True):
+        assert (row["level"], row["scored_by"], "correct" in row) == (5, str(model), False)
         mine = [r["steps"] for r in row["responses"] if r["method"] == "samples"]
         assert mine == [r["steps"] for r in sampled["responses"]]
 
@@ -136,7 +139,7 @@ def test_steps_beyond_the_context_of_the_model(model, data, tmp_path, monkeypatc
     responses = [response for row in rows_of(tmp_path / "out") for response in row["responses"]]
     assert {(len(r["steps"]), r["scores"][-1], r["finish_reason"]) for r in responses} == {(5, None, "stop")}
     assert all(None not in r["scores"][:4] for r in responses)
-    assert "56 solutions have a step without a score" in capfd.readouterr().out
+    assert "56 solutions without a score" in capfd.readouterr().out
     assert main(["evaluate", "--data", str(tmp_path / "out")]) == 0
 
 
@@ -151,6 +154,44 @@ def test_seeds(model, data, tmp_path, knowing, capfd):
         (tmp_path / "out").rename(tmp_path / f"out{len(list(tmp_path.glob('out*')))}")
     assert (tmp_path / "out1").read_bytes() == (tmp_path / "out2").read_bytes()
     assert (tmp_path / "out1").read_bytes() != (tmp_path / "out3").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["beam", "dvts"])
+def test_every_budget_has_an_answer(model, data, tmp_path, monkeypatch, knowing, method):
+    """All solutions have 25 tokens, and five steps. There are two at least, and the limit is exceeded by the end of one
+    at most. An interrupted search goes on in the same way."""
+    complete = ArithmeticPolicy._complete
+    for budget, least in ((8, 50), (25, 50), (60, 50), (100, 95), (160, 155), (999, 225)):
+        options = {"method": method, "budget_tokens": budget}
+        out = tmp_path / f"out-{budget}"
+        assert search(data, out, model, **options) == 0
+        for row in rows_of(out):
+            ends = [response["finish_reason"] for response in row["responses"]]
+            assert least <= row["tokens_written"][method] <= max(budget, 50)
+            assert ends.count("stop") >= max(2, least // 30)
+    for calls in (5, 30):
+        done = []
+
+        def killed(self, request, done=done, calls=calls):
+            done.append(request)
+            if len(done) > calls:
+                raise KeyboardInterrupt
+            return complete(self, request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ArithmeticPolicy, "_complete", killed)
+            assert search(data, tmp_path / "resumed", model, method=method, budget_tokens=60) == 130
+        assert search(data, tmp_path / "resumed", model, method=method, budget_tokens=60) == 0
+        assert (tmp_path / "resumed").read_bytes() == (tmp_path / "out-60").read_bytes()
+        (tmp_path / "resumed").unlink()
+
+
+@pytest.mark.parametrize("max_steps", [1, 3])
+def test_the_last_round_writes_whole_solutions(model, data, tmp_path, knowing, max_steps):
+    assert search(data, tmp_path / "out", model, max_steps=max_steps) == 0
+    for row in rows_of(tmp_path / "out"):
+        assert [(r["finish_reason"], len(r["steps"])) for r in row["responses"]] == [("stop", 5)] * 8
+        assert all(r["scores"] == Knowing().score([(row["question"], r["steps"])])[0] for r in row["responses"])
 
 
 class Killed(BaseException):
@@ -214,7 +255,7 @@ def test_another_search_does_not_resume_this_one(model, data, tmp_path, monkeypa
         patch.setattr("pqm_fast.search.run._row", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert search(data, tmp_path / "out", model) == 130
     for change, name in (
-        ({"m": 2}, "m (4 then, 2 now)"),
+        ({"beam_width": 2}, "beam_width (4 then, 2 now)"),
         ({"method": "dvts"}, "method"),
         ({"compare": True}, "compare"),
     ):
@@ -229,7 +270,8 @@ def test_another_search_does_not_resume_this_one(model, data, tmp_path, monkeypa
     "a rank of `search` is killed; the command continues on fewer",
     how="`kill -9` in the middle of a round",
     lost="the steps under way",
-    recovers="the same command reads the journals of all ranks and asks for no step twice; the file is as of one rank",
+    recovers="the same command reads the journals of all ranks and asks for no step twice; the file is as of one rank, "
+    "up to the rounding of scores",
 )
 def test_any_number_of_ranks_writes_the_same(model, data, tmp_path, knowing, capsys, monkeypatch):
     config = SearchConfig(
@@ -278,7 +320,7 @@ def test_questions_that_are_refused_and_unanswered(model, data, tmp_path, knowin
     assert "question mixed:3: 'What is 5 - 2?' is not from the arithmetic world" in (error := capfd.readouterr().err)
     assert "--skip-refused leaves such questions out" in error
     assert search(mixed, tmp_path / "out", model, skip_refused=True, result=tmp_path / "result.json") == 0
-    assert "left out 1 questions that were refused, for example: question mixed:3" in capfd.readouterr().out
+    assert "left out 1 question that was refused, for example: question mixed:3" in capfd.readouterr().out
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["q0", "q1", "open"]
     found = json.loads((tmp_path / "result.json").read_text())["methods"]["beam"]
     assert (found["questions"], found["best"]["questions"]) == (3, 2)
@@ -292,11 +334,17 @@ def test_questions_that_are_refused_and_unanswered(model, data, tmp_path, knowin
 
 
 def test_bad_input(model, data, tmp_path, capfd):
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "x").mkdir()
     for options, said in (
-        ({"n": 6}, "n: 6 is not a multiple of m, 4"),
-        ({"budget_tokens": 3}, "budget_tokens: 3 is too small"),
+        ({"n": 6}, "n: 6 is not a multiple of beam_width, 4"),
+        ({"budget_tokens": 0}, "budget_tokens: 0 was given"),
         ({"policy": "arithmetic:nobody"}, "arithmetic:nobody: choose one of"),
         ({"result": tmp_path}, "is a folder; name a file to write"),
+        ({"result": data}, "is a file of --data, which it would replace"),
+        ({"result": tmp_path / "out"}, "is the file of --out, or its journal"),
+        ({"result": tmp_path / "x" / ".." / "out.part"}, "is the file of --out, or its journal"),
+        ({"result": tmp_path / "link"}, "is a file of --data, which it would replace"),
         ({"policy": "http://127.0.0.1:9/v1"}, "name a server and its model"),
     ):
         assert search(data, tmp_path / "out", model, **options) == 1
@@ -304,6 +352,7 @@ def test_bad_input(model, data, tmp_path, capfd):
     assert search(data, tmp_path / "out", tmp_path / "nothing") == 1
     assert "nothing" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+    assert rows_of(data) == questions(7)
 
 
 # ---- policies that are models ---------------------------------------------------------------------------------------
@@ -331,7 +380,14 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     data = write(tmp_path / "q.jsonl", [{"id": f"q{i}", "prompt": " ".join(["w3"] * (1 + i))} for i in range(3)])
     scorer = ByLength()
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
-    options = {"policy": str(folder), "step_separator": " ", "max_new_tokens": 20, "n": 4, "m": 2, "max_steps": 9}
+    options = {
+        "policy": str(folder),
+        "step_separator": " ",
+        "max_new_tokens": 20,
+        "n": 4,
+        "beam_width": 2,
+        "max_steps": 9,
+    }
     for parallel in (64, 3):
         out = tmp_path / f"out{parallel}"
         assert search(data, out, model, parallel=parallel, compare=True, **options) == 0
@@ -340,16 +396,17 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     for row in rows_of(tmp_path / "out64"):
         for response in row["responses"]:
             ends.add((response["method"], response["finish_reason"]))
+            assert response["tokens"] <= 20  # --max-new-tokens limits a whole solution of both
             assert all(" " not in step for step in response["steps"])
             assert (response["scores"][-1] is None) == (response["finish_reason"] == "length")
     assert {("beam", "length"), ("samples", "stop"), ("samples", "length")} <= ends
     generate, batches = LocalPolicy._generate, []
 
-    def interrupted(self):
-        batches.append(len(self.batch))
+    def interrupted(self, batch):
+        batches.append(len(batch))
         if len(batches) == 5:
             raise KeyboardInterrupt
-        return generate(self)
+        return generate(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalPolicy, "_generate", interrupted)
@@ -357,20 +414,23 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     assert rows_in(tmp_path / "resumed.part") > 10
     assert search(data, tmp_path / "resumed", model, parallel=5, compare=True, **options) == 0
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "out64").read_bytes()
-    # with a limit of 120 new tokens, a prompt of more than 8 is beyond the context: the solution is cut off there
+    # the context holds 120 new tokens of a solution, whatever the number of its steps
     assert search(data, tmp_path / "full", model, **(options | {"max_new_tokens": 120, "max_steps": 40})) == 0
-    longest = max(len(r["steps"]) for row in rows_of(tmp_path / "full") for r in row["responses"])
-    assert longest <= 8
-    assert {r["finish_reason"] for row in rows_of(tmp_path / "full") for r in row["responses"]} >= {"length"}
+    responses = [response for row in rows_of(tmp_path / "full") for response in row["responses"]]
+    assert max(len(response["steps"]) for response in responses) > 8
+    assert {response["finish_reason"] for response in responses} == {"stop", "length"}
 
 
 @pytest.mark.parametrize("answer", [vllm, llama_cpp])
 def test_a_server(serve, data, tmp_path, knowing, model, answer):
     """One request for a step; a server that does not say what ended it is asked for one token more."""
     server = serve(answer)
-    assert search(data, tmp_path / "out", model, policy=server.policy, n=4, m=2, together=2) == 0
+    assert search(data, tmp_path / "out", model, policy=server.policy, n=4, beam_width=2, together=2) == 0
     stepwise = [body for body in server.seen if "stop" in body]
     assert len(stepwise) == 7 * 4 * 5
+    for body in stepwise:  # a solution may have 1024 tokens, and its steps have had five each, or six with the question
+        steps = len(body["prompt"].removesuffix("\n").split("\n")) - 1
+        assert body["max_tokens"] == 1024 - steps * (6 if answer is llama_cpp else 5)
     assert len(server.seen) == len(stepwise) * (2 if answer is llama_cpp else 1)
     assert max(server.attempts.values()) == 1 or answer is llama_cpp  # equal texts may be asked about twice
     rows = rows_of(tmp_path / "out")
@@ -414,11 +474,12 @@ def test_a_model_behind_a_server(data, tmp_path, monkeypatch, capfd):
     try:
         assert search(data, tmp_path / "out", url) == 0
         requests = len(ScoreServer.seen)
-        monkeypatch.setattr(ScoreServer, "unreadable", True)  # every solution holds the step token
-        assert search(data, tmp_path / "unreadable", url) == 0
-        assert "56 solutions have a step without a score" in capfd.readouterr().out
-        responses = [response for row in rows_of(tmp_path / "unreadable") for response in row["responses"]]
-        assert {tuple(response["scores"]) for response in responses} == {(None,) * 5}
+        monkeypatch.setattr(ScoreServer, "unreadable", True)  # every question holds the step token
+        assert search(data, tmp_path / "unreadable", url) == 1
+        assert "question q0: the model cannot read it" in capfd.readouterr().err
+        assert search(data, tmp_path / "unreadable", url, skip_refused=True) == 1
+        assert "no question could be taken, the last: question q6: the model cannot" in capfd.readouterr().err
+        (tmp_path / "unreadable.part").unlink()
         monkeypatch.setattr(ScoreServer, "refuses", True)
         assert search(data, tmp_path / "other", url) == 1
         assert f"127.0.0.1:{server.server_address[1]}/score: no model here" in capfd.readouterr().err
@@ -439,7 +500,7 @@ def test_a_model_behind_a_server(data, tmp_path, monkeypatch, capfd):
 
 def test_figures_by_hand(tmp_path, capsys):
     """Two questions of three solutions. The scores choose a right one in the first; the votes are all wrong."""
-    from pqm_fast.search.figures import figures, paired_difference, table
+    from pqm_fast.search.figures import figures, paired_difference, shown_difference, table
 
     def response(method, answer, *scores, end="stop"):
         named = {"model_name": method, "method": method, "finish_reason": end, "scores": scores}
@@ -452,7 +513,7 @@ def test_figures_by_hand(tmp_path, capsys):
             "tokens_written": {"beam": 10, "samples": 14},
             "responses": [
                 response("beam", 1, 5, 3),
-                response("beam", 2, 9, 0),
+                response("beam", 2, -1, 4),
                 response("beam", 2, 2),
                 response("samples", 2, 5),
                 response("samples", 1, 4),
@@ -466,7 +527,7 @@ def test_figures_by_hand(tmp_path, capsys):
                 response("beam", 1, 5, None, end="length"),
                 response("beam", 2, 0),
                 response("beam", 1, -20.0),
-                response("samples", 1, -30.0),
+                response("samples", 2, -30.0),
             ],
         },
     ]
@@ -474,19 +535,25 @@ def test_figures_by_hand(tmp_path, capsys):
     beam, samples = found["methods"]["beam"], found["methods"]["samples"]
     assert (beam["questions"], beam["solutions"], beam["tokens"]) == (2, 3.0, 20.0)
     assert (samples["solutions"], samples["tokens"]) == (1.5, 22.0)
-    assert found["by_question"] == {"beam": [1.0, 0.0], "samples": [0.0, 1.0]}
+    assert found["by_question"] == {"beam": [1.0, 0.0], "samples": [0.0, 0.0]}
+    by_last = figures(tmp_path / "pool.jsonl", "last")["by_question"]
+    assert by_last == {"beam": [0.0, 0.0], "samples": [0.0, 0.0]}  # of the first, the wrong one with 4
     assert [beam[name]["mean"] for name in ("best", "any_right")] == [0.5, 1.0]
-    # of the first, 2 has two votes of three, and the weights s(0) + s(2) = 1.38 against s(3) = 0.95; of the second, 1
+    # of the first, 2 has two votes of three, and the weights s(-1) + s(2) = 1.15 against s(3) = 0.95; of the second, 1
     # has one vote (the other was cut off) as 2 has, so they share it, and hardly any weight
     assert beam["majority_vote"]["mean"] == pytest.approx(0.25)
     assert beam["weighted_vote"]["mean"] == 0.0
     assert beam["mean_accuracy"]["mean"] == pytest.approx((1 / 3 + 1 / 3) / 2)
-    assert found["difference"]["mean"] == 0.0
-    difference = paired_difference(np.array([1.0, 0.0, 0.0, 1.0]))
-    assert difference["mean"] == 0.5
-    assert difference["high"] == pytest.approx(0.5 + 1.959964 * 0.5 / 2)
+    assert found["difference"]["mean"] == 0.5
+    difference = paired_difference(np.array([1.0, 0.0, 0.0, 1.0, 1.0]))
+    assert difference["mean"] == pytest.approx(0.6)
+    half = 1.959964 * ((3 * 0.4**2 + 2 * 0.6**2) / 4 / 5) ** 0.5
+    assert (difference["low"], difference["high"]) == pytest.approx((0.6 - half, 0.6 + half))
+    for equal in ([1.0], [0.25] * 3):  # nothing is known of their spread
+        assert paired_difference(np.array(equal)) == {"mean": equal[0], "low": None, "high": None}
+    assert shown_difference(paired_difference(np.array([-0.5] * 2))) == "-0.500"
     assert "best by min" in table(found)
     assert (beam["cut_off"], beam["unscored"], samples["cut_off"]) == (1, 0, 0)
-    assert "\n1 solutions were cut off (by --budget-tokens" in table(found)
+    assert "\n1 solution cut off (by --budget-tokens" in table(found)
     assert "without a score" not in table(found)
-    assert "best, search minus plain samples: +0.000 [-1.386, +1.386]" in table(found)
+    assert "best, search minus plain samples: +0.500 [-0.480, +1.480]" in table(found)

@@ -4,13 +4,12 @@ The planner and the deal are the trainer's own, on an epoch with as many traject
 from stated rates (`rates.py`): nothing here ran on many GPUs.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pqm_benchmarks.shared.stored import read_stored
 from pqm_fast.common.files import write_json
-from pqm_fast.errors import PQMError
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def run(config: ScalingBench) -> dict[str, Any]:
     """
     from pqm_benchmarks.scaling.report import tables
 
-    results = _read(Path(config.results)) if config.results is not None else simulate(config)
+    results = simulate(config) if config.results is None else read_stored(Path(config.results), "scaling", "network")
     if config.out is not None:
         write_json(Path(config.out), results)
     print("\n\n".join(tables(results).values()))
@@ -72,13 +71,3 @@ def simulate(config: ScalingBench) -> dict[str, Any]:
         "epoch": epoch_rows(workload, BUDGET, config.seed, rates),
         "network": network_rows(layouts["plain"]["pairs_of_a_token"], rates),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not results["network"]:
-            raise KeyError("network")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PQMError(f"{path}: is not a file of `python -m pqm_benchmarks scaling --out` ({error!r})") from error
-    return results

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pqm_fast.search.figures import shown_difference
+
 METHODS = {"beam": "beam", "dvts": "DVTS"}
 CHOICES = {"best": "best", "weighted_vote": "weighted vote", "majority_vote": "majority vote"}
 
@@ -14,7 +16,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         by_method = {method: _one(main, method=method, n=n) for method in METHODS}
         averages = {method: row["search"]["average"] for method, row in by_method.items()}
         cells = _choices(averages, by_method["beam"]["samples"]["average"])
-        methods.append([str(n), f"{averages['beam']['tokens']:.0f}", *cells, _difference(by_method["beam"])])
+        methods.append(
+            [str(n), f"{averages['beam']['tokens']:.0f}", *cells, shown_difference(by_method["beam"]["difference"])]
+        )
         if n == 8:
             samples = by_method["beam"]["samples"]["policies"]
             for policy in samples:
@@ -34,10 +38,13 @@ def _variants(results: dict[str, Any]) -> str:
     for row in results["settings"]:
         setting, search = row["setting"], row["search"]["average"]
         if setting["n"] == 8:
-            options = f"--method {setting['method']} --m {setting['m']} --aggregate {setting['aggregate']}"
+            options = f"--method {setting['method']} --beam-width {setting['beam_width']}"
+            options += f" --aggregate {setting['aggregate']}"
             options += " --distinct" * setting["distinct"]
             cells = [_shown(search[choice]) for choice in ("best", "weighted_vote", "any_right")]
-            rows.append([f"`{options}`", *cells, _shown(row["samples"]["average"]["best"]), _difference(row)])
+            rows.append(
+                [f"`{options}`", *cells, _shown(row["samples"]["average"]["best"]), shown_difference(row["difference"])]
+            )
     return _markdown(["options", "best", "weighted vote", "any right", "samples: best", "search - samples, best"], rows)
 
 
@@ -47,7 +54,7 @@ def _choices(searches: dict[str, dict[str, float]], samples: dict[str, float]) -
 
 
 def _is_main(setting: dict[str, Any]) -> bool:
-    return (setting["m"], setting["aggregate"], setting["distinct"]) == (4, "min", False)
+    return (setting["beam_width"], setting["aggregate"], setting["distinct"]) == (4, "min", False)
 
 
 def _one(rows: list[dict[str, Any]], **setting: Any) -> dict[str, Any]:
@@ -57,11 +64,6 @@ def _one(rows: list[dict[str, Any]], **setting: Any) -> dict[str, Any]:
 
 def _shown(value: float) -> str:
     return f"{value:.3f}"
-
-
-def _difference(row: dict[str, Any]) -> str:
-    difference = row["difference"]
-    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pqm_benchmarks.search.report import tables
+from pqm_benchmarks.shared.stored import read_stored
 from pqm_fast.common.files import write_json
 from pqm_fast.common.lock import is_empty
 from pqm_fast.errors import PQMError
@@ -23,7 +24,7 @@ class Setting:
 
     method: str = "beam"
     n: int = 8
-    m: int = 4
+    beam_width: int = 4
     aggregate: str = "min"
     distinct: bool = False
 
@@ -32,10 +33,10 @@ MAIN = tuple(Setting(method, n) for n in (4, 8, 16) for method in ("beam", "dvts
 VARIANTS = (
     Setting(distinct=True),
     Setting(aggregate="last"),
-    Setting(m=2),
-    Setting(m=8),
+    Setting(beam_width=2),
+    Setting(beam_width=8),
     Setting("dvts", aggregate="last"),
-    Setting("dvts", m=2),
+    Setting("dvts", beam_width=2),
 )
 
 
@@ -60,7 +61,7 @@ def run(config: SearchBench) -> dict[str, Any]:
 
     Raises PQMError for an option that makes no sense.
     """
-    results = measure(config) if config.results is None else _read(Path(config.results))
+    results = measure(config) if config.results is None else read_stored(Path(config.results), "search", "settings")
     if config.out is not None:
         write_json(Path(config.out), results)
     print("\n\n".join(tables(results).values()))
@@ -97,16 +98,6 @@ def _questions(demo: Path, work: Path) -> Path:
     lines = [json.dumps({name: row[name] for name in ("id", "question", "answer")}) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if not results["settings"]:
-            raise ValueError("no setting")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise PQMError(f"{path}: is not a file of `python -m pqm_benchmarks search --out` ({error})") from error
-    return results
 
 
 def _searches(
