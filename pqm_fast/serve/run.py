@@ -1,6 +1,7 @@
 """`pqm-fast serve`: loads the model, listens, and answers until it is told to stop."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -38,12 +39,15 @@ def serve(config: ServeConfig) -> None:
     if config.host not in LOCAL and not _token():
         print(f"anybody who reaches {host} may ask this server; a token in {TOKEN_VARIABLE} keeps others out")
     print(f"serving {config.model} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    gc.freeze()  # or a collection would look through everything that was loaded, and all requests wait for it
     try:
         asyncio.run(server.serve(sockets=[listener]))
     except Stopped as stop:  # uvicorn repeats the signal when it is done
         cut_off = server.config.app.cut_off  # type: ignore[union-attr]
         kept = f"{cut_off:,} requests were cut off" if cut_off else "all requests were answered"
         raise Stopped(stop.number, kept) from None
+    finally:
+        gc.unfreeze()
 
 
 class _Server(uvicorn.Server):
