@@ -148,7 +148,7 @@ verl_reward("http://127.0.0.1:1"), openrlhf_reward("http://127.0.0.1:1")
     [
         (lambda s: trl_reward(s, "sum"), "unknown step reward 'sum'"),
         (lambda s: trl_reward(s, aggregate="sum"), "unknown aggregator 'sum'"),
-        (lambda s: trl_reward(s, aggregate="min", threshold=1), "takes no numbers but temperature; found threshold"),
+        (lambda s: trl_reward(s, aggregate="min", threshold=1), "takes no numbers; found threshold"),
         (lambda s: verl_reward(s, "verified-prefix"), "threshold: None was given"),
         (lambda s: trl_reward(s, "verified-prefix", threshold=0, correct=True), "correct: it is of one solution"),
         (lambda s: openrlhf_reward(s, temperature=1), "'difference' takes no numbers; found temperature"),
