@@ -152,7 +152,7 @@ class _Body:
 
         try:
             await asyncio.wait_for(read(), seconds)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, ConnectionError):
             return
 
     def replay(self) -> Receive:

@@ -179,6 +179,9 @@ def test_clients_without_the_token_take_no_place(model, monkeypatch):
         assert server.gate.requests == server.gate.waiting_bytes == 0
         for connection in half:
             connection.close()
+        refused = ('code="401",path="/score"} 3', 'code="413",path="/score"} 3', 'code="405",path="/health"} 3')
+        wait_until(lambda: all(row in _metrics(server) for row in refused))
+        assert 'code="500"' not in _metrics(server)
 
 
 def test_an_answer_that_is_not_read(model):
