@@ -78,6 +78,7 @@ def main(options: Options) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     backbone = AutoModel.from_pretrained(options.model, dtype=torch.float32).to(device)
     torch.manual_seed(0)
+    random.seed(0)
     head = nn.Linear(backbone.config.hidden_size, 1).to(device)
     nn.init.zeros_(head.bias)
     parameters = [*backbone.parameters(), *head.parameters()]

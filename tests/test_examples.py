@@ -57,13 +57,16 @@ def test_own_training_loop_learns(tmp_path):
     tiny.model_folder(tmp_path, "llama")
     LlamaForCausalLM(tiny.config("llama")).save_pretrained(tmp_path)
     loop = example("own_training_loop")
-    options = loop["Options"](model=str(tmp_path), epochs=4, learning_rate=3e-3)
+    lines = [{"question": "w5", "solution": "w3\nw3\nw4", "first_error": 3}, {"question": "w6", "solution": "w4\nw3"}]
+    lines[1]["first_error"] = 1
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines * 12))
+    options = loop["Options"](model=str(tmp_path), data=tmp_path / "data.jsonl", epochs=6, learning_rate=3e-3)
     losses = loop["main"](options)
     (tmp_path / "bad.jsonl").write_text('\n{"question": "Q", "solution": "w3\\nw4", "first_error": 3}\n')
     with pytest.raises(ValueError, match="first_error is 3 in a solution of 2 steps: 'Q'"):
         loop["main"](loop["Options"](model=str(tmp_path), data=tmp_path / "bad.jsonl"))
     assert all(map(math.isfinite, losses))
-    assert sum(losses[-9:]) < sum(losses[:9])
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
 def test_grpo_step(tmp_path):
