@@ -141,8 +141,7 @@ def _evaluate(arguments: list[str]) -> None:
 def _sample(arguments: list[str]) -> None:
     from pqm_fast.sample.options import SampleConfig
 
-    arguments = ["--n" if argument == "-n" else argument for argument in arguments]
-    config = parse(SampleConfig, "sample", gather(arguments, "--policy"))
+    config = parse(SampleConfig, "sample", gather(_with_long_n(arguments), "--policy"))
 
     from pqm_fast.ranks.group import join_ranks
     from pqm_fast.sample.sample_solutions import sample
@@ -170,8 +169,7 @@ def _annotate(arguments: list[str]) -> None:
 def _search(arguments: list[str]) -> None:
     from pqm_fast.search.options import SearchConfig
 
-    arguments = ["--n" if argument == "-n" else argument for argument in arguments]
-    config = parse(SearchConfig, "search", arguments)
+    config = parse(SearchConfig, "search", _with_long_n(arguments))
 
     from pqm_fast.ranks.group import join_ranks
     from pqm_fast.search.run import search
@@ -197,6 +195,11 @@ def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
     print(f"report: {report(parse(ReportConfig, 'report', _named_first(arguments, '--runs')))}")
+
+
+def _with_long_n(arguments: list[str]) -> list[str]:
+    """`-n` is short for `--n`, and torchrun takes only the short form for the command's own."""
+    return ["--n" if argument == "-n" else argument for argument in arguments]
 
 
 def _named_first(arguments: list[str], *options: str) -> list[str]:

@@ -96,7 +96,7 @@ def _checked(scores: Any, solutions: Sequence[Sequence[str]]) -> list[Scores]:
     if list(map(len, scores)) != list(map(len, solutions)) or not all(
         q is None or (isinstance(q, (int, float)) and math.isfinite(q)) for steps in scores for q in steps
     ):
-        raise ValueError("its answer has not a number for each step")
+        raise ValueError("its answer does not have a number for each step")
     return scores
 
 

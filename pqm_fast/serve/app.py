@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from pqm_fast.serve import metrics
 from pqm_fast.serve.gate import Application, Gate
 from pqm_fast.serve.problem import Problem
 from pqm_fast.serve.protocols import openrlhf, own, verl, vllm
@@ -44,7 +44,7 @@ def make_app(service: Service, token: str) -> Application:
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(batcher.metrics.text(), media_type=metrics.CONTENT_TYPE)
+        return Response(batcher.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:
