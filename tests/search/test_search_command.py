@@ -134,6 +134,7 @@ def test_samples_are_those_of_sample(model, data, tmp_path, knowing):
 def test_steps_beyond_the_context_of_the_model(model, data, tmp_path, monkeypatch, capfd):
     """It takes 25 tokens here: of the question and five steps, the last has no score. Such solutions are kept."""
     scorer = Scorer.from_pretrained(model, device="cpu", prefix_tree=True, max_length=30)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
     assert search(data, tmp_path / "out", model) == 0
     responses = [response for row in rows_of(tmp_path / "out") for response in row["responses"]]
@@ -214,6 +215,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(model, data, tmp_path,
     """The journal may lose the end of its last line. With a real model, whose scores depend on the batch by rounding:
     the same bytes."""
     scorer = Scorer.from_pretrained(model, device="cpu", prefix_tree=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
     whole, out, part = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     options = {"compare": True, "method": method}
@@ -379,9 +381,10 @@ def test_a_local_model(tmp_path, monkeypatch, model):
     network.save_pretrained(folder)
     data = write(tmp_path / "q.jsonl", [{"id": f"q{i}", "prompt": " ".join(["w3"] * (1 + i))} for i in range(3)])
     scorer = ByLength()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pqm_fast.search.run.open_scorer", lambda *arguments, **options: scorer)
     options = {
-        "policy": str(folder),
+        "policy": "policy",
         "step_separator": " ",
         "max_new_tokens": 20,
         "n": 4,
