@@ -28,7 +28,12 @@ def restrict_to_step_rows(backbone: nn.Module) -> bool:
         return False
     if type(layers[-1]) in _AT_STEPS:  # otherwise it is restricted already, or an unknown subclass
         layers[-1].__class__ = _AT_STEPS[type(layers[-1])]
-    return isinstance(layers[-1], _AtSteps)
+    return is_restricted(layers[-1])
+
+
+def is_restricted(layer: object) -> bool:
+    """Whether a layer computes only the rows that steps read, where a plan lists them."""
+    return isinstance(layer, _AtSteps)
 
 
 class _AtSteps:

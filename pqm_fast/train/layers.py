@@ -9,20 +9,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pqm_fast.errors import PQMError
+from pqm_fast.model import cut
 from pqm_fast.model.step_q_model import StepQModel
 
 
-def decoder_layers(model: StepQModel) -> list[nn.Module]:
-    """The decoder layers in order. Raises PQMError for a model that does not have them in `layers` or `h`; it can be
-    trained only with eager layers and without recomputing any."""
-    for name in ("layers", "h"):
-        layers = getattr(model.backbone, name, None)
-        if isinstance(layers, nn.ModuleList) and len(layers):
-            return list(layers)
-    raise PQMError(
-        f"{model.config.model_type}: its decoder layers were not found; pass --layers eager and --recompute-layers 0, "
-        "no adapters and no --float8"
-    )
+def decoder_layers(model: StepQModel) -> nn.ModuleList:
+    """The decoder layers in order. Raises PQMError if they are not found; the model can be trained only with eager
+    layers and without recomputing any."""
+    try:
+        return cut.decoder_layers(model.backbone, model.config)
+    except PQMError as error:
+        raise PQMError(f"{error}; pass --layers eager and --recompute-layers 0, no adapters and no --float8") from error
 
 
 def compile_layers(model: StepQModel, **options: Any) -> None:
