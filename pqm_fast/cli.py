@@ -13,6 +13,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
 
   demo      train and evaluate on the embedded arithmetic world
   train     fine-tune a decoder into a process Q-value model
+  probe     train Q-value heads on the hidden states of a frozen decoder
   export    a checkpoint of a training as a model folder
   push      upload a checkpoint to the Hugging Face hub
   status    how trainings are doing: progress, time left, health, checkpoints
@@ -65,6 +66,19 @@ def _train(arguments: list[str]) -> None:
     if ranks.first:
         print(f"checkpoint: {config.out}\ncurve: {config.folder / 'training.png'}\ncard: {config.folder / 'README.md'}")
         _print_commands(config.folder)
+
+
+def _probe(arguments: list[str]) -> None:
+    from pqm_fast.probe.options import ProbeConfig
+
+    config = parse(ProbeConfig, "probe", arguments)
+
+    from pqm_fast.probe.run import probe
+
+    chosen = probe(config)
+    print(f"best head: {chosen['name']}, held-out {config.select} {chosen['held_out'][config.select]:.3f}")
+    print(f"checkpoint: {config.out}\npicture: {config.folder / 'layers.png'}\ncard: {config.folder / 'README.md'}")
+    _print_commands(config.folder)
 
 
 def _export(arguments: list[str]) -> None:
@@ -217,6 +231,7 @@ def _named_first(arguments: list[str], *options: str) -> list[str]:
 COMMANDS: dict[str, Command] = {
     "demo": _demo,
     "train": _train,
+    "probe": _probe,
     "export": _export,
     "push": _push,
     "status": _status,

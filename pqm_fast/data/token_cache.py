@@ -35,7 +35,7 @@ def load_dataset(
     with `options.skip_bad` such records are counted in `.notes` instead. A record without any label cannot be trained
     on and counts as bad, unless `wanted` needs no labels.
     """
-    root, key = _cache_root(cache_dir), _cache_key(paths, options, encoder, wanted)
+    root, key = cache_root(cache_dir), _cache_key(paths, options, encoder, wanted)
     folder = root / key
     remove_leftovers(root)
     notes = []
@@ -65,7 +65,7 @@ def _fill(folder: Path, paths: Sequence[str], options: ReadOptions, encoder: Enc
             ) from error
 
 
-def _cache_root(cache_dir: str | None) -> Path:
+def cache_root(cache_dir: str | None) -> Path:
     if cache_dir:
         return Path(cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqm-fast"

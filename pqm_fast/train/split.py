@@ -146,15 +146,22 @@ def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: 
     wanted = Wanted(outcome if config.needs_outcomes else None, labels=config.reads_labels)
     dataset = load_dataset(paths, config.read, encoder, config.cache_dir, wanted)
     notes += dataset.notes
-    indices = np.arange(len(dataset))
+    return usable(dataset, np.arange(len(dataset)), paths, config, notes)
+
+
+def usable(
+    dataset: TrajectoryDataset, indices: np.ndarray, paths: tuple[str, ...], config: TrainConfig, notes: list[str]
+) -> Split:
+    """The trajectories among `indices` that the loss can use; `paths` names the data. `notes` gets what was left out
+    and why. Raises PQMError for labels that the loss does not take."""
     if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut > 0).any():
         notes.append(f"{cut.sum():,} trajectories left out: {config.loss} needs the last step, and theirs was cut off")
-        indices = indices[~cut]
+        indices = indices[~cut[indices]]
     outcomes = None
     if config.needs_outcomes:
         outcomes = known_outcomes(dataset, config.label_threshold)
         if not config.reads_labels:
-            indices = with_outcome(dataset, outcomes, paths, config, notes)
+            indices = np.intersect1d(indices, with_outcome(dataset, outcomes, paths, config, notes))
     if config.reads_labels:
         _check_labels(dataset, paths, config, notes)
     return Split(

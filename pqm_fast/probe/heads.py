@@ -1,0 +1,88 @@
+"""The heads of a probe: which ones the options ask for, and what becomes of each."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from pqm_fast.common.combination import Combination, parse_loss
+from pqm_fast.probe.options import ProbeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """One head to train. `loss` is a text such as `rank` or `bce+sibling`; `zeta` is None for a loss without a margin,
+    and `compare_weight` for a loss by itself."""
+
+    layer: int
+    loss: str
+    zeta: float | None
+    compare_weight: float | None
+    learning_rate: float
+    seed: int
+
+    @property
+    def combination(self) -> Combination:
+        return parse_loss(self.loss)
+
+    @property
+    def name(self) -> str:
+        """The name of its tensors, which no other head has."""
+        zeta = "" if self.zeta is None else f"-zeta{self.zeta:g}"
+        weight = "" if self.compare_weight is None else f"-weight{self.compare_weight:g}"
+        return f"layer{self.layer}-{self.loss}{zeta}{weight}-rate{self.learning_rate:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained head: q = normed states . weight + bias, with the weights of its best epoch."""
+
+    spec: HeadSpec
+    weight: np.ndarray
+    """[D] float32."""
+    bias: float
+    epochs: int
+    """Passes over the data that it took."""
+    best_epoch: int
+    """The pass with the lowest held-out loss; 0 if the loss was not finite."""
+    curve: list[list[float]]
+    """For each pass: training loss (the mean over its steps) and held-out loss."""
+    held_out: dict[str, Any]
+    """Held-out loss and step metrics of the best epoch."""
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """Its line in heads.jsonl: all but the weights."""
+        figures = {name: getattr(self, name) for name in ("epochs", "best_epoch", "curve", "held_out", "seconds")}
+        return {"name": self.spec.name, **asdict(self.spec), **figures}
+
+
+def grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSpec]:
+    """Every head that the options ask for, layer by layer."""
+    specs = []
+    for layer, loss in product(layers, dict.fromkeys(config.losses)):
+        combination = parse_loss(loss)
+        zetas: Sequence[float | None] = config.zetas if combination.uses_zeta else (None,)
+        weights: Sequence[float | None] = config.compare_weights if combination.compare else (None,)
+        points = product(zetas, weights, config.learning_rates, config.seeds)
+        specs += [HeadSpec(layer, loss, *point) for point in points]
+    return list(dict.fromkeys(specs))
+
+
+def choose(heads: Sequence[dict[str, Any]], select: str) -> dict[str, Any] | None:
+    """The row of the best head: of the setting with the best mean over its seeds, the best seed. A tie goes to the
+    first. None if no head has the figure `select`."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for head in heads:
+        key = tuple(head[name] for name in ("layer", "loss", "zeta", "compare_weight", "learning_rate"))
+        settings.setdefault(key, []).append(head)
+
+    def figure(head: dict[str, Any]) -> float:
+        value = head["held_out"].get(select)
+        return -np.inf if value is None else value
+
+    best = max(settings.values(), key=lambda group: float(np.mean([figure(head) for head in group])))
+    chosen = max(best, key=figure)
+    return None if figure(chosen) == -np.inf else chosen
