@@ -1,7 +1,8 @@
 """The heads of a probe: which ones the options ask for, and what becomes of each."""
 
+import base64
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -57,6 +58,18 @@ class Head:
         """Its line in heads.jsonl: all but the weights."""
         figures = {name: getattr(self, name) for name in ("epochs", "best_epoch", "curve", "held_out", "seconds")}
         return {"name": self.spec.name, **asdict(self.spec), **figures}
+
+    def to_store(self) -> dict[str, Any]:
+        """Its line in the journal of a run, with the weights."""
+        weight = base64.b64encode(self.weight.astype("<f4").tobytes()).decode()
+        return self.row() | {"weight": weight, "bias": self.bias}
+
+    @classmethod
+    def from_store(cls, row: dict[str, Any]) -> "Head":
+        """The head of a line that `to_store` made. Raises ValueError, LookupError or TypeError for another one."""
+        spec = HeadSpec(**{field.name: row[field.name] for field in fields(HeadSpec)})
+        weight = np.frombuffer(base64.b64decode(row["weight"]), dtype="<f4")
+        return cls(spec, weight, *(row[field.name] for field in fields(cls)[2:]))
 
 
 def grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSpec]:

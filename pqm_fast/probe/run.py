@@ -1,12 +1,10 @@
 """`pqm-fast probe`: states, heads, and the best head as a checkpoint."""
 
-import base64
 import json
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from pqm_fast.common.combination import Combination, parse_loss
+from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.common.journal import Journal
 from pqm_fast.common.lock import locked
@@ -26,10 +24,9 @@ from pqm_fast.model.device import dtype_name
 from pqm_fast.probe.checkpoint import write_checkpoint
 from pqm_fast.probe.frozen import FrozenDecoder
 from pqm_fast.probe.heads import Head, HeadSpec, choose, grid
-from pqm_fast.probe.layout import Layout, held_out_layout, training_layout
 from pqm_fast.probe.options import ProbeConfig
-from pqm_fast.probe.splits import Sides, needs_outcomes, split
-from pqm_fast.probe.train_head import HeadOptions, scale_of, train_head
+from pqm_fast.probe.splits import Sides, needs_outcomes
+from pqm_fast.probe.trainer import HeadTrainer
 from pqm_fast.publish.card_text import Training
 from pqm_fast.publish.model_card import write_card
 from pqm_fast.train.metrics_file import METRICS_FILE, START
@@ -79,52 +76,13 @@ def _probe(config: ProbeConfig) -> dict[str, Any]:
     return chosen_row
 
 
-class HeadTrainer:
-    """Trains heads of any layer and loss on the same data. What heads have in common is made once."""
-
-    def __init__(self, config: ProbeConfig, decoder: FrozenDecoder, sides: Sides, notes: list[str]):
-        self.config, self.decoder, self.sides, self.notes = config, decoder, sides, notes
-        self.options = HeadOptions(
-            decoder.norm, config.temperature, config.noise, config.epochs, config.patience, config.weight_decay
-        )
-        self.split = cache(self._split)
-        self._layouts = cache(self._make_layouts)
-        self._states: tuple[Any, Any] = (None, None)
-
-    def _split(self, combination: Combination) -> tuple[Split, Split]:
-        return split(self.config, combination, self.sides, self.notes)
-
-    def _make_layouts(self, combination: Combination, seed: int) -> tuple[Layout, Layout]:
-        training, held_out = self.split(combination)
-        device, steps = self.decoder.device, self.config.batch_steps
-        return (
-            training_layout(self.sides.training, training, steps, seed, device),
-            held_out_layout(self.sides.held_out, held_out, steps, device),
-        )
-
-    def train(self, spec: HeadSpec) -> Head:
-        layouts = self._layouts(spec.combination, spec.seed)
-        # neighbouring heads of the grid read the same states
-        key = (spec.layer, spec.combination, spec.seed)
-        if self._states[0] != key:
-            device = self.decoder.device
-            states = (
-                layouts[0].take(self.sides.training.rows(spec.layer), device),
-                layouts[1].take(self.sides.held_out.rows(spec.layer), device),
-            )
-            self._states = key, (*states, scale_of(states[0], self.options.norm))
-        training, held_out, scale = self._states[1]
-        question = self.sides.held_out.dataset.question
-        return train_head(spec, (layouts[0], training), (layouts[1], held_out), question, scale, self.options)
-
-
 def _train(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, specs: list[HeadSpec]) -> list[Head]:
     """All heads in the order of the grid; those that an interrupted run has trained are read back."""
     journal = Journal(config.folder / HEADS_FILE, _inputs(config, decoder, trainer.sides))
     done: dict[str, Head] = {}
 
     def take(_: int, row: dict[str, Any]) -> None:
-        head = _from_journal(row)
+        head = Head.from_store(row)
         done[head.spec.name] = head
 
     journal.replay(take)
@@ -135,7 +93,7 @@ def _train(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, sp
         for spec in specs:
             if spec.name not in done:
                 head = trainer.train(spec)
-                journal.append(_for_journal(head))
+                journal.append(head.to_store())
                 done[spec.name] = head
                 value = head.held_out.get(config.select)
                 bar.set_postfix_str(f"{spec.name}: {config.select} {'-' if value is None else f'{value:.3f}'}")
@@ -150,19 +108,6 @@ def _inputs(config: ProbeConfig, decoder: FrozenDecoder, sides: Sides) -> dict[s
     states = [sides.training.files.folder.name, sides.held_out.files.folder.name]
     depends_on = {**options, "data": data, "states": states, "layers": decoder.layers}
     return json.loads(json.dumps(depends_on | {"dtype": dtype_name(decoder.dtype)}))
-
-
-def _for_journal(head: Head) -> dict[str, Any]:
-    return head.row() | {
-        "weight": base64.b64encode(head.weight.astype("<f4").tobytes()).decode(), "bias": head.bias
-    }  # fmt: skip
-
-
-def _from_journal(row: dict[str, Any]) -> Head:
-    spec = HeadSpec(**{name: row[name] for name in HeadSpec.__dataclass_fields__})
-    weight = np.frombuffer(base64.b64decode(row["weight"]), dtype="<f4")
-    figures = (row[name] for name in ("bias", "epochs", "best_epoch", "curve", "held_out", "seconds"))
-    return Head(spec, weight, *figures)
 
 
 def _description(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, specs: list[HeadSpec]) -> str:
@@ -201,7 +146,7 @@ def _write(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, he
     }
     write_json(folder / SUMMARY_FILE, summary)
     write_json(folder / "metrics.json", chosen.held_out)
-    steps = len(trainer._layouts(chosen.spec.combination, chosen.spec.seed)[0].batches)
+    steps = len(trainer.layouts(chosen.spec.combination, chosen.spec.seed)[0].batches)
     with atomic_file(folder / METRICS_FILE) as temporary:
         lines = _metrics_rows(decoder, training, held_out, chosen, steps)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -12,9 +12,9 @@ from small_probes import config_in
 from pqm_fast.common.combination import parse_loss
 from pqm_fast.probe.frozen import FrozenDecoder
 from pqm_fast.probe.heads import HeadSpec, choose, grid
-from pqm_fast.probe.run import HeadTrainer
 from pqm_fast.probe.splits import Sides
 from pqm_fast.probe.train_head import scale_of
+from pqm_fast.probe.trainer import HeadTrainer
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_batches_hold_whole_questions_and_their_own_rows(trainer):
     training, held_out = trainer.split(parse_loss("bce+sibling"))
     rows = {r["id"]: r for r in map(json.loads, Path(trainer.config.data[0]).read_text().splitlines())}
     dataset, seen = training.dataset, []
-    layout = trainer._layouts(parse_loss("bce+sibling"), 0)[0]
+    layout = trainer.layouts(parse_loss("bce+sibling"), 0)[0]
     assert len(layout.batches) > 2
     states = layout.take(trainer.sides.training.rows(3), torch.device("cpu"))
     everything = trainer.sides.training.rows(3)[torch.from_numpy(trainer.sides.training.row_of_step.copy())]
@@ -88,7 +88,7 @@ def test_training_follows_the_definition(trainer, loss):
     )
     optimizer = torch.optim.AdamW([w, b], lr=0.03, weight_decay=0.0)
     random = np.random.default_rng([7, 4])
-    batches = trainer._layouts(parse_loss(loss), 7)[0].batches
+    batches = trainer.layouts(parse_loss(loss), 7)[0].batches
     for epoch in range(head.epochs):
         for i in random.permutation(len(batches)):
             optimizer.zero_grad()

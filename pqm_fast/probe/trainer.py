@@ -1,0 +1,52 @@
+"""Trains heads of any layer and loss on the same data: what they have in common is made once."""
+
+from functools import cache
+from typing import Any
+
+from pqm_fast.common.combination import Combination
+from pqm_fast.probe.frozen import FrozenDecoder
+from pqm_fast.probe.heads import Head, HeadSpec
+from pqm_fast.probe.layout import Layout, held_out_layout, training_layout
+from pqm_fast.probe.options import ProbeConfig
+from pqm_fast.probe.splits import Sides, split
+from pqm_fast.probe.train_head import HeadOptions, scale_of, train_head
+from pqm_fast.train.split import Split
+
+
+class HeadTrainer:
+    """`notes` gets what a user should know about the data of each loss."""
+
+    def __init__(self, config: ProbeConfig, decoder: FrozenDecoder, sides: Sides, notes: list[str]):
+        self.config, self.decoder, self.sides, self.notes = config, decoder, sides, notes
+        self.options = HeadOptions(
+            decoder.norm, config.temperature, config.noise, config.epochs, config.patience, config.weight_decay
+        )
+        self.split = cache(self._split)
+        self.layouts = cache(self._make_layouts)
+        self._states: tuple[Any, Any] = (None, None)
+
+    def _split(self, combination: Combination) -> tuple[Split, Split]:
+        return split(self.config, combination, self.sides, self.notes)
+
+    def _make_layouts(self, combination: Combination, seed: int) -> tuple[Layout, Layout]:
+        training, held_out = self.split(combination)
+        device, steps = self.decoder.device, self.config.batch_steps
+        return (
+            training_layout(self.sides.training, training, steps, seed, device),
+            held_out_layout(self.sides.held_out, held_out, steps, device),
+        )
+
+    def train(self, spec: HeadSpec) -> Head:
+        layouts = self.layouts(spec.combination, spec.seed)
+        # neighbouring heads of the grid read the same states
+        key = (spec.layer, spec.combination, spec.seed)
+        if self._states[0] != key:
+            device = self.decoder.device
+            states = (
+                layouts[0].take(self.sides.training.rows(spec.layer), device),
+                layouts[1].take(self.sides.held_out.rows(spec.layer), device),
+            )
+            self._states = key, (*states, scale_of(states[0], self.options.norm))
+        training, held_out, scale = self._states[1]
+        question = self.sides.held_out.dataset.question
+        return train_head(spec, (layouts[0], training), (layouts[1], held_out), question, scale, self.options)
