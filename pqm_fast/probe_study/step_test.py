@@ -1,0 +1,96 @@
+"""The tests with step labels: figures of steps, where a model is wrong, and first errors in ProcessBench's form."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pqm_fast.data.records import Record
+from pqm_fast.evaluate.error_types import by_type, type_of
+from pqm_fast.evaluate.positions import by_position
+from pqm_fast.evaluate.prm_score import prm_score_of
+from pqm_fast.evaluate.step_metrics import first_errors, flatten, share_in_order, threshold_metrics
+from pqm_fast.evaluate.step_thresholds import StepThresholds
+from pqm_fast.probe_study.jackknife import numbered, pseudo_values
+from pqm_fast.scoring.stored import Scores
+
+Values = dict[str, np.ndarray | None]
+"""{figure: [groups] pseudo-values}; None where the figure is undefined."""
+STEP_FIGURES = {
+    "auroc": "AUROC",
+    "pair_accuracy": "pairs in order",
+    "balanced_accuracy": "balanced accuracy",
+    "prm_score": "PRMScore",
+    "first_error_accuracy": "first error",
+}
+"""{figure: heading in tables}. All but the first two need a threshold, from the tuning questions."""
+FIRST_ERROR_FIGURES = {"f1": "F1", "accuracy_on_erroneous": "erroneous", "accuracy_on_correct": "correct"}
+
+
+def step_values(
+    records: Sequence[Record], groups: list[str], scores: Sequence[Scores], thresholds: StepThresholds
+) -> Values:
+    """The `STEP_FIGURES` of records with exact labels; `groups` names what is resampled, for each record."""
+    steps = flatten(scores, [record.labels or [] for record in records])
+    q, label, trajectory = steps
+    used = ~(np.isnan(q) | np.isnan(label))
+    correct, group = label >= 0.5, numbered(groups)[trajectory]
+    everything = np.zeros_like(trajectory)
+
+    def in_order(within: np.ndarray) -> Any:
+        return lambda mask: share_in_order(q[m := mask & used], correct[m], within[m])
+
+    def at_threshold(name: str) -> Any:
+        each = thresholds.each(name)
+
+        def of(mask: np.ndarray) -> float | None:
+            columns = q[mask], label[mask], trajectory[mask]
+            if name == "prm_score":
+                return prm_score_of(columns, each)["prm_score"]
+            return threshold_metrics(columns, len(records), each)[name]
+
+        return of
+
+    figures = {"auroc": in_order(everything), "pair_accuracy": in_order(trajectory)}
+    figures |= {name: at_threshold(name) for name in STEP_FIGURES if name not in figures}
+    return {name: pseudo_values(group, figure) for name, figure in figures.items()}
+
+
+def errors(records: Sequence[Record], scores: Sequence[Scores], thresholds: StepThresholds) -> dict[str, Any]:
+    """Where the scores are wrong: what `by_type` returns for the records with an `error_type`, and `by_position`."""
+    labels = [record.labels or [] for record in records]
+    found: dict[str, Any] = {"by_position": by_position(scores, labels, thresholds)}
+    types = [type_of(record, "error_type") for record in records]
+    if known := [i for i, name in enumerate(types) if name is not None]:
+        own = [scores[i] for i in known], [labels[i] for i in known], [str(types[i]) for i in known]
+        found["by_type"] = by_type(*own, thresholds=thresholds.of(known))
+    return found
+
+
+def first_error_values(records: Sequence[Record], scores: Sequence[Scores], threshold: float) -> Values:
+    """The `FIRST_ERROR_FIGURES` of records whose labels end at the first error (`processbench`)."""
+    steps = flatten(scores, [record.labels or [] for record in records])
+    true, predicted = first_errors(steps, len(records), threshold)
+    hit, erroneous = true == predicted, true >= 0
+
+    def accuracy(mask: np.ndarray) -> float | None:
+        return float(hit[mask].mean()) if mask.any() else None
+
+    def f1(mask: np.ndarray) -> float | None:
+        a, c = accuracy(mask & erroneous), accuracy(mask & ~erroneous)
+        if a is None or c is None:
+            return None
+        return 2 * a * c / (a + c) if a + c else 0.0
+
+    figures = {
+        "f1": f1,
+        "accuracy_on_erroneous": lambda mask: accuracy(mask & erroneous),
+        "accuracy_on_correct": lambda mask: accuracy(mask & ~erroneous),
+    }
+    group = numbered([record.prompt for record in records])
+    return {name: pseudo_values(group, figure) for name, figure in figures.items()}
+
+
+def first_error(labels: Sequence[float | None] | None) -> int:
+    """The 0-based place of the first step labelled wrong, -1 if there is none."""
+    return next((t for t, y in enumerate(labels or ()) if y is not None and y < 0.5), -1)
