@@ -55,7 +55,8 @@ def test_sections_charts_and_table(whole):
         *found["charts"]
     }
     assert (found["empty"], found["bad"]) == (0, 0)
-    assert found["rows"] == ["bce", "rank"] * 4  # training, steps, ProcessBench, solutions
+    runs = ["bce", "rank"] * 4  # training, steps, ProcessBench, solutions
+    assert found["rows"] == [*runs, "1", "2", "no error"]  # where models are wrong
     assert found["best"]
     assert found["articles"] == 10  # of 64: one page
 
@@ -73,8 +74,8 @@ def test_the_tables_fit_a_page_of_1300_pixels(tmp_path):
     window, whole, *tables = run_in(page, widths)
     assert window == 1300
     assert whole <= window
-    assert len(tables) == 8
-    assert tables[:4] == tables[4:]
+    assert len(tables) == 10
+    assert tables[:5] == tables[5:]
 
 
 def test_a_click_on_a_heading_sorts_the_table(whole):
