@@ -14,10 +14,16 @@ def step_positions(trajectory: np.ndarray, trajectories: int) -> np.ndarray:
     return np.arange(trajectory.size) - np.repeat(np.cumsum(counts) - counts, counts) + 1
 
 
+def position_bin(position: int) -> tuple[int, int]:
+    """The one of the bins 1, 2, 3-4, 5-8, ... that holds a position, as (first, last)."""
+    doublings = (position - 1).bit_length()
+    return 2**doublings // 2 + 1, 2**doublings
+
+
 def position_bins(longest: int) -> list[tuple[int, int]]:
-    """The positions 1, 2, 3-4, 5-8, ... up to the longest one, as (first, last)."""
-    doublings = [(2**k // 2 + 1, 2**k) for k in range((longest - 1).bit_length() + 1)] if longest else []
-    return [(first, min(last, longest)) for first, last in doublings]
+    """The bins of the positions up to the longest one, where the last bin ends."""
+    bins = dict.fromkeys(map(position_bin, range(1, longest + 1)))
+    return [(first, min(last, longest)) for first, last in bins]
 
 
 def by_position(scores: Trajectories, labels: Trajectories, thresholds: StepThresholds | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pqm_fast.report.ablation import Cell, figure_cell, mark_best
 from pqm_fast.report.figures import Best
 from pqm_fast.report.groups import Group
 from pqm_fast.report.html_tables import html_table
+from pqm_fast.report.text import bin_text
 
 Entry = dict[str, Any]  # the figures of a model in a row
 
@@ -69,14 +70,12 @@ def error_tables(group: Group, names: Sequence[str]) -> str:
     html += _table("Where models are wrong, by position", "step", positions, counts)
     if not html:
         return ""
-    return f'{html}<p class="note">{NOTE}{PRM_SCORE if by_type else ""} The best value in a row is marked.</p>'
+    marked = " The best value of a figure in a row is marked." if len(group.by_run) > 1 else ""
+    return f'{html}<p class="note">{NOTE}{PRM_SCORE if by_type else ""}{marked}</p>'
 
 
 def _by_bin(by_position: dict[str, Any]) -> dict[str, Entry]:
-    bins = {
-        str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}": row
-        for row in by_position["rows"]
-    }
+    bins = {bin_text(row["first"], row["last"]): row for row in by_position["rows"]}
     no_error = by_position["no_error"]
     return bins | {"no error": no_error | {"first_errors": no_error["trajectories"]}}
 

@@ -118,6 +118,8 @@ def _solutions(solutions: dict[str, Any]) -> str:
     selection = f"All {distinct:,} scored solutions"
     if num_worst is not None:
         parts = f"the {num_worst:,} where the model was most wrong, and a random sample of the others (--solutions)"
+        if any("type" in item for item in solutions["items"]):
+            parts += f", with as many of each {escape(solutions['by'])} as there are"
         selection = f"{num_shown:,} of {distinct:,} scored solutions: {parts}"
     selection += f"; copies ({total:,} records in all) are shown once." if distinct < total else "."
     legend = (
@@ -125,6 +127,14 @@ def _solutions(solutions: dict[str, Any]) -> str:
         " labels, |sigmoid(q) − correct| of the step with the lowest Q-value. That step is framed. Each step shows its"
         " Q-value, sigmoid(q), and the label: ✓ correct, ✗ wrong, a number between, · none."
     )
+    if any("first" in item for item in solutions["items"]):
+        legend += (
+            " First error: found if the first step that the model calls wrong is the first wrong one, missed if it is a"
+            " later one or there is none, a false alarm if it is an earlier one. The model calls a step wrong below the"
+            " threshold that finds most first errors on the other questions of its file."
+        )
+    elif any("position" in item for item in solutions["items"]):
+        legend += " First errors are not judged: there are too few questions for a threshold from other questions."
     return (
         f'<p class="note">{selection} {legend}</p><p class="note">Q-value: low<span class="scale"></span>high</p>'
         '<div id="viewer"></div>'
