@@ -103,9 +103,9 @@ def _figure_cells(column: Column, rows: list[list[int]]) -> list[Cell]:
 
 
 def mark_best(cells: list[Cell], best: Best) -> list[Cell]:
-    """The cells with the best value marked, if there are two to compare."""
+    """The cells with the best value marked, if they have different values."""
     finite_values = [cell.value for cell in cells if cell.value is not None and isfinite(cell.value)]
-    if len(finite_values) < 2:
+    if len({*finite_values}) < 2:
         return cells
     best_value = best(finite_values)
     return [Cell(c.text, c.spread, c.tooltip, c.value, is_best=c.value == best_value) for c in cells]

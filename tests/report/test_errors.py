@@ -86,6 +86,11 @@ def test_one_model_has_nothing_marked():
     assert "is marked" not in html
 
 
+def test_equal_values_are_not_marked():
+    found = results(rows_of("early", 0))
+    assert "*" not in str(parsed(tables_of(found, found)).values())
+
+
 def test_older_results_and_other_fields():
     a, b = results(rows_of("early", 0)), results(rows_of("late", 1))
     del a["by_position"], b["by_position"]
