@@ -5,6 +5,7 @@ from pqm_fast.evaluate.best_of_n import best_of_n, mean_accuracy, pass_at_n
 from pqm_fast.evaluate.error_types import by_type
 from pqm_fast.evaluate.platt import platt_scaling
 from pqm_fast.evaluate.pools import evaluate_pools
+from pqm_fast.evaluate.positions import by_position
 from pqm_fast.evaluate.prm_score import prm_score
 from pqm_fast.evaluate.probabilities import cross_scaled, probability_errors, scaled_from
 from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
@@ -20,6 +21,7 @@ __all__ = [
     "aggregate",
     "auroc_by_position",
     "best_of_n",
+    "by_position",
     "by_type",
     "calibrate_threshold",
     "calibrated_metrics",

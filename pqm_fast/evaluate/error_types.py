@@ -3,9 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pqm_fast.data.records import Record
 from pqm_fast.evaluate.prm_score import prm_score
 from pqm_fast.evaluate.step_metrics import Trajectories, step_metrics
 from pqm_fast.evaluate.step_thresholds import StepThresholds, calibrated, calibrated_metrics
+
+NO_ERROR = "none"  # the type of a record whose field is null, like the unaltered solutions of PRMBench
+
+
+def type_of(record: Record, field: str) -> str | None:
+    """The value of a record's field as a text: `NO_ERROR` for null, None if the record does not have the field."""
+    if field not in record.extra:
+        return None
+    return NO_ERROR if (value := record.extra[field]) is None else str(value)
 
 
 def by_type(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pqm_fast.evaluate.aggregate import log_sigmoid
+from pqm_fast.evaluate.positions import position_bins, step_positions
 from pqm_fast.evaluate.step_metrics import Trajectories, flatten, share_in_order
 
 BINS = 10
@@ -75,8 +76,7 @@ def auroc_by_position(
         PQMError: scores and labels differ in shape, or a score is NaN.
     """
     q, label, trajectory = flatten(scores, labels)
-    counts = np.bincount(trajectory, minlength=len(scores))
-    position = np.arange(q.size) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    position = step_positions(trajectory, len(scores))
     used = ~(np.isnan(q) | np.isnan(label))
     q, correct, position = q[used], label[used] >= 0.5, position[used]
     length = None if lengths is None else np.array(list(chain.from_iterable(lengths)), dtype=np.int64)[used]
@@ -95,10 +95,9 @@ def auroc_by_position(
         }
 
     longest = int(position.max(initial=0))
-    doublings = [(2**k // 2 + 1, 2**k) for k in range((longest - 1).bit_length() + 1)] if longest else []
     return {
         "all": row(1, longest),
-        "rows": [row(first, min(last, longest)) for first, last in doublings],
+        "rows": [row(first, last) for first, last in position_bins(longest)],
         "same_position": share_in_order(q, correct, position),
         "same_length": None if length is None else share_in_order(q, correct, length),
     }

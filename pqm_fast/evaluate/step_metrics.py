@@ -69,8 +69,7 @@ def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> 
     labelled = ~np.isnan(label)
     used = labelled & ~np.isnan(q)
     correct, passed = label >= 0.5, q >= of_each_step(threshold, trajectory)
-    true_error = first_flagged(labelled & ~correct, trajectory, trajectories)
-    predicted_error = first_flagged(used & ~passed, trajectory, trajectories)
+    true_error, predicted_error = first_errors(steps, trajectories, threshold)
     has_steps = np.bincount(trajectory[used], minlength=trajectories) > 0
     hit, correct = (passed == correct)[used], correct[used]
     on_correct, on_wrong = _mean(hit[correct]), _mean(hit[~correct])
@@ -81,6 +80,18 @@ def threshold_metrics(steps: Steps, trajectories: int, threshold: Threshold) -> 
         "accuracy_on_wrong": on_wrong,
         "first_error_accuracy": _mean((true_error == predicted_error)[has_steps]),
     }
+
+
+def first_errors(steps: Steps, trajectories: int, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
+    """[trajectories] int64 twice: the flat index of each trajectory's first step labelled wrong, and of its first step
+    predicted wrong among those with a label; -1 where there is none. The arguments are those of `threshold_metrics`."""
+    q, label, trajectory = steps
+    labelled = ~np.isnan(label)
+    is_called = labelled & (q < of_each_step(threshold, trajectory))  # never a step without a score: NaN < x is false
+    return (
+        first_flagged(labelled & (label < 0.5), trajectory, trajectories),
+        first_flagged(is_called, trajectory, trajectories),
+    )
 
 
 def of_each_step(threshold: Threshold, trajectory: np.ndarray) -> Threshold:

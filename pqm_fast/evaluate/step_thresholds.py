@@ -10,7 +10,7 @@ import numpy as np
 
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import ON_FOLDS, ON_OTHERS, below, candidates, cross, deal, right_between, share_inside
-from pqm_fast.evaluate.step_metrics import Trajectories, first_flagged, flatten, threshold_metrics
+from pqm_fast.evaluate.step_metrics import Steps, Trajectories, first_flagged, flatten, threshold_metrics
 
 # A figure, from the numbers of correct and of wrong steps below the threshold, and the numbers of both in all.
 Counted = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
@@ -47,8 +47,13 @@ def cross_thresholds(scores: Trajectories, labels: Trajectories, questions: Sequ
     None if four of the fifths together have no correct or no wrong step. `scores`, `labels` and the errors are those of
     `step_metrics`; `questions` has the text, or a name, of each trajectory's question.
     """
+    return cross_thresholds_of(flatten(scores, labels), questions)
+
+
+def cross_thresholds_of(steps: Steps, questions: Sequence[str]) -> StepThresholds | None:
+    """`cross_thresholds` of the columns that `flatten` makes."""
     folds = deal(questions)
-    best_by_fold = cross(folds, _Steps(scores, labels).best)
+    best_by_fold = cross(folds, _Steps(steps, len(questions)).best)
     return None if best_by_fold is None else StepThresholds(_by_figure(best_by_fold), folds, ON_FOLDS)
 
 
@@ -63,7 +68,7 @@ def thresholds_from(scores: Trajectories, labels: Trajectories, trajectories: in
     Raises:
         PQMError: as `step_metrics`; also if there is no correct or no wrong step.
     """
-    steps = _Steps(scores, labels)
+    steps = _Steps(flatten(scores, labels), len(scores))
     best_thresholds = steps.best(np.ones(len(scores), dtype=bool))
     if best_thresholds is None:
         num_correct, num_wrong = int(steps.correct.sum()), int((~steps.correct).sum())
@@ -111,13 +116,13 @@ def calibrated(figure: str) -> str:
 class _Steps:
     """The columns of all steps, and the best thresholds over some of the trajectories."""
 
-    def __init__(self, scores: Trajectories, labels: Trajectories):
-        q, label, trajectory = flatten(scores, labels)
+    def __init__(self, steps: Steps, trajectories: int):
+        q, label, trajectory = steps
         labelled = ~np.isnan(label)
         used = labelled & ~np.isnan(q)
-        error = first_flagged(labelled & (label < 0.5), trajectory, len(scores))
+        error = first_flagged(labelled & (label < 0.5), trajectory, trajectories)
         self.bounds = right_between(q, used, trajectory, error)
-        self.seen = np.bincount(trajectory[used], minlength=len(scores)) > 0
+        self.seen = np.bincount(trajectory[used], minlength=trajectories) > 0
         self.q, self.correct, self.trajectory = q[used], label[used] >= 0.5, trajectory[used]
 
     def best(self, mask: np.ndarray) -> dict[str, float] | None:

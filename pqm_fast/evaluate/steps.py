@@ -8,7 +8,8 @@ import numpy as np
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import FOLDS, ON_FOLDS, ON_OTHERS, deal
-from pqm_fast.evaluate.error_types import by_type
+from pqm_fast.evaluate.error_types import by_type, type_of
+from pqm_fast.evaluate.positions import by_position
 from pqm_fast.evaluate.probabilities import cross_scaled, scaled_from
 from pqm_fast.evaluate.processbench import calibrate_threshold, cross_calibrated, processbench
 from pqm_fast.evaluate.step_curves import auroc_by_position, calibration
@@ -19,7 +20,6 @@ from pqm_fast.scoring.stored import Scores
 Pair = tuple[Record, Scores]
 Scored = Iterable[Pair]
 TOO_FEW = f"{FOLDS - 1} of {FOLDS} parts of the questions must hold"
-NO_ERROR = "none"  # the type of a record whose field is null, like the unaltered solutions of PRMBench
 
 
 def evaluate_steps(
@@ -37,11 +37,11 @@ def evaluate_steps(
         `threshold`; `steps`: the results of `step_metrics` and `calibrated_metrics`; `step_thresholds`: {figure: its
         thresholds} and `calibrated_on`, if there are any, and with them `probabilities`, the result of `cross_scaled`
         or `scaled_from`; `calibration`, `auroc_by_position`: the results of
-        `step_curves`, with the length of a step in characters; `by_type`: {field, types} with the result of
-        `error_types.by_type`, if records have the field. If the labels of every record name a first error (all steps
-        correct, or correct up to a wrong step and none labelled correct after it): `processbench`, its result at
-        `threshold`, and `processbench_calibrated`, with `thresholds` and `calibrated_on`. `left_out`: one sentence for
-        each thing that is missing, and why. JSON-ready.
+        `step_curves`, with the length of a step in characters; `by_position`: the result of `positions.by_position`;
+        `by_type`: {field, types} with the result of `error_types.by_type`, if records have the field. If the labels of
+        every record name a first error (all steps correct, or correct up to a wrong step and none labelled correct
+        after it): `processbench`, its result at `threshold`, and `processbench_calibrated`, with `thresholds` and
+        `calibrated_on`. `left_out`: one sentence for each thing that is missing, and why. JSON-ready.
 
     Raises:
         PQMError: a record whose scores do not fit its steps, a NaN score, or `calibrate` that shares questions with
@@ -71,9 +71,11 @@ def evaluate_steps(
     result["calibration"] = calibration(scores, labels)
     lengths = [[len(step) for step in record.steps] for record in records]
     result["auroc_by_position"] = auroc_by_position(scores, labels, lengths)
-    typed_indices = [i for i, record in enumerate(records) if by in record.extra]
+    result["by_position"] = by_position(scores, labels, step_thresholds)
+    type_of_each = [type_of(record, by) for record in records]
+    typed_indices = [i for i, kind in enumerate(type_of_each) if kind is not None]
     if typed_indices:
-        types = [NO_ERROR if (value := records[i].extra[by]) is None else str(value) for i in typed_indices]
+        types = [kind for kind in type_of_each if kind is not None]
         typed_thresholds = None if step_thresholds is None else step_thresholds.of(typed_indices)
         figures = by_type(
             [scores[i] for i in typed_indices], [labels[i] for i in typed_indices], types, threshold, typed_thresholds

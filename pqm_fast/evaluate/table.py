@@ -10,7 +10,7 @@ from pqm_fast.evaluate.step_thresholds import calibrated
 
 def table(summary: dict[str, Any]) -> str:
     """The result of `evaluate_steps` or `evaluate_pools` (or both in one dict) as aligned plain text."""
-    sections = (_steps, _types, _positions, _calibration, _processbench, _pools, _probabilities)
+    sections = (_steps, _types, _positions, _by_position, _calibration, _processbench, _pools, _probabilities)
     parts = [section(summary) for section in sections]
     if summary.get("left_out"):
         parts.append("Left out\n" + "\n".join(f"  {reason}" for reason in summary["left_out"]))
@@ -51,10 +51,11 @@ def _types(summary: dict[str, Any]) -> str:
     if "by_type" not in summary:
         return ""
     field, types = summary["by_type"]["field"], summary["by_type"]["types"]
-    rows = [[field, "solutions", "steps", "AUROC", *TYPE_COLUMNS.values()]]
+    rows = [[field, "solutions", "steps", "AUROC", "pairs in order", *TYPE_COLUMNS.values()]]
     for name, figures in types.items():
         pairs = [f"{_number(figures[key])} / {_number(figures[calibrated(key)])}" for key in TYPE_COLUMNS]
-        rows.append([name, *(_number(figures[key]) for key in ("trajectories", "steps", "auroc")), *pairs])
+        others = (_number(figures[key]) for key in ("trajectories", "steps", "auroc", "pair_accuracy"))
+        rows.append([name, *others, *pairs])
     return f"Steps by {field}\n{_aligned(rows)}\n  two figures: at threshold {summary['threshold']:g} / calibrated"
 
 
@@ -64,8 +65,7 @@ def _positions(summary: dict[str, Any]) -> str:
     by_position = summary["auroc_by_position"]
     rows = [["step", "correct", "wrong", "AUROC", "position only", "length only"]]
     for entry in [*by_position["rows"], by_position["all"]]:
-        steps = str(entry["first"]) if entry["first"] == entry["last"] else f"{entry['first']}-{entry['last']}"
-        steps = "all" if entry is by_position["all"] else steps
+        steps = "all" if entry is by_position["all"] else _bin(entry)
         figures = (entry[key] for key in ("correct", "wrong", "auroc", "position_only", "length_only"))
         rows.append([steps, *map(_number, figures)])
     for name, column in (("same_position", 0), ("same_length", 1)):
@@ -78,6 +78,28 @@ def _positions(summary: dict[str, Any]) -> str:
         "same position, same length: pairs of a correct and a wrong step that are equal in it",
     )
     return "\n".join(["AUROC by position", _aligned(rows), *(f"  {note}" for note in notes)])
+
+
+def _by_position(summary: dict[str, Any]) -> str:
+    if "by_position" not in summary:  # older results have none
+        return ""
+    rows = [["step", "pairs in order", "on correct", "on wrong", "first errors", "found"]]
+    found = calibrated("first_error_accuracy")
+    keys = ("pair_accuracy", calibrated("accuracy_on_correct"), calibrated("accuracy_on_wrong"), "first_errors", found)
+    for entry in summary["by_position"]["rows"]:
+        rows.append([_bin(entry), *(_number(entry[key]) for key in keys)])
+    no_error = summary["by_position"]["no_error"]
+    rows.append(["no error", "", "", "", *(_number(no_error[key]) for key in ("trajectories", found))])
+    notes = (
+        "pairs in order: of a wrong step at these positions and a correct one anywhere in its solution;",
+        "on correct, on wrong, found: calibrated; no error: solutions without a wrong step, and the share in which no",
+        "step is called wrong",
+    )
+    return "\n".join(["Errors by position", _aligned(rows), *(f"  {note}" for note in notes)])
+
+
+def _bin(entry: dict[str, Any]) -> str:
+    return str(entry["first"]) if entry["first"] == entry["last"] else f"{entry['first']}-{entry['last']}"
 
 
 def _calibration(summary: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
-from pqm_fast.report.figures import Column, columns
+from pqm_fast.report.figures import Best, Column, columns
 from pqm_fast.report.runs import Run
 from pqm_fast.train.config import WITHOUT_EFFECT
 
@@ -90,7 +90,7 @@ def _figure_cells(column: Column, rows: list[list[int]]) -> list[Cell]:
     for row in rows:
         values = [v for i in row if (v := column.values[i]) is not None]
         if not values:
-            cells.append(Cell("–"))
+            cells.append(figure_cell(None))
             continue
         tooltip = "\n".join(column.intervals[i] for i in row if column.intervals[i])
         spread = ""
@@ -98,12 +98,22 @@ def _figure_cells(column: Column, rows: list[list[int]]) -> list[Cell]:
             if all(map(isfinite, values)) and stdev(values):
                 spread = f"±{stdev(values):.3f}"
             tooltip = f"mean of {', '.join(f'{v:.3f}' for v in values)}, ± their standard deviation\n{tooltip}"
-        cells.append(Cell(_number(mean(values)), spread, tooltip.strip(), mean(values)))
+        cells.append(figure_cell(mean(values), spread, tooltip.strip()))
+    return cells if column.best is None else mark_best(cells, column.best)
+
+
+def mark_best(cells: list[Cell], best: Best) -> list[Cell]:
+    """The cells with the best value marked, if they have different values."""
     finite_values = [cell.value for cell in cells if cell.value is not None and isfinite(cell.value)]
-    if column.best is None or len(finite_values) < 2:
+    if len({*finite_values}) < 2:
         return cells
-    best = column.best(finite_values)
-    return [Cell(c.text, c.spread, c.tooltip, c.value, is_best=c.value == best) for c in cells]
+    best_value = best(finite_values)
+    return [Cell(c.text, c.spread, c.tooltip, c.value, is_best=c.value == best_value) for c in cells]
+
+
+def figure_cell(value: float | None, spread: str = "", tooltip: str = "") -> Cell:
+    """A cell with a figure; a dash for None."""
+    return Cell("–", spread, tooltip) if value is None else Cell(_number(value), spread, tooltip, value)
 
 
 def _number(value: float) -> str:

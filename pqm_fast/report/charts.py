@@ -10,6 +10,7 @@ from pqm_kernels.losses import LOSSES
 from pqm_fast.evaluate.best_of_n import something_to_choose
 from pqm_fast.report.groups import Group
 from pqm_fast.report.runs import Run
+from pqm_fast.report.text import bin_text
 
 Chart = dict[str, Any]
 Point = list[float]
@@ -116,7 +117,7 @@ def step_charts(group: Group) -> list[Chart]:
         calibration.append(_series(i, "after Platt scaling", scaled_points, dash="6 3", dots=True))
         rows = [row for row in result.get("auroc_by_position", {}).get("rows", []) if row["auroc"] is not None]
         for row in rows:
-            ticks[row["first"]] = str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+            ticks[row["first"]] = bin_text(row["first"], row["last"])
         notes = [f"{row['correct']:,} correct, {row['wrong']:,} wrong" for row in rows]
         positions.append(_series(i, "model", [[row["first"], row["auroc"]] for row in rows], notes=notes, dots=True))
         for name, dash in (("position", "6 3"), ("length", "2 3")):

@@ -1,5 +1,6 @@
-"""Writes the ablation table as HTML tables, one for each group of figures, each narrow enough for the page."""
+"""Writes tables as HTML: the ablation table as one for each group of figures, each narrow enough for the page."""
 
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 
@@ -21,21 +22,24 @@ def html_tables(table: Table) -> str:
             if any(cell.value is not None for cell in row[group_cells])
         ]
         heads = ["run", *table.options][:text_columns] + [column.name for column in columns]
-        html += f"<h4>{escape(group)}</h4>{_html_table(heads, rows, text_columns)}"
+        html += f"<h4>{escape(group)}</h4>{html_table(heads, rows, text_columns)}"
     return html
 
 
-def _html_table(heads: list[str], rows: list[list[Cell]], text_columns: int) -> str:
-    """The first `text_columns` columns hold text, the others figures."""
+def html_table(
+    heads: list[str], rows: list[list[Cell]], text_columns: int, groups: Sequence[tuple[str, int]] = ()
+) -> str:
+    """The first `text_columns` columns hold text, the others figures. `groups`: headings above those of the columns,
+    each with the number of columns below it."""
     head = "".join(
         f'<th data-column="{k}"{_classes(text=k < text_columns)}>{escape(name)}</th>' for k, name in enumerate(heads)
     )
     body = "".join(
         f"<tr>{''.join(_html_cell(cell, is_text=k < text_columns) for k, cell in enumerate(row))}</tr>" for row in rows
     )
-    return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    above = "".join(f'<th colspan="{span}">{escape(name)}</th>' for name, span in groups)
+    head_rows = (f'<tr class="groups">{above}</tr>' if above else "") + f"<tr>{head}</tr>"
+    return f'<div class="scroll"><table class="sortable"><thead>{head_rows}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _html_cell(cell: Cell, is_text: bool) -> str:

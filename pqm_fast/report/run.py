@@ -31,6 +31,8 @@ class ReportConfig:
     the most wrong ones and half a random sample of the others."""
     seed: int = 0
     """Seed of the random sample."""
+    by: Text = "error_type"
+    """Field of the records to filter the solutions by. The random sample has as many of each value as there are."""
 
 
 def report(config: ReportConfig) -> Path:
@@ -46,7 +48,7 @@ def report(config: ReportConfig) -> Path:
         raise PQMError(f"{out}: name an .html file to write")
     file_to_write(out)
     runs = find_runs(config.runs)
-    html = page(runs, choose_solutions(runs, config.solutions, config.seed), config.title)
+    html = page(runs, choose_solutions(runs, config.solutions, config.seed, config.by), config.title)
     with atomic_file(out) as temporary:
         temporary.write_bytes(html)
     return out

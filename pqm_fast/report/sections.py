@@ -6,6 +6,7 @@ from typing import Any
 
 from pqm_fast.report.ablation import ablation
 from pqm_fast.report.charts import Chart, best_of_n_charts, step_charts, training_charts
+from pqm_fast.report.errors import error_tables
 from pqm_fast.report.groups import Group, group_evaluations
 from pqm_fast.report.html_tables import html_tables
 from pqm_fast.report.runs import Run
@@ -98,37 +99,11 @@ def _best_of_n(group: Group, runs: int, charts: dict[str, list[Chart]], number: 
 def _steps(group: Group, runs: Sequence[Run], charts: dict[str, list[Chart]], number: int) -> str:
     name = f"steps-{number}"
     charts[name] = step_charts(group)
-    types = _types(group, [run.name for run in runs])
-    if not charts[name] and not types:
+    errors = error_tables(group, [run.name for run in runs])
+    if not charts[name] and not errors:
         return ""
     charts_html = f'<div data-charts="{name}"><div class="charts"></div></div>' if charts[name] else ""
-    return f"{_heading(group)}{charts_html}{types}"
-
-
-def _types(group: Group, names: list[str]) -> str:
-    """PRMScore by kind of error, a row for each run, as in PRMBench."""
-    by_run = {i: results["by_type"] for i, results in group.by_run.items() if "by_type" in results}
-    if not by_run:
-        return ""
-    kinds = list(dict.fromkeys(kind for by_type in by_run.values() for kind in by_type["types"]))
-    head = "".join(f'<th class="text">{escape(kind)}</th>' for kind in kinds)
-    rows = ""
-    for i, by_type in by_run.items():
-        cells = "".join(_prm_score(by_type["types"].get(kind, {})) for kind in kinds)
-        rows += f'<tr><td class="text">{escape(names[i])}</td>{cells}</tr>'
-    return (
-        f"<h4>PRMScore by {escape(next(iter(by_run.values()))['field'])}</h4>"
-        '<p class="note">The mean of two F1 scores over steps, that of the correct and that of the wrong steps'
-        " (PRMBench): calibrated, and below it at the fixed threshold.</p>"
-        f'<div class="scroll"><table><tr><th class="text">run</th>{head}</tr>{rows}</table></div>'
-    )
-
-
-def _prm_score(scores: dict[str, Any]) -> str:
-    calibrated, fixed = (
-        "–" if (value := scores.get(name)) is None else f"{value:.3f}" for name in ("prm_score_calibrated", "prm_score")
-    )
-    return f'<td class="text">{calibrated}<small>{fixed}</small></td>'
+    return f"{_heading(group)}{charts_html}{errors}"
 
 
 def _heading(group: Group) -> str:
@@ -143,6 +118,8 @@ def _solutions(solutions: dict[str, Any]) -> str:
     selection = f"All {distinct:,} scored solutions"
     if num_worst is not None:
         parts = f"the {num_worst:,} where the model was most wrong, and a random sample of the others (--solutions)"
+        if any("type" in item for item in solutions["items"]):
+            parts += f", with as many of each {escape(solutions['by'])} as there are"
         selection = f"{num_shown:,} of {distinct:,} scored solutions: {parts}"
     selection += f"; copies ({total:,} records in all) are shown once." if distinct < total else "."
     legend = (
@@ -150,6 +127,14 @@ def _solutions(solutions: dict[str, Any]) -> str:
         " labels, |sigmoid(q) − correct| of the step with the lowest Q-value. That step is framed. Each step shows its"
         " Q-value, sigmoid(q), and the label: ✓ correct, ✗ wrong, a number between, · none."
     )
+    if any("first" in item for item in solutions["items"]):
+        legend += (
+            " First error: found if the first step that the model calls wrong is the first wrong one, missed if it is a"
+            " later one or there is none, a false alarm if it is an earlier one. The model calls a step wrong below the"
+            " threshold that finds most first errors on the other questions of its file."
+        )
+    elif any("position" in item for item in solutions["items"]):
+        legend += " First errors are not judged: there are too few questions for a threshold from other questions."
     return (
         f'<p class="note">{selection} {legend}</p><p class="note">Q-value: low<span class="scale"></span>high</p>'
         '<div id="viewer"></div>'

@@ -3,67 +3,117 @@
 import heapq
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from pqm_fast.data.candidate import correctness, stated_fields
 from pqm_fast.data.read import read_records
 from pqm_fast.data.records import Record
+from pqm_fast.evaluate.error_types import type_of
+from pqm_fast.evaluate.positions import position_bin
+from pqm_fast.report.first_errors import FirstError, FirstErrors
 from pqm_fast.report.runs import Run
+from pqm_fast.report.text import bin_text
 from pqm_fast.scoring.stored import Scores, scores_of
 
 
-def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0) -> dict[str, Any]:
+def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0, by: str = "error_type") -> dict[str, Any]:
     """At most `limit` solutions, JSON-ready, without copies (same policy, question, steps, labels and correctness).
 
     Every run gets the same share. If a run has more, half of its solutions are the most wrong ones (`how_wrong`), and
-    the others are a random sample of the rest.
+    the others are a random sample of the rest: as many of each type, by the field `by`, as there are, most wrong ones
+    included, so that no type is left out where there is room for all.
 
     Returns:
         `prompts`: the questions, each once. `items`: {run (index), id, prompt (index in `prompts`), steps, labels (or
-        null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct and answer.
-        `total`: number of records. `distinct`: number of solutions without copies. `worst`: number of items that were
-        chosen as most wrong, None if all solutions are shown.
+        null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct, answer, type (by
+        `by`), position (the first wrong step: its bin as text, or `none`), first ({run: `FirstError.outcome` of that
+        run's model}) and called (`FirstError.called` of this run's model). `by`: the field. `total`: number of records.
+        `distinct`: number of solutions without copies. `worst`: number of items that were chosen as most wrong, None if
+        all solutions are shown.
 
     Raises:
         PQMError: a record does not have one score (a finite number, or null) for each step.
     """
-    scored = [(i, run.scored) for i, run in enumerate(runs) if run.scored]
+    first_readings = {i: _read_once(run.scored, by) for i, run in enumerate(runs) if run.scored}
     prompts: dict[str, int] = {}
     items: list[dict[str, Any]] = []
     total = distinct = num_worst = 0
-    for i, paths in scored:
-        copies, top, sample = _select(paths, limit // len(scored), seed)
+    for i, reading in first_readings.items():
+        copies = reading.copies
+        top, sample = _select(reading, limit // len(first_readings), seed)
         total, distinct, num_worst = total + sum(copies.values()), distinct + len(copies), num_worst + len(top)
         unread_keys = top | sample
-        for record, scores in _read(paths):
+        for record, scores in _read(runs[i].scored):
             if (key := _key(record)) in unread_keys:
                 unread_keys.remove(key)
                 prompt = prompts.setdefault(record.prompt, len(prompts))
-                items.append({"run": i, "prompt": prompt, **_item(record, scores), "copies": copies[key]})
+                item = {"run": i, "prompt": prompt, **_item(record, scores), "copies": copies[key]}
+                if key in reading.types:
+                    item["type"] = reading.types[key]
+                if key in reading.first_errors:
+                    item["called"] = reading.first_errors[key].called
+                found = {j: own.first_errors.get(key) for j, own in first_readings.items()}
+                if first := {j: first_error.outcome for j, first_error in found.items() if first_error is not None}:
+                    item["first"] = first
+                items.append(item)
     counts = {"total": total, "distinct": distinct, "worst": num_worst if len(items) < distinct else None}
-    return {"prompts": list(prompts), "items": items, **counts}
+    return {"prompts": list(prompts), "items": items, "by": by, **counts}
 
 
-def _select(paths: Sequence[Path], limit: int, seed: int) -> tuple[Counter[int], set[int], set[int]]:
-    """(how often each key occurs, keys chosen as most wrong, keys chosen at random).
+@dataclass(slots=True)
+class _Reading:
+    """What the first reading of a run's files keeps of each solution, by its key: numbers, and no text of its own."""
 
-    This first reading of the files keeps no more than two numbers for each solution in memory.
-    """
-    copies: Counter[int] = Counter()
-    wrong: dict[int, float] = {}
-    for record, scores in _read(paths):
-        key = _key(record)
-        copies[key] += 1
-        if copies[key] == 1 and (value := how_wrong(record, scores)[0]) is not None:
-            wrong[key] = value
-    if len(copies) <= limit:
-        return copies, set(), set(copies)
-    top = set(heapq.nlargest(limit // 2, wrong, key=wrong.__getitem__))
-    other_keys = [key for key in copies if key not in top]
-    return copies, top, set(random.Random(seed).sample(other_keys, limit - len(top)))
+    copies: Counter[int] = field(default_factory=Counter)
+    wrong: dict[int, float] = field(default_factory=dict)
+    types: dict[int, str] = field(default_factory=dict)
+    first_errors: dict[int, FirstError] = field(default_factory=dict)
+
+
+def _read_once(paths: Sequence[Path], by: str) -> _Reading:
+    reading = _Reading()
+    for path in paths:
+        first_errors = FirstErrors()  # each file for itself: a threshold belongs to one set of data
+        for record, scores in _read([path]):
+            key = _key(record)
+            first_errors.add(key, record, scores)
+            reading.copies[key] += 1
+            if reading.copies[key] > 1:
+                continue
+            if (value := how_wrong(record, scores)[0]) is not None:
+                reading.wrong[key] = value
+            if (kind := type_of(record, by)) is not None:
+                reading.types[key] = intern(kind)
+        reading.first_errors = first_errors.outcomes() | reading.first_errors
+    return reading
+
+
+def _select(reading: _Reading, limit: int, seed: int) -> tuple[set[int], set[int]]:
+    """(keys chosen as most wrong, keys chosen at random)."""
+    if len(reading.copies) <= limit:
+        return set(), set(reading.copies)
+    top = set(heapq.nlargest(limit // 2, reading.wrong, key=reading.wrong.__getitem__))
+    others: dict[str, list[int]] = defaultdict(list)
+    for key in reading.copies:
+        if key not in top:
+            others[reading.types.get(key, "")].append(key)
+    shown = Counter(reading.types.get(key, "") for key in top)
+    rng, fewest = random.Random(seed), [(shown[kind], kind) for kind in others]
+    for keys in others.values():
+        rng.shuffle(keys)
+    heapq.heapify(fewest)
+    sample: set[int] = set()
+    while len(top) + len(sample) < limit:
+        count, kind = heapq.heappop(fewest)
+        sample.add(others[kind].pop())
+        if others[kind]:
+            heapq.heappush(fewest, (count + 1, kind))
+    return top, sample
 
 
 def _key(record: Record) -> int:
@@ -115,4 +165,12 @@ def _item(record: Record, scores: Scores) -> dict[str, Any]:
         "wrong": wrong,
         "at": step,
     }
+    if record.labels is not None and any(y is not None for y in record.labels):
+        item["position"] = _error_position(record.labels)
     return item | stated_fields(record)
+
+
+def _error_position(labels: Sequence[float | None]) -> str:
+    """The bin of the first wrong step; `none` where no step is labelled wrong."""
+    position = next((t for t, y in enumerate(labels, 1) if y is not None and y < 0.5), None)
+    return "none" if position is None else bin_text(*position_bin(position))

@@ -12,6 +12,7 @@ const ORDERS = {
 };
 const OUTCOMES = { correct: "correct solutions", wrong: "wrong solutions", unknown: "outcome not known" };
 const VERDICTS = { missed: "on the wrong side of 0.5", fine: "on the right side of 0.5" };
+const FIRST_ERRORS = { found: "first error found", missed: "first error missed", early: "false alarm", alone: "no error, none called" };
 
 function outcome(item) {
   if (item.correct !== undefined) return item.correct >= 0.5 ? "correct" : "wrong";
@@ -19,16 +20,25 @@ function outcome(item) {
   return item.labels.some((label) => label !== null && label < 0.5) ? "wrong" : "correct";
 }
 
+function byPosition(a, b) { // "1", "2", "3–4", ..., and last "none"
+  return (Number.parseInt(a) || Infinity) - (Number.parseInt(b) || Infinity) || 0;
+}
+
+function positionName(bin) {
+  return bin === "none" ? "no wrong step" : `first error at step ${bin}`;
+}
+
 function startViewer(data) {
   const root = document.getElementById("viewer");
-  const { items, prompts } = data.solutions;
+  const { items, prompts, by } = data.solutions;
   items.forEach((item, number) => {
     item.number = number;
     item.outcome = outcome(item);
     item.verdict = item.wrong === null ? undefined : item.wrong > 0.5 ? "missed" : "fine";
     item.lowest = Math.min(Infinity, ...item.q.filter((q) => q !== null));
+    for (const [run, found] of Object.entries(item.first || {})) item[`first${run}`] = found;
   });
-  const state = { sort: "wrong", run: "", policy: "", outcome: "", verdict: "", search: "", page: 1 };
+  const state = { sort: "wrong", run: "", policy: "", outcome: "", verdict: "", type: "", position: "", search: "", page: 1 };
 
   function choice(name, all, options) {
     const select = element("select", { "aria-label": name, onchange: () => change({ [name]: select.value }) });
@@ -44,7 +54,15 @@ function startViewer(data) {
     policy: choice("policy", "all policies", present("policy").sort().map((policy) => [String(policy), String(policy)])),
     outcome: choice("outcome", "any outcome", known(OUTCOMES, "outcome")),
     verdict: choice("verdict", "model right or wrong", known(VERDICTS, "verdict")),
+    type: choice("type", `any ${by}`, present("type").sort().map((type) => [type, type])),
+    position: choice("position", "first error anywhere", present("position").sort(byPosition).map((bin) => [bin, positionName(bin)])),
   };
+  data.runs.forEach((name, run) => {
+    const key = `first${run}`, named = data.runs.length > 1 ? `${name}: ` : "";
+    state[key] = "";
+    controls[key] = choice(key, `${named}first error found or not`, known(FIRST_ERRORS, key).map(([value, text]) => [value, named + text]));
+  });
+  const filters = Object.keys(controls).filter((name) => name !== "sort");
   let waiting;
   const search = element("input", { type: "search", placeholder: "search question, steps, id", "aria-label": "search" });
   search.addEventListener("input", () => {
@@ -78,7 +96,7 @@ function startViewer(data) {
     const wanted = state.search.toLowerCase();
     const chosen = items.filter(
       (item) =>
-        ["run", "policy", "outcome", "verdict"].every((name) => state[name] === "" || String(item[name]) === state[name]) &&
+        filters.every((name) => state[name] === "" || String(item[name]) === state[name]) &&
         (!wanted || [item.id, prompts[item.prompt], ...item.steps].some((text) => text.toLowerCase().includes(wanted))),
     );
     chosen.sort(ORDERS[state.sort][1]);
@@ -108,17 +126,23 @@ function solution(item, data) {
   if (item.copies > 1) facts.push(element("span", { title: "the same solution several times" }, `× ${item.copies}`));
   if (item.policy !== undefined) facts.push(element("span", {}, `policy ${item.policy}`));
   if (item.answer !== undefined) facts.push(element("span", {}, "right answer ", collapsed(String(item.answer))));
+  if (item.type !== undefined) facts.push(element("span", {}, `${data.solutions.by} ${item.type}`));
   if (item.outcome !== "unknown") facts.push(element("span", { class: `outcome ${item.outcome}` }, item.outcome === "correct" ? "✓ correct" : "✗ wrong"));
+  const first = item.first && item.first[item.run];
+  if (first) {
+    const called = item.called === null ? "calls no step wrong" : `first calls step ${item.called + 1} wrong`;
+    facts.push(element("span", { title: called }, FIRST_ERRORS[first] + (first === "early" ? ` at step ${item.called + 1}` : "")));
+  }
   const off = item.wrong === null ? "not known" : `${item.wrong.toFixed(3)} at step ${item.at + 1}`;
   facts.push(element("span", { class: "off" }, "off by ", element("b", {}, off)));
   const body = element("ol", { class: "steps" });
   const append = (from, to) => body.append(...item.steps.slice(from, to).map((_, k) => step(item, from + k)));
-  const first = Math.max(MANY_STEPS, (item.at ?? 0) + 3);
-  append(0, first);
-  const rest = item.steps.length - first;
+  const shown = Math.max(MANY_STEPS, (item.at ?? 0) + 3);
+  append(0, shown);
+  const rest = item.steps.length - shown;
   const made = element("article", {}, element("header", {}, ...facts), element("p", { class: "question" }, collapsed(data.solutions.prompts[item.prompt])), body);
   if (rest > 0)
-    made.append(element("button", { type: "button", onclick: (event) => { append(first); event.target.remove(); } }, `${rest.toLocaleString("en")} more steps`));
+    made.append(element("button", { type: "button", onclick: (event) => { append(shown); event.target.remove(); } }, `${rest.toLocaleString("en")} more steps`));
   return made;
 }
 

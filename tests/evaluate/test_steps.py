@@ -145,8 +145,8 @@ def test_table_holds_every_figure():
     few = [typed("a", [1.0, 0.0], [1.0, -1.0], error_type="deception")]
     found = json.loads(json.dumps(evaluate_steps(few)))
     lines = table(found).splitlines()
-    for title in ("Steps", "Steps by error_type", "AUROC by position", "Calibration", "ProcessBench", "Left out"):
-        assert title in lines
+    titles = ("Steps", "Steps by error_type", "AUROC by position", "Errors by position", "Calibration", "ProcessBench")
+    assert {*titles, "Left out"} <= {*lines}
     # the position alone tells these two steps apart, and their length does not
     assert ["all", "1", "1", "1.000", "1.000", "0.500"] in map(str.split, lines)
     assert ["same", "position", "-", "-"] in map(str.split, lines)

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_all_are_shown_where_they_fit(tmp_path):
     assert first.pop("wrong") == pytest.approx(1 - p(1.23456))
     assert first == {
         "run": 1, "prompt": 0, "id": "a", "steps": ["a step 1", "a step 2"], "labels": [1.0, None], "q": [1.2346, None],
-        "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1,
+        "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1, "position": "none",
     }  # fmt: skip
     assert (second["labels"], second["wrong"], second["at"]) == (None, None, None)
     assert (found["total"], found["distinct"], found["worst"]) == (2, 2, None)
@@ -67,6 +68,65 @@ def test_the_worst_and_a_random_sample(tmp_path):
         item["id"] for item in found["items"]
     ]
     assert choose_solutions([run], 0)["items"] == []
+
+
+def test_the_sample_holds_as_many_of_each_type_as_there_are(tmp_path):
+    kinds = ["common"] * 90 + ["rare"] * 2 + ["other"] * 8
+    rows = [solution(f"s{i}", [-i / 100], [1.0], error_type=kind, task=f"t{i % 2}") for i, kind in enumerate(kinds)]
+    rows += [solution("null", [0.0], [1.0], error_type=None), solution("untyped", [0.1], [1.0])]
+    found = choose_solutions([run_of(tmp_path / "s.jsonl", rows)], 20)
+    # the ten most wrong ones are the other and the rare ones; of the ten at random nine are common, one is null
+    assert Counter(item.get("type") for item in found["items"]) == {
+        "common": 8, "other": 8, "rare": 2, "none": 1, None: 1,
+    }  # fmt: skip
+    assert found["by"] == "error_type"
+    ids = [item["id"] for item in found["items"]]
+    assert [item["id"] for item in choose_solutions([run_of(tmp_path / "s.jsonl", rows)], 20)["items"]] == ids
+    by_task = choose_solutions([run_of(tmp_path / "s.jsonl", rows)], 20, by="task")["items"]
+    assert Counter(item.get("type") for item in by_task) == {"t0": 9, "t1": 9, None: 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "position"),
+    [
+        ([0.0, 1.0], "1"),
+        ([1.0, 0.25, 0.0], "2"),
+        ([1.0] * 3 + [0.0], "3–4"),
+        ([None] * 4 + [0.0], "5–8"),
+        ([1.0] * 16 + [0.0], "17–32"),
+        ([1.0, 0.5, None], "none"),
+        ([None, None], None),
+        (None, None),
+    ],
+)
+def test_where_the_first_error_is(tmp_path, labels, position):
+    [item] = choose_solutions([run_of(tmp_path / "s.jsonl", [solution("a", [0.0] * len(labels or "a"), labels)])], 1)[
+        "items"
+    ]
+    assert item.get("position") == position
+
+
+def test_what_each_model_does_about_a_first_error(tmp_path):
+    """Two models on the same solutions; one of them did not score the last, and there is one that nobody labelled."""
+    labels = [[1.0, 0.0, 1.0] if i % 2 else [1.0, 1.0, 1.0] for i in range(20)]
+    name = lambda i: {"prompt": f"Question {i}?"}  # noqa: E731
+    good = [solution(f"s{i}", [2.0, 3.0 * y[1] - 1, 2.0], y) | name(i) for i, y in enumerate(labels)]
+    poor = [row | {} for row in good]
+    for i, scores in ((0, [-3.0, 2.0, 2.0]), (1, [-3.0, -1.0, 2.0]), (3, [2.0, 2.0, -3.0]), (5, [2.0, 2.0, 2.0])):
+        poor[i]["scores"] = scores
+    good.append(solution("unlabelled", [-3.0]))
+    found = choose_solutions([run_of(tmp_path / "good.jsonl", good), run_of(tmp_path / "poor.jsonl", poor[:-1])], 100)
+    items = {(item["run"], item["id"]): item for item in found["items"]}
+    assert items[0, "s0"]["first"] == {0: "alone", 1: "early"} == items[1, "s0"]["first"]
+    assert items[0, "s1"]["first"] == {0: "found", 1: "early"}
+    assert items[0, "s3"]["first"] == {0: "found", 1: "missed"}
+    assert items[0, "s5"]["first"] == {0: "found", 1: "missed"}
+    assert [items[key]["called"] for key in ((0, "s0"), (0, "s1"), (1, "s0"), (1, "s3"), (1, "s5"))] == [
+        None, 1, 0, 2, None,
+    ]  # fmt: skip
+    assert items[1, "s7"]["first"] == {0: "found", 1: "found"}
+    assert items[0, "s19"]["first"] == {0: "found"}
+    assert not {"first", "called"} & items[0, "unlabelled"].keys()
 
 
 def test_each_run_has_its_share(tmp_path):

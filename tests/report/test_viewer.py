@@ -55,7 +55,8 @@ def test_sections_charts_and_table(whole):
         *found["charts"]
     }
     assert (found["empty"], found["bad"]) == (0, 0)
-    assert found["rows"] == ["bce", "rank"] * 4  # training, steps, ProcessBench, solutions
+    runs = ["bce", "rank"] * 4  # training, steps, ProcessBench, solutions
+    assert found["rows"] == [*runs, "1", "2", "no error"]  # where models are wrong
     assert found["best"]
     assert found["articles"] == 10  # of 64: one page
 
@@ -73,8 +74,8 @@ def test_the_tables_fit_a_page_of_1300_pixels(tmp_path):
     window, whole, *tables = run_in(page, widths)
     assert window == 1300
     assert whole <= window
-    assert len(tables) == 8
-    assert tables[:4] == tables[4:]
+    assert len(tables) == 10
+    assert tables[:5] == tables[5:]
 
 
 def test_a_click_on_a_heading_sorts_the_table(whole):
@@ -177,6 +178,65 @@ def test_sorting_filtering_searching_and_turning_pages(viewer):
     assert found["count"] == "1 of 12 solutions"
 
 
+@pytest.fixture
+def compared(tmp_path):
+    """Two models on twenty questions with one solution each: `good` finds every error, `poor` misses every fourth and
+    has a false alarm at s0. The errors are at step 2, of two types, or at step 3; every other solution has none."""
+    rows = []
+    for i in range(20):
+        labels = [1.0, float(i % 4 != 1), float(i % 4 != 3)]
+        kind = {1: "sign", 3: "unit <b>"}.get(i % 4)
+        rows.append(solution(f"s{i:02}", [3.0 * y - 1 for y in labels], labels, error_type=kind) | {"prompt": f"Q{i}"})
+    write_lines(tmp_path / "good.jsonl", rows)
+    missed = lambda i, row: [2.0] * 3 if i % 8 == 1 else [-1.0, 2.0, 2.0] if i == 0 else row["scores"]  # noqa: E731
+    write_lines(tmp_path / "poor.jsonl", [row | {"scores": missed(i, row)} for i, row in enumerate(rows)])
+    return make(tmp_path, tmp_path / "good.jsonl", tmp_path / "poor.jsonl")
+
+
+def test_filters_by_type_position_and_first_error_combine(compared):
+    found = run_in(
+        compared,
+        f"""const seen = {{ options: {{}} }};
+        for (const name of ["type", "position", "first0", "first1"])
+          seen.options[name] = [...$(`[aria-label=${{name}}]`)[0].options].map((option) => option.textContent);
+        {set_value("sort", "file")} {set_value("run", "1")}
+        {set_value("type", "sign")} seen.sign = {IDS};
+        {set_value("first1", "missed")} seen.missed = {IDS}; seen.facts = $("article header")[0].textContent;
+        seen.count = texts(".count")[0];
+        {set_value("first0", "found")} seen.both = {IDS};
+        {set_value("type", "unit <b>")} seen.none = {IDS};
+        {set_value("first1", "")} {set_value("first0", "")} {set_value("type", "")} {set_value("position", "3–4")}
+        seen.third = {IDS};
+        {set_value("position", "none")} {set_value("first1", "early")} seen.early = {IDS};
+        seen.alarm = $("article header")[0].textContent; seen.address = location.hash;
+        return seen""",
+    )
+    assert found["options"] == {
+        "type": ["any error_type", "none", "sign", "unit <b>"],
+        "position": ["first error anywhere", "first error at step 2", "first error at step 3–4", "no wrong step"],
+        "first0": [
+            "good: first error found or not",
+            "good: first error found",
+            "good: no error, none called",
+        ],
+        "first1": [
+            "poor: first error found or not",
+            *(f"poor: {text}" for text in ("first error found", "first error missed", "false alarm")),
+            "poor: no error, none called",
+        ],
+    }
+    assert found["sign"] == ["s01", "s05", "s09", "s13", "s17"]
+    assert found["missed"] == found["both"] == ["s01", "s09", "s17"]
+    assert found["count"] == "3 of 40 solutions"
+    assert "error_type sign" in found["facts"]
+    assert "first error missed" in found["facts"]
+    assert found["none"] == []
+    assert found["third"] == ["s03", "s07", "s11", "s15", "s19"]
+    assert found["early"] == ["s00"]
+    assert "false alarm at step 1" in found["alarm"]
+    assert found["address"].startswith("#viewer=&sort=file&run=1&position=")
+
+
 def test_the_address_holds_the_view(viewer):
     found = run_in(viewer, f"return {IDS}", "#viewer=&sort=low&policy=b")
     assert found == ["outcome", "s1", "s3", "s5", "s7", "s9"]
@@ -239,9 +299,9 @@ def test_the_policy_stops_a_script_that_got_in(tmp_path):
 
 
 def test_a_screenshot(whole, tmp_path):
-    picture = Image.open(screenshot(whole, tmp_path / "page.png", "1200,3400")).convert("RGB")
-    assert picture.size == (1200, 3400)
+    picture = Image.open(screenshot(whole, tmp_path / "page.png", "1200,3900")).convert("RGB")
+    assert picture.size == (1200, 3900)
     seen = {colour: count for count, colour in picture.getcolors(maxcolors=2**24)}
-    assert 0.5 < seen[255, 255, 255] / (1200 * 3400) < 0.95
+    assert 0.5 < seen[255, 255, 255] / (1200 * 3900) < 0.95
     assert seen[0xF5, 0xF6, 0xF8] > 10_000  # behind the solutions
     assert min(seen[0x00, 0x72, 0xB2], seen[0xD5, 0x5E, 0x00]) > 50  # curves of both runs
