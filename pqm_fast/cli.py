@@ -24,6 +24,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   annotate  step labels from Monte-Carlo rollouts
   search    solutions whose steps a model guides: beam search, DVTS
   study     train with every loss under the same conditions, and compare their Best-of-N
+  probe-study  compare losses by heads on the hidden states of a frozen decoder
   report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
 
 `pqm-fast COMMAND --help` explains every option. --config reads options from a YAML or JSON file;
@@ -205,6 +206,17 @@ def _study(arguments: list[str]) -> None:
     print(f"study: {config.folder / 'study.md'}, with pictures beside it")
 
 
+def _probe_study(arguments: list[str]) -> None:
+    from pqm_fast.probe_study.options import ProbeStudyConfig
+
+    config = parse(ProbeStudyConfig, "probe-study", arguments)
+
+    from pqm_fast.probe_study.run import probe_study
+
+    probe_study(config)
+    print(f"study: {config.folder / 'study.md'}, with pictures beside it")
+
+
 def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
@@ -242,5 +254,6 @@ COMMANDS: dict[str, Command] = {
     "annotate": _annotate,
     "search": _search,
     "study": _study,
+    "probe-study": _probe_study,
     "report": _report,
 }

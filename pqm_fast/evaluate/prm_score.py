@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pqm_fast.evaluate.step_metrics import Threshold, Trajectories, flatten, of_each_step
+from pqm_fast.evaluate.step_metrics import Steps, Threshold, Trajectories, flatten, of_each_step
 
 
 def prm_score(scores: Trajectories, labels: Trajectories, threshold: Threshold = 0.0) -> dict[str, float | None]:
@@ -12,7 +12,12 @@ def prm_score(scores: Trajectories, labels: Trajectories, threshold: Threshold =
         `f1_correct`: F1 with the correct steps as the class to find (predicted: q >= `threshold`); `f1_wrong`: F1 with
         the wrong steps as the class; `prm_score`: their mean. Each is None where its class has no step.
     """
-    q, label, trajectory = flatten(scores, labels)
+    return prm_score_of(flatten(scores, labels), threshold)
+
+
+def prm_score_of(steps: Steps, threshold: Threshold = 0.0) -> dict[str, float | None]:
+    """`prm_score` of the columns that `flatten` makes."""
+    q, label, trajectory = steps
     used = ~(np.isnan(q) | np.isnan(label))
     predicted, correct = (q >= of_each_step(threshold, trajectory))[used], label[used] >= 0.5
     f1_correct, f1_wrong = _f1(predicted, correct), _f1(~predicted, ~correct)

@@ -19,9 +19,9 @@ from pqm_fast.study.relabel import parse_label_kind
 class ProbeStudyConfig:
     """Compare losses by heads on the hidden states of a frozen decoder, as `pqm-fast probe` trains them.
 
-    The records are split by question into questions to train on, to tune on and to test on. For each kind of labels,
-    each loss chooses its layer, then its margin, weight and learning rate, by AUROC on the tuning questions with the
-    first seed. Then the other seeds are trained, and all are tested with exact labels.
+    The records are split by question: to train on, to tune on and to test on. For each kind of training labels, each
+    loss chooses its layer, then its margin, weight and learning rate, by AUROC on the tuning questions with the first
+    seed. Then the other seeds are trained, and all are tested.
     """
 
     model: str
@@ -51,8 +51,8 @@ class ProbeStudyConfig:
     baseline: str = "bce"
     """The loss that the others are compared with, seed by seed and question by question."""
     labels: tuple[str, ...] = ("given", "first-error", "flip:0.1", "flip:0.2")
-    """Kinds of labels of the questions to train and to tune on: given (exact), first-error (none after the first wrong
-    step), flip:P (each label inverted with probability P)."""
+    """Kinds of labels to train with: given (exact), first-error (none after the first wrong step), flip:P (each label
+    inverted with probability P). The labels of the tuning questions are exact."""
     zetas: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Margins. The layer is chosen with the middle one of these, and of the next two."""
     compare_weights: tuple[float, ...] = (0.3, 1.0, 3.0)

@@ -1,4 +1,4 @@
-"""The records of a study, split once: to train on and to tune on with each kind of labels, and to test on."""
+"""The records of a study, split once: to train on with each kind of labels, to tune on and to test on."""
 
 import json
 from collections.abc import Sequence
@@ -37,11 +37,9 @@ def prepare(config: ProbeStudyConfig) -> list[str]:
         if not len(members):
             raise PQMError(f"{', '.join(config.data)}: no record is left for the {side} side; add records")
         _write(split_file(config, side), [records[i] for i in members])
+    source = [str(split_file(config, "training"))]
     for labels in config.labels:
-        for side in SIDES[:2]:
-            out = labelled_file(config, labels, side)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_relabelled([str(split_file(config, side))], config.read, parse_label_kind(labels), out)
+        write_relabelled(source, config.read, parse_label_kind(labels), training_file(config, labels))
     return [str(skipped)] if skipped.total else []
 
 
@@ -49,9 +47,9 @@ def split_file(config: ProbeStudyConfig, side: str) -> Path:
     return config.folder / "data" / f"{side}.jsonl"
 
 
-def labelled_file(config: ProbeStudyConfig, labels: str, side: str) -> Path:
-    """The records of a side with a kind of labels."""
-    return config.folder / "data" / labels.replace(":", "") / f"{side}.jsonl"
+def training_file(config: ProbeStudyConfig, labels: str) -> Path:
+    """The records to train on with a kind of labels."""
+    return config.folder / "data" / f"training-{labels.replace(':', '')}.jsonl"
 
 
 def _write(path: Path, records: Sequence[Record]) -> None:

@@ -18,7 +18,7 @@ from pqm_fast.probe.heads import Head, HeadSpec
 from pqm_fast.probe.splits import Sides, needs_outcomes
 from pqm_fast.probe.trainer import HeadTrainer
 from pqm_fast.probe_study.options import ProbeStudyConfig
-from pqm_fast.probe_study.shared_data import labelled_file
+from pqm_fast.probe_study.shared_data import split_file, training_file
 
 SELECT = "auroc"
 # options that change no head
@@ -124,7 +124,7 @@ def _figure(head: Head) -> float:
 
 
 def _trainer(config: ProbeStudyConfig, decoder: FrozenDecoder, labels: str, notes: list[str]) -> HeadTrainer:
-    training, tuning = ((str(labelled_file(config, labels, side)),) for side in ("training", "tuning"))
+    training, tuning = (str(training_file(config, labels)),), (str(split_file(config, "tuning")),)
     probe = config.probe(training, tuning)
     outcomes = needs_outcomes(probe, [parse_loss(loss) for loss in config.losses])
     sides = Sides(decoder.probed(training, outcomes=outcomes), decoder.probed(tuning, outcomes=outcomes))
