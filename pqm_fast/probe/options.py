@@ -29,7 +29,7 @@ class ProbeConfig:
     """Records with step labels (for the listwise losses, outcomes): files (JSON lines, JSON, Parquet), folders, file
     patterns, names of hub data sets."""
     out: str
-    """Run folder. It gets the checkpoint of the best head, heads.jsonl, heads.safetensors and layers.png. The same
+    """Run folder. It gets the checkpoint of the best head, heads.jsonl, heads.npz and layers.png. The same
     command continues an interrupted run."""
 
     losses: tuple[str, ...] = ("rank", "bce")

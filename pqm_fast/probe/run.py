@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from pqm_fast.common.combination import parse_loss
@@ -33,7 +32,7 @@ from pqm_fast.train.metrics_file import METRICS_FILE, START
 from pqm_fast.train.run_files import CONFIG_FILE
 from pqm_fast.train.split import Split
 
-HEADS_FILE, TENSORS_FILE, SUMMARY_FILE, PICTURE = "heads.jsonl", "heads.safetensors", "probe.json", "layers.png"
+HEADS_FILE, WEIGHTS_FILE, SUMMARY_FILE, PICTURE = "heads.jsonl", "heads.npz", "probe.json", "layers.png"
 # options that change no head
 WITHOUT_EFFECT = {"out", "cache_dir", "progress", "select", "device", "attention", "max_tokens"}
 
@@ -125,10 +124,11 @@ def _write(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, he
     folder = config.folder
     write_yaml(folder / CONFIG_FILE, config.to_dict())
     write_checkpoint(config, decoder, chosen)
-    tensors = {f"{head.spec.name}.weight": head.weight.copy() for head in heads}
-    tensors |= {f"{head.spec.name}.bias": np.array([head.bias], dtype=np.float32) for head in heads}
-    with atomic_file(folder / TENSORS_FILE) as temporary:
-        save_file(tensors, temporary)
+    arrays = {f"{head.spec.name}.weight": head.weight for head in heads}
+    arrays |= {f"{head.spec.name}.bias": np.array([head.bias], dtype=np.float32) for head in heads}
+    # not safetensors, which would count as weights of the checkpoint
+    with atomic_file(folder / WEIGHTS_FILE) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
     rows = [head.row() for head in heads]
     training, held_out = trainer.split(chosen.spec.combination)
     summary = {
