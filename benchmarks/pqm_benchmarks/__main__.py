@@ -13,6 +13,7 @@ USAGE = f"""\
 usage: {PROGRAM} COMMAND [options]
 
   kernels   the fused op against the published computation, eager PyTorch and torch.compile
+  probe     training a head on stored hidden states: epochs a second, and the share of copy bandwidth
   train     training steps against the published algorithm, TRL and OpenRLHF, with one switch more at a time
   score     scoring 128 candidates to a question: packed and in trees against the published way
   serve     the reward server under load: latency, throughput, lost answers
@@ -22,7 +23,7 @@ usage: {PROGRAM} COMMAND [options]
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first seven also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first eight also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -44,6 +45,12 @@ def _kernels(arguments: list[str]) -> int:
     from pqm_benchmarks.kernels.run import KernelBench, run
 
     return _benchmark("kernels", KernelBench, run, arguments)
+
+
+def _probe(arguments: list[str]) -> int:
+    from pqm_benchmarks.kernels.probe import ProbeBench, run
+
+    return _benchmark("probe", ProbeBench, run, arguments)
 
 
 def _train(arguments: list[str]) -> int:
@@ -98,7 +105,7 @@ def _gpu(arguments: list[str]) -> int:
     )
     add = parser.add_argument
     add("--out", required=True, help="folder for summary.json, log.txt and the measurements; new or empty")
-    add("--minutes", type=float, help="for all stages together; default: 9, on a CPU 2 (second list: 3.5 and 1.5)")
+    add("--minutes", type=float, help="for all stages together; default: 9, on a CPU 2 (second list: 3.8 and 1.6)")
     add("--list", choices=tuple(LISTS), default="first", help="the stages to run; default: first")
     add("--stages", nargs="+", metavar="STAGE", help="run only these stages of the list")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there is a GPU")
@@ -133,6 +140,7 @@ def _publish(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "kernels": _kernels,
+    "probe": _probe,
     "train": _train,
     "score": _score,
     "serve": _serve,

@@ -120,6 +120,8 @@ class Training:
     lora_rank: int
     held_out: Mapping[str, Any]
     """The figures of the last evaluation; empty if there was none."""
+    init_head: str | None = None
+    """Folder of the checkpoint that the head was taken from."""
 
 
 def card_text(model: Served, training: Training) -> str:
@@ -152,7 +154,8 @@ def _list(title: str, lines: Iterator[str]) -> str:
 def _recipe(model: Served, training: Training) -> Iterator[str]:
     recipe = model.recipe
     adapters = f", with LoRA adapters of rank {training.lora_rank}, merged" if training.lora_rank else ""
-    yield f"base model: {_public(training.base_model)}{adapters}"
+    head = f", starting from the head of `{Path(training.init_head).name}`" if training.init_head else ""
+    yield f"base model: {_public(training.base_model)}{adapters}{head}"
     counts = {"solutions": training.trajectories, "questions": training.questions, "steps": training.steps}
     known = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None)
     yield f"data: {', '.join(map(_public_source, training.data))}" + (f" ({known})" if known else "")

@@ -19,12 +19,12 @@ class Backbone(NamedTuple):
 
 
 def load_backbone(config: TrainConfig, dtype: torch.dtype, device: torch.device, notes: list[str]) -> Backbone:
-    """Loads the model that `config` names, with an embedding for the step token. `notes` gets what a user should know.
+    """Loads the model that `config` names, with an embedding for the step token. `notes` gets what a user should know
+    beyond the model's `load_report`.
 
     Raises PQMError for a model or a tokenizer that cannot be used.
     """
     model = StepQModel.from_pretrained(config.model, dtype=dtype, device=device, attention=config.attention)
-    notes += model.load_report.notes
     tokenizer = load_tokenizer(config.model, notes)
     if not type(model.classifier).__module__.startswith("transformers."):
         notes.append(

@@ -27,5 +27,6 @@ def write_run_card(folder: Path, run: Path, config: TrainConfig, step: int, dtyp
             dtype=dtype,
             lora_rank=config.lora_rank,
             held_out=evaluations[-1] if evaluations else {},
+            init_head=config.init_head,
         ),
     )

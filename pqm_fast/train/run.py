@@ -19,6 +19,7 @@ from pqm_fast.train.comparisons import check_comparisons, divided_questions
 from pqm_fast.train.config import TrainConfig
 from pqm_fast.train.deal import work_of_model
 from pqm_fast.train.exclude import excluded_digest
+from pqm_fast.train.init_head import take_head
 from pqm_fast.train.layer_setup import set_up_layers, settle_sizes
 from pqm_fast.train.objective import Objective, make_objective
 from pqm_fast.train.outcomes import outcomes_digest
@@ -96,6 +97,10 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     )
     notes += first_notes
     model, tokenizer, template = load_backbone(config, dtype, device, notes)
+    if start.checkpoint is None:  # otherwise the weights and the head are those of the checkpoint
+        if config.init_head is not None:
+            notes.append(take_head(model, config.init_head, template))
+        notes += model.load_report.notes
     model_identity = ranks.from_first(lambda: identify_model(config.model, model.config))
     length = _longest_trajectory(config, model.context)
     set_up_layers(model, config, ranks, notes)

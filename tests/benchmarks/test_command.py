@@ -1,8 +1,9 @@
-"""`python -m pqm_benchmarks kernels|train|score|work|scaling|search --help`."""
+"""`python -m pqm_benchmarks kernels|probe|train|score|work|scaling|search --help`."""
 
 import help_text
 import pytest
 from pqm_benchmarks.__main__ import main
+from pqm_benchmarks.kernels.probe import ProbeBench
 from pqm_benchmarks.kernels.run import KernelBench
 from pqm_benchmarks.scaling.run import ScalingBench
 from pqm_benchmarks.score.run import ScoreBench
@@ -12,6 +13,7 @@ from pqm_benchmarks.work.run import WorkBench
 
 CONFIGS = {
     "kernels": KernelBench,
+    "probe": ProbeBench,
     "train": TrainBench,
     "score": ScoreBench,
     "work": WorkBench,

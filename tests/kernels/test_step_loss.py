@@ -117,6 +117,42 @@ def test_subsets_of_gradients(device, backend, full):
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("norm", "bias"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_on_fixed_states(device, backend, norm, bias, offset, monkeypatch):
+    """A probe trains the head alone, on a slice of stored states: rows that begin anywhere in memory, some of which no
+    step reads. Nothing of the size of the slice is allocated for its gradient."""
+    rows, width = 48, 96  # larger than all else that the backward makes
+    case = make_case(device, rows=rows, width=width, norm=norm, bias=bias, lengths=[9, 0, 5], seed=3)
+    stored = torch.full((offset + 8 * width + rows * width + 7,), math.nan, device=device)
+    hidden = stored[offset:][: 8 * width + rows * width].view(-1, width)[8:]
+    hidden.copy_(case["hidden"])
+    assert hidden.storage_offset() == 8 * width + offset
+    assert (hidden.data_ptr() % 16 == 0) == (offset == 0)
+    case["hidden"] = hidden
+    assert len(case["step_index"].unique()) < rows
+    sizes = []
+
+    def watched(make):
+        def making(*given, **named):
+            tensor = make(*given, **named)
+            sizes.append(tensor.numel())
+            return tensor
+
+        return making
+
+    for name in ("new_empty", "new_zeros"):
+        monkeypatch.setattr(torch.Tensor, name, watched(getattr(torch.Tensor, name)))
+    names = ("weight", *(["bias"] if bias else []), *(["norm_weight"] if norm else []))
+    found = run(case, backend=backend, needs=names, loss="rank", norm_eps=1e-3)
+    if backend == "triton":
+        assert sizes
+        assert max(sizes) < rows * width
+    assert set(found) == {"loss", "q", *names}
+    assert_close(found, define(case, loss="rank", norm_eps=1e-3))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_gradients(device, backend):
     case = make_case(device)

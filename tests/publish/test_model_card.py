@@ -91,6 +91,9 @@ def test_the_recipe(run):
         "- 1,200 optimizer steps, peak learning rate 0.0002",
     ):
         assert line in lines
+    started = card(run, init_head="/home/me/runs/head").splitlines()
+    base = "- base model: [org/base-model](https://huggingface.co/org/base-model)"
+    assert f"{base}, starting from the head of `head`" in started
     assert any(line.startswith("- computed in bfloat16, stored in float32, with pqm-fast ") for line in lines)
     assert "- data: `org/steps:train`\n" in card(run, trajectories=None, questions=None, steps=None)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pqm_benchmarks.comparison.report import Results
 from pqm_benchmarks.gpu.job import Job, Skipped
+from pqm_benchmarks.kernels import probe as probe_bench
 from pqm_benchmarks.kernels import report as kernel_report
 from pqm_benchmarks.kernels import run as kernel_bench
 from pqm_benchmarks.score import report as score_report
@@ -88,6 +89,28 @@ def kernels(job: Job) -> None:
     if missing := [case for case in itertools.product(config.sizes, config.widths) if case not in measured]:
         cases = "; ".join(f"{size}, D {width}" for size, width in missing)
         raise PQMError(f"{needed} was not measured: {cases}; see what was left out")
+
+
+def probe(job: Job) -> None:
+    """Training a head on stored states: 1 and 10 GB, in small batches, in large ones and in one.
+
+    Raises:
+        PQMError: a case failed for a reason other than memory.
+    """
+    config = probe_bench.ProbeBench(
+        device=job.device,
+        gigabytes=(1.0, 10.0) if job.on_gpu else (0.001,),
+        width=1536 if job.on_gpu else 64,
+        seconds=0.5 if job.on_gpu else 0.0,
+    )
+
+    def figures(results: dict[str, Any]) -> dict[str, Any]:
+        cases = (f"{probe_bench.case_name(r)} {short(r['epochs_per_s'])}" for r in results["records"])
+        return {"headline": f"epochs/s: {'; '.join(cases)}", "left_out": results["left_out"]}
+
+    results = _measure(job, "probe", lambda store: probe_bench.measure(config, store), figures)
+    if wrong := [f"{case}: {why}" for case, why in results["left_out"].items() if why != OUT_OF_MEMORY]:
+        raise PQMError("; ".join(wrong))
 
 
 def train_half(job: Job) -> None:
