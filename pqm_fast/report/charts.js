@@ -46,6 +46,8 @@ function scale(values, options, start, end, count) {
   if (options.zero) low = Math.min(low, 0);
   const log = (options.log || options.log2) && low > 0;
   const change = log ? Math.log : (value) => value;
+  let ticks = options.ticks;
+  if (!ticks && low === high) ticks = [[low, short(low)]];
   if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
   else if (!options.range) {
     const margin = (change(high) - change(low)) * (options.margin ?? 0.05);
@@ -53,7 +55,6 @@ function scale(values, options, start, end, count) {
     else [low, high] = [options.zero && low === 0 ? 0 : low - margin, high + margin];
   }
   const at = (value) => start + ((change(value) - change(low)) / (change(high) - change(low))) * (end - start);
-  let ticks = options.ticks;
   if (!ticks && options.log2) ticks = [...new Set(values)].sort((a, b) => a - b).map((value) => [value, short(value)]);
   if (!ticks) ticks = (log ? logTicks(low, high) : niceTicks(low, high, count)).map((value) => [value, short(value)]);
   return { at, ticks };

@@ -3,18 +3,23 @@
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import isfinite
+from statistics import mean
 from typing import Any
 
 from pqm_kernels.losses import LOSSES
 
 from pqm_fast.evaluate.best_of_n import something_to_choose
+from pqm_fast.probe.best import best_by_layer
+from pqm_fast.report.figures import HELD_OUT
 from pqm_fast.report.groups import Group
+from pqm_fast.report.probe import select_of, setting_text
 from pqm_fast.report.runs import Run
 from pqm_fast.report.text import bin_text
 
 Chart = dict[str, Any]
 Point = list[float]
 HAVE_FLOOR = tuple(name for name, loss in LOSSES.items() if loss.has_flat_floor)
+COLOURS = 8  # of page.css; further lines are dashed
 POINTS = 500  # the most points in a curve; a longer log is averaged
 LEAST_SMOOTHED = 20  # points of a curve, below which it is not smoothed
 
@@ -132,6 +137,30 @@ def step_charts(group: Group) -> list[Chart]:
         _chart("Calibration", *calibration, x={"label": "sigmoid(q)", "range": [0, 1]}, y={"range": [0, 1]}),
         _chart("AUROC by position", *positions, x={"label": "step", "log2": True, "ticks": sorted(ticks.items())}),
     )
+
+
+def layer_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Of each probe, the figure that its heads are chosen by, as a line for each loss: at each layer the mean over the
+    seeds of the setting that is best there. The bands go from the lowest seed to the highest."""
+    probes = {i: best_by_layer(run.heads, select_of(run)) for i, run in enumerate(runs) if run.heads}
+    losses = list(dict.fromkeys(loss for best in probes.values() for loss in best))
+    charts = []
+    for i, best in probes.items():
+        select = select_of(runs[i])
+        lines = []
+        for loss, by_layer in best.items():
+            values = {layer: setting.values(select) for layer, setting in by_layer.items()}
+            means = [[layer, mean(own)] for layer, own in values.items()]
+            band = [[layer, min(own), max(own)] for layer, own in values.items() if len(own) > 1]
+            number, notes = losses.index(loss), [setting_text(setting) for setting in by_layer.values()]
+            dash = {"dash": "6 3"} if number >= COLOURS else {}
+            lines.append(_series(i, loss, means, band, dots=True, colour=number, notes=notes, **dash))
+        heading, _ = HELD_OUT.get(select, (select, None))
+        name = f": {runs[i].name}" if len(probes) > 1 else ""
+        title = f"{heading[0].upper()}{heading[1:]}, held out, by layer{name}"
+        ticks = [[layer, str(layer)] for layer in sorted({head["layer"] for head in runs[i].heads})]
+        charts.append(_chart(title, *lines, x={"label": "layer", "ticks": ticks}))
+    return _drawn(*charts)
 
 
 def _chart(

@@ -9,18 +9,22 @@ from pqm_fast.common.options import flat
 from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
 from pqm_fast.scoring.stored import SCORED_BY
-from pqm_fast.train.metrics_file import read_metrics, read_starts
+from pqm_fast.train.metrics_file import read_lines, read_metrics, read_starts
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The folder of a training run."""
+    """The folder of a training run or of a probe."""
 
     path: Path
     metrics: list[dict[str, Any]]
     """The rows of metrics.jsonl."""
     options: dict[str, Any] = field(default_factory=dict)
     """config.yaml, flat: `template.step_token` for an option in a group."""
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of heads.jsonl, in the folder of a probe."""
+    probe: dict[str, Any] = field(default_factory=dict)
+    """probe.json: model, decoder_layers, layers, chosen, select and so on."""
 
     @property
     def model(self) -> str:
@@ -50,6 +54,7 @@ class Scored:
 
 
 Part = Training | Evaluation | Scored
+HEAD_FIELDS = {"loss", "layer", "zeta", "compare_weight", "learning_rate", "seed", "held_out"}
 
 
 def find_parts(path: Path) -> list[Part]:
@@ -76,7 +81,9 @@ def find_parts(path: Path) -> list[Part]:
 def _in_folder(folder: Path) -> list[Part]:
     parts: list[Part] = []
     if metrics := _metrics(folder / "metrics.jsonl"):
-        parts.append(Training(folder, metrics, _options(folder / "config.yaml")))
+        heads, probe = _heads(folder / "heads.jsonl"), folder / "probe.json"
+        summary = _json(probe) if heads and probe.exists() else {}
+        parts.append(Training(folder, metrics, _options(folder / "config.yaml"), heads, summary))
     for path in sorted(folder.glob("*.json")):
         if _is_evaluation(value := _json(path)):
             parts.append(Evaluation(path, value))
@@ -116,6 +123,15 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     rows = read_metrics(path)
     if not rows and path.exists() and path.stat().st_size and not read_starts(path):
         raise PQMError(f"{path}: not the metrics of `pqm-fast train`: no line with `kind` and `step` is intact")
+    return rows
+
+
+def _heads(path: Path) -> list[dict[str, Any]]:
+    """The rows of heads.jsonl; none without the file."""
+    rows = [row for _, row in read_lines(path)]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= HEAD_FIELDS:
+            raise PQMError(f"{path}, line {number}: damaged, or not a head of `pqm-fast probe`")
     return rows
 
 

@@ -21,6 +21,10 @@ class Run:
     """As in `Training`."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """As in `Training`."""
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    """As in `Training`."""
+    probe: dict[str, Any] = field(default_factory=dict)
+    """As in `Training`."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of `evaluate`, by the end of the file's path, without its suffix, that no other one shares."""
     scored: list[Path] = field(default_factory=list)
@@ -67,6 +71,7 @@ def _join(named_parts: list[tuple[str, Part]]) -> list[Run]:
         path = part.path.resolve()
         if isinstance(part, Training):
             run.path, run.metrics, run.options = part.path, part.metrics, part.options
+            run.heads, run.probe = part.heads, part.probe
         elif isinstance(part, Evaluation):
             run.evaluations[str(path.with_suffix(""))] = part.results
         elif path not in [other.resolve() for other in run.scored]:

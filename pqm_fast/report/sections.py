@@ -5,10 +5,11 @@ from html import escape
 from typing import Any
 
 from pqm_fast.report.ablation import ablation
-from pqm_fast.report.charts import Chart, best_of_n_charts, step_charts, training_charts
+from pqm_fast.report.charts import Chart, best_of_n_charts, layer_charts, step_charts, training_charts
 from pqm_fast.report.errors import error_tables
 from pqm_fast.report.groups import Group, group_evaluations
 from pqm_fast.report.html_tables import html_tables
+from pqm_fast.report.probe import probe_tables
 from pqm_fast.report.runs import Run
 
 FIXED = (
@@ -27,6 +28,7 @@ def page_sections(runs: Sequence[Run], solutions: dict[str, Any]) -> tuple[dict[
     sections = {
         "Runs": _runs(runs),
         "Training": _training(runs, charts),
+        "Probe": _probe(runs, charts),
         "Best-of-N": "".join(_best_of_n(group, len(runs), charts, i) for i, group in enumerate(groups)),
         "Steps": "".join(_steps(group, runs, charts, i) for i, group in enumerate(groups)),
         "Solutions": _solutions(solutions),
@@ -73,6 +75,13 @@ def _training(runs: Sequence[Run], charts: dict[str, list[Chart]]) -> str:
         " of training are smoothed over a tenth of their points; the pale line behind a curve is what was logged."
     )
     return f'<p class="note">{note}</p><div data-charts="training"><div class="charts"></div></div>'
+
+
+def _probe(runs: Sequence[Run], charts: dict[str, list[Chart]]) -> str:
+    charts["probe"] = layer_charts(runs)
+    if not charts["probe"]:
+        return ""
+    return f'<div data-charts="probe"><div class="charts"></div></div>{probe_tables(runs)}'
 
 
 def _best_of_n(group: Group, runs: int, charts: dict[str, list[Chart]], number: int) -> str:

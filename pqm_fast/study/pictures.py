@@ -1,16 +1,12 @@
 """Draws pictures of a study: losses by labels and by backbone, Best-of-N by N, and rank by zeta."""
 
 from collections.abc import Sequence
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.files import atomic_file
+from pqm_fast.common.pictures import COLORS, line_styles, save
 from pqm_fast.study.markdown import Figure
 from pqm_fast.study.select import Entry, Results, base, base_cells, base_title, select
-
-MARKERS = "osD^v"  # another one for the losses after each eight
-COLORS = ("#1f6fb4", "#e07b39", "#3c9d5d", "#9256a8", "#b8444f", "#77664f", "#c2a01c", "#4aa5b5")
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -26,22 +22,13 @@ def draw(results: Results, folder: Path) -> list[Path]:
     )
     _losses(points, results)
     _curves(curves, results)
-    paths = [_save(figure, folder / "losses.png")]
+    paths = [save(figure, folder / "losses.png")]
     cells = base_cells(results, loss="rank", zeta={config["zeta"], *config["zetas"]})
     if len(cells) > 1:
         figure, axes = plt.subplots(figsize=(6, 4.2), constrained_layout=True)
         _zetas(axes, results, sorted(cells, key=lambda cell: cell["zeta"]))
-        paths.append(_save(figure, folder / "zeta.png"))
+        paths.append(save(figure, folder / "zeta.png"))
     return paths
-
-
-def _styles(results: Results) -> dict[str, dict[str, Any]]:
-    """The colour and the marker of each loss."""
-    styles = cycle(product(MARKERS, COLORS))
-    return {
-        loss: {"marker": marker, "color": color}
-        for loss, (marker, color) in zip(results["config"]["losses"], styles, strict=False)
-    }
 
 
 def _legend_name(results: Results, loss: str) -> str:
@@ -53,7 +40,7 @@ def _legend_name(results: Results, loss: str) -> str:
 
 def _losses(axes: Any, results: Results) -> None:
     """A group of points for each kind of labels and each further model."""
-    config, styles = results["config"], _styles(results)
+    config, styles = results["config"], line_styles(results["config"]["losses"])
     groups = {f"labels\n{kind}": select(results, **base(results) | {"labels": kind}) for kind in config["labels"]}
     groups |= {f"model\n{name}": select(results, **base(results) | {"model": name}) for name in config["models"][1:]}
     width = 0.8 / len(styles)
@@ -74,7 +61,7 @@ def _losses(axes: Any, results: Results) -> None:
 
 
 def _curves(axes: Any, results: Results) -> None:
-    styles, ns = _styles(results), [1]
+    styles, ns = line_styles(results["config"]["losses"]), [1]
     for cell in base_cells(results):
         ns = [int(n) for n in cell["curve"]]
         axes.plot(ns, list(cell["curve"].values()), markersize=3, **styles[cell["loss"]])
@@ -106,12 +93,3 @@ def _point(axes: Any, x: float, figure: Figure, style: dict[str, Any], label: st
     low, high = (figure["mean"] if figure[end] is None else figure[end] for end in ("low", "high"))
     axes.vlines(x, low, high, color=style["color"], linewidth=1.5)
     axes.plot([x], [figure["mean"]], linestyle="", markersize=6, label=label, **style)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
