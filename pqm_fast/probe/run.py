@@ -124,7 +124,7 @@ def _write(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, he
     folder = config.folder
     write_yaml(folder / CONFIG_FILE, config.to_dict())
     write_checkpoint(config, decoder, chosen)
-    arrays = {f"{head.spec.name}.weight": head.weight for head in heads}
+    arrays: dict[str, Any] = {f"{head.spec.name}.weight": head.weight for head in heads}
     arrays |= {f"{head.spec.name}.bias": np.array([head.bias], dtype=np.float32) for head in heads}
     # not safetensors, which would count as weights of the checkpoint
     with atomic_file(folder / WEIGHTS_FILE) as temporary, open(temporary, "wb") as file:

@@ -203,11 +203,13 @@ def _scores(
     norm_weight: Tensor | None,
     norm_eps: float,
 ) -> Tensor:
-    """q [S] in plain PyTorch. Not a matmul, because autocast would round that to half precision."""
+    """q [S] in plain PyTorch. The norm is a factor of each score, so that no [S, D] tensor is made for it."""
     x = hidden.index_select(0, step_index)
     if x.dtype != torch.float64:
         x = x.float()
+    scale = weight.to(x.dtype) if norm_weight is None else weight.to(x.dtype) * norm_weight.to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):  # which would round the product to half precision
+        q = x @ scale
     if norm_weight is not None:
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps) * norm_weight.to(x.dtype)
-    q = (x * weight.to(x.dtype)).sum(-1)
+        q = q * torch.rsqrt(x.square().mean(-1) + norm_eps)
     return q if bias is None else q + bias.to(x.dtype)
