@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqm_fast.common.combination import Combination, parse_loss
+from pqm_fast.probe.best import best_by_loss
 from pqm_fast.probe.options import ProbeConfig
 
 
@@ -85,17 +86,10 @@ def grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSpec]:
 
 
 def choose(heads: Sequence[dict[str, Any]], select: str) -> dict[str, Any] | None:
-    """The row of the best head: of the setting with the best mean over its seeds, the best seed. A tie goes to the
+    """The line of the best head: of the setting with the best mean over its seeds, the best seed. A tie goes to the
     first. None if no head has the figure `select`."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for head in heads:
-        key = tuple(head[name] for name in ("layer", "loss", "zeta", "compare_weight", "learning_rate"))
-        settings.setdefault(key, []).append(head)
-
-    def figure(head: dict[str, Any]) -> float:
-        value = head["held_out"].get(select)
-        return -np.inf if value is None else value
-
-    best = max(settings.values(), key=lambda group: float(np.mean([figure(head) for head in group])))
-    chosen = max(best, key=figure)
-    return None if figure(chosen) == -np.inf else chosen
+    settings = best_by_loss(heads, select).values()
+    if not settings:
+        return None
+    best = max(settings, key=lambda setting: setting.mean(select) or 0.0)
+    return max(best.heads, key=lambda head: head["held_out"][select])

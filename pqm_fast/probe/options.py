@@ -41,7 +41,7 @@ class ProbeConfig:
     """Weights of the comparison in combinations."""
     layers: tuple[int, ...] = ()
     """Decoder layers whose output heads read, counted from 1. Default: up to eight, evenly spaced, with the last."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (2e-3, 8e-3)
     """Learning rates. Heads read states that are scaled to unit variance, so the same rates suit all models."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, for the batches and their order. The first one also chooses the held-out questions."""
@@ -67,7 +67,7 @@ class ProbeConfig:
     select: Select = "auroc"
     """The figure on held-out questions that chooses the head of the checkpoint: the setting with the best mean over
     seeds, and of it the best seed."""
-    batch_steps: int = 4096
+    batch_steps: int = 1024
     """Steps in an optimizer step, of whole questions."""
     epochs: int = 60
     """The most passes over the data."""

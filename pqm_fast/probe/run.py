@@ -24,6 +24,7 @@ from pqm_fast.probe.checkpoint import write_checkpoint
 from pqm_fast.probe.frozen import FrozenDecoder
 from pqm_fast.probe.heads import Head, HeadSpec, choose, grid
 from pqm_fast.probe.options import ProbeConfig
+from pqm_fast.probe.picture import draw_layers
 from pqm_fast.probe.splits import Sides, needs_outcomes
 from pqm_fast.probe.trainer import HeadTrainer
 from pqm_fast.publish.card_text import Training
@@ -151,8 +152,6 @@ def _write(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, he
         lines = _metrics_rows(decoder, training, held_out, chosen, steps)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     write_card(folder, _card(config, decoder, training, chosen, chosen.best_epoch * steps))
-    from pqm_fast.probe.picture import draw_layers
-
     draw_layers(rows, folder / PICTURE)
     with atomic_file(folder / HEADS_FILE) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -53,11 +53,11 @@ class ProbeStudyConfig:
     labels: tuple[str, ...] = ("given", "first-error", "flip:0.1", "flip:0.2")
     """Kinds of labels to train with: given (exact), first-error (none after the first wrong step), flip:P (each label
     inverted with probability P). The labels of the tuning questions are exact."""
-    zetas: tuple[float, ...] = (2.0, 4.0, 8.0)
-    """Margins. The layer is chosen with the middle one of these, and of the next two."""
-    compare_weights: tuple[float, ...] = (0.3, 1.0, 3.0)
+    zetas: tuple[float, ...] = (4.0, 8.0, 16.0)
+    """Margins. The layer is chosen with the middle one of all combinations of these and the next two."""
+    compare_weights: tuple[float, ...] = (1.0, 3.0)
     """Weights of the comparison in combinations."""
-    learning_rates: tuple[float, ...] = (5e-4, 2e-3, 8e-3)
+    learning_rates: tuple[float, ...] = (2e-3, 8e-3)
     """Learning rates."""
     layers: tuple[int, ...] = ()
     """Decoder layers, as for `pqm-fast probe`."""
