@@ -20,10 +20,11 @@ usage: {PROGRAM} COMMAND [options]
   work      operations of a training step, counted, for the published computation and for ours
   scaling   a simulation of 8 to 4,096 ranks: how long they wait for each other and for the network
   search    guided search against plain samples with as many tokens, on the arithmetic world
+  fine-tuning  losses compared by fine-tuning a small model, with all weights and with adapters
   gpu       all of it at fixed sizes on a GPU, with the tests, in nine minutes
   publish   stores a run of `gpu`, and makes the README's table and pictures from it
 
-`{PROGRAM} COMMAND --help` explains every option. The first eight also take --config, a YAML or JSON
+`{PROGRAM} COMMAND --help` explains every option. The first nine also take --config, a YAML or JSON
 file of options; options on the command line override it."""
 
 
@@ -89,6 +90,12 @@ def _search(arguments: list[str]) -> int:
     return _benchmark("search", SearchBench, run, arguments)
 
 
+def _fine_tuning(arguments: list[str]) -> int:
+    from pqm_benchmarks.fine_tuning.run import FineTuningBench, run
+
+    return _benchmark("fine-tuning", FineTuningBench, run, arguments)
+
+
 def _gpu(arguments: list[str]) -> int:
     from pqm_benchmarks.gpu.run import Request, run
     from pqm_benchmarks.gpu.stages import LISTS
@@ -147,6 +154,7 @@ COMMANDS: dict[str, Command] = {
     "work": _work,
     "scaling": _scaling,
     "search": _search,
+    "fine-tuning": _fine_tuning,
     "gpu": _gpu,
     "publish": _publish,
 }

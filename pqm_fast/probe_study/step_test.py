@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pqm_fast.data.records import Record
+from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.error_types import by_type, type_of
 from pqm_fast.evaluate.positions import by_position
 from pqm_fast.evaluate.prm_score import prm_score_of
@@ -31,6 +32,12 @@ def step_values(
     records: Sequence[Record], groups: list[str], scores: Sequence[Scores], thresholds: StepThresholds
 ) -> Values:
     """The `STEP_FIGURES` of records with exact labels; `groups` names what is resampled, for each record."""
+    return _pseudo_values(records, groups, scores, thresholds)
+
+
+def _pseudo_values(
+    records: Sequence[Record], groups: list[str], scores: Sequence[Scores], thresholds: StepThresholds | None
+) -> Values:
     steps = flatten(scores, [record.labels or [] for record in records])
     q, label, trajectory = steps
     used = ~(np.isnan(q) | np.isnan(label))
@@ -40,8 +47,7 @@ def step_values(
     def in_order(within: np.ndarray) -> Any:
         return lambda mask: share_in_order(q[m := mask & used], correct[m], within[m])
 
-    def at_threshold(name: str) -> Any:
-        each = thresholds.each(name)
+    def at_threshold(name: str, each: np.ndarray) -> Any:
 
         def of(mask: np.ndarray) -> float | None:
             columns = q[mask], label[mask], trajectory[mask]
@@ -52,8 +58,18 @@ def step_values(
         return of
 
     figures = {"auroc": in_order(everything), "pair_accuracy": in_order(trajectory)}
-    figures |= {name: at_threshold(name) for name in STEP_FIGURES if name not in figures}
+    if thresholds is not None:
+        figures |= {name: at_threshold(name, thresholds.each(name)) for name in STEP_FIGURES if name not in figures}
     return {name: pseudo_values(group, figure) for name, figure in figures.items()}
+
+
+def order_values(records: Sequence[Record], groups: list[str], scores: Sequence[Scores]) -> dict[str, np.ndarray]:
+    """The figures of `step_values` that need no threshold: how well scores order steps. Raises PQMError where one is
+    undefined."""
+    values = {name: value for name, value in _pseudo_values(records, groups, scores, None).items() if value is not None}
+    if len(values) < 2:
+        raise PQMError("AUROC and pairs in order need correct and wrong steps in several groups")
+    return values
 
 
 def errors(records: Sequence[Record], scores: Sequence[Scores], thresholds: StepThresholds) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Fine-tuning with several losses on few trajectories: does the order of the losses stay?"""
