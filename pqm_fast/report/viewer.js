@@ -137,7 +137,7 @@ function solution(item, data) {
   const body = element("ol", { class: "steps" });
   const others = Object.keys(item.q).map(Number).filter((run) => run !== item.run); // the other models that scored it
   if (others.length) {
-    body.style.setProperty("--others", `repeat(${others.length}, 6.5em)`);
+    body.style.setProperty("--others", `repeat(${others.length}, ${others.length > 4 ? 4.6 : 6.5}em)`);
     const names = others.map((run) => element("span", { class: "q", title: data.runs[run] }, data.runs[run]));
     body.append(element("li", { class: "step names" }, element("span"), element("span"), element("span", { class: "own" }, data.runs[item.run]), ...names));
   }

@@ -48,7 +48,8 @@ def test_all_are_shown_where_they_fit(tmp_path):
     assert first.pop("wrong") == pytest.approx(1 - p(1.23456))
     assert first == {
         "run": 1, "prompt": 0, "id": "a", "steps": ["a step 1", "a step 2"], "labels": [1.0, None],
-        "q": {1: [1.2346, None]}, "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1, "position": "none",
+        "q": {1: [1.2346, None]}, "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1,
+        "position": "none",
     }  # fmt: skip
     assert (second["labels"], second["wrong"], second["at"]) == (None, None, None)
     assert (found["total"], found["distinct"], found["worst"]) == (2, 2, None)
