@@ -136,11 +136,14 @@ def _solutions(solutions: dict[str, Any]) -> str:
         " labels, |sigmoid(q) − correct| of the step with the lowest Q-value. That step is framed. Each step shows its"
         " Q-value, sigmoid(q), and the label: ✓ correct, ✗ wrong, a number between, · none."
     )
+    if any(len(item["q"]) > 1 for item in solutions["items"]):
+        legend += " Beside them are the Q-values of the other models that scored the solution."
     if any("first" in item for item in solutions["items"]):
         legend += (
             " First error: found if the first step that the model calls wrong is the first wrong one, missed if it is a"
             " later one or there is none, a false alarm if it is an earlier one. The model calls a step wrong below the"
-            " threshold that finds most first errors on the other questions of its file."
+            " threshold that finds most first errors on the other questions of its file; the Q-value of the first such"
+            " step is underlined."
         )
     elif any("position" in item for item in solutions["items"]):
         legend += " First errors are not judged: there are too few questions for a threshold from other questions."

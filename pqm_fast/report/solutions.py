@@ -30,39 +30,42 @@ def choose_solutions(runs: Sequence[Run], limit: int, seed: int = 0, by: str = "
 
     Returns:
         `prompts`: the questions, each once. `items`: {run (index), id, prompt (index in `prompts`), steps, labels (or
-        null), q, wrong (or null), at (the step, or null), copies} and, where known, policy, correct, answer, type (by
-        `by`), position (the first wrong step: its bin as text, or `none`), first ({run: `FirstError.outcome` of that
-        run's model}) and called (`FirstError.called` of this run's model). `by`: the field. `total`: number of records.
-        `distinct`: number of solutions without copies. `worst`: number of items that were chosen as most wrong, None if
-        all solutions are shown.
+        null), q ({run: its Q-values}, of every run that scored the solution), wrong (or null), at (the step, or null),
+        copies} and, where known, policy, correct, answer, type (by `by`), position (the first wrong step: its bin as
+        text, or `none`) and first ({run: its `FirstError`}). `by`: the field. `total`: number of records. `distinct`:
+        number of solutions without copies. `worst`: number of items that were chosen as most wrong, None if all
+        solutions are shown.
 
     Raises:
         PQMError: a record does not have one score (a finite number, or null) for each step.
     """
-    first_readings = {i: _read_once(run.scored, by) for i, run in enumerate(runs) if run.scored}
+    readings = {i: _read_once(run.scored, by) for i, run in enumerate(runs) if run.scored}
+    selected = {i: _select(reading, limit // len(readings), seed) for i, reading in readings.items()}
+    chosen = {i: top | sample for i, (top, sample) in selected.items()}
+    shown = set().union(*chosen.values())
     prompts: dict[str, int] = {}
-    items: list[dict[str, Any]] = []
-    total = distinct = num_worst = 0
-    for i, reading in first_readings.items():
-        copies = reading.copies
-        top, sample = _select(reading, limit // len(first_readings), seed)
-        total, distinct, num_worst = total + sum(copies.values()), distinct + len(copies), num_worst + len(top)
-        unread_keys = top | sample
+    items: dict[tuple[int, int], dict[str, Any]] = {}  # by run and key
+    q_of: dict[int, dict[int, list[float | None]]] = defaultdict(dict)  # by key and run
+    for i, reading in readings.items():
         for record, scores in _read(runs[i].scored):
-            if (key := _key(record)) in unread_keys:
-                unread_keys.remove(key)
+            key = _key(record)
+            if key not in shown or i in q_of[key]:
+                continue
+            q_of[key][i] = [None if q is None else round(q, 4) for q in scores]
+            if key in chosen[i]:
                 prompt = prompts.setdefault(record.prompt, len(prompts))
-                item = {"run": i, "prompt": prompt, **_item(record, scores), "copies": copies[key]}
+                items[i, key] = {"run": i, "prompt": prompt, **_item(record, scores), "copies": reading.copies[key]}
                 if key in reading.types:
-                    item["type"] = reading.types[key]
-                if key in reading.first_errors:
-                    item["called"] = reading.first_errors[key].called
-                found = {j: own.first_errors.get(key) for j, own in first_readings.items()}
-                if first := {j: first_error.outcome for j, first_error in found.items() if first_error is not None}:
-                    item["first"] = first
-                items.append(item)
-    counts = {"total": total, "distinct": distinct, "worst": num_worst if len(items) < distinct else None}
-    return {"prompts": list(prompts), "items": items, "by": by, **counts}
+                    items[i, key]["type"] = reading.types[key]
+    for (_, key), item in items.items():
+        item["q"] = q_of[key]
+        if first := {j: reading.first_errors[key] for j, reading in readings.items() if key in reading.first_errors}:
+            item["first"] = first
+    total = sum(sum(reading.copies.values()) for reading in readings.values())
+    distinct = sum(len(reading.copies) for reading in readings.values())
+    worst = sum(len(top) for top, _ in selected.values()) if len(items) < distinct else None
+    counts = {"total": total, "distinct": distinct, "worst": worst}
+    return {"prompts": list(prompts), "items": list(items.values()), "by": by, **counts}
 
 
 @dataclass(slots=True)
@@ -161,7 +164,6 @@ def _item(record: Record, scores: Scores) -> dict[str, Any]:
         "id": record.id,
         "steps": record.steps,
         "labels": record.labels,
-        "q": [None if q is None else round(q, 4) for q in scores],
         "wrong": wrong,
         "at": step,
     }

@@ -35,8 +35,8 @@ function startViewer(data) {
     item.number = number;
     item.outcome = outcome(item);
     item.verdict = item.wrong === null ? undefined : item.wrong > 0.5 ? "missed" : "fine";
-    item.lowest = Math.min(Infinity, ...item.q.filter((q) => q !== null));
-    for (const [run, found] of Object.entries(item.first || {})) item[`first${run}`] = found;
+    item.lowest = Math.min(Infinity, ...item.q[item.run].filter((q) => q !== null));
+    for (const [run, [found]] of Object.entries(item.first || {})) item[`first${run}`] = found;
   });
   const state = { sort: "wrong", run: "", policy: "", outcome: "", verdict: "", type: "", position: "", search: "", page: 1 };
 
@@ -128,15 +128,20 @@ function solution(item, data) {
   if (item.answer !== undefined) facts.push(element("span", {}, "right answer ", collapsed(String(item.answer))));
   if (item.type !== undefined) facts.push(element("span", {}, `${data.solutions.by} ${item.type}`));
   if (item.outcome !== "unknown") facts.push(element("span", { class: `outcome ${item.outcome}` }, item.outcome === "correct" ? "✓ correct" : "✗ wrong"));
-  const first = item.first && item.first[item.run];
-  if (first) {
-    const called = item.called === null ? "calls no step wrong" : `first calls step ${item.called + 1} wrong`;
-    facts.push(element("span", { title: called }, FIRST_ERRORS[first] + (first === "early" ? ` at step ${item.called + 1}` : "")));
+  if (item.first && item.first[item.run]) {
+    const [found, called] = item.first[item.run];
+    facts.push(element("span", {}, FIRST_ERRORS[found] + (found === "early" ? ` at step ${called + 1}` : "")));
   }
   const off = item.wrong === null ? "not known" : `${item.wrong.toFixed(3)} at step ${item.at + 1}`;
   facts.push(element("span", { class: "off" }, "off by ", element("b", {}, off)));
   const body = element("ol", { class: "steps" });
-  const append = (from, to) => body.append(...item.steps.slice(from, to).map((_, k) => step(item, from + k)));
+  const others = Object.keys(item.q).map(Number).filter((run) => run !== item.run); // the other models that scored it
+  if (others.length) {
+    body.style.setProperty("--others", `repeat(${others.length}, ${others.length > 4 ? 4.6 : 6.5}em)`);
+    const names = others.map((run) => element("span", { class: "q", title: data.runs[run] }, data.runs[run]));
+    body.append(element("li", { class: "step names" }, element("span"), element("span"), element("span", { class: "own" }, data.runs[item.run]), ...names));
+  }
+  const append = (from, to) => body.append(...item.steps.slice(from, to).map((_, k) => step(item, from + k, others)));
   const shown = Math.max(MANY_STEPS, (item.at ?? 0) + 3);
   append(0, shown);
   const rest = item.steps.length - shown;
@@ -146,22 +151,36 @@ function solution(item, data) {
   return made;
 }
 
-function step(item, t) {
-  const q = item.q[t], label = item.labels ? item.labels[t] : null;
+function step(item, t, others) {
+  const q = item.q[item.run][t], label = item.labels ? item.labels[t] : null;
   const row = element("li", { class: t === item.at ? "step worst" : "step" });
-  const p = q === null ? 0.5 : 1 / (1 + Math.exp(-q));
-  row.style.setProperty("--hue", p < 0.5 ? "var(--low)" : "var(--high)");
-  row.style.setProperty("--share", `${Math.round(Math.abs(p - 0.5) * 2 * 55)}%`);
+  tint(row, q);
   const mark = label === null ? "·" : label === 1 ? "✓" : label === 0 ? "✗" : String(label);
   const name = label === null ? "no label" : label === 1 ? "labelled correct" : label === 0 ? "labelled wrong" : `label ${label}`;
   row.append(
     element("span", { class: "number" }, String(t + 1)),
     element("span", { class: "text" }, collapsed(item.steps[t])),
-    element("span", { class: "q", title: "Q-value" }, q === null ? "–" : q.toFixed(2)),
-    element("span", { class: "p", title: "sigmoid(q)" }, q === null ? "–" : p.toFixed(3)),
+    qValue(item, item.run, t),
+    element("span", { class: "p", title: "sigmoid(q)" }, q === null ? "–" : sigmoid(q).toFixed(3)),
+    ...others.map((run) => tint(qValue(item, run, t), item.q[run][t])),
     element("span", { class: `label l${label === null ? "" : label >= 0.5 ? 1 : 0}`, title: name }, mark),
   );
   return row;
+}
+
+function qValue(item, run, t) {
+  const q = item.q[run][t], called = item.first && item.first[run] && item.first[run][1] === t;
+  const title = called ? "Q-value of the first step that the model calls wrong" : "Q-value";
+  return element("span", { class: called ? "q called" : "q", title }, q === null ? "–" : q.toFixed(2));
+}
+
+const sigmoid = (q) => 1 / (1 + Math.exp(-q));
+
+function tint(made, q) {
+  const p = q === null ? 0.5 : sigmoid(q);
+  made.style.setProperty("--hue", p < 0.5 ? "var(--low)" : "var(--high)");
+  made.style.setProperty("--share", `${Math.round(Math.abs(p - 0.5) * 2 * 55)}%`);
+  return made;
 }
 
 // The beginning of a long text; a click shows the rest.

@@ -147,7 +147,7 @@ def test_any_unicode(tmp_path):
     write_lines(tmp_path / "s.jsonl", [solution("a", [0.0, 0.0]) | {"completions": texts}])
     assert data_of(report(tmp_path, tmp_path / "s.jsonl"))["solutions"]["items"][0]["steps"] == texts
     # no reader lets a lone surrogate through in a text, but a policy's name may be one
-    items = {"prompts": ["\ud800"], "items": [{"run": 0}], "total": 1, "distinct": 1, "worst": None}
+    items = {"prompts": ["\ud800"], "items": [{"run": 0, "q": {}}], "total": 1, "distinct": 1, "worst": None}
     made = page([Run(tmp_path, "\ud800", scored=[tmp_path])], items, "title").decode("utf-8")
     assert data_of(made)["solutions"]["prompts"] == ["\ud800"]
 

@@ -47,8 +47,9 @@ def test_all_are_shown_where_they_fit(tmp_path):
     first, second = found["items"]
     assert first.pop("wrong") == pytest.approx(1 - p(1.23456))
     assert first == {
-        "run": 1, "prompt": 0, "id": "a", "steps": ["a step 1", "a step 2"], "labels": [1.0, None], "q": [1.2346, None],
-        "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1, "position": "none",
+        "run": 1, "prompt": 0, "id": "a", "steps": ["a step 1", "a step 2"], "labels": [1.0, None],
+        "q": {1: [1.2346, None]}, "at": 0, "policy": "x", "correct": True, "answer": "2", "copies": 1,
+        "position": "none",
     }  # fmt: skip
     assert (second["labels"], second["wrong"], second["at"]) == (None, None, None)
     assert (found["total"], found["distinct"], found["worst"]) == (2, 2, None)
@@ -117,16 +118,19 @@ def test_what_each_model_does_about_a_first_error(tmp_path):
     good.append(solution("unlabelled", [-3.0]))
     found = choose_solutions([run_of(tmp_path / "good.jsonl", good), run_of(tmp_path / "poor.jsonl", poor[:-1])], 100)
     items = {(item["run"], item["id"]): item for item in found["items"]}
-    assert items[0, "s0"]["first"] == {0: "alone", 1: "early"} == items[1, "s0"]["first"]
-    assert items[0, "s1"]["first"] == {0: "found", 1: "early"}
-    assert items[0, "s3"]["first"] == {0: "found", 1: "missed"}
-    assert items[0, "s5"]["first"] == {0: "found", 1: "missed"}
-    assert [items[key]["called"] for key in ((0, "s0"), (0, "s1"), (1, "s0"), (1, "s3"), (1, "s5"))] == [
-        None, 1, 0, 2, None,
-    ]  # fmt: skip
-    assert items[1, "s7"]["first"] == {0: "found", 1: "found"}
-    assert items[0, "s19"]["first"] == {0: "found"}
-    assert not {"first", "called"} & items[0, "unlabelled"].keys()
+    assert items[0, "s0"]["first"] == {0: ("alone", None), 1: ("early", 0)} == items[1, "s0"]["first"]
+    assert items[0, "s1"]["first"] == {0: ("found", 1), 1: ("early", 0)}
+    assert items[0, "s3"]["first"] == {0: ("found", 1), 1: ("missed", 2)}
+    assert items[0, "s5"]["first"] == {0: ("found", 1), 1: ("missed", None)}
+    assert items[1, "s7"]["first"] == {0: ("found", 1), 1: ("found", 1)}
+    assert items[0, "s19"]["first"] == {0: ("found", 1)}
+    assert "first" not in items[0, "unlabelled"]
+    assert items[0, "s3"]["q"] == items[1, "s3"]["q"] == {0: good[3]["scores"], 1: poor[3]["scores"]}
+    assert items[0, "s19"]["q"] == {0: good[19]["scores"]}
+    # where each has a share of two, a solution that only one of them shows has the scores of both
+    few = choose_solutions([run_of(tmp_path / "good.jsonl", good), run_of(tmp_path / "poor.jsonl", poor)], 4)["items"]
+    assert [item["run"] for item in few] == [0, 0, 1, 1]
+    assert all(len(item["q"]) == 2 for item in few if item["id"] != "unlabelled")
 
 
 def test_each_run_has_its_share(tmp_path):

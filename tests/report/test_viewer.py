@@ -202,7 +202,9 @@ def test_filters_by_type_position_and_first_error_combine(compared):
         {set_value("sort", "file")} {set_value("run", "1")}
         {set_value("type", "sign")} seen.sign = {IDS};
         {set_value("first1", "missed")} seen.missed = {IDS}; seen.facts = $("article header")[0].textContent;
-        seen.count = texts(".count")[0];
+        seen.count = texts(".count")[0]; seen.names = texts("article:first-child .names span");
+        seen.steps = $("article:first-child .step").map((row) => [...row.children].map((e) => e.textContent));
+        seen.called = texts("article:first-child .called");
         {set_value("first0", "found")} seen.both = {IDS};
         {set_value("type", "unit <b>")} seen.none = {IDS};
         {set_value("first1", "")} {set_value("first0", "")} {set_value("type", "")} {set_value("position", "3–4")}
@@ -230,6 +232,13 @@ def test_filters_by_type_position_and_first_error_combine(compared):
     assert found["count"] == "3 of 40 solutions"
     assert "error_type sign" in found["facts"]
     assert "first error missed" in found["facts"]
+    assert found["names"] == ["", "", "poor", "good"]
+    assert found["steps"][1:] == [
+        ["1", "s01 step 1", "2.00", "0.881", "2.00", "✓"],
+        ["2", "s01 step 2", "2.00", "0.881", "-1.00", "✗"],
+        ["3", "s01 step 3", "2.00", "0.881", "2.00", "✓"],
+    ]
+    assert found["called"] == ["-1.00"]  # by `good`; `poor` calls no step wrong
     assert found["none"] == []
     assert found["third"] == ["s03", "s07", "s11", "s15", "s19"]
     assert found["early"] == ["s00"]
