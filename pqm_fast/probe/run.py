@@ -164,10 +164,19 @@ def _metrics_rows(
     """The training of the chosen head up to its best epoch, as `pqm-fast train` writes it into metrics.jsonl; an epoch
     has `steps`."""
     yield {
-        "kind": START, "step": 0, "total_steps": chosen.best_epoch * steps, "time": time.time(), "host": platform.node(),
-        "device": decoder.device.type, "world": 1, "parameters": decoder.width + 1, "trajectories": len(training),
-        "questions": training.num_questions, "steps": training.counts(training.indices)[0], "held_out": len(held_out),
-    }  # fmt: skip
+        "kind": START,
+        "step": 0,
+        "total_steps": chosen.best_epoch * steps,
+        "time": time.time(),
+        "host": platform.node(),
+        "device": decoder.device.type,
+        "world": 1,
+        "parameters": decoder.width + 1,
+        "trajectories": len(training),
+        "questions": training.num_questions,
+        "steps": training.counts(training.indices)[0],
+        "held_out": len(held_out),
+    }
     for epoch, (loss, held_out_loss) in enumerate(chosen.curve[: chosen.best_epoch], 1):
         yield {"kind": "train", "step": epoch * steps, "loss": loss, "learning_rate": chosen.spec.learning_rate}
         figures = chosen.held_out if epoch == chosen.best_epoch else {"loss": held_out_loss}

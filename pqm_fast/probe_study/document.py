@@ -142,45 +142,43 @@ def _layers(results: Results) -> str:
 
 def _types(results: Results) -> str:
     """Where which loss is wrong: by type of error."""
-    cells = _cells(results, _labels(results)[0])
-    types = list(cells[0]["errors"].get("by_type", {}))
+    columns = [*_cells(results, _labels(results)[0]), *results["controls"]]
+    types = list(columns[0]["errors"].get("by_type", {}))
     if not types:
         return ""
-    columns = [*cells, *results["controls"]]
     parts = ["## By type of error"]
-    for heading, figure in (
-        ("wrong steps found", "accuracy_on_wrong_calibrated"),
-        ("pairs in order", "pair_accuracy"),
-        ("first error", "first_error_accuracy_calibrated"),
-    ):
+    for heading, figure in {
+        "wrong steps found": "accuracy_on_wrong_calibrated",
+        "pairs in order": "pair_accuracy",
+        "first error": "first_error_accuracy_calibrated",
+    }.items():
+        known = [name for name in types if columns[0]["errors"]["by_type"][name][figure] is not None]
         rows = [
-            [name, *(markdown.number(column["errors"]["by_type"][name][figure]) for column in columns)]
-            for name in types
+            [_name(column), *(markdown.number(column["errors"]["by_type"][name][figure]) for name in known)]
+            for column in columns
         ]
-        parts.append(markdown.table([heading, *(_name(column) for column in columns)], rows))
+        parts.append(markdown.table([heading, *known], rows))
     return "\n\n".join(parts)
 
 
 def _positions(results: Results) -> str:
     """Where which loss is wrong: by the position of the step."""
     columns = [*_cells(results, _labels(results)[0]), *results["controls"]]
-    rows = columns[0]["errors"]["by_position"]["rows"]
     parts = ["## By position"]
     for heading, figure, count in (
         ("wrong steps found", "accuracy_on_wrong_calibrated", "wrong"),
         ("pairs in order", "pair_accuracy", "wrong"),
         ("first error found", "first_error_accuracy_calibrated", "first_errors"),
     ):
-        table_rows = [
-            [
-                _span(row),
-                str(row[count]),
-                *(markdown.number(column["errors"]["by_position"]["rows"][i][figure]) for column in columns),
-            ]
-            for i, row in enumerate(rows)
-        ]
-        parts.append(markdown.table([heading, "steps", *(_name(column) for column in columns)], table_rows))
+        places = [i for i, row in enumerate(_rows(columns[0])) if row[count]]
+        head = [f"{_span(_rows(columns[0])[i])} ({_rows(columns[0])[i][count]:,})" for i in places]
+        rows = [[_name(column), *(markdown.number(_rows(column)[i][figure]) for i in places)] for column in columns]
+        parts.append(markdown.table([f"{heading}, step (how many)", *head], rows))
     return "\n\n".join(parts)
+
+
+def _rows(column: dict[str, Any]) -> list[dict[str, Any]]:
+    return column["errors"]["by_position"]["rows"]
 
 
 def _name(column: dict[str, Any]) -> str:
