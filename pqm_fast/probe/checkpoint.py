@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pqm_fast.common.combination import Combination
+from pqm_fast.model.cut import cut_backbone
 from pqm_fast.model.recipe import Recipe
 from pqm_fast.model.saving import save_checkpoint
 from pqm_fast.probe.frozen import FrozenDecoder
@@ -12,11 +13,13 @@ from pqm_fast.probe.options import ProbeConfig
 
 
 def write_checkpoint(config: ProbeConfig, decoder: FrozenDecoder, head: Head) -> None:
-    """Writes a `*ForTokenClassification` folder into the run folder.
+    """Writes a `*ForTokenClassification` folder into the run folder. Cuts the model of `decoder`, which computes no
+    more states afterwards.
 
     The decoder's weights have the dtype in which the states were computed, which loses nothing; the head is float32.
     """
-    model = decoder.cut_at(head.spec.layer, [])
+    model = decoder.model
+    cut_backbone(model.classifier, head.spec.layer)
     linear = model.head
     assert isinstance(linear, nn.Linear)
     with torch.no_grad():

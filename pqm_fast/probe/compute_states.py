@@ -87,7 +87,8 @@ def compute_states(
     packed = _Packed(dataset, max_tokens)
     dtype = dtype_name(model.classifier.dtype)
     inputs = {"layers": list(layers), "device": model.device.type}
-    journal = Journal(files.folder / f"layers-{'-'.join(map(str, layers))}", inputs)
+    name_of_layers = hashlib.blake2b(repr(list(layers)).encode(), digest_size=6).hexdigest()
+    journal = Journal(files.folder / f"layers-{name_of_layers}", inputs)
     written = _written(journal)
     written = written[: _intact_batches(files, layers, written)]
     row_of_step = np.full(len(dataset.columns["rows"]), -1, dtype=np.int64)

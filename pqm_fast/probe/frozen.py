@@ -68,7 +68,7 @@ class FrozenDecoder:
         }
         self.tokenizer = load_tokenizer(config.model, notes)
         self.template = config.template.resolve(self.tokenizer)
-        self.model = self.cut_at(max(self.layers), notes)
+        self.model = self._load(max(self.layers))
         self.width: int = self.model.config.get_text_config().hidden_size
         norm = final_norm(self.model.backbone)
         self.norm = None if norm is None else (norm[0].to(self.device), norm[1])
@@ -80,7 +80,7 @@ class FrozenDecoder:
             raise PQMError(f"max_length: {length} is more than the model's context of {context} tokens")
         self.encoder = Encoder(self.tokenizer, self.template, length)
 
-    def cut_at(self, layer: int, notes: list[str]) -> StepQModel:
+    def _load(self, layer: int) -> StepQModel:
         """The decoder up to `layer`, with a head that is not trained, on the device."""
         config = self.config
         check_files(Path(config.model))
@@ -88,9 +88,9 @@ class FrozenDecoder:
         classifier, report = load_classifier(config.model, load_config(config.model), self.dtype, self.device)
         cut_backbone(classifier, layer)
         model = StepQModel.of(classifier, config.model, device=self.device, attention=config.attention)
-        notes += report.notes if report.random_weights else []
+        self.notes += report.notes if report.random_weights else []
         if added := model.fit_vocabulary(self.tokenizer, self.template.step_token):
-            notes.append(added)
+            self.notes.append(added)
         return model
 
     def probed(self, data: Sequence[str], *, outcomes: bool) -> Probed:
