@@ -101,7 +101,7 @@ def probe(job: Job) -> None:
         device=job.device,
         gigabytes=(1.0, 10.0) if job.on_gpu else (0.001,),
         width=1536 if job.on_gpu else 64,
-        seconds=0.5 if job.on_gpu else 0.0,
+        seconds=0.2 if job.on_gpu else 0.0,
     )
 
     def figures(results: dict[str, Any]) -> dict[str, Any]:
