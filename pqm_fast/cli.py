@@ -23,6 +23,7 @@ usage: pqm-fast COMMAND [--config FILE] [options]
   annotate  step labels from Monte-Carlo rollouts
   search    solutions whose steps a model guides: beam search, DVTS
   study     train with every loss under the same conditions, and compare their Best-of-N
+  reproduce a published protocol: train as a paper did, score its pools, compare its losses
   report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
 
 `pqm-fast COMMAND --help` explains every option. --config reads options from a YAML or JSON file;
@@ -191,6 +192,20 @@ def _study(arguments: list[str]) -> None:
     print(f"study: {config.folder / 'study.md'}, with pictures beside it")
 
 
+def _reproduce(arguments: list[str]) -> None:
+    from pqm_fast.reproduce.options import ReproduceConfig
+
+    config = parse(ReproduceConfig, "reproduce", _named_first(arguments, "--protocol"))
+
+    from pqm_fast.ranks.group import join_ranks
+    from pqm_fast.reproduce.run import reproduce
+
+    with join_ranks() as ranks:
+        reproduce(config, ranks)
+    if ranks.first and not config.estimate_only:
+        print(f"reproduction: {config.folder / 'reproduce.md'}, with a picture beside it")
+
+
 def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
@@ -227,5 +242,6 @@ COMMANDS: dict[str, Command] = {
     "annotate": _annotate,
     "search": _search,
     "study": _study,
+    "reproduce": _reproduce,
     "report": _report,
 }

@@ -26,12 +26,12 @@ def draw(results: Results, folder: Path) -> list[Path]:
     )
     _losses(points, results)
     _curves(curves, results)
-    paths = [_save(figure, folder / "losses.png")]
+    paths = [save(figure, folder / "losses.png")]
     cells = base_cells(results, loss="rank", zeta={config["zeta"], *config["zetas"]})
     if len(cells) > 1:
         figure, axes = plt.subplots(figsize=(6, 4.2), constrained_layout=True)
         _zetas(axes, results, sorted(cells, key=lambda cell: cell["zeta"]))
-        paths.append(_save(figure, folder / "zeta.png"))
+        paths.append(save(figure, folder / "zeta.png"))
     return paths
 
 
@@ -108,7 +108,7 @@ def _point(axes: Any, x: float, figure: Figure, style: dict[str, Any], label: st
     axes.plot([x], [figure["mean"]], linestyle="", markersize=6, label=label, **style)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     with atomic_file(path) as temporary:

@@ -42,6 +42,7 @@ class Run:
     model: StepQModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe
+    encoder: Encoder
     training: Split
     held_out: Split
     objective: Objective
@@ -139,6 +140,7 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
         model=model,
         tokenizer=tokenizer,
         recipe=objective.recipe(template),
+        encoder=encoder,
         training=training,
         held_out=held_out,
         objective=objective,
