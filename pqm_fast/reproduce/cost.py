@@ -54,7 +54,7 @@ def estimate(config: ReproduceConfig, members: Sequence[Member], pools: Pools, r
     if stored is not None and all(stored[name] == value for name, value in conditions.items()):
         return stored
     costs = conditions | _estimated(config, members, pools, ranks)
-    gc.collect()  # the model is part of circles
+    gc.collect()  # compiled and sharded layers refer to themselves, and the first training needs their memory
     if ranks.first:
         write_json(config.folder / FILE, costs)
     return costs

@@ -77,7 +77,7 @@ def _train(config: ReproduceConfig, member: Member, ranks: Ranks) -> None:
     if ranks.first:
         print(f"\n{member.title}: training in {folder}")
     train(options, ranks)
-    gc.collect()  # the model is part of circles, and the next one needs its memory
+    gc.collect()  # compiled and sharded layers refer to themselves, and the next model needs their memory
 
 
 def _score(config: ReproduceConfig, member: Member, pools: Pools, ranks: Ranks) -> None:
@@ -97,7 +97,6 @@ def _score(config: ReproduceConfig, member: Member, pools: Pools, ranks: Ranks) 
             progress=config.progress,
         )
         score(ScoreConfig(str(member.run(config)), (str(file),), str(out), scoring=scoring), ranks)
-        gc.collect()
 
 
 def _written(config: ReproduceConfig, trainings: Sequence[Member], pools: Pools) -> dict[str, Any]:

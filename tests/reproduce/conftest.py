@@ -1,5 +1,6 @@
 """The stand-ins for the published files, and one reproduction from them."""
 
+import gc
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -13,8 +14,10 @@ from pqm_fast.train import loop
 
 @pytest.fixture(autouse=True, scope="package")
 def no_slow_extras():
-    """Curves of the trainings take longer than these. Each model is checked before it is used, in several passes."""
+    """Curves of the trainings take longer than these, and so does collecting the garbage of all tests. Each model is
+    checked before it is used, in several passes."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda: 0)
         patch.setattr(loop, "draw_curve", lambda folder: None)
         patch.setattr(step_q_model, "check_packing", lambda model: None)
         yield
@@ -27,7 +30,13 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def reproduce(world, tmp_path):
+def no_picture(monkeypatch):
+    """Drawing one takes as long as the trainings. The first reproduction has one."""
+    monkeypatch.setattr("pqm_fast.reproduce.run.draw", lambda results, path: None)
+
+
+@pytest.fixture
+def reproduce(world, tmp_path, no_picture):
     """Runs the command with the options of the world and others; returns its exit code."""
 
     def run(out="out", **options):

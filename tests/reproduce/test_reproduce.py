@@ -208,7 +208,7 @@ def test_a_signal_in_a_training(finished, reproduce, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.processes
-def test_two_processes(finished, world, tmp_path, monkeypatch):
+def test_two_processes(finished, world, tmp_path, no_picture):
     """They take the optimizer steps of one, and score the same pools."""
     options = {"losses": ("bce",), "zetas": ()}
     config = ReproduceConfig("pqm", out=str(tmp_path / "out"), **(world | options))
