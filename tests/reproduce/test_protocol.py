@@ -1,6 +1,9 @@
 """The recipe as options of a training, and options that cannot be used."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from published_files import command_line
@@ -59,6 +62,20 @@ def test_the_text_is_that_of_the_published_code():
 def test_options_that_cannot_be_used(options, message):
     with pytest.raises(PQMError, match=message):
         ReproduceConfig(**({"protocol": "pqm"} | options))
+
+
+def test_the_command_by_hand_in_the_docs(monkeypatch):
+    """It makes the run that `reproduce` goes on from."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "reproduce-pqm.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^torchrun (?:\S+ )+-m pqm_fast train (.*(?:\n    .*)*)$", page, re.MULTILINE)
+    seen = []
+    monkeypatch.setattr("pqm_fast.train.loop.train", lambda config, ranks: seen.append(config))
+    monkeypatch.setattr("pqm_fast.cli._print_commands", lambda checkpoint: None)
+    assert main(["train", *shlex.split(command.replace("\\\n", ""))]) == 0
+    expected = train_config(ReproduceConfig("pqm"), Member("rank", 4.0), processes=8)
+    named, stored = (config.to_store() for config in (seen.pop(), expected))
+    free = {"save_every", "keep_checkpoints"}
+    assert {k: v for k, v in named.items() if k not in free} == {k: v for k, v in stored.items() if k not in free}
 
 
 def test_losses_without_a_margin_need_none():
