@@ -87,7 +87,7 @@ class ReproduceConfig:
     score_tokens: int = 16384
     """Tokens of a forward pass when the pools are scored."""
     save_every: int = 100
-    """Optimizer steps between resumable checkpoints. The newest one is kept, until its training is complete."""
+    """Optimizer steps between resumable checkpoints. The newest one of each training is kept."""
     cache_dir: str | None = None
     """Folder for tokenised data. Default: pqm-fast in the user's cache folder."""
     progress: bool = True
