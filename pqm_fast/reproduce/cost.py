@@ -22,6 +22,7 @@ from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.reproduce.pools import Pools
 from pqm_fast.reproduce.protocol import Member, train_config
 from pqm_fast.scoring.scorer import Scorer
+from pqm_fast.train.comparisons import check_comparisons
 from pqm_fast.train.deal import Shape, dealt, shape_of_model
 from pqm_fast.train.evaluation import load_batches
 from pqm_fast.train.run import Run, prepare
@@ -112,9 +113,13 @@ def operations(tokens: float, pairs: float, model: Shape, *, backward: bool) -> 
 
 
 def _to_train(config: ReproduceConfig, member: Member, run: Run) -> dict[str, float]:
-    """Optimizer `steps` of a training, and the `tokens` and the `pairs` of one and another that it attends to."""
+    """Optimizer `steps` of a training, and the `tokens` and the `pairs` of one and another that it attends to.
+
+    Raises PQMError for data that its loss cannot use, before any training has begun.
+    """
     options = train_config(config, member, run.ranks.world)
     training, _ = training_and_held_out(options, run.encoder, [])
+    check_comparisons(options, training, [])
     units = training.units(training.indices, run.order.sizes.micro_batch_tokens)
     order = StepOrder(units, run.order.sizes, config.seed, run.order.work)
     total = options.max_steps or order.count_steps(options.epochs)

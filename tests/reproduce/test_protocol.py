@@ -133,3 +133,13 @@ def test_a_missing_model(world, tmp_path, capsys):
     arguments = command_line(world | {"model": str(tmp_path / "nowhere")})
     assert main(["reproduce", "pqm", "--out", str(tmp_path / "out"), *arguments]) == 1
     assert f"{tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
+
+
+def test_data_that_a_loss_cannot_use(world, tmp_path, capsys):
+    """It is found before the other losses are trained with."""
+    row = {"input": "w3 Step 1: w4 ки", "label": "w3 Step 1: w4 +"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    options = world | {"data": (str(tmp_path / "one.jsonl"),), "losses": ("bce", "group-rank")}
+    assert main(["reproduce", "pqm", "--out", str(tmp_path / "out"), *command_line(options)]) == 1
+    assert "group-rank compares correct with wrong steps" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
