@@ -220,7 +220,8 @@ def test_two_processes(finished, world, tmp_path, no_picture):
             *(lines(folder / "scores" / "bce" / f"{pool}.jsonl") for folder in (tmp_path / "out", finished[0])),
             strict=True,
         ):
-            assert ours["scores"] == pytest.approx(alone["scores"], abs=2e-2)  # the saved weights are bfloat16
+            # a saved weight, in bfloat16, may round to its other neighbour
+            assert ours["scores"] == pytest.approx(alone["scores"], abs=2e-3)
         assert results(tmp_path / "out")["pools"][pool][policy]["losses"].keys() == {"bce"}
 
 
