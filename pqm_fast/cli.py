@@ -11,21 +11,22 @@ from pqm_fast.errors import PQMError
 USAGE = """\
 usage: pqm-fast COMMAND [--config FILE] [options]
 
-  demo      train and evaluate on the embedded arithmetic world
-  train     fine-tune a decoder into a process Q-value model
-  probe     train Q-value heads on the hidden states of a frozen decoder
-  export    a checkpoint of a training as a model folder
-  push      upload a checkpoint to the Hugging Face hub
-  status    how trainings are doing: progress, time left, health, checkpoints
-  score     write the Q-value of every step of a file of solutions
-  serve     answer requests for Q-values and step rewards over HTTP
-  evaluate  step metrics and Best-of-N of scored solutions
-  sample    solutions of questions from one policy or several, as a Best-of-N pool
-  annotate  step labels from Monte-Carlo rollouts
-  search    solutions whose steps a model guides: beam search, DVTS
-  study     train with every loss under the same conditions, and compare their Best-of-N
+  demo         train and evaluate on the embedded arithmetic world
+  train        fine-tune a decoder into a process Q-value model
+  probe        train Q-value heads on the hidden states of a frozen decoder
+  export       a checkpoint of a training as a model folder
+  push         upload a checkpoint to the Hugging Face hub
+  status       how trainings are doing: progress, time left, health, checkpoints
+  score        write the Q-value of every step of a file of solutions
+  serve        answer requests for Q-values and step rewards over HTTP
+  evaluate     step metrics and Best-of-N of scored solutions
+  sample       solutions of questions from one policy or several, as a Best-of-N pool
+  annotate     step labels from Monte-Carlo rollouts
+  search       solutions whose steps a model guides: beam search, DVTS
+  study        train with every loss under the same conditions, and compare their Best-of-N
   probe-study  compare losses by heads on the hidden states of a frozen decoder
-  report    one HTML page about runs: curves, ablation table, solutions coloured by Q-value
+  reproduce    a published protocol: train as a paper did, score its pools, compare its losses
+  report       one HTML page about runs: curves, ablation table, solutions coloured by Q-value
 
 `pqm-fast COMMAND --help` explains every option. --config reads options from a YAML or JSON file;
 the command line overrides it. Type texts (TEXT in the help) with escapes: "\\n" is a line break,
@@ -217,6 +218,20 @@ def _probe_study(arguments: list[str]) -> None:
     print(f"study: {config.folder / 'study.md'}, with pictures beside it")
 
 
+def _reproduce(arguments: list[str]) -> None:
+    from pqm_fast.reproduce.options import ReproduceConfig
+
+    config = parse(ReproduceConfig, "reproduce", _named_first(arguments, "--protocol"))
+
+    from pqm_fast.ranks.group import join_ranks
+    from pqm_fast.reproduce.run import reproduce
+
+    with join_ranks() as ranks:
+        reproduce(config, ranks)
+    if ranks.first and not config.estimate_only:
+        print(f"reproduction: {config.folder / 'reproduce.md'}, with a picture beside it")
+
+
 def _report(arguments: list[str]) -> None:
     from pqm_fast.report.run import ReportConfig, report
 
@@ -255,5 +270,6 @@ COMMANDS: dict[str, Command] = {
     "search": _search,
     "study": _study,
     "probe-study": _probe_study,
+    "reproduce": _reproduce,
     "report": _report,
 }

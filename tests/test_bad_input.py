@@ -638,7 +638,7 @@ def test_nan_in_the_scores(command, poisoned, fails):
         *[("train", "learning_rate", v) for v in (0, -1e-5, "nan", "inf")],
         *[("train", "zeta", v) for v in (-1, "nan", "inf")],
         *[("train", "epochs", v) for v in (0, "inf")],
-        *[("train", "eval_fraction", v) for v in (-0.1, 1)],
+        *[("train", name, v) for name in ("eval_fraction", "warmup_fraction") for v in (-0.1, 1)],
         *[("train", "label_threshold", v) for v in (0, 1.5)],
         *[("train", "seed", v) for v in (-1, 2**63)],
         *[("train", "beta1", v) for v in (-0.1, 1)],

@@ -32,6 +32,7 @@ from pqm_fast.evaluate import calibrated_metrics, cross_thresholds, step_metrics
 from pqm_fast.evaluate.run import EvaluateConfig
 from pqm_fast.model.step_q_model import StepQModel
 from pqm_fast.publish.push_options import PushConfig
+from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.scoring import run as score_module
 from pqm_fast.scoring.options import ScoreConfig
 from pqm_fast.scoring.third_party import ThirdPartyPRM
@@ -46,6 +47,7 @@ CONFIGS = {
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,
+    "reproduce": ReproduceConfig,
 }
 
 
@@ -75,13 +77,13 @@ def test_help_is_for_users(command, capsys):
     flat = re.sub(r"[│╭╮╰╯─]", " ", text)
     typed = re.findall(r"--([\w-]+) \[?TEXT", flat)
     assert len(typed) == len(set(typed))
-    for name, default in (
-        ("prompt-format", r"'{prompt}\n'"),
-        ("step-format", r"'{step}\n'"),
+    for name, *defaults in (  # the last one is that of a published protocol
+        ("prompt-format", r"'{prompt}\n'", "'[INST] {prompt} [/INST]'"),
+        ("step-format", r"'{step}\n'", r"'\n{step} '"),
         ("step-separator", r"'\n'"),
     ):
         own = re.search(rf"--{name} TEXT.*?\(default:\s*(.*?)\)\s", flat, re.DOTALL)
-        assert own is None or own[1] in (default, "None"), name
+        assert own is None or own[1] in (*defaults, "None"), name
 
 
 def test_usage_names_every_command(capsys):

@@ -1,10 +1,11 @@
-"""Best-of-N and pass@N, as exact expectations over all subsets of a pool of candidates.
+"""Best-of-N and pass@N, as exact expectations over all subsets of a pool of candidates, and of its first N.
 
 The best of n random candidates is the i-th of the sorted pool with a probability that depends only on i, n and the size
 of the pool. So one sort gives the expectation for every n, without sampling, whatever the order of the candidates.
+Published results are often of the first n instead: one subset, so a noisier figure for the same quantity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -65,18 +66,41 @@ def expected_best(scores: Sequence[Values], correct: Sequence[Values], ns: Seque
     Raises:
         PQMError: different lengths, or a NaN.
     """
+    values = np.empty((len(scores), len(ns)))
+    for i, (s, c) in enumerate(_pools(scores, correct)):
+        values[i] = _correct_by_rank(s, c) @ _pick(s.size, tuple(ns)) if s.size else np.nan
+        values[i, [n > s.size for n in ns]] = np.nan
+    return values
+
+
+def first_best(scores: Sequence[Values], correct: Sequence[Values], ns: Sequence[int]) -> np.ndarray:
+    """[questions, ns] correctness of the highest-scored of the first n candidates, and of the first of those with
+    equal scores; NaN where a question has fewer. Every n is at least 1.
+
+    This is what PQM's evaluation publishes (arXiv 2410.11287, bon_eval_hf.py of its repository).
+
+    Raises:
+        PQMError: different lengths, or a NaN.
+    """
+    values = np.full((len(scores), len(ns)), np.nan)
+    for i, (s, c) in enumerate(_pools(scores, correct)):
+        for j, n in enumerate(ns):
+            if n <= s.size:
+                values[i, j] = c[s[:n].argmax()]
+    return values
+
+
+def _pools(scores: Sequence[Values], correct: Sequence[Values]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scores and correctness of each question [candidates] float64. Raises PQMError for what does not fit together."""
     if len(scores) != len(correct):
         raise PQMError(f"{len(scores)} questions with scores but {len(correct)} with correctness: pass one each")
-    values = np.empty((len(scores), len(ns)))
     for i, (pool_scores, pool_correct) in enumerate(zip(scores, correct, strict=True)):
         s, c = np.asarray(pool_scores, dtype=np.float64), np.asarray(pool_correct, dtype=np.float64)
         if s.shape != c.shape:
             raise PQMError(f"question {i}: {s.size} scores but {c.size} correctness values")
         if np.isnan(s).any() or np.isnan(c).any():
             raise PQMError(f"question {i}: a score or correctness value is NaN")
-        values[i] = _correct_by_rank(s, c) @ _pick(s.size, tuple(ns)) if s.size else np.nan
-        values[i, [n > s.size for n in ns]] = np.nan
-    return values
+        yield s, c
 
 
 def _correct_by_rank(scores: np.ndarray, correct: np.ndarray) -> np.ndarray:

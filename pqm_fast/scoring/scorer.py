@@ -155,17 +155,8 @@ class Scorer:
                 raise result
             else:
                 solutions[number] = result
-        numbers = np.array(list(solutions), dtype=np.int64)
-        lengths = np.array([len(solution.input_ids) for solution in solutions.values()], dtype=np.int64)
-        budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        question: np.ndarray | None = None
-        if self.prefix_tree:
-            question = _number_by_first_appearance([question_number(text) for text, _ in encoded])
-            units = PackingUnits.questions(
-                numbers, question[numbers], lambda i: solutions[i].input_ids, budget, share=True
-            )
-        else:
-            units = PackingUnits.single(numbers, lengths)
+        units, budget = self.packing_units(encoded)
+        question = self._questions(encoded)
 
         def make(members: np.ndarray) -> PackedBatch:
             pairs = [(number, _unlabelled(solutions[number])) for number in members.tolist()]
@@ -182,6 +173,26 @@ class Scorer:
                 number: [*member_q.tolist(), *[None] * solutions[number].steps_cut]
                 for number, member_q in zip(batch.members, by_member, strict=True)
             }
+
+    def packing_units(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> tuple[PackingUnits, int]:
+        """How the solutions that are encoded are packed: (their units, by their numbers; the tokens of a batch)."""
+        solutions = {number: result for number, (_, result) in enumerate(encoded) if isinstance(result, Encoded)}
+        numbers = np.array(list(solutions), dtype=np.int64)
+        lengths = np.array([len(solution.input_ids) for solution in solutions.values()], dtype=np.int64)
+        budget = max(self.max_tokens, int(lengths.max(initial=0)))
+        question = self._questions(encoded)
+        if question is None:
+            return PackingUnits.single(numbers, lengths), budget
+        units = PackingUnits.questions(
+            numbers, question[numbers], lambda number: solutions[number].input_ids, budget, share=True
+        )
+        return units, budget
+
+    def _questions(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> np.ndarray | None:
+        """[N] int64: equal numbers for solutions of one question, if these share tokens."""
+        if not self.prefix_tree:
+            return None
+        return _number_by_first_appearance([question_number(text) for text, _ in encoded])
 
     def _computed(
         self, planned: Iterable[np.ndarray], make: Callable[[np.ndarray], PackedBatch]

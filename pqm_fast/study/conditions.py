@@ -1,14 +1,11 @@
 """The conditions of a study: the options and files that all its trials share, stored as study.json in its folder."""
 
 import json
-import shutil
 from dataclasses import asdict
 from typing import Any
 
-from pqm_fast.common.files import write_json
-from pqm_fast.common.lock import is_empty
+from pqm_fast.common.conditions import keep_conditions
 from pqm_fast.data.source_key import source_key
-from pqm_fast.errors import PQMError
 from pqm_fast.study.config import StudyConfig
 
 # options that may change from one call to the next: the points of the grid, and how the trials are run
@@ -23,27 +20,14 @@ def check_conditions(config: StudyConfig) -> None:
     Raises:
         PQMError: the folder holds something else, or a study under other conditions.
     """
-    file = config.folder / "study.json"
-    current = conditions(config)
-    if not file.exists():
-        if not is_empty(config.folder):
-            raise PQMError(f"{config.out}: is not an empty folder; choose another --out")
-        write_json(file, current)
-        return
-    # an option that was added after the study started had its default value in it
-    stored_conditions = conditions(StudyConfig()) | json.loads(file.read_text(encoding="utf-8"))
-    changed = [name for name in current if stored_conditions.get(name) != current[name]]
-    if not changed:
-        return
-    if any((config.folder / name).exists() for name in ("runs", "trials")):
-        values = ", ".join(f"{name} ({stored_conditions.get(name)!r} then, {current[name]!r} now)" for name in changed)
-        raise PQMError(
-            f"{config.out}: holds a study under other conditions: {values}; give them as they were, or choose another "
-            "--out"
-        )
-    # nothing was trained yet, so nothing is lost: the user has corrected an option
-    shutil.rmtree(config.folder / "data", ignore_errors=True)
-    write_json(file, current)
+    keep_conditions(
+        config.folder,
+        "study",
+        conditions(config),
+        conditions(StudyConfig()),
+        results=("runs", "trials"),
+        prepared=("data",),
+    )
 
 
 def conditions(config: StudyConfig) -> dict[str, Any]:

@@ -47,14 +47,10 @@ def run_trial(config: StudyConfig, shared: SharedData, trial: Trial) -> None:
 def _train(config: StudyConfig, shared: SharedData, trial: Trial, folder: Path) -> None:
     from pqm_fast.train.config import TrainConfig
     from pqm_fast.train.loop import train
-    from pqm_fast.train.run_files import complete_checkpoints
+    from pqm_fast.train.run_files import is_trained, resumes
 
-    trained = (folder / "config.json").exists()
-    if trained and any(folder.glob("*.safetensors")):  # an earlier call was stopped before it wrote the result
+    if is_trained(folder):  # an earlier call was stopped before it wrote the result
         return
-    resume = not trained and bool(complete_checkpoints(folder / "checkpoints"))
-    if folder.exists() and not resume:
-        shutil.rmtree(folder)
     cell = trial.cell
     train(
         TrainConfig(
@@ -86,7 +82,7 @@ def _train(config: StudyConfig, shared: SharedData, trial: Trial, folder: Path) 
             layers=config.layers,
             save_every=config.save_every,
             keep_checkpoints=1,
-            resume=resume,
+            resume=resumes(folder),
             progress=False,
         )
     )

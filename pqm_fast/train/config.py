@@ -85,7 +85,9 @@ class TrainConfig:
     learning_rate: float = 1e-5
     """Peak learning rate: about 1e-5 for fine-tuning, 1e-3 for small models from scratch."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; a cosine follows. Default: 3% of all steps."""
+    """Steps of linear warm-up; a cosine follows. Default: as many as --warmup-fraction says."""
+    warmup_fraction: float = 0.03
+    """Share of all steps that is warm-up. Ignored if --warmup-steps is set."""
     final_lr: float = 0.0
     """Learning rate at the end, as a fraction of the peak."""
     weight_decay: float = 0.0
@@ -174,7 +176,7 @@ class TrainConfig:
                 "loader_workers skip_spikes",
             ),
             ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63, "seed"),
-            ("in [0, 1)", lambda value: 0 <= value < 1, "eval_fraction beta1 beta2"),
+            ("in [0, 1)", lambda value: 0 <= value < 1, "eval_fraction warmup_fraction beta1 beta2"),
             ("in (0, 1]", lambda value: 0 < value <= 1, "label_threshold"),
         )
         for allowed, holds, names in rules:

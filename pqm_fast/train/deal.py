@@ -6,7 +6,7 @@ Such a round takes micro-batches that take about as long as each other.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,11 +45,24 @@ def deal(work: np.ndarray, ranks: int) -> list[list[int]]:
     return [numbers + [-1] * (ranks - len(numbers)) for numbers in rounds]
 
 
-def work_of_model(model: Any) -> Work:
-    """`predicted_work` for a `StepQModel`."""
+class Shape(NamedTuple):
+    """The numbers of a model that its work depends on; see `predicted_work`."""
+
+    parameters: int
+    depth: int
+    width: int
+
+
+def shape_of_model(model: Any) -> Shape:
+    """The shape of a `StepQModel`."""
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters()) - model.embedding.numel()
-    depth, width = config.num_hidden_layers, config.hidden_size
+    return Shape(parameters, config.num_hidden_layers, config.hidden_size)
+
+
+def work_of_model(model: Any) -> Work:
+    """`predicted_work` for a `StepQModel`."""
+    parameters, depth, width = shape_of_model(model)
     return partial(predicted_work, parameters=parameters, depth=depth, width=width)
 
 

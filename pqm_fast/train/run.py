@@ -43,6 +43,7 @@ class Run:
     model: StepQModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe
+    encoder: Encoder
     training: Split
     held_out: Split
     objective: Objective
@@ -144,6 +145,7 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
         model=model,
         tokenizer=tokenizer,
         recipe=objective.recipe(template),
+        encoder=encoder,
         training=training,
         held_out=held_out,
         objective=objective,

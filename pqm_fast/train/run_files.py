@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
@@ -14,6 +15,20 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     not listed."""
     entries = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in entries if re.fullmatch(r"step-\d{7}", path.name) and path.is_dir())
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a run folder holds the finished model. A run that goes on has removed the config of an earlier end."""
+    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+
+
+def resumes(folder: Path) -> bool:
+    """Whether a run that is not finished has a checkpoint to go on from. Without one, its folder is removed."""
+    if complete_checkpoints(folder / "checkpoints"):
+        return True
+    if folder.exists():
+        shutil.rmtree(folder)
+    return False
 
 
 def pointed_at(folder: Path, name: str) -> Path | None:

@@ -44,7 +44,7 @@ class StepOrder:
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """The learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then a cosine to final_lr."""
-    warmup = config.warmup_steps if config.warmup_steps is not None else round(0.03 * total)
+    warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_fraction * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

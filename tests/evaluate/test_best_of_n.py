@@ -1,14 +1,14 @@
 """Best-of-N against enumeration of every subset."""
 
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate import best_of_n, mean_accuracy, pass_at_n
-from pqm_fast.evaluate.best_of_n import expected_best
+from pqm_fast.evaluate.best_of_n import expected_best, first_best
 
 
 def enumerate_best(scores, correct, n):
@@ -96,6 +96,36 @@ def test_all_sizes_at_once_and_questions_of_different_size():
                 assert found[i, j] == pytest.approx(enumerate_best(scores[i], correct[i], n), abs=1e-12)
 
 
+def first_of_the_best(scores, correct):
+    """By the published loop: sorted from the highest score down, where sorting keeps the order of equal ones."""
+    return sorted(zip(scores, correct, strict=True), key=lambda pair: pair[0], reverse=True)[0][1]
+
+
+@pytest.mark.parametrize("values", [2, 4, 1000], ids=["many ties", "some ties", "no ties"])
+def test_best_of_the_first_n(values):
+    rng = np.random.default_rng(values)
+    sizes, ns = [1, 5, 8, 5, 0], [3, 1, 8]
+    scores = [rng.integers(0, values, size).astype(float) for size in sizes]
+    scores[2][:] = float("-inf")  # nothing was scored
+    correct = [rng.integers(0, 2, size).astype(float) for size in sizes]
+    found = first_best(scores, correct, ns)
+    assert found.dtype == np.float64
+    for i, size in enumerate(sizes):
+        for j, n in enumerate(ns):
+            if n > size:
+                assert np.isnan(found[i, j])
+            else:
+                assert found[i, j] == first_of_the_best(scores[i][:n], correct[i][:n])
+
+
+def test_the_expectation_is_the_mean_of_the_first_n_over_all_orders():
+    rng = np.random.default_rng(0)
+    scores, correct = rng.normal(size=5), rng.integers(0, 2, 5).astype(float)
+    orders = [list(order) for order in permutations(range(5))]
+    first = first_best([scores[order] for order in orders], [correct[order] for order in orders], [1, 2, 4])
+    assert first.mean(axis=0) == pytest.approx(expected_best([scores], [correct], [1, 2, 4])[0], abs=1e-12)
+
+
 def test_best_and_worst_scorer_bound_all_others():
     rng = np.random.default_rng(1)
     correct = [(rng.random(16) < 0.4).astype(float) for _ in range(20)]
@@ -124,6 +154,8 @@ def test_five_hundred_questions():
         (lambda: best_of_n([[1.0, 2.0]], [[1]], 1), "2 scores but 1"),
         (lambda: best_of_n([[1.0], [2.0]], [[1]], 1), "2 questions"),
         (lambda: best_of_n([[float("nan")]], [[1]], 1), "NaN"),
+        (lambda: first_best([[float("nan")]], [[1]], [1]), "NaN"),
+        (lambda: first_best([[1.0, 2.0]], [[1]], [1]), "2 scores but 1"),
         (lambda: best_of_n([[1.0], []], [[1], []], 1), "question 1 has 0 candidates"),
         (lambda: best_of_n([], [], 1), "no questions"),
         (lambda: mean_accuracy([[1], []]), "question 1 has no candidates"),

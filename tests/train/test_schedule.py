@@ -40,3 +40,9 @@ def test_learning_rate_schedule(configure):
     assert rates[54] == pytest.approx(0.55)  # half way down from 1 to 0.1
     assert rates[104] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(rates[4:]))
+
+
+def test_warm_up_is_a_share_of_all_steps(configure):
+    config = configure(learning_rate=1.0, warmup_fraction=0.1)
+    assert [learning_rate(step, 20, config) for step in range(3)] == [0.5, 1.0, 1.0]
+    assert learning_rate(2, 100, configure(learning_rate=1.0)) == 1.0  # 3%
