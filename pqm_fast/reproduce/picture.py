@@ -1,10 +1,9 @@
 """Draws Best-of-N by N for each loss, a panel for each pool and policy."""
 
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.pictures import COLORS, MARKERS, save
+from pqm_fast.common.pictures import line_styles, save
 
 COLUMNS = 3
 YARDSTICKS = {"vote": ("majority vote", "--"), "any": ("any is right (pass@N)", ":")}
@@ -39,15 +38,15 @@ def draw(results: dict[str, Any], path: Path) -> Path:
 
 def _panel(ax: Any, title: str, entry: dict[str, Any]) -> None:
     ns = [int(n) for n in entry["any"]["expected"]]
-    styles = cycle(product(MARKERS, COLORS))
-    for figures, (marker, color) in zip(entry["losses"].values(), styles, strict=False):
+    for name, style in line_styles(entry["losses"]).items():
+        figures = entry["losses"][name]
         by_n = figures["best_of_n"]["expected"].values()
         means, lows, highs = ([figure[key] for figure in by_n] for key in ("mean", "low", "high"))
-        ax.plot(ns, means, label=figures["title"], color=color, marker=marker, markersize=4)
+        ax.plot(ns, means, label=figures["title"], markersize=4, **style)
         if None not in lows:
-            ax.fill_between(ns, lows, highs, color=color, alpha=0.08, linewidth=0)
-    for name, (label, style) in YARDSTICKS.items():
-        ax.plot(ns, [figure["mean"] for figure in entry[name]["expected"].values()], style, label=label, color="gray")
+            ax.fill_between(ns, lows, highs, color=style["color"], alpha=0.08, linewidth=0)
+    for name, (label, dashes) in YARDSTICKS.items():
+        ax.plot(ns, [figure["mean"] for figure in entry[name]["expected"].values()], dashes, label=label, color="gray")
     ax.set_xscale("log", base=2)
     ax.set_xticks(ns, [str(n) for n in ns])
     ax.minorticks_off()
