@@ -21,6 +21,7 @@ from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.model.device import dtype_name
 from pqm_fast.probe.checkpoint import write_checkpoint
+from pqm_fast.probe.files import HEADS_FILE, PICTURE, SUMMARY_FILE, WEIGHTS_FILE
 from pqm_fast.probe.frozen import FrozenDecoder
 from pqm_fast.probe.heads import Head, HeadSpec, choose, grid
 from pqm_fast.probe.options import ProbeConfig
@@ -33,7 +34,6 @@ from pqm_fast.train.metrics_file import METRICS_FILE, START
 from pqm_fast.train.run_files import CONFIG_FILE
 from pqm_fast.train.split import Split
 
-HEADS_FILE, WEIGHTS_FILE, SUMMARY_FILE, PICTURE = "heads.jsonl", "heads.npz", "probe.json", "layers.png"
 # options that change no head
 WITHOUT_EFFECT = {"out", "cache_dir", "progress", "select", "device", "attention", "max_tokens"}
 

@@ -8,6 +8,7 @@ from typing import Any
 from pqm_fast.common.options import flat
 from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
+from pqm_fast.probe.files import HEADS_FILE, SUMMARY_FILE
 from pqm_fast.scoring.stored import SCORED_BY
 from pqm_fast.train.metrics_file import read_lines, read_metrics, read_starts
 
@@ -81,7 +82,7 @@ def find_parts(path: Path) -> list[Part]:
 def _in_folder(folder: Path) -> list[Part]:
     parts: list[Part] = []
     if metrics := _metrics(folder / "metrics.jsonl"):
-        heads, probe = _heads(folder / "heads.jsonl"), folder / "probe.json"
+        heads, probe = _heads(folder / HEADS_FILE), folder / SUMMARY_FILE
         summary = _json(probe) if heads and probe.exists() else {}
         parts.append(Training(folder, metrics, _options(folder / "config.yaml"), heads, summary))
     for path in sorted(folder.glob("*.json")):

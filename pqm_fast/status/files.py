@@ -9,6 +9,7 @@ from typing import Any
 from pqm_fast.common.checksums import find_missing
 from pqm_fast.common.lock import LOCK_NAME, LockFile, look_at_lock
 from pqm_fast.errors import PQMError
+from pqm_fast.probe.files import HEADS_FILE
 from pqm_fast.train.metrics_file import METRICS_FILE, is_metrics, is_start, read_lines
 from pqm_fast.train.run_files import BEST, CONFIG_FILE, complete_checkpoints, pointed_at
 
@@ -70,7 +71,8 @@ def read_run(folder: Path) -> RunFiles:
         checkpoint=checkpoint,
         incomplete=incomplete,
         best=best.name if best is not None else None,
-        finished=all((folder / name).exists() for name in ("config.json", "training.png"))
+        finished=(folder / "config.json").exists()
+        and any((folder / name).exists() for name in ("training.png", HEADS_FILE))
         and any(folder.glob("*.safetensors")),
         metrics_time=metrics_time,
         last_change=max(_times(folder), default=0.0),

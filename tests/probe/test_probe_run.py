@@ -162,6 +162,8 @@ def test_the_command(tmp_path, capsys):
         "probe.json",
         "README.md",
     } <= {path.name for path in Path(config.out).iterdir()}
+    assert main(["status", config.out]) == 0
+    assert "finished" in capsys.readouterr().out
     assert main(["report", config.out, "--out", str(tmp_path / "page.html")]) == 0
     arguments = ["--model", config.model, "--init-head", config.out, "--data", *config.data, "--max-steps", "1"]
     arguments += ["--out", str(tmp_path / "tuned"), "--micro-batch-tokens", "128", "--max-length", "64"]
