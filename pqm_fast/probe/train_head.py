@@ -87,8 +87,7 @@ def train_head(
     """
     started = time.perf_counter()
     head = ScaledHead(scale)
-    groups: list[dict[str, Any]] = [{"params": [head.weight]}, {"params": [head.bias], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=options.weight_decay)
+    optimizer = make_optimizer(head, spec, options)
     layout, states = training
     random = np.random.default_rng([spec.seed, 4])
     best = _Epoch(0, float("inf"), np.zeros(len(scale.mean), dtype=np.float32), 0.0, [])
@@ -97,11 +96,7 @@ def train_head(
         losses = []
         for i in random.permutation(len(layout.batches)):
             batch = layout.batches[i]
-            loss = _loss(head, batch, states[batch.rows], spec, options).loss
-            optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
+            losses.append(take_step(head, optimizer, batch, states[batch.rows], spec, options))
         held_out_loss, scores = _held_out(head, *held_out, spec, options)
         curve.append([torch.stack(losses).mean().item(), held_out_loss])
         if held_out_loss < best.loss:
@@ -114,6 +109,29 @@ def train_head(
     return Head(spec, best.weight, best.bias, len(curve), best.number, curve, figures, seconds)
 
 
+def make_optimizer(head: ScaledHead, spec: HeadSpec, options: HeadOptions) -> torch.optim.Optimizer:
+    """AdamW, which decays the weight alone."""
+    groups: list[dict[str, Any]] = [{"params": [head.weight]}, {"params": [head.bias], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=options.weight_decay, fused=True)
+
+
+def take_step(
+    head: ScaledHead,
+    optimizer: torch.optim.Optimizer,
+    batch: HeadBatch,
+    states: torch.Tensor,
+    spec: HeadSpec,
+    options: HeadOptions,
+) -> torch.Tensor:
+    """One optimizer step on a batch with its states [R, D] on the device. Returns its loss, detached; nothing waits for
+    the device."""
+    loss = _loss(head, batch, states, spec, options).loss
+    optimizer.zero_grad(set_to_none=False)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 @dataclass(frozen=True)
 class _Epoch:
     """A head after a pass over the data, with its held-out loss and scores; number 0: before the first."""
@@ -122,7 +140,7 @@ class _Epoch:
     loss: float
     weight: np.ndarray
     bias: float
-    scores: list[np.ndarray]
+    scores: list[torch.Tensor]
 
 
 def _loss(
@@ -158,23 +176,23 @@ def _loss(
 @torch.no_grad()
 def _held_out(
     head: ScaledHead, layout: Layout, states: torch.Tensor, spec: HeadSpec, options: HeadOptions
-) -> tuple[float, list[np.ndarray]]:
-    """The held-out loss, normalised over all of it, and the scores [S] of each batch."""
+) -> tuple[float, list[torch.Tensor]]:
+    """The held-out loss, normalised over all of it, and the scores [S] of each batch on the device."""
     outputs = [_loss(head, b, states[b.rows], spec, options, normalizer=1.0) for b in layout.batches]
     steps = sum(len(b.labels) for b in layout.batches)
     trajectories = sum(len(b.members) for b in layout.batches)
     total = torch.stack([out.loss for out in outputs]).sum().item()
-    return total / default_normalizer(spec.combination.loss, steps, trajectories), [o.q.cpu().numpy() for o in outputs]
+    return total / default_normalizer(spec.combination.loss, steps, trajectories), [out.q for out in outputs]
 
 
-def _metrics(layout: Layout, scores: list[np.ndarray], question: np.ndarray) -> dict[str, Any]:
+def _metrics(layout: Layout, scores: list[torch.Tensor], question: np.ndarray) -> dict[str, Any]:
     """Step metrics at thresholds from other questions, as a training reports them."""
     by_trajectory: list[Any] = []
     labels: list[Any] = []
     questions: list[str] = []
     for batch, q in zip(layout.batches, scores, strict=True):
         boundaries = batch.cu_steps[1:-1].tolist()
-        by_trajectory += np.split(q, boundaries)
+        by_trajectory += np.split(q.cpu().numpy(), boundaries)
         labels += np.split(batch.labels.cpu().numpy(), boundaries)
         questions += [str(question[i]) for i in batch.members]
     thresholds = cross_thresholds(by_trajectory, labels, questions)

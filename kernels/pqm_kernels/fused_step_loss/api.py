@@ -208,8 +208,7 @@ def _scores(
     if x.dtype != torch.float64:
         x = x.float()
     scale = weight.to(x.dtype) if norm_weight is None else weight.to(x.dtype) * norm_weight.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):  # which would round the product to half precision
-        q = x @ scale
+    q = (x * scale).sum(-1)  # not a matmul, which autocast or torch's precision of float32 products may round
     if norm_weight is not None:
         q = q * torch.rsqrt(x.square().mean(-1) + norm_eps)
     return q if bias is None else q + bias.to(x.dtype)
