@@ -44,3 +44,8 @@ def loading_error(name: str, part: str, reason: str) -> PQMError:
     if Path(name).is_dir():
         return PQMError(f"{name}: no {part} could be loaded from this folder: {reason}")
     return PQMError(f"{name}: no such folder, and no {part} could be loaded for it as a hub id either: {reason}")
+
+
+def digits(value: float) -> str:
+    """As many digits as tell a number from every other one, for names of files: 4, 0.001, 1e-05."""
+    return str(value).removesuffix(".0")

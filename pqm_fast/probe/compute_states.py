@@ -125,8 +125,7 @@ def compute_states(
             bar.update(batch.num_trajectories)
         files.write_steps(row_of_step)
         width = model.config.get_text_config().hidden_size
-        for layer in layers:
-            files.finish(layer, _parts(written, layer), width, dtype)
+        files.finish({layer: _parts(written, layer) for layer in layers}, width, dtype)
     journal.remove()
 
 
@@ -147,12 +146,12 @@ def _parts(written: list[Parts], layer: int) -> list[Part]:
 
 def _intact_batches(files: StateFiles, layers: Sequence[int], written: list[Parts]) -> int:
     """How many of these batches are whole in the files of all layers."""
-    return min(count_intact(files.path(layer), _parts(written, layer)) for layer in layers)
+    return min(count_intact(files.new(layer), _parts(written, layer)) for layer in layers)
 
 
 def _open(files: StateFiles, layer: int, written: list[Parts]) -> Any:
     """The file of a layer, behind the batches that are whole."""
-    path = files.path(layer)
+    path = files.new(layer)
     file = open(path, "r+b" if path.exists() else "x+b", buffering=0)  # noqa: SIM115 (closed by the caller)
     end = sum(part.size for part in _parts(written, layer))
     file.truncate(end)

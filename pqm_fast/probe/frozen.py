@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pqm_fast.common.journal import stored_inputs
 from pqm_fast.common.lock import locked
 from pqm_fast.data.dataset import TrajectoryDataset
 from pqm_fast.data.encode import Encoder
+from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.token_cache import cache_root, load_dataset
 from pqm_fast.data.tokenise import Wanted
 from pqm_fast.errors import PQMError
@@ -31,6 +33,13 @@ from pqm_fast.probe.state_files import StateFiles
 
 LAYOUT = 1  # raise it when the stored states change: older ones are then ignored
 DEFAULT_LENGTH = 4096  # longest trajectory in tokens, where the model has a longer context
+
+
+def with_dtype(config: ProbeConfig, out: Path) -> ProbeConfig:
+    """The options with the dtype of the interrupted run whose journal is for `out`, if they leave it open: what auto
+    means on a CPU is measured, and may change."""
+    stored = (stored_inputs(out) or {}).get("dtype", "auto")
+    return replace(config, dtype=stored) if config.dtype == "auto" else config
 
 
 @dataclass(frozen=True)
@@ -93,41 +102,44 @@ class FrozenDecoder:
             self.notes.append(added)
         return model
 
-    def probed(self, data: Sequence[str], *, outcomes: bool) -> Probed:
+    def probed(self, data: Sequence[str], *, outcomes: bool, read: ReadOptions | None = None) -> Probed:
         """The records of `data` with the states of all layers, computed as far as they are not in the cache.
 
-        `outcomes`: also reads whether solutions are right. Raises PQMError for records that cannot be used.
+        `outcomes`: also reads whether solutions are right. `read`: how, if not as the options say. Raises PQMError for
+        records that cannot be used.
         """
         config, names = self.config, ", ".join(data)
         wanted = Wanted(outcome if outcomes else None, labels=False)
-        dataset = load_dataset(data, config.read, self.encoder, config.cache_dir, wanted)
+        dataset = load_dataset(data, read or config.read, self.encoder, config.cache_dir, wanted)
         self.notes += dataset.notes
         folder = cache_root(config.cache_dir) / "states" / self._key(dataset)
         files = StateFiles(folder)
-        missing = list(self.layers)
-        if (damage := files.damage_of_steps()) is None:
-            of_layers = {layer: files.damage(layer) for layer in self.layers}
-            missing = [layer for layer, problem in of_layers.items() if problem is not None]
-            damage = next(filter(None, of_layers.values()), "")
-        if damage:
-            self.notes.append(f"{damage}: the states are computed again")
-        if missing:
+        if self._missing(files, []):
             with locked(folder, "probe", folder=True):
-                compute_states(
-                    self.model,
-                    dataset,
-                    missing,
-                    files,
-                    max_tokens=config.max_tokens,
-                    progress=config.progress,
-                    name=names,
-                )
+                # decided again: another process may have computed them meanwhile
+                if missing := self._missing(files, self.notes):
+                    compute_states(
+                        self.model,
+                        dataset,
+                        missing,
+                        files,
+                        max_tokens=config.max_tokens,
+                        progress=config.progress,
+                        name=names,
+                    )
         return Probed(dataset, files)
+
+    def _missing(self, files: StateFiles, notes: list[str]) -> list[int]:
+        """The layers whose states have to be computed. `notes` gets what is damaged."""
+        damage = {None: files.damage_of_steps()} | {layer: files.damage(layer) for layer in self.layers}
+        notes += [f"{problem}: the states are computed again" for problem in damage.values() if problem]
+        return [layer for layer in self.layers if damage[layer] is not None or damage[None] is not None]
 
     def _key(self, dataset: TrajectoryDataset) -> str:
         """A digest of all that the states depend on."""
         parts: list[Any] = [
             LAYOUT, tokens_digest(dataset), self.identity, dtype_name(self.dtype), self.device.type,
             self.config.max_tokens, self.template.to_dict(),
+            *([self.config.attention] if self.device.type == "cuda" else []),  # on a CPU there is one kind
         ]  # fmt: skip
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

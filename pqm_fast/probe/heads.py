@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqm_fast.common.combination import Combination, parse_loss
+from pqm_fast.common.names import digits
 from pqm_fast.probe.best import best_by_loss
 from pqm_fast.probe.options import ProbeConfig
 
@@ -32,9 +33,9 @@ class HeadSpec:
     @property
     def name(self) -> str:
         """The name of its tensors, which no other head has."""
-        zeta = "" if self.zeta is None else f"-zeta{self.zeta:g}"
-        weight = "" if self.compare_weight is None else f"-weight{self.compare_weight:g}"
-        return f"layer{self.layer}-{self.loss}{zeta}{weight}-rate{self.learning_rate:g}-seed{self.seed}"
+        zeta = "" if self.zeta is None else f"-zeta{digits(self.zeta)}"
+        weight = "" if self.compare_weight is None else f"-weight{digits(self.compare_weight)}"
+        return f"layer{self.layer}-{self.loss}{zeta}{weight}-rate{digits(self.learning_rate)}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSpec]:
         combination = parse_loss(loss)
         zetas: Sequence[float | None] = config.zetas if combination.uses_zeta else (None,)
         weights: Sequence[float | None] = config.compare_weights if combination.compare else (None,)
-        points = product(zetas, weights, config.learning_rates, config.seeds)
-        specs += [HeadSpec(layer, loss, *point) for point in points]
+        # neighbours read the same states, which are laid out for a seed
+        points = product(config.seeds, zetas, weights, config.learning_rates)
+        specs += [HeadSpec(layer, loss, zeta, weight, rate, seed) for seed, zeta, weight, rate in points]
     return list(dict.fromkeys(specs))
 
 

@@ -1,7 +1,7 @@
 """The batches of a head's training: fixed sets of whole questions, whose states lie side by side in memory.
 
 The batches of a seed are drawn once. The rows that a batch reads are a slice of the states, so that the fused op reads
-neighbouring memory and its backward visits no other row; index tensors are made once for all layers and losses.
+neighbouring memory and its backward visits no other row. Index tensors are made once for all layers, margins and rates.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,8 +43,10 @@ class Layout:
     batches: list[HeadBatch]
 
     def take(self, states: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The states [R, D] of the batches on the device, from those of a data set [rows, D]."""
-        return states.index_select(0, self.rows).to(device)
+        """The states [R, D] of the batches on the device, from those of a data set [rows, D]. On a CPU they are
+        float32, because it would convert them in every step."""
+        taken = states.index_select(0, self.rows)
+        return taken.float() if device.type == "cpu" else taken.to(device)
 
 
 def training_layout(probed: Probed, split: Split, batch_steps: int, seed: int, device: torch.device) -> Layout:

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.common.journal import Journal
-from pqm_fast.common.lock import locked
+from pqm_fast.common.lock import is_empty, locked
 from pqm_fast.common.signals import stop_raises
 from pqm_fast.common.yaml_file import write_yaml
 from pqm_fast.data.source_key import source_key
@@ -22,7 +23,7 @@ from pqm_fast.errors import PQMError
 from pqm_fast.model.device import dtype_name
 from pqm_fast.probe.checkpoint import write_checkpoint
 from pqm_fast.probe.files import HEADS_FILE, PICTURE, SUMMARY_FILE, WEIGHTS_FILE
-from pqm_fast.probe.frozen import FrozenDecoder
+from pqm_fast.probe.frozen import FrozenDecoder, with_dtype
 from pqm_fast.probe.heads import Head, HeadSpec, choose, grid
 from pqm_fast.probe.options import ProbeConfig
 from pqm_fast.probe.picture import draw_layers
@@ -35,7 +36,7 @@ from pqm_fast.train.run_files import CONFIG_FILE
 from pqm_fast.train.split import Split
 
 # options that change no head
-WITHOUT_EFFECT = {"out", "cache_dir", "progress", "select", "device", "attention", "max_tokens"}
+WITHOUT_EFFECT = {"out", "cache_dir", "progress", "select"}
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
@@ -48,12 +49,31 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """
     if (config.folder / HEADS_FILE).exists():
         raise PQMError(f"{config.out}: already holds a finished probe; choose another --out")
+    _check_folder(config.folder)
     with locked(config.folder, "probe", folder=True), stop_raises():
         return _probe(config)
 
 
+def _check_held_out(config: ProbeConfig, held_out: Split) -> None:
+    """Raises PQMError if no head can be chosen, for want of correct or of wrong steps."""
+    labels = np.concatenate([held_out.trajectory(int(i)).labels for i in held_out.indices])
+    if not ((labels >= 0.5).any() and (labels < 0.5).any()):
+        raise PQMError(
+            f"{config.out}: the held-out questions have no {'wrong' if (labels >= 0.5).any() else 'correct'} steps, so "
+            "no head can be chosen; hold out others with --eval-data or --eval-fraction"
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises PQMError for a folder that holds anything but an interrupted probe."""
+    if is_empty(folder) or (folder / f"{HEADS_FILE}.part").exists():
+        return
+    raise PQMError(f"{folder}: is not empty, and holds no interrupted probe; choose another --out")
+
+
 def _probe(config: ProbeConfig) -> dict[str, Any]:
     notes: list[str] = []
+    config = with_dtype(config, config.folder / HEADS_FILE)
     decoder = FrozenDecoder(config, notes)
     combinations = [parse_loss(loss) for loss in config.losses]
     outcomes = needs_outcomes(config, combinations)
@@ -61,8 +81,8 @@ def _probe(config: ProbeConfig) -> dict[str, Any]:
     held_out = decoder.probed(config.eval_data, outcomes=outcomes) if config.eval_data else training
     specs = grid(config, decoder.layers)
     trainer = HeadTrainer(config, decoder, Sides(training, held_out), notes)
-    for combination in dict.fromkeys(combinations):
-        trainer.split(combination)  # so that bad labels are found before the first head
+    for combination in dict.fromkeys(combinations):  # so that bad labels are found before the first head
+        _check_held_out(config, trainer.split(combination)[1])
     print(_description(config, decoder, trainer, specs))
     for note in dict.fromkeys(notes):
         print(note)

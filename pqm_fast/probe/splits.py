@@ -56,14 +56,17 @@ def split(config: ProbeConfig, combination: Combination, sides: Sides, notes: li
     names = ", ".join(config.data)
     if sides.held_out is not sides.training:
         held_out = _usable(sides.held_out, config.eval_data, options, notes)
-        shared = np.isin(training.dataset.question[training.indices], held_out.dataset.question)
+        shared = np.isin(training.dataset.question[training.indices], sides.held_out.dataset.question)
         if shared.any():
             notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
-        training = _of(training, training.indices[~shared])
+        training = replace(training, indices=training.indices[~shared])
     else:
-        question = training.dataset.question[training.indices]
-        to_train, to_hold_out = split_by_question(question, config.eval_fraction, config.seeds[0])
-        training, held_out = _of(training, training.indices[to_train]), _of(training, training.indices[to_hold_out])
+        # of all questions, so that every loss holds out the same ones, whichever records it can use
+        _, to_hold_out = split_by_question(training.dataset.question, config.eval_fraction, config.seeds[0])
+        is_held_out = np.isin(training.indices, to_hold_out)
+        training, held_out = (
+            replace(training, indices=training.indices[is_held_out == side]) for side in (False, True)
+        )
     for side, what in ((training, "to train on"), (held_out, "to hold out")):
         if not len(side):
             raise PQMError(f"{names}: no trajectory is left {what}; a probe needs two questions or more")
@@ -83,7 +86,3 @@ def _usable(probed: Probed, paths: tuple[str, ...], options: TrainConfig, notes:
         if not len(indices):
             raise PQMError(f"{', '.join(paths)}: no step has a label, which the loss {options.loss} needs")
     return usable(dataset, indices, paths, options, notes)
-
-
-def _of(side: Split, indices: np.ndarray) -> Split:
-    return replace(side, indices=indices)

@@ -1,7 +1,8 @@
 """The files that keep hidden states: rows of one data set at several decoder layers, memory-mapped and checksummed.
 
 A folder holds `steps` ([S] int64, the row of each step of the data set, flat) and for each layer `layer-LL` ([R, D],
-plain bytes) with `layer-LL.json` (shape, dtype, digests of its parts). A layer without its .json is not complete.
+plain bytes) with `layer-LL.json` (shape, dtype, digests of its parts). A layer without its .json is not complete. While
+it is written, its name is `layer-LL.new`, so that nobody maps a file that still changes.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pqm_fast.common.files import sync, write_json
+from pqm_fast.common.files import atomic_file, sync, write_json
 
 STEPS = "steps"
 
@@ -43,16 +44,26 @@ class StateFiles:
     def path(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:02d}"
 
-    def finish(self, layer: int, parts: list[Part], width: int, dtype: str) -> None:
-        """Declares the file of a layer complete; `parts` are all its bytes, in order."""
-        sync(self.path(layer))
-        entry = {"width": width, "dtype": dtype, "parts": [[part.size, part.digest] for part in parts]}
-        write_json(_entry(self.path(layer)), entry | {"digest": _digest_of(entry)})
+    def new(self, layer: int) -> Path:
+        """The file of a layer while it is written."""
+        return self.path(layer).with_suffix(".new")
+
+    def finish(self, parts: dict[int, list[Part]], width: int, dtype: str) -> None:
+        """Declares the new files of layers complete; `parts` are all bytes of each, in order."""
+        for layer in parts:
+            sync(self.new(layer))
+        for layer, own in parts.items():
+            entry = {"width": width, "dtype": dtype, "parts": [[part.size, part.digest] for part in own]}
+            os.replace(self.new(layer), self.path(layer))
+            write_json(_entry(self.path(layer)), entry | {"digest": _digest_of(entry)})
 
     def write_steps(self, row_of_step: np.ndarray) -> None:
+        """Writes `steps`, unless it is there and intact: it does not depend on the layers."""
+        if self.damage_of_steps() is None:
+            return
         data = row_of_step.astype(np.int64).tobytes()
-        (self.folder / STEPS).write_bytes(data)
-        sync(self.folder / STEPS)
+        with atomic_file(self.folder / STEPS) as temporary:
+            temporary.write_bytes(data)
         write_json(_entry(self.folder / STEPS), {"digest": Part.of(data).digest})
 
     def row_of_step(self) -> np.ndarray:
@@ -91,10 +102,6 @@ class StateFiles:
         # shared=False: what is written to the tensor by mistake never reaches the file
         flat = torch.from_file(path, shared=False, size=count // dtype.itemsize, dtype=dtype)
         return flat.view(-1, entry["width"])
-
-    def remove(self, layer: int) -> None:
-        _entry(self.path(layer)).unlink(missing_ok=True)
-        self.path(layer).unlink(missing_ok=True)
 
 
 def count_intact(path: Path, parts: Iterable[Part]) -> int:

@@ -42,6 +42,7 @@ class HeadTrainer:
         key = (spec.layer, spec.combination, spec.seed)
         if self._states[0] != key:
             device = self.decoder.device
+            self._states = None, None  # before the next ones take memory
             states = (
                 layouts[0].take(self.sides.training.rows(spec.layer), device),
                 layouts[1].take(self.sides.held_out.rows(spec.layer), device),

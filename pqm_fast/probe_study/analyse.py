@@ -59,7 +59,8 @@ def tested_on(data: Data, scored: Scored) -> Tested:
     aggregator, pool = None, {}
     if data.pool is not None:
         aggregator = data.pool.aggregator(scored("pool"))
-        pool = {"best_of_n": data.pool.values(scored("pool"), aggregator)}
+        best = data.pool.values(scored("pool"), aggregator)
+        pool = {"best_of_n": best, "gain": best - data.pool.one_candidate}
     return Tested(
         step_values(data.test, data.groups, scores, thresholds),
         first_errors,
@@ -141,11 +142,8 @@ def _figures(seeds: Sequence[Tested], baseline: Sequence[Tested] | None = None) 
                 other = [getattr(one, test)[name] for one in baseline]
                 values = [None if a is None or b is None else a - b for a, b in zip(values, other, strict=True)]
             complete = [v for v in values if v is not None]
-            figures[test][name] = (
-                _interval(np.array(complete), lowest=0.0 if baseline is None else -1.0)
-                if len(complete) == len(values)
-                else None
-            )
+            lowest = 0.0 if baseline is None and name != "gain" else -1.0
+            figures[test][name] = _interval(np.array(complete), lowest) if len(complete) == len(values) else None
     return figures
 
 

@@ -103,11 +103,20 @@ def _pool(results: Results) -> str:
         for loss in losses
         if loss != baseline
     ]
+    gains = [
+        [control["name"], *[markdown.difference(control["figures"]["pool"]["gain"])] * len(kinds)]
+        for control in results["controls"]
+    ]
+    gains += [
+        [loss, *(markdown.difference(by_place[loss, kind]["figures"]["pool"]["gain"]) for kind in kinds)]
+        for loss in losses
+    ]
     title = f"## Best of {pool['n']} candidates, {pool['questions']:,} questions"
     return "\n\n".join(
         [
             title,
             markdown.table([f"best of {pool['n']}", *kinds], rows),
+            markdown.table(["minus one candidate", *kinds], gains),
             markdown.table([f"minus {baseline}", *kinds], differences),
         ]
     )

@@ -6,10 +6,11 @@ import numpy as np
 
 
 def pseudo_values(group: np.ndarray, figure: Callable[[np.ndarray], float | None]) -> np.ndarray | None:
-    """[groups] float64: for each group, G * figure(all) - (G - 1) * figure(all but the group) (Tukey, 1958).
+    """[groups] float64: for each group, G * figure(all) - (G - 1) * figure(all but the group) (Tukey, 1958), shifted so
+    that their mean is figure(all).
 
-    For a mean over groups these are the groups' own values. For a smooth figure their mean and variance give its
-    interval.
+    For a mean over groups these are the groups' own values. For a smooth figure their variance gives its interval. (The
+    mean without the shift would be another, bias-corrected figure.)
 
     Args:
         group: [items] int64, the group of each item, from 0 to G - 1.
@@ -23,7 +24,8 @@ def pseudo_values(group: np.ndarray, figure: Callable[[np.ndarray], float | None
     without = [figure(group != g) for g in range(count)]
     if whole is None or None in without:
         return None
-    return count * whole - (count - 1) * np.array(without, dtype=np.float64)
+    values = (count - 1) * -np.array(without, dtype=np.float64)
+    return whole + values - values.mean()
 
 
 def numbered(names: list[str]) -> np.ndarray:

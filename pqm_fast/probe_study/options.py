@@ -116,7 +116,7 @@ class ProbeStudyConfig:
             batch_steps=self.batch_steps,
             epochs=self.epochs,
             patience=self.patience,
-            read=self.read,
+            read=self.read_own,
             template=self.template,
             max_length=self.max_length,
             cache_dir=self.cache_dir,
@@ -126,6 +126,11 @@ class ProbeStudyConfig:
             max_tokens=self.max_tokens,
             progress=self.progress,
         )
+
+    @property
+    def read_own(self) -> ReadOptions:
+        """How the files that the study has written are read: their labels and fields need no options."""
+        return ReadOptions(skip_bad=self.read.skip_bad)
 
     @property
     def folder(self) -> Path:

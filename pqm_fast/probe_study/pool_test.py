@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -66,13 +67,18 @@ class PoolTest:
         """[test questions] expected correctness of the best candidate among N."""
         return self._best(scores, aggregator, self.test)
 
+    @cached_property
+    def one_candidate(self) -> np.ndarray:
+        """[test questions] expected correctness of a candidate that is drawn at random."""
+        return np.array([self.correct[members].mean() for members in self.test])
+
     def yardsticks(self) -> dict[str, np.ndarray]:
         """{name: [test questions]} of what needs no model: one candidate, the vote, and the best possible."""
         correct = [self.correct[members] for members in self.test]
         vote = [majority_vote([own], [c]).mean for own, c in zip(self.answers, correct, strict=True)]
         n = [self.candidates]
         return {
-            "one candidate": np.array([c.mean() for c in correct]),
+            "one candidate": self.one_candidate,
             "majority vote": np.array(vote),
             "oracle": expected_best(correct, correct, n)[:, 0],
         }

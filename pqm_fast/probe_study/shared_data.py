@@ -24,7 +24,7 @@ def group_of(record: Record, by: Literal["question", "id"]) -> str:
 
 
 def prepare(config: ProbeStudyConfig) -> list[str]:
-    """Writes the split records, if they are not written yet. Returns what to tell the user.
+    """Writes the split records. Returns what to tell the user.
 
     Raises PQMError if a side has no record.
     """
@@ -39,8 +39,16 @@ def prepare(config: ProbeStudyConfig) -> list[str]:
         _write(split_file(config, side), [records[i] for i in members])
     source = [str(split_file(config, "training"))]
     for labels in config.labels:
-        write_relabelled(source, config.read, parse_label_kind(labels), training_file(config, labels))
-    return [str(skipped)] if skipped.total else []
+        write_relabelled(source, config.read_own, parse_label_kind(labels), training_file(config, labels))
+    notes = [str(skipped)] if skipped.total else []
+    if config.group_by == "question":
+        of_side = [{group_of(records[i], "id") for i in members} for members in (training, tuning, test)]
+        if both := (of_side[0] | of_side[1]) & of_side[2]:
+            notes.append(
+                f"warning: {len(both):,} ids up to their last slash are on two sides of the split, such as "
+                f"{min(both)}; if they are variants of one problem, split by --group-by id"
+            )
+    return notes
 
 
 def split_file(config: ProbeStudyConfig, side: str) -> Path:

@@ -7,9 +7,11 @@ import numpy as np
 
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.calibrate import deal
 from pqm_fast.evaluate.error_types import by_type, type_of
 from pqm_fast.evaluate.positions import by_position
 from pqm_fast.evaluate.prm_score import prm_score_of
+from pqm_fast.evaluate.processbench import cross_calibrated
 from pqm_fast.evaluate.step_metrics import first_errors, flatten, share_in_order, threshold_metrics
 from pqm_fast.evaluate.step_thresholds import StepThresholds
 from pqm_fast.probe_study.jackknife import numbered, pseudo_values
@@ -25,7 +27,14 @@ STEP_FIGURES = {
     "first_error_accuracy": "first error",
 }
 """{figure: heading in tables}. All but the first two need a threshold, from the tuning questions."""
-FIRST_ERROR_FIGURES = {"f1": "F1", "accuracy_on_erroneous": "erroneous", "accuracy_on_correct": "correct"}
+FIRST_ERROR_FIGURES = {
+    "f1": "F1",
+    "accuracy_on_erroneous": "erroneous",
+    "accuracy_on_correct": "correct",
+    "f1_cross": "F1, own threshold",
+}
+"""{figure: heading in tables}. The threshold of the last one comes from the other questions of the same records
+(`cross_calibrated`), that of the others from the tuning questions."""
 
 
 def step_values(
@@ -86,24 +95,33 @@ def errors(records: Sequence[Record], scores: Sequence[Scores], thresholds: Step
 def first_error_values(records: Sequence[Record], scores: Sequence[Scores], threshold: float) -> Values:
     """The `FIRST_ERROR_FIGURES` of records whose labels end at the first error (`processbench`)."""
     steps = flatten(scores, [record.labels or [] for record in records])
-    true, predicted = first_errors(steps, len(records), threshold)
-    hit, erroneous = true == predicted, true >= 0
+    questions = [record.prompt for record in records]
+    firsts = [first_error(record.labels) for record in records]
+    erroneous = np.array(firsts) >= 0
 
-    def accuracy(mask: np.ndarray) -> float | None:
+    def hits(at: float | np.ndarray) -> np.ndarray:
+        true, predicted = first_errors(steps, len(records), at)
+        return true == predicted
+
+    def accuracy(hit: np.ndarray, mask: np.ndarray) -> float | None:
         return float(hit[mask].mean()) if mask.any() else None
 
-    def f1(mask: np.ndarray) -> float | None:
-        a, c = accuracy(mask & erroneous), accuracy(mask & ~erroneous)
+    def f1(hit: np.ndarray, mask: np.ndarray) -> float | None:
+        a, c = accuracy(hit, mask & erroneous), accuracy(hit, mask & ~erroneous)
         if a is None or c is None:
             return None
         return 2 * a * c / (a + c) if a + c else 0.0
 
+    hit = hits(threshold)
     figures = {
-        "f1": f1,
-        "accuracy_on_erroneous": lambda mask: accuracy(mask & erroneous),
-        "accuracy_on_correct": lambda mask: accuracy(mask & ~erroneous),
+        "f1": lambda mask: f1(hit, mask),
+        "accuracy_on_erroneous": lambda mask: accuracy(hit, mask & erroneous),
+        "accuracy_on_correct": lambda mask: accuracy(hit, mask & ~erroneous),
     }
-    group = numbered([record.prompt for record in records])
+    if crossed := cross_calibrated(scores, firsts, questions):
+        crossed_hit = hits(np.array(crossed["thresholds"])[deal(questions)])
+        figures["f1_cross"] = lambda mask: f1(crossed_hit, mask)
+    group = numbered(questions)
     return {name: pseudo_values(group, figure) for name, figure in figures.items()}
 
 

@@ -13,6 +13,7 @@ from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.journal import Journal
 from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError
+from pqm_fast.model.device import dtype_name
 from pqm_fast.probe.frozen import FrozenDecoder
 from pqm_fast.probe.heads import Head, HeadSpec
 from pqm_fast.probe.splits import Sides, needs_outcomes
@@ -21,8 +22,9 @@ from pqm_fast.probe_study.options import ProbeStudyConfig
 from pqm_fast.probe_study.shared_data import split_file, training_file
 
 SELECT = "auroc"
+TRIALS = "trials.jsonl"
 # options that change no head
-WITHOUT_EFFECT = {"out", "cache_dir", "progress", "device", "attention", "max_tokens", "pools", "processbench"}
+WITHOUT_EFFECT = {"out", "cache_dir", "progress", "pools", "processbench"}
 WITHOUT_EFFECT |= {"baseline", "losses", "labels", "seeds", "zetas", "compare_weights", "learning_rates"}
 
 
@@ -45,7 +47,7 @@ def run_trials(config: ProbeStudyConfig, decoder: FrozenDecoder, notes: list[str
     Of another kind of labels than the first, only the layer that the loss chose with the first kind is tried. Raises
     PQMError for data that a loss cannot use.
     """
-    journal = Journal(config.folder / "trials.jsonl", _inputs(config, decoder))
+    journal = Journal(config.folder / TRIALS, _inputs(config, decoder))
     done: dict[tuple[str, str], Head] = {}
 
     def take(_: int, row: dict[str, Any]) -> None:
@@ -141,4 +143,6 @@ def _count(config: ProbeStudyConfig, decoder: FrozenDecoder) -> int:
 def _inputs(config: ProbeStudyConfig, decoder: FrozenDecoder) -> dict[str, Any]:
     options = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
     data = [source_key(path) for path in config.data]
-    return json.loads(json.dumps(options | {"data": data, "layers": decoder.layers, "dtype": str(decoder.dtype)}))
+    depends_on = {"data": data, "layers": decoder.layers, "dtype": dtype_name(decoder.dtype), "model": decoder.identity}
+    depends_on |= {"template": decoder.template.to_dict()}
+    return json.loads(json.dumps(options | depends_on))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from pqm_fast.common.combination import Combination, parse_loss
+from pqm_fast.common.names import digits
 from pqm_fast.study.config import StudyConfig
 
 
@@ -39,16 +40,11 @@ class Trial:
     def name(self) -> str:
         """The name of its folder and files, which no other trial has."""
         cell = self.cell
-        loss = cell.loss if cell.zeta is None else f"{cell.loss}-zeta{_digits(cell.zeta)}"
+        loss = cell.loss if cell.zeta is None else f"{cell.loss}-zeta{digits(cell.zeta)}"
         labels = cell.labels.replace(":", "")
-        weight = "" if self.compare_weight is None else f"_weight{_digits(self.compare_weight)}"
-        rate = _digits(self.learning_rate)
+        weight = "" if self.compare_weight is None else f"_weight{digits(self.compare_weight)}"
+        rate = digits(self.learning_rate)
         return f"{loss}_{quote(cell.model, safe='')}_{labels}_lr{rate}{weight}_seed{self.seed}"
-
-
-def _digits(value: float) -> str:
-    """As many digits as tell the value from every other one: 4, 0.001, 1e-05."""
-    return str(value).removesuffix(".0")
 
 
 def cells(config: StudyConfig) -> list[Cell]:
