@@ -26,6 +26,12 @@ def test_the_page_has_every_table_of_the_stored_result():
         assert text in page("probe-tables"), section
 
 
+def test_the_page_has_the_comparison_at_one_layer():
+    made = tables(stored("probe-study-layer15-cpu"))
+    for section in ("steps-given", "first-errors-given", "pool"):
+        assert made[section].replace("## ", "## Layer 15: ", 1) in page("probe-tables"), section
+
+
 def test_the_page_has_the_fine_tunings_and_the_published_figures():
     assert table(stored("fine-tuning-cpu")) in page("probe-tables")
     assert published() in page("probe-tables")
