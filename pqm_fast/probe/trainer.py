@@ -22,24 +22,28 @@ class HeadTrainer:
             decoder.norm, config.temperature, config.noise, config.epochs, config.patience, config.weight_decay
         )
         self.split = cache(self._split)
-        self.layouts = cache(self._make_layouts)
+        self._layouts: dict[Any, tuple[Layout, Layout]] = {}
         self._states: tuple[Any, Any] = (None, None)
 
     def _split(self, combination: Combination) -> tuple[Split, Split]:
         return split(self.config, combination, self.sides, self.notes)
 
-    def _make_layouts(self, combination: Combination, seed: int) -> tuple[Layout, Layout]:
+    def layouts(self, combination: Combination, seed: int) -> tuple[Layout, Layout]:
+        """The batches to train on, and those that are held out; the same for losses that read the same of the data."""
         training, held_out = self.split(combination)
-        device, steps = self.decoder.device, self.config.batch_steps
-        return (
-            training_layout(self.sides.training, training, steps, seed, device),
-            held_out_layout(self.sides.held_out, held_out, steps, device),
-        )
+        key = (seed, *_reads(training), *_reads(held_out))
+        if key not in self._layouts:
+            device, steps = self.decoder.device, self.config.batch_steps
+            self._layouts[key] = (
+                training_layout(self.sides.training, training, steps, seed, device),
+                held_out_layout(self.sides.held_out, held_out, steps, device),
+            )
+        return self._layouts[key]
 
     def train(self, spec: HeadSpec) -> Head:
         layouts = self.layouts(spec.combination, spec.seed)
         # neighbouring heads of the grid read the same states
-        key = (spec.layer, spec.combination, spec.seed)
+        key = (spec.layer, id(layouts))
         if self._states[0] != key:
             device = self.decoder.device
             self._states = None, None  # before the next ones take memory
@@ -51,3 +55,8 @@ class HeadTrainer:
         training, held_out, scale = self._states[1]
         question = self.sides.held_out.dataset.question
         return train_head(spec, (layouts[0], training), (layouts[1], held_out), question, scale, self.options)
+
+
+def _reads(split: Split) -> tuple[Any, ...]:
+    """What decides which steps a loss reads, and what it knows of them."""
+    return split.whole_questions, split.every_step, split.outcomes is not None, split.indices.tobytes()
