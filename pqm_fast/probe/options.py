@@ -69,7 +69,7 @@ class ProbeConfig:
     seeds, and of it the best seed."""
     batch_steps: int = 1024
     """Steps in an optimizer step, of whole questions."""
-    epochs: int = 60
+    epochs: int = 200
     """The most passes over the data."""
     patience: int = 4
     """A head stops after so many passes without a lower held-out loss. The pass with the lowest counts."""

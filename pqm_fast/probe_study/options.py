@@ -65,7 +65,7 @@ class ProbeStudyConfig:
     """Seeds of the batches and their order."""
     batch_steps: int = 1024
     """Steps in an optimizer step, of whole questions."""
-    epochs: int = 60
+    epochs: int = 200
     """The most passes over the data."""
     patience: int = 4
     """A head stops after so many passes without a lower loss on the tuning questions."""

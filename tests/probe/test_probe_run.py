@@ -12,11 +12,14 @@ from small_probes import config_in, saved_model
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.cli import main
+from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.journal import Journal
 from pqm_fast.data.read import read_records
 from pqm_fast.errors import PQMError
-from pqm_fast.probe.frozen import FrozenDecoder
+from pqm_fast.probe.frozen import FrozenDecoder, with_dtype
 from pqm_fast.probe.run import probe
+from pqm_fast.probe.splits import Sides
+from pqm_fast.probe.trainer import HeadTrainer
 from pqm_fast.scoring.scorer import Scorer
 
 
@@ -84,6 +87,10 @@ def test_two_runs_are_identical_and_a_bfloat16_probe_keeps_its_head(tmp_path):
     assert np.array_equal(weights.detach().numpy()[0], head)  # not rounded to bfloat16
     with pytest.raises(PQMError, match="already holds a finished probe"):
         probe(config_in(tmp_path, "a"))
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(PQMError, match="is not empty, and holds no interrupted probe"):
+        probe(config_in(tmp_path, "model"))
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
 
 
 def test_interrupted_training_continues_with_the_next_head(tmp_path, monkeypatch):
@@ -111,6 +118,7 @@ def test_interrupted_training_continues_with_the_next_head(tmp_path, monkeypatch
         probe(config_in(tmp_path, "other", **options))
     with pytest.raises(PQMError, match="was started with other options: patience"):
         probe(config_in(tmp_path, "other", **options, patience=3))
+    assert with_dtype(config_in(tmp_path, dtype="auto"), tmp_path / "other" / "heads.jsonl").dtype == "float32"
 
 
 @pytest.mark.processes
@@ -139,7 +147,6 @@ def test_the_command(tmp_path, capsys):
     arguments = ["--model", config.model, "--data", *config.data, "--out", config.out, "--cache-dir", config.cache_dir]
     arguments += [
         "--layers",
-        "1",
         "3",
         "--learning-rates",
         "0.03",
@@ -169,6 +176,19 @@ def test_the_command(tmp_path, capsys):
     arguments += ["--out", str(tmp_path / "tuned"), "--micro-batch-tokens", "128", "--max-length", "64"]
     arguments += ["--device", "cpu", "--dtype", "float32", "--step-token", "last", "--no-progress"]
     assert main(["train", *arguments]) == 0
+
+
+def test_every_loss_holds_out_the_same_questions(tmp_path):
+    """Also if one of them cannot use some records."""
+    config = config_in(tmp_path, losses=("bce", "orm"), max_length=20)  # orm needs the last step
+    decoder = FrozenDecoder(config, notes := [])
+    probed = decoder.probed(config.data, outcomes=False)
+    assert (probed.dataset.steps_cut > 0).any()
+    trainer = HeadTrainer(config, decoder, Sides(probed, probed), notes)
+    question = probed.dataset.question
+    (_, bce), (_, orm) = (trainer.split(parse_loss(loss)) for loss in config.losses)
+    assert len(orm) < len(bce)
+    assert set(question[orm.indices].tolist()) <= set(question[bce.indices].tolist())
 
 
 def test_held_out_records_of_their_own(tmp_path):
@@ -215,7 +235,7 @@ def test_bad_data(tmp_path):
         probe(with_labels(lambda _: None))
     with pytest.raises(PQMError, match=r"label 0.5 is neither 0 nor 1, which the loss rank needs"):
         probe(with_labels(lambda _: 0.5))
-    with pytest.raises(PQMError, match=r"no head has a held-out auroc"):
+    with pytest.raises(PQMError, match=r"the held-out questions have no wrong steps"):
         probe(with_labels(lambda _: 1))
     one = tmp_path / "one.jsonl"
     one.write_text("".join(json.dumps(r | {"prompt": "w3"}) + "\n" for r in rows))

@@ -2,18 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_probes import saved_model
 from study_data import study_in, write_rows
 
 from pqm_fast.common.journal import Journal
+from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import read_records
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate
 from pqm_fast.evaluate.prm_score import prm_score
-from pqm_fast.evaluate.processbench import processbench
+from pqm_fast.evaluate.processbench import cross_calibrated, processbench
 from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.evaluate.step_thresholds import thresholds_from
 from pqm_fast.probe_study.document import document, tables
@@ -114,6 +117,9 @@ def test_the_split_keeps_groups_together_and_the_labels_of_training_alone_change
     assert sum(map(len, groups.values())) == 30
     assert (len(groups["test"]), len(groups["tuning"])) == (8, 4)
     assert sum(map(len, sides.values())) == len(rows)
+    [note] = prepare(replace(config, group_by="question"))
+    assert "ids up to their last slash are on two sides" in note
+    prepare(config)
     assert {record.extra["error_type"] for record in sides["test"]} == {"slip", "jump", None}
     given, flipped, until = ([r.labels for r in read_records(training_file(config, kind))] for kind in config.labels)
     assert given == [r.labels for r in sides["training"]]
@@ -157,7 +163,8 @@ def test_pseudo_values_of_step_figures(tmp_path):
     for name in STEP_FIGURES:
         whole = figure(name, everyone)
         expected = [20 * whole - 19 * figure(name, [i for i in everyone if i // 3 != g]) for g in range(20)]
-        assert values[name] == pytest.approx(expected, abs=1e-9), name
+        assert values[name] == pytest.approx(whole + np.array(expected) - np.mean(expected), abs=1e-9), name
+        assert values[name].mean() == pytest.approx(whole)
 
 
 def test_pseudo_values_of_a_mean_are_the_values_and_an_undefined_figure_has_none():
@@ -176,6 +183,8 @@ def test_first_errors_are_those_of_processbench(tmp_path):
     records = records_of(tmp_path, until)
     assert [first_error(record.labels) for record in records] == firsts
     values = first_error_values(records, scores, 0.3)
+    crossed = cross_calibrated(scores, firsts, [f"q{i // 3}" for i in range(60)])
+    assert values.pop("f1_cross").mean() == pytest.approx(crossed["f1"])
     for name, own in values.items():
         expected = []
         whole = processbench(scores, firsts, 0.3)[name]
@@ -183,7 +192,7 @@ def test_first_errors_are_those_of_processbench(tmp_path):
             keep = [i for i in range(60) if i // 3 != g]
             without = processbench([scores[i] for i in keep], [firsts[i] for i in keep], 0.3)[name]
             expected.append(20 * whole - 19 * without)
-        assert own == pytest.approx(expected, abs=1e-9)
+        assert own == pytest.approx(whole + np.array(expected) - np.mean(expected), abs=1e-9)
 
 
 def test_pools_take_the_best_candidate_of_each_question(tmp_path):
@@ -220,6 +229,27 @@ def test_pools_take_the_best_candidate_of_each_question(tmp_path):
 def test_bad_options(tmp_path, changes, message):
     with pytest.raises(PQMError, match=message):
         study_in(tmp_path, **changes)
+
+
+def test_labels_are_read_once(tmp_path):
+    """The options that read the user's records do not apply to the records that the study has written."""
+    config = study_in(tmp_path, read=ReadOptions(label_map="-1=0,0=null,1=1"), pools=(), processbench=())
+    rows = [json.loads(line) for line in Path(config.data[0]).read_text().splitlines()]
+    write_rows(Path(config.data[0]), [r | {"labels": [1 if y else -1 for y in r["labels"]]} for r in rows])
+    prepare(config)
+    labels = [y for r in read_records(training_file(config, "given")) for y in r.labels]
+    assert None not in labels
+    assert 0.0 in labels
+    results = probe_study(config)
+    assert results["cells"][0]["figures"]["steps"]["auroc"] is not None
+
+
+def test_another_model_of_the_same_name_is_refused(tmp_path):
+    config = study_in(tmp_path)
+    probe_study(config)
+    saved_model(tmp_path / "model", hidden_size=16, intermediate_size=24)
+    with pytest.raises(PQMError, match="was started with other options: model"):
+        probe_study(config)
 
 
 def test_bad_data(tmp_path):
