@@ -18,7 +18,8 @@ class _Figure(NamedTuple):
     value: Callable[[Entry], float | None]
     below: Callable[[Entry], float | None]
     """The figure in small text below it."""
-    best: Best
+    best: Best | None
+    """None if a model that calls every step wrong, or none, could have the best value of a row."""
 
 
 def _share_wrong(of: str) -> Callable[[Entry], float | None]:
@@ -36,21 +37,25 @@ def _nothing(_: Entry) -> None:
 
 
 FIGURES = (
-    _Figure("wrong steps missed", _share_wrong("wrong"), _share_wrong("correct"), min),
+    _Figure("wrong steps missed", _share_wrong("wrong"), _share_wrong("correct"), None),
     _Figure("pairs in order", lambda entry: entry.get("pair_accuracy"), _nothing, max),
-    _Figure("first error found", lambda entry: entry.get("first_error_accuracy_calibrated"), _nothing, max),
+    _Figure("first error found", lambda entry: entry.get("first_error_accuracy_calibrated"), _nothing, None),
     _Figure("PRMScore", lambda entry: entry.get("prm_score_calibrated"), lambda entry: entry.get("prm_score"), max),
 )
 NOTE = (
     "Wrong steps missed: the share of the wrong steps that the model calls correct; below it the share of the correct"
     " steps that it calls wrong. Pairs in order: of a wrong step and a correct one in the same solution; by position,"
     " the wrong step is at these positions. First error found: the share of the solutions whose first wrong step is the"
-    " first one that the model calls wrong, or in which it calls none wrong where none is. All are at calibrated"
-    " thresholds."
+    " first one that the model calls wrong, or in which it calls none wrong where none is. Pairs in order need no"
+    " threshold; the other figures are at calibrated ones."
 )
 PRM_SCORE = (
     " PRMScore: the mean of two F1 scores over steps, that of the correct and that of the wrong ones (PRMBench);"
     " below it at the fixed threshold."
+)
+SEVERAL = (
+    " The best value in a row is marked where it cannot be had by calling more or fewer steps wrong: that of{} pairs in"
+    " order. Where models were tested on different data, the number is that of the smallest to that of the largest."
 )
 
 
@@ -70,8 +75,8 @@ def error_tables(group: Group, names: Sequence[str]) -> str:
     html += _table("Where models are wrong, by position", "step", positions, counts)
     if not html:
         return ""
-    marked = " The best value of a figure in a row is marked." if len(group.by_run) > 1 else ""
-    return f'{html}<p class="note">{NOTE}{PRM_SCORE if by_type else ""}{marked}</p>'
+    several = SEVERAL.format(" PRMScore and of" if by_type else "") if len(group.by_run) > 1 else ""
+    return f'{html}<p class="note">{NOTE}{PRM_SCORE if by_type else ""}{several}</p>'
 
 
 def _by_bin(by_position: dict[str, Any]) -> dict[str, Entry]:
@@ -86,15 +91,14 @@ def _table(title: str, head: str, by_model: dict[str, dict[str, Entry]], counts:
     cells: list[list[Cell]] = []
     for name in names:
         entries = [rows.get(name, {}) for rows in by_model.values()]
-        known = next((entry for entry in entries if entry), {})
-        cells.append([Cell(name), *(_count_cell(known.get(key)) for key in counts.values())])
+        cells.append([Cell(name), *(_count_cell([entry.get(key) for entry in entries]) for key in counts.values())])
     groups = [("", 1 + len(counts))]
     for figure in FIGURES:
         rows = [[_cell(figure, model_rows.get(name, {})) for model_rows in by_model.values()] for name in names]
         if any(cell.value is not None for row in rows for cell in row):
             groups.append((figure.heading, len(by_model)))
             for row, figure_cells in zip(cells, rows, strict=True):
-                row += mark_best(figure_cells, figure.best)
+                row += figure_cells if figure.best is None else mark_best(figure_cells, figure.best)
     if len(groups) == 1:
         return ""
     heads = [head, *counts, *list(by_model) * (len(groups) - 1)]
@@ -106,5 +110,10 @@ def _cell(figure: _Figure, entry: Entry) -> Cell:
     return figure_cell(figure.value(entry), "" if below is None else f"{below:.3f}")
 
 
-def _count_cell(count: int | None) -> Cell:
-    return Cell("") if count is None else Cell(f"{count:,}", value=count)
+def _count_cell(by_model: list[int | None]) -> Cell:
+    """The number of all models that have the row; from the smallest to the largest if they differ."""
+    counts = sorted({count for count in by_model if count is not None})
+    if not counts:
+        return Cell("")
+    text = f"{counts[-1]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return Cell(text, value=counts[-1])

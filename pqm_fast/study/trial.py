@@ -1,6 +1,5 @@
 """Runs one trial: trains a model, scores the pools with it, and writes the result."""
 
-import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,6 +16,7 @@ from pqm_fast.study.grid import Trial
 from pqm_fast.study.judged_pool import JudgedPool, read_judged_pool
 from pqm_fast.study.shared_data import SharedData
 from pqm_fast.study.trial_result import diverged_result, finished_result, result_file
+from pqm_fast.train.run_files import is_trained, remove_weights, resumes
 
 
 def run_trial(config: StudyConfig, shared: SharedData, trial: Trial) -> None:
@@ -40,14 +40,12 @@ def run_trial(config: StudyConfig, shared: SharedData, trial: Trial) -> None:
         result = finished_result(config, trial, tuning=scored[0], test=scored[1])
     write_json(result_file(config, trial), result)
     if not config.keep_weights:
-        for file in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*")):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        remove_weights(folder)
 
 
 def _train(config: StudyConfig, shared: SharedData, trial: Trial, folder: Path) -> None:
     from pqm_fast.train.config import TrainConfig
     from pqm_fast.train.loop import train
-    from pqm_fast.train.run_files import is_trained, resumes
 
     if is_trained(folder):  # an earlier call was stopped before it wrote the result
         return

@@ -117,8 +117,9 @@ class TrainConfig:
     """adamw keeps float32 master weights and moments: 14 bytes per parameter. adamw-8bit (torchao) keeps 8-bit moments
     and rounds bfloat16 weights stochastically: 6 bytes per parameter."""
     init_head: str | None = None
-    """Folder of a checkpoint whose Q-value head the run starts from, in place of a new one. Its backbone and its
-    template must be those of the run."""
+    """Folder of a checkpoint whose Q-value head the run starts from, in place of a new one. Its backbone must have the
+    architecture, width and depth of --model, and its template must be that of the run. A backbone with other weights,
+    as after a fine-tuning, gives a warning."""
     lora_rank: int = 0
     """Train only low-rank adapters of this rank (peft) and the Q-value head. The adapters are merged into the finished
     model. 0: train every weight."""

@@ -3,7 +3,9 @@
 PURE (arXiv 2504.15275) trains the head alone first, and then all weights.
 """
 
+import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from pqm_fast.model.step_q_model import StepQModel
 HEADS = ("score", "classifier")
 
 
-def take_head(model: StepQModel, path: str, template: Template) -> str:
-    """Gives `model` the head of the checkpoint in the folder `path`, in float32. Returns what to tell the user.
+def take_head(model: StepQModel, path: str, template: Template) -> list[str]:
+    """Gives `model` the head of the checkpoint in the folder `path`, in float32. Returns what to tell the user, with a
+    warning if its backbone has other weights than `model`.
 
     Raises PQMError if `path` is not a checkpoint of pqm-fast, if its head does not fit the model or reads other tokens
     than those of `template`, and if the model has a trained head itself.
@@ -41,7 +44,10 @@ def take_head(model: StepQModel, path: str, template: Template) -> str:
     _check_backbone(model, config, path)
     _check_template(recipe.template, template, path)
     check_files(Path(path))
-    head = _read_head(Path(path))
+    head = {
+        name.partition(".")[2]: tensor
+        for name, tensor in _read(Path(path), lambda name: name.partition(".")[0] in HEADS).items()
+    }
     with torch.no_grad():
         for name, parameter in model.head.named_parameters():
             if name not in head or head[name].shape != parameter.shape:
@@ -49,7 +55,31 @@ def take_head(model: StepQModel, path: str, template: Template) -> str:
             parameter.copy_(head[name])
     model.load_report = replace(model.load_report, head="loaded")
     zeta = f", zeta {recipe.zeta:g}" if recipe.loss in LOSSES and LOSSES[recipe.loss].uses_zeta else ""
-    return f"head from {path} (loss {recipe.loss}{zeta})"
+    notes = [f"head from {path} (loss {recipe.loss}{zeta})"]
+    if other := _other_weights(model, Path(path)):
+        notes.append(
+            f"warning: the backbone of {path} has other weights than {model.load_report.path}, such as {other}, so its "
+            "head was trained on other hidden states; --model should be the backbone that it was trained on"
+        )
+    return notes
+
+
+def _other_weights(model: StepQModel, folder: Path) -> str | None:
+    """The first tensor of the embedding and of the first and the last layer that the checkpoint in `folder` has with
+    other values; None if they are the same. Rows of added tokens are left out."""
+    last = model.config.get_text_config().num_hidden_layers - 1
+    own = {
+        name: parameter.detach()
+        for name, parameter in model.classifier.named_parameters()
+        if parameter is model.embedding or re.search(rf"\.(0|{last})\.", name)
+    }
+    for name, its in _read(folder, own.__contains__).items():
+        ours = own[name]
+        rows = min(len(ours), len(its))
+        dtype = torch.bfloat16 if torch.bfloat16 in (ours.dtype, its.dtype) else torch.float32
+        if not torch.equal(ours[:rows].to("cpu", dtype), its[:rows].to(dtype)):
+            return name
+    return None
 
 
 def _check_backbone(model: StepQModel, config: Any, path: str) -> None:
@@ -79,16 +109,15 @@ def _check_template(trained: Template, template: Template, path: str) -> None:
         )
 
 
-def _read_head(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the head by their name in it, such as weight; empty if there is none."""
-    head = {}
+def _read(folder: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint whose names are wanted."""
+    found = {}
     try:
         for file in folder.glob("*.safetensors"):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (it is not a dict)
-                    module, _, part = name.partition(".")
-                    if module in HEADS:
-                        head[part] = tensors.get_tensor(name)
+                    if wanted(name):
+                        found[name] = tensors.get_tensor(name)
     except SafetensorError as error:
         raise PQMError(f"init_head: {file} cannot be read: {error}") from error
-    return head
+    return found

@@ -100,7 +100,7 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
     model, tokenizer, template = load_backbone(config, dtype, device, notes)
     if start.checkpoint is None:  # otherwise the weights and the head are those of the checkpoint
         if config.init_head is not None:
-            notes.append(take_head(model, config.init_head, template))
+            notes += take_head(model, config.init_head, template)
         notes += model.load_report.notes
     model_identity = ranks.from_first(lambda: identify_model(config.model, model.config))
     length = _longest_trajectory(config, model.context)

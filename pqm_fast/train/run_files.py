@@ -1,4 +1,4 @@
-"""What a run folder shows to a command that does not load torch: its checkpoints, and the command that resumes it."""
+"""What a command that does not load torch does with a run folder: finds checkpoints, says how to resume, clears up."""
 
 import re
 import shlex
@@ -29,6 +29,12 @@ def resumes(folder: Path) -> bool:
     if folder.exists():
         shutil.rmtree(folder)
     return False
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes the finished model and the checkpoints of a run of which only its results are wanted."""
+    for path in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def pointed_at(folder: Path, name: str) -> Path | None:

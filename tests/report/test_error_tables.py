@@ -28,7 +28,7 @@ def rows_of(weak_at, seed, field="error_type"):
 
 
 def tables_of(*by_run):
-    runs = [Run(Path(name), name, evaluations={"test": found}) for name, found in zip("ab", by_run, strict=False)]
+    runs = [Run(Path(name), name, evaluations={"test": found}) for name, found in zip("abc", by_run, strict=False)]
     [group] = group_evaluations(runs)
     return error_tables(group, [run.name for run in runs])
 
@@ -60,9 +60,9 @@ def test_each_cell_is_a_figure_of_evaluate_and_the_best_is_marked():
             own = found["by_type"]["types"][name]
             mark = "*" if (name == "early") == (k == 1) else ""
             missed, false = (1 - own[f"accuracy_on_{kind}_calibrated"] for kind in ("wrong", "correct"))
-            assert row[2 + k] == f"{missed:.3f} {false:.3f}{mark}"
+            assert row[2 + k] == f"{missed:.3f} {false:.3f}"
             assert row[4 + k] == f"{own['pair_accuracy']:.3f}{mark}"
-            assert row[6 + k] == f"{own['first_error_accuracy_calibrated']:.3f}{mark}"
+            assert row[6 + k] == f"{own['first_error_accuracy_calibrated']:.3f}"
             assert row[8 + k] == f"{own['prm_score_calibrated']:.3f} {own['prm_score']:.3f}{mark}"
     none = rows[2]
     false = [1 - found["by_type"]["types"]["none"]["accuracy_on_correct_calibrated"] for found in (a, b)]
@@ -77,7 +77,25 @@ def test_each_cell_is_a_figure_of_evaluate_and_the_best_is_marked():
     at_two = [found["by_position"]["rows"][1] for found in (a, b)]
     assert rows[1][5:7] == [f"{at_two[0]['pair_accuracy']:.3f}", f"{at_two[1]['pair_accuracy']:.3f}*"]
     no_error = [found["by_position"]["no_error"]["first_error_accuracy_calibrated"] for found in (a, b)]
-    assert [cell.rstrip("*") for cell in rows[4][7:]] == [f"{share:.3f}" for share in no_error]
+    assert rows[4][7:] == [f"{share:.3f}" for share in no_error]
+
+
+def test_a_model_that_calls_every_step_wrong_wins_nothing():
+    """It misses no wrong step, and finds every error at step 1."""
+    a, b = (results(rows_of("early", 0)) for _ in range(2))
+    calls_all = {"accuracy_on_wrong_calibrated": 1.0, "accuracy_on_correct_calibrated": 0.0}
+    for row in (*b["by_type"]["types"].values(), *b["by_position"]["rows"]):
+        row |= calls_all | {"first_error_accuracy_calibrated": 1.0}
+    assert "*" not in str(parsed(tables_of(a, b)).values())
+
+
+def test_numbers_that_differ_by_model_are_a_range():
+    a, b, c = (results(rows_of("early", 0)) for _ in range(3))
+    b["by_type"]["types"]["early"]["trajectories"] = 1200
+    del c["by_type"]["types"]["early"]
+    rows = parsed(tables_of(a, b, c))["Where models are wrong, by error_type"]
+    assert rows[2][:2] == ["early", "40 to 1,200"]
+    assert rows[3][:2] == ["late", "40"]
 
 
 def test_one_model_has_nothing_marked():

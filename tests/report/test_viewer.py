@@ -17,8 +17,8 @@ def make(tmp_path, *paths, options=()):
     return out
 
 
-def set_value(label, value, event="change"):
-    return f'{{ const e = $("[aria-label={label}]")[0]; e.value = "{value}"; e.dispatchEvent(new Event("{event}")); }}'
+def set_value(name, value, event="change"):
+    return f'{{ const e = $("[name={name}]")[0]; e.value = "{value}"; e.dispatchEvent(new Event("{event}")); }}'
 
 
 @pytest.fixture
@@ -198,13 +198,15 @@ def test_filters_by_type_position_and_first_error_combine(compared):
         compared,
         f"""const seen = {{ options: {{}} }};
         for (const name of ["type", "position", "first0", "first1"])
-          seen.options[name] = [...$(`[aria-label=${{name}}]`)[0].options].map((option) => option.textContent);
+          seen.options[name] = [...$(`[name=${{name}}]`)[0].options].map((option) => option.textContent);
         {set_value("sort", "file")} {set_value("run", "1")}
         {set_value("type", "sign")} seen.sign = {IDS};
         {set_value("first1", "missed")} seen.missed = {IDS}; seen.facts = $("article header")[0].textContent;
         seen.count = texts(".count")[0]; seen.names = texts("article:first-child .names span");
         seen.steps = $("article:first-child .step").map((row) => [...row.children].map((e) => e.textContent));
         seen.called = texts("article:first-child .called");
+        seen.labels = $("select").map((select) => select.ariaLabel);
+        seen.spoken = $("article:first-child [role=img]").map((mark) => mark.ariaLabel);
         {set_value("first0", "found")} seen.both = {IDS};
         {set_value("type", "unit <b>")} seen.none = {IDS};
         {set_value("first1", "")} {set_value("first0", "")} {set_value("type", "")} {set_value("position", "3–4")}
@@ -242,7 +244,23 @@ def test_filters_by_type_position_and_first_error_combine(compared):
     assert found["none"] == []
     assert found["third"] == ["s03", "s07", "s11", "s15", "s19"]
     assert found["early"] == ["s00"]
-    assert "false alarm at step 1" in found["alarm"]
+    assert "false alarm, first called wrong: step 1" in found["alarm"]
+    assert found["labels"] == [
+        "order",
+        "run",
+        "outcome",
+        "model right or wrong",
+        "error_type",
+        "place of the first error",
+        "good: first error",
+        "poor: first error",
+    ]
+    assert found["spoken"] == [
+        "labelled correct",
+        "-1.00, first step called wrong",
+        "labelled wrong",
+        "labelled correct",
+    ]
     assert found["address"].startswith("#viewer=&sort=file&run=1&position=")
 
 
@@ -251,6 +269,48 @@ def test_the_address_holds_the_view(viewer):
     assert found == ["outcome", "s1", "s3", "s5", "s7", "s9"]
     assert run_in(viewer, f"return {IDS}.length", "#viewer=&sort=nonsense&page=-3") == 10
     assert run_in(viewer, f"return {IDS}.length", "#solutions") == 10
+
+
+def test_values_that_are_empty_that_few_have_and_that_none_has(tmp_path):
+    """An empty text is a value and not "any"; a single value is a filter if some solutions do not have it."""
+    rows = [solution(f"s{i}", [2.0, i - 1.0], [1.0, 0.0]) for i in range(3)]
+    rows[0]["error_type"], rows[1]["policy"] = "", "a"
+    page = make(tmp_path, write_lines(tmp_path / "s.jsonl", rows))
+    found = run_in(
+        page,
+        f"""const seen = {{ shown: $("select").map((select) => select.name) }}, type = $("[name=type]")[0];
+        seen.options = [...type.options].map((option) => option.textContent);
+        type.selectedIndex = 1; type.dispatchEvent(new Event("change"));
+        seen.empty = {IDS}; seen.address = location.hash; seen.index = type.selectedIndex;
+        seen.fact = texts("article header")[0];
+        {set_value("policy", "a")} seen.none = [{IDS}, texts(".solutions")[0], texts(".count")[0]];
+        $("button.reset")[0].click(); seen.reset = [{IDS}.length, location.hash, type.selectedIndex];
+        return seen""",
+    )
+    assert found["shown"] == ["sort", "policy", "verdict", "type"]
+    assert found["options"] == ["any error_type", '""']
+    assert (found["empty"], found["address"], found["index"]) == (["s0"], "#viewer=&type=", 1)
+    assert 'error_type ""' in found["fact"]
+    assert found["none"] == [[], "No solution matches. show all", "0 of 3 solutions"]
+    assert found["reset"] == [3, "#viewer=", 0]
+    assert run_in(page, f"return {IDS}", "#viewer=&type=") == ["s0"]
+    ids, count = run_in(page, f"return [{IDS}, texts('.count')[0]]", "#viewer=&type=gone&policy=a")
+    assert (ids, count) == (["s1"], "1 of 3 solutions; not found here, so not asked for: error_type gone")
+
+
+def test_a_filter_of_thousands_of_values(tmp_path):
+    """The 200 most frequent ones, and the search finds the others."""
+    rows = [solution(f"s{i}", [2.0], [1.0], error_type=f"kind {min(i, 998):04}") for i in range(1000)]
+    page = make(tmp_path, write_lines(tmp_path / "s.jsonl", rows), options=["--solutions", "1000"])
+    found = run_in(
+        page,
+        f"""const options = [...$("[name=type]")[0].options];
+        {set_value("search", "kind 0997", "input")}
+        await wait(400);
+        return [options.length, options.at(-1).textContent, options.at(-1).disabled,
+          options.some((option) => option.value === "kind 0998"), {IDS}]""",
+    )
+    assert found == [202, "799 rarer ones: use the search", True, True, ["s997"]]
 
 
 def test_long_texts_and_many_steps_collapse(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from cut_off import cut_off
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pqm_fast.common.checksums import SUMS_FILE
 from pqm_fast.data.encode import Template
@@ -52,6 +53,32 @@ def test_the_head_is_that_of_the_checkpoint(configure, tmp_path, dtype):
     assert all(torch.equal(t, rest[n]) for n, t in run.model.state_dict().items() if ".score." not in n)
     assert f"head from {tmp_path / 'head'} (loss rank, zeta 4)" in run.notes
     assert not any("head is new" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_backbone_with_other_weights_gives_a_warning(configure, small, tmp_path, added):
+    """The backbone of the run itself gives none, in either dtype, with the embedding of a new step token or without."""
+    path, run = tmp_path / "model", tmp_path / "head"
+    shutil.copytree(small / "model", path)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).save_pretrained(path)
+    template = Template() if added else LAST
+    options = {"model": str(path), "init_head": str(run), "template": template}
+
+    def load():
+        model = StepQModel.from_pretrained(str(path))
+        model.fit_vocabulary(tiny.tokenizer(90), template.step_token)
+        return model
+
+    for dtype in (torch.float32, torch.bfloat16):
+        checkpoint(run, Recipe(template), model=load(), dtype=dtype)
+        assert not any("other weights" in note for note in prepare(configure(**options)).notes)
+    for part in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight"):
+        other = load()
+        with torch.no_grad():
+            other.backbone.get_parameter(part)[3] += 1
+        checkpoint(run, Recipe(template), model=other)
+        (warning,) = (note for note in prepare(configure(**options)).notes if "other weights" in note)
+        assert warning.startswith(f"warning: the backbone of {run} has other weights than {path}, such as model.{part}")
 
 
 def test_the_head_of_gpt2_and_of_a_loss_without_zeta(configure, tmp_path):

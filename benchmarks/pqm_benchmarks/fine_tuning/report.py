@@ -14,11 +14,18 @@ def table(results: dict[str, Any]) -> str:
     rows = []
     for cell in results["cells"]:
         values = [markdown.interval(cell["figures"][name]) for name in FIGURES]
-        against = cell["against"] or {}
-        differences = [markdown.difference(against.get(name)) for name in FIGURES]
-        rows.append([KINDS[cell["kind"]], cell["loss"], str(cell["seeds"]), *values, *differences])
+        differences = ["-"] * len(FIGURES)
+        if against := cell["against"]:
+            # the first loss may lack seeds
+            at = "" if against["seeds"] == cell["seeds"] else f", seeds {_names(against['seeds'])}"
+            differences = [markdown.difference(against["figures"][name]) + at for name in FIGURES]
+        rows.append([KINDS[cell["kind"]], cell["loss"], _names(cell["seeds"]), *values, *differences])
     for control in results["controls"]:
         values = [markdown.interval(control["figures"][name]) for name in FIGURES]
         rows.append(["-", control["name"], "-", *values, *["-"] * len(FIGURES)])
     head = ["trained", "loss", "seeds", *FIGURES.values(), *(f"{name}, minus {first}" for name in FIGURES.values())]
     return markdown.table(head, rows)
+
+
+def _names(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pqm_fast.common.combination import parse_loss
+from pqm_fast.common.conditions import keep_conditions
 from pqm_fast.common.environment import describe
 from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.data.encode import Encoded, Encoder, Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.data.records import Record
+from pqm_fast.data.source_key import source_key
 from pqm_fast.probe_study.controls import CONTROLS, control_scores
 from pqm_fast.probe_study.options import ProbeStudyConfig
 from pqm_fast.probe_study.shared_data import group_of, prepare, split_file
@@ -27,9 +29,13 @@ from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.study.interval import interval
 from pqm_fast.train.config import TrainConfig
+from pqm_fast.train.run_files import is_trained, remove_weights, resumes
 
 Kind = Literal["full", "lora"]
+Values = dict[str, np.ndarray]
+"""{figure: [problems] pseudo-values}."""
 KINDS: tuple[Kind, ...] = ("full", "lora")
+MAY_CHANGE = {"out", "losses", "seeds", "kinds", "progress"}  # from one call to the next
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class FineTuningBench:
     data: tuple[str, ...]
     """Records with exact step labels, whose ids are PROBLEM/VARIANT."""
     out: str = "runs/fine-tuning"
-    """Folder for the runs, their scores and fine-tuning.json. The same command continues."""
+    """Folder for the runs, their scores and fine-tuning.json. The same command continues: a training that was killed
+    begins again, and more losses, seeds and kinds are added to those that are there."""
     losses: tuple[str, ...] = ("bce", "rank", "bce+sibling")
     """Losses to compare with the first one."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -71,51 +78,60 @@ class FineTuningBench:
 
 
 def run(config: FineTuningBench) -> dict[str, Any]:
-    """Trains and scores what is not scored yet, and writes OUT/fine-tuning.json. Returns its contents."""
+    """Trains and scores what is not scored yet, and writes OUT/fine-tuning.json. Returns its contents.
+
+    Raises PQMError if the folder holds something else, or a comparison under other conditions.
+    """
     from pqm_benchmarks.fine_tuning.report import table
 
+    results, prepared = ("runs", "scores"), ("data", "train.jsonl", "test.jsonl")
+    keep_conditions(config.folder, "comparison", _conditions(config), {}, results=results, prepared=prepared)
     _write_data(config)
     for seed, kind, loss in product(config.seeds, config.kinds, config.losses):  # so that all advance together
         if not _scores_file(config, kind, loss, seed).exists():
             _train_and_score(config, kind, loss, seed)
-    results = {"config": {**asdict(config)}, **describe(), **figures(config)}
-    write_json(config.folder / "fine-tuning.json", results)
-    print(table(results))
-    return results
+    found = {"config": asdict(config), **describe(), **figures(config)}
+    write_json(config.folder / "fine-tuning.json", found)
+    print(table(found))
+    return found
 
 
 def figures(config: FineTuningBench) -> dict[str, Any]:
-    """The figures of every kind and loss whose seeds are all scored, with intervals over seeds and problems."""
+    """The figures of every kind and loss that has scores, over the seeds that are scored, with intervals over seeds and
+    problems. A difference from the first loss is over the seeds of both; None if there are none."""
     records = list(read_all([str(config.folder / "test.jsonl")], ReadOptions(), SkipSummary()))
     groups = [group_of(record, "id") for record in records]
-    values: dict[tuple[Kind, str], list[Any]] = {}
-    for kind, loss in product(KINDS, config.losses):
-        files = [_scores_file(config, kind, loss, seed) for seed in config.seeds]
-        done = [file for file in files if file.exists()]
-        if done:
-            values[kind, loss] = [order_values(records, groups, _read_scores(file, records)) for file in done]
     cells = []
-    for (kind, loss), own in values.items():
-        base = values.get((kind, config.losses[0]), [])[: len(own)]
-        cells.append(
-            {
-                "kind": kind,
-                "loss": loss,
-                "seeds": len(own),
-                "by_seed": {name: [float(one[name].mean()) for one in own] for name in own[0]},
-                "figures": {name: _interval([one[name] for one in own]) for name in own[0]},
-                "against": None
-                if loss == config.losses[0]
-                else {
-                    name: _interval([a[name] - b[name] for a, b in zip(own, base, strict=False)], -1.0)
-                    for name in own[0]
-                },
+    for kind in config.kinds:
+        base: dict[int, Values] = {}
+        for loss in config.losses:
+            own = {
+                seed: order_values(records, groups, _read_scores(file, records))
+                for seed in config.seeds
+                if (file := _scores_file(config, kind, loss, seed)).exists()
             }
-        )
+            if loss == config.losses[0]:
+                base = own
+            both = [] if loss == config.losses[0] else [seed for seed in own if seed in base]
+            differences = [{name: own[seed][name] - base[seed][name] for name in own[seed]} for seed in both]
+            if own:
+                cells.append(
+                    {
+                        "kind": kind,
+                        "loss": loss,
+                        "seeds": list(own),
+                        "by_seed": {
+                            name: [float(values[name].mean()) for values in own.values()]
+                            for name in next(iter(own.values()))
+                        },
+                        "figures": _intervals(list(own.values())),
+                        "against": {"seeds": both, "figures": _intervals(differences, -1.0)} if both else None,
+                    }
+                )
     controls = []
     for name in CONTROLS:
-        own_values = order_values(records, groups, control_scores(name, records))
-        controls.append({"name": name, "figures": {k: _interval([v]) for k, v in own_values.items()}})
+        values = order_values(records, groups, control_scores(name, records))
+        controls.append({"name": name, "figures": _intervals([values])})
     training = list(read_all([str(config.folder / "train.jsonl")], ReadOptions(), SkipSummary()))
     return {
         "training": len(training),
@@ -127,8 +143,14 @@ def figures(config: FineTuningBench) -> dict[str, Any]:
     }
 
 
-def _interval(values: list[np.ndarray], lowest: float = 0.0) -> dict[str, Any]:
-    return asdict(interval(np.array(values), lowest))
+def _conditions(config: FineTuningBench) -> dict[str, Any]:
+    """The options that all trainings share and the state of the data files, JSON-ready."""
+    options = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in MAY_CHANGE}
+    return options | {"files": [source_key(name) for name in config.data]}
+
+
+def _intervals(by_seed: list[Values], lowest: float = 0.0) -> dict[str, Any]:
+    return {name: asdict(interval(np.array([values[name] for values in by_seed]), lowest)) for name in by_seed[0]}
 
 
 def _scores_file(config: FineTuningBench, kind: Kind, loss: str, seed: int) -> Path:
@@ -179,10 +201,22 @@ def _write_data(config: FineTuningBench) -> None:
 
 def _train_and_score(config: FineTuningBench, kind: Kind, loss: str, seed: int) -> None:
     from pqm_fast.scoring.run import score
+
+    out = config.folder / "runs" / f"{kind}-{loss}-{seed}"
+    if not is_trained(out):  # otherwise an earlier call was stopped before it had scored
+        _train(config, kind, loss, seed, out)
+        gc.collect()
+    scores = _scores_file(config, kind, loss, seed)
+    scores.parent.mkdir(exist_ok=True)
+    options = ScoringOptions(prefix_tree=True, dtype=config.dtype, max_tokens=4096, progress=config.progress)
+    score(ScoreConfig(str(out), (str(config.folder / "test.jsonl"),), str(scores), scoring=options))
+    remove_weights(out)  # the scores are what counts
+
+
+def _train(config: FineTuningBench, kind: Kind, loss: str, seed: int, out: Path) -> None:
     from pqm_fast.train.loop import train
 
     combination = parse_loss(loss)
-    out = config.folder / "runs" / f"{kind}-{loss}-{seed}"
     rate = config.learning_rates[KINDS.index(kind)]
     train(
         TrainConfig(
@@ -190,12 +224,6 @@ def _train_and_score(config: FineTuningBench, kind: Kind, loss: str, seed: int) 
             compare=combination.compare or "none", learning_rate=rate, lora_rank=16 if kind == "lora" else 0, seed=seed,
             template=Template(step_token="last"), eval_fraction=0.0, epochs=config.epochs, warmup_steps=4,
             micro_batch_tokens=config.micro_batch_tokens, max_length=min(1024, config.micro_batch_tokens),
-            prefix_tree=True, dtype=config.dtype, save_every=0, progress=config.progress,
+            prefix_tree=True, dtype=config.dtype, save_every=0, resume=resumes(out), progress=config.progress,
         )
     )  # fmt: skip
-    gc.collect()
-    scores = _scores_file(config, kind, loss, seed)
-    scores.parent.mkdir(exist_ok=True)
-    options = ScoringOptions(prefix_tree=True, dtype=config.dtype, max_tokens=4096, progress=config.progress)
-    score(ScoreConfig(str(out), (str(config.folder / "test.jsonl"),), str(scores), scoring=options))
-    (out / "model.safetensors").unlink()  # the scores are what counts

@@ -1,13 +1,16 @@
-"""Training a head on stored hidden states: states, batches, and an epoch, launch by launch or as a CUDA graph.
+"""Training a head on stored hidden states: states, batches, and an epoch, launch by launch, as a CUDA graph, or by the
+step of `pqm-fast probe`.
 
-A step launches six kernels: the fused op one forward and two backward, PyTorch one that fills the gradient of the loss,
-and AdamW two, of which one counts its steps. The states of a small batch take less time than these launches take on the
-host, unless a CUDA graph holds them.
+A step of the first two launches six kernels: the fused op one forward and two backward, PyTorch one that fills the
+gradient of the loss, and AdamW two, of which one counts its steps. The states of a small batch take less time than
+these launches take on the host, unless a CUDA graph holds them. The step of `pqm-fast probe` has more: its head learns
+at the scale of the states.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from pqm_kernels import StepsByRow, step_loss, steps_by_row
@@ -16,9 +19,12 @@ from torch import Tensor
 from pqm_benchmarks.kernels.implementations import NORM_EPS, ZETA, relative_error
 from pqm_fast.errors import PQMError
 
+if TYPE_CHECKING:
+    from pqm_fast.probe.train_head import ScaledHead
+
 LENGTHS = (4, 12, 7, 9)  # steps of the trajectories, in turn
 CYCLE = sum(LENGTHS)
-LEARNING_RATE = 1e-3
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ def make_batches(states: Tensor, labels: Tensor, steps: int) -> list[Batch]:
     return batches
 
 
+def norm_weight(width: int, device: torch.device) -> Tensor:
+    """[D] float32, the weight of the final norm."""
+    return torch.linspace(0.5, 1.5, width, device=device)
+
+
 class Head:
     """A head with its optimizer, beginning at zeros; the final norm is part of the op and does not learn."""
 
@@ -74,10 +85,11 @@ class Head:
         self.backend = backend
         self.weight = torch.zeros(width, device=device, requires_grad=True)
         self.bias = torch.zeros(1, device=device, requires_grad=True)
-        self.norm_weight = torch.linspace(0.5, 1.5, width, device=device)
+        self.norm_weight = norm_weight(width, device)
         self.optimizer = torch.optim.AdamW(
-            (self.weight, self.bias), lr=LEARNING_RATE, fused=True, capturable=device.type == "cuda"
-        )
+            (self.weight, self.bias), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True,
+            capturable=device.type == "cuda",
+        )  # fmt: skip
 
     def step(self, batch: Batch) -> None:
         self.gradient(batch)
@@ -100,6 +112,36 @@ def epoch_of(head: Head, batches: list[Batch]) -> Callable[[], None]:
             head.step(batch)
 
     return epoch
+
+
+def probe_epoch(batches: list[Batch]) -> tuple["ScaledHead", Callable[[], None]]:
+    """A new head of `pqm-fast probe`, for states of variance 1, and an epoch of the steps that the command takes."""
+    from pqm_fast.probe.heads import HeadSpec
+    from pqm_fast.probe.layout import HeadBatch
+    from pqm_fast.probe.train_head import HeadOptions, Scale, ScaledHead, make_optimizer, take_step
+
+    hidden = batches[0].hidden
+    width, device = hidden.shape[1], hidden.device
+    head = ScaledHead(Scale(torch.zeros(width, device=device), torch.ones(width, device=device)))
+    spec = HeadSpec(layer=1, loss="rank", zeta=ZETA, compare_weight=None, learning_rate=LEARNING_RATE, seed=0)
+    options = HeadOptions(
+        norm=(norm_weight(width, device), NORM_EPS), temperature=1.0, noise=(0.0, 0.0), epochs=1, patience=1,
+        weight_decay=WEIGHT_DECAY,
+    )  # fmt: skip
+    optimizer = make_optimizer(head, spec, options)
+    steps = [
+        HeadBatch(
+            slice(0, len(b.hidden)), b.step_index, b.by_row, b.labels, b.cu_steps, cu_groups=None, siblings=None,
+            outcomes=None, members=(),
+        )
+        for b in batches
+    ]  # fmt: skip
+
+    def epoch() -> None:
+        for step, batch in zip(steps, batches, strict=True):
+            take_step(head, optimizer, step, batch.hidden, spec, options)
+
+    return head, epoch
 
 
 def graph_of(head: Head, batches: list[Batch]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from pqm_fast.errors import PQMError
 if TYPE_CHECKING:
     import torch
 
-LOOPS = {"launches": "step by step", "graph": "CUDA graph"}
+LOOPS = {"launches": "step by step", "graph": "CUDA graph", "probe": "probe step"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def measure(config: ProbeBench, store: Callable[[dict[str, Any]], None]) -> dict
             continue
         states, labels = made
         case = {"bytes": states.nbytes, "states": len(states), "width": config.width}
-        for steps, loop in itertools.product(batches, LOOPS if on_gpu else ("launches",)):
+        for steps, loop in itertools.product(batches, LOOPS if on_gpu else ("launches", "probe")):
             work = partial(_epoch_seconds, states, labels, steps or len(states), loop, config.seconds)
             seconds, why = attempt(work)
             add(case | {"batch": steps, "loop": loop, "seconds": seconds}, why)
@@ -114,15 +114,17 @@ def measure(config: ProbeBench, store: Callable[[dict[str, Any]], None]) -> dict
 
 
 def _epoch_seconds(states: "torch.Tensor", labels: "torch.Tensor", steps: int, loop: str, seconds: float) -> float:
-    from pqm_benchmarks.kernels.head import Head, check, epoch_of, graph_of, make_batches
+    from pqm_benchmarks.kernels.head import Head, check, epoch_of, graph_of, make_batches, probe_epoch
     from pqm_benchmarks.shared.timing import laps
 
     device, width = states.device, states.shape[1]
     backend = "triton" if device.type == "cuda" else "eager"
     batches = make_batches(states, labels, steps)
     check(width, backend, make_batches(states[:4096], labels[:4096], 4096)[0])
-    head = Head(width, device, backend)
-    epoch = (graph_of if loop == "graph" else epoch_of)(head, batches)
+    if loop == "probe":
+        _, epoch = probe_epoch(batches)
+    else:
+        epoch = (graph_of if loop == "graph" else epoch_of)(Head(width, device, backend), batches)
     epoch()  # the first one compiles, and makes the optimizer's state
     return statistics.median(laps(epoch, device, seconds))
 
