@@ -30,6 +30,7 @@ def check_conditions(config: ReproduceConfig) -> None:
         conditions(ReproduceConfig(config.protocol)),
         results=("runs", "scores"),
         prepared=(POOLS, FILE),
+        made_elsewhere=("runs",),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.files import atomic_folder, write_json
+from pqm_fast.common.files import atomic_folder, read_json, write_json
 from pqm_fast.data.checks import FormatError, at, check_values, explicit_id, field, typed
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.questions import question_number
@@ -47,7 +47,7 @@ def prepare_pools(config: ReproduceConfig) -> Pools:
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             _write(config, temporary)
-    left_out = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+    left_out = read_json(folder / LEFT_OUT)
     return Pools({path.stem: path for path in sorted(folder.glob("*.jsonl"))}, left_out)
 
 
