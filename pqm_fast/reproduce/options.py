@@ -107,8 +107,9 @@ class ReproduceConfig:
             raise PQMError("zetas: none is given, and a loss has a margin; give at least one")
         if min(self.n) < 1:
             raise PQMError(f"n: {min(self.n)} was given; it must be at least 1")
-        if self.micro_batches < 1:
-            raise PQMError(f"micro_batches: {self.micro_batches} was given; it must be at least 1")
+        for name in ("micro_batches", "score_tokens"):
+            if getattr(self, name) < 1:
+                raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
 
     @property
     def folder(self) -> Path:

@@ -107,11 +107,9 @@ def test_an_unknown_protocol(arguments, capsys):
 
 def test_other_conditions_in_one_folder(finished, world, tmp_path, capsys):
     folder, _ = finished
-    arguments = ["reproduce", "pqm", "--out", str(folder), *command_line(world | {"learning_rate": 1e-3})]
+    arguments = ["reproduce", "pqm", "--out", str(folder), *command_line(world | {"n": (1, 2)})]
     assert main(arguments) == 1
-    assert (
-        "holds a reproduction under other conditions: learning_rate (0.01 then, 0.001 now)" in capsys.readouterr().err
-    )
+    assert "holds a reproduction under other conditions: n ([1, 2, 4] then, [1, 2] now)" in capsys.readouterr().err
 
 
 def test_an_option_is_corrected_before_anything_is_trained(world, tmp_path):
