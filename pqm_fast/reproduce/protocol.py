@@ -6,6 +6,7 @@ ones: 8,508 batches, 266 steps in a pass, and so the 532 steps of the published 
 docs/how-to/reproduce-pqm.md says what differs here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +65,24 @@ def members(config: ReproduceConfig) -> list[Member]:
     return [
         Member(loss, zeta) for loss in config.losses for zeta in (config.zetas if LOSSES[loss].uses_zeta else (None,))
     ]
+
+
+def baseline_of(config: ReproduceConfig, trainings: Sequence[Member]) -> Member | None:
+    """The training that the others are compared with; None if there is one alone.
+
+    Raises PQMError if `config.baseline` names none of several trainings, or more than one.
+    """
+    if len(trainings) == 1:
+        return None
+    for member in trainings:
+        if member.name == config.baseline:
+            return member
+    of_loss = [member for member in trainings if member.loss == config.baseline]
+    if len(of_loss) == 1:
+        return of_loss[0]
+    found = "is not among the trainings" if not of_loss else "has several margins"
+    names = ", ".join(member.name for member in of_loss or trainings)
+    raise PQMError(f"baseline: {config.baseline} {found}; give --baseline one of {names}")
 
 
 def train_config(config: ReproduceConfig, member: Member, processes: int = 1) -> TrainConfig:

@@ -18,7 +18,7 @@ from pqm_fast.reproduce.document import cost_table, document
 from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.reproduce.picture import draw
 from pqm_fast.reproduce.pools import Pools, prepare_pools
-from pqm_fast.reproduce.protocol import Member, begins, check_run, members, resumed, train_config
+from pqm_fast.reproduce.protocol import Member, baseline_of, begins, check_run, members, resumed, train_config
 from pqm_fast.reproduce.results import results_of
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.run import score
@@ -42,6 +42,7 @@ def reproduce(config: ReproduceConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
 
 def _reproduce(config: ReproduceConfig, ranks: Ranks) -> dict[str, Any]:
     trainings = members(config)
+    baseline_of(config, trainings)  # refuses a baseline that is not trained
     for member in trainings:
         train_config(config, member)  # refuses options that cannot be used before anything is done
     if config.estimate_only or ranks.from_first(lambda: any(begins(config, member) for member in trainings)):

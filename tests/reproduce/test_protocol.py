@@ -14,7 +14,7 @@ from pqm_fast.data.encode import Encoder, ensure_step_token
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.reproduce.options import ReproduceConfig
-from pqm_fast.reproduce.protocol import Member, members, resumed, train_config
+from pqm_fast.reproduce.protocol import Member, baseline_of, members, resumed, train_config
 
 
 def test_the_published_recipe():
@@ -76,6 +76,38 @@ def test_the_command_by_hand_in_the_docs(monkeypatch):
     named, stored = (config.to_store() for config in (seen.pop(), expected))
     free = {"save_every", "keep_checkpoints"}
     assert {k: v for k, v in named.items() if k not in free} == {k: v for k, v in stored.items() if k not in free}
+
+
+@pytest.mark.parametrize(
+    ("options", "baseline"),
+    [
+        ({}, "bce"),
+        ({"baseline": "rank-zeta4"}, "rank-zeta4"),
+        ({"baseline": "rank", "zetas": (4.0,)}, "rank-zeta4"),
+        ({"losses": ("rank",), "zetas": (4.0,)}, None),
+    ],
+)
+def test_the_baseline(options, baseline):
+    config = ReproduceConfig("pqm", **options)
+    found = baseline_of(config, members(config))
+    assert (None if found is None else found.name) == baseline
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"losses": ("rank", "mse")},
+            "bce is not among the trainings; give --baseline one of rank-zeta2, rank-zeta4, mse",
+        ),
+        ({"baseline": "rank"}, "rank has several margins; give --baseline one of rank-zeta2, rank-zeta4$"),
+        ({"baseline": "rank-zeta3"}, "rank-zeta3 is not among the trainings"),
+    ],
+)
+def test_no_such_baseline(options, message):
+    config = ReproduceConfig("pqm", **options)
+    with pytest.raises(PQMError, match=f"baseline: {message}"):
+        baseline_of(config, members(config))
 
 
 def test_losses_without_a_margin_need_none():
