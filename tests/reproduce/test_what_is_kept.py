@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -167,3 +168,26 @@ def test_damaged_files(out, world, name, text, capsys):
     (out / name).write_text(text, encoding="utf-8")
     assert main(["reproduce", "pqm", "--out", str(out), *command_line(world), "--estimate-only"]) == 1
     assert f"{out / name}: damaged" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_on_the_page(reproduce, world, tmp_path):
+    """Records that cannot be read or are too long, and solutions that do not fit the context."""
+    lines = Path(world["data"][0]).read_text(encoding="utf-8").splitlines()
+    long = "w3 " + "\n".join(f"Step {k}: {'w4 ' * 50}ки" for k in (1, 2))
+    lines += [json.dumps({"input": long, "label": long.replace("ки", "+")}), '{"input": 5}']
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    [row] = [{"question": "gsm w20", "responses": [{"text": f"w5 Step 2: {'w6 ' * 200}"}, {"text": "w7"}]}]
+    (tmp_path / "pool.json").write_text(json.dumps([row]), encoding="utf-8")
+    options = {"data": (str(tmp_path / "data.jsonl"),), "pools": (str(tmp_path / "pool.json"),), "n": (1, 2)}
+    gsm = shutil.copy(world["answers"][1], tmp_path / "GSM-Plus.jsonl")
+    assert reproduce(**ONE, **options, max_length=100, answers=(str(gsm),)) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    trained = found["trained_on"]["bce"]
+    assert (trained["trajectories"], trained["cut"]) == (31, 1)
+    assert "skipped 1 bad record" in trained["notes"][0]
+    assert found["unfit"] == {"pool": {"solutions": 2, "cut": 1, "unscored": 0}}
+    page = (tmp_path / "out" / "reproduce.md").read_text(encoding="utf-8")
+    assert "| bce | 31 | 11 | 1 |" in page
+    assert all(note in page for note in trained["notes"])
+    assert "pool: 1 of 2 solutions do not fit the context and lose steps, 0 of them all steps." in page
+    assert "8 variations of each of 300 questions" in page
