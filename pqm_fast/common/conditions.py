@@ -1,12 +1,11 @@
 """The conditions of results that several calls of a command add to: options and files, stored in their folder."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.files import write_json
+from pqm_fast.common.files import read_json, write_json
 from pqm_fast.common.lock import is_empty
 from pqm_fast.errors import PQMError
 
@@ -19,6 +18,7 @@ def keep_conditions(
     *,
     results: Sequence[str],
     prepared: Sequence[str],
+    made_elsewhere: Sequence[str] = (),
 ) -> None:
     """Stores the conditions in a new folder, as KIND.json, and compares them with the stored ones in an old folder.
 
@@ -27,17 +27,21 @@ def keep_conditions(
         current, defaults: the conditions now, and what they were before they could be chosen; JSON-ready.
         results: files and folders that hold results. Without any, conditions may still be corrected.
         prepared: files and folders that are then made again.
+        made_elsewhere: files and folders that may be in a new folder already; the caller checks them.
 
     Raises:
         PQMError: the folder holds something else, or results under other conditions.
     """
     file = folder / f"{kind}.json"
     if not file.exists():
-        if not is_empty(folder):
+        if not is_empty(folder, made_elsewhere):
             raise PQMError(f"{folder}: is not an empty folder; choose another --out")
         write_json(file, current)
         return
-    stored_conditions = defaults | json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
+    if not isinstance(stored, dict):
+        raise PQMError(f"{file}: damaged (not an object); put back a copy, or choose another --out")
+    stored_conditions = defaults | stored
     changed = [name for name in current if stored_conditions.get(name) != current[name]]
     if not changed:
         return

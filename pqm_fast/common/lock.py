@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,9 +96,9 @@ def look_at_lock(folder: Path) -> LockFile | None:
         os.close(handle)
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether a folder is missing, or contains nothing but perhaps the lock."""
-    return not folder.exists() or all(path.name == LOCK_NAME for path in folder.iterdir())
+def is_empty(folder: Path, apart_from: Sequence[str] = ()) -> bool:
+    """Whether a folder is missing, or contains nothing but perhaps the lock and what is named."""
+    return not folder.exists() or all(path.name in (LOCK_NAME, *apart_from) for path in folder.iterdir())
 
 
 def _make_folder(folder: Path) -> list[Path]:

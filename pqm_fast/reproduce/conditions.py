@@ -30,12 +30,13 @@ def check_conditions(config: ReproduceConfig) -> None:
         conditions(ReproduceConfig(config.protocol)),
         results=("runs", "scores"),
         prepared=(POOLS, FILE),
+        made_elsewhere=("runs",),
     )
 
 
 def conditions(config: ReproduceConfig) -> dict[str, Any]:
-    """The options that may not change, and the state of the files they name, JSON-ready. What is on the hub is asked
-    for nothing: a run that is resumed compares its data itself."""
+    """The options that may not change, and the state of the files they name, JSON-ready. Nothing is looked up on the
+    hub: a run that is resumed compares its data itself."""
     options = {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in MAY_CHANGE}
     names = (*config.data, *config.pools, *config.answers)
     return options | {"files": [source_key(n) if Path(n).exists() or is_pattern(n) else [n] for n in names]}

@@ -1,7 +1,6 @@
 """What a reproduction costs: tokens and operations, counted, and the time, from a few micro-batches that are timed."""
 
 import gc
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from pqm_fast.common.environment import describe
-from pqm_fast.common.files import write_json
+from pqm_fast.common.files import read_json, write_json
 from pqm_fast.data.encode import Encoder, OverLong
 from pqm_fast.data.read import CHUNK, chunks, read_records
 from pqm_fast.errors import PQMError, RecordError
@@ -31,6 +30,7 @@ from pqm_fast.train.split import training_and_held_out
 from pqm_fast.train.step import Planned, backward
 
 FILE = "estimate.json"
+FIELDS = {"device", "processes", "names", "dtype", "parameters", "measured_with", "measured", "pools", "losses"}
 MEASURED = 4  # micro-batches of each process that are timed, after one that is not
 ENOUGH = 60.0  # seconds after which no further micro-batch is timed
 
@@ -64,7 +64,12 @@ def estimate(config: ReproduceConfig, members: Sequence[Member], pools: Pools, r
 def stored_estimate(config: ReproduceConfig) -> dict[str, Any] | None:
     """The last estimate; None if there is none."""
     file = config.folder / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    if not isinstance(stored, dict) or not stored.keys() >= FIELDS:
+        raise PQMError(f"{file}: damaged, or of another version; delete it, and it is made again")
+    return stored
 
 
 def _estimated(config: ReproduceConfig, members: Sequence[Member], pools: Pools, ranks: Ranks) -> dict[str, Any]:

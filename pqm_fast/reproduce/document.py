@@ -10,8 +10,26 @@ from pqm_fast.reproduce.published import PUBLISHED
 from pqm_fast.study import markdown
 
 # options that the published protocol says nothing of
-OURS = {"out", "estimate_only", "baseline", "optimizer", "device", "dtype", "attention", "score_tokens", "save_every"}
-OURS |= {"cache_dir", "progress"}
+OURS = {
+    "out",
+    "estimate_only",
+    "baseline",
+    "device",
+    "attention",
+    "score_tokens",
+    "save_every",
+    "cache_dir",
+    "progress",
+}
+ALWAYS = (
+    "With any options, the schedule of the learning rate, the batches, the dropout and the rules for right answers "
+    "differ from the published run: see `What differs from the published run` in docs/how-to/reproduce-pqm.md."
+)
+GSM_PLUS = (
+    "GSM-Plus has 8 variations of each of 300 questions. The intervals take its questions as independent, so they are "
+    'too narrow. For 300 of its 2,400 questions the right answer is "None": the published rules never find it, so a '
+    "published figure is at most 0.875; ours can find it."
+)
 KINDS = {"first_n": "the first N", "expected": "any N, expected"}
 
 
@@ -39,9 +57,32 @@ def _head(results: dict[str, Any]) -> str:
         "The first N solutions of the file are one sample of N, as published; the expectation is over all samples of "
         "N, and so less noisy. One training of each loss: the intervals know nothing of the spread between seeds.",
     ]
+    lines += ["", ALWAYS]
     if changed := list(_changed(config)):
         lines += ["", f"Not as published: {', '.join(changed)}."]
-    return "\n".join([*lines, *([""] * bool(results["left_out"])), *results["left_out"]])
+    if any("gsm-plus" in source.lower() for source in config["answers"]):
+        lines += ["", GSM_PLUS]
+    for message in results["left_out"]:
+        lines += ["", message]
+    return "\n".join([*lines, "", _left_out(results)])
+
+
+def _left_out(results: dict[str, Any]) -> str:
+    """What the models were trained on, what was left out, and which solutions could not be scored to their end."""
+    rows, notes = [], dict.fromkeys(note for own in results["trained_on"].values() for note in own["notes"])
+    for name, own in results["trained_on"].items():
+        rows.append([name, *(_count(own[key]) for key in ("trajectories", "questions", "cut"))])
+    table = markdown.table(["training", "trajectories", "questions", "of the trajectories, cut"], rows)
+    unfit = [
+        f"{pool}: {own['cut']:,} of {own['solutions']:,} solutions do not fit the context and lose steps, "
+        f"{own['unscored']:,} of them all steps."
+        for pool, own in results["unfit"].items()
+    ]
+    return "\n\n".join([table, *notes, *unfit])
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
 
 
 def _changed(config: dict[str, Any]) -> Iterator[str]:
@@ -110,8 +151,18 @@ def cost_table(costs: dict[str, Any]) -> str:
             "Tokens are counted: those that are computed, after prefixes are shared. Operations follow from them. "
             f"Times are extrapolated: {training['tokens']:,} tokens forward and backward took "
             f"{training['seconds']:.3g} s, {forward['tokens']:,} forward {forward['seconds']:.3g} s "
-            f"({costs['measured_with']}). They leave out updates, checkpoints, loading and reading.",
+            f"({costs['measured_with']}). They leave out updates, checkpoints, loading and reading. {_scoring(costs)}",
         ]
+    )
+
+
+def _scoring(costs: dict[str, Any]) -> str:
+    text = "The time to score is extrapolated from the forward pass of the training"
+    if costs["processes"] == 1:
+        return f"{text}."
+    return (
+        f"{text}, whose weights are divided among the processes. Scoring does not divide them, so the time is an upper "
+        "bound."
     )
 
 

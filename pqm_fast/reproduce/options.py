@@ -35,8 +35,9 @@ class ReproduceConfig:
     data: tuple[str, ...] = ("peiyi9979/Math-Shepherd",)
     """Records with step labels to train on: files, folders, patterns for file names, or names of hub data sets."""
     pools: tuple[str, ...] = ("Windy0822/PQM/eval_data",)
-    """Pools of candidate solutions: files, folders, patterns, or a folder of a model on the hub (ORG/NAME/FOLDER). Each
-    record is a question with its `responses`, which are cut into steps where a text says "Step 2:" and so on."""
+    """Pools of candidate solutions: files, folders, patterns, or a file or folder of a model on the hub
+    (ORG/NAME/FOLDER). Each record is a question with its `responses`, which are cut into steps where a text says "Step
+    2:" and so on."""
     answers: tuple[str, ...] = ("HuggingFaceH4/MATH-500", "qintongli/GSM-Plus:testmini")
     """Where the right answers to the questions of the pools are, if they are not in the pools."""
 
@@ -44,8 +45,9 @@ class ReproduceConfig:
     """Losses to train with; any of `pqm-fast train --loss`."""
     zetas: tuple[float, ...] = (2.0, 4.0)
     """Margins of the losses that have one. Each is a training."""
-    baseline: Loss = "bce"
-    """The loss that the others are compared with, question by question."""
+    baseline: str = "bce"
+    """The training that the others are compared with, question by question: a loss, or with several margins the name of
+    one, such as rank-zeta4."""
     aggregate: Aggregator = "min"
     """How the Q-values of the steps make one score of a solution. A loss that trains the last step only, such as orm,
     always takes that of the last step."""
@@ -107,8 +109,9 @@ class ReproduceConfig:
             raise PQMError("zetas: none is given, and a loss has a margin; give at least one")
         if min(self.n) < 1:
             raise PQMError(f"n: {min(self.n)} was given; it must be at least 1")
-        if self.micro_batches < 1:
-            raise PQMError(f"micro_batches: {self.micro_batches} was given; it must be at least 1")
+        for name in ("micro_batches", "score_tokens"):
+            if getattr(self, name) < 1:
+                raise PQMError(f"{name}: {getattr(self, name)} was given; it must be at least 1")
 
     @property
     def folder(self) -> Path:

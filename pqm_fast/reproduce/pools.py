@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pqm_fast.common.files import atomic_folder, write_json
+from pqm_fast.common.files import atomic_folder, read_json, write_json
 from pqm_fast.data.checks import FormatError, at, check_values, explicit_id, field, typed
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.questions import question_number
 from pqm_fast.data.read import BadRecord
 from pqm_fast.data.sources import expand, is_pattern, open_source
 from pqm_fast.errors import PQMError
+from pqm_fast.evaluate.answers import gold_answer, same_answer
 from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.sample.read_questions import read_questions
 from pqm_fast.study.judged_pool import write_judged_pool
@@ -23,7 +24,7 @@ from pqm_fast.study.judged_pool import write_judged_pool
 POOLS, LEFT_OUT = "pools", "left_out.json"
 # As the published evaluation cuts solutions. It writes the number of each step itself, and so do we.
 _STEP = re.compile(r"Step \d+:")
-_FOLDER_ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/(.+)")
+_ON_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)/(.+)")
 
 Answers = Mapping[int, set[str]]
 """The right answers that are known for a question, by its number."""
@@ -47,7 +48,7 @@ def prepare_pools(config: ReproduceConfig) -> Pools:
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             _write(config, temporary)
-    left_out = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+    left_out = read_json(folder / LEFT_OUT)
     return Pools({path.stem: path for path in sorted(folder.glob("*.jsonl"))}, left_out)
 
 
@@ -114,29 +115,29 @@ def _steps(text: str) -> list[str]:
 def _answer(raw: dict[str, Any], question: str, answers: Answers) -> str:
     if raw.get("answer") is not None:
         return str(raw["answer"])
-    known = answers.get(question_number(question), set())
-    if len(known) == 1:
-        return next(iter(known))
-    found = f"two right answers ({', '.join(sorted(known))})" if known else "no right answer"
+    known = sorted(answers.get(question_number(question), ()))
+    if known and all(same_answer(gold_answer(known[0]), gold_answer(other)) for other in known[1:]):
+        return known[0]
+    found = f"different right answers ({', '.join(known)})" if known else "no right answer"
     raise FormatError("no answer", f"{found} to {question[:60]!r}; give an `answer`, or its data set with --answers")
 
 
 def _sources(names: Sequence[str]) -> Iterator[str]:
     """The files of the pools. What is no file, folder or pattern here is fetched from a model on the hub."""
     for name in names:
-        on_hub = _FOLDER_ON_HUB.fullmatch(name)
+        on_hub = _ON_HUB.fullmatch(name)
         if Path(name).exists() or is_pattern(name) or on_hub is None:
             yield from expand([name])
         else:
             yield from expand([str(_fetched(name, *on_hub.groups()))])
 
 
-def _fetched(name: str, model: str, folder: str) -> Path:
-    """A folder of a model on the hub, in the cache of the hub's library."""
+def _fetched(name: str, model: str, inside: str) -> Path:
+    """A file or folder of a model on the hub, in the cache of the hub's library."""
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(model, allow_patterns=f"{folder}/*")) / folder
+        path = Path(snapshot_download(model, allow_patterns=[inside, f"{inside}/*"])) / inside
     except Exception as error:  # its errors have no common class
         reason = f"{type(error).__name__}: {error}"
         raise PQMError(
@@ -144,5 +145,5 @@ def _fetched(name: str, model: str, folder: str) -> Path:
             f"({reason}); check the name and the network"
         ) from error
     if not path.exists():
-        raise PQMError(f"{name}: the model {model} on the hub has no folder {folder}; check the name")
+        raise PQMError(f"{name}: the model {model} on the hub has no file or folder {inside}; check the name")
     return path

@@ -6,6 +6,7 @@ ones: 8,508 batches, 266 steps in a pass, and so the 532 steps of the published 
 docs/how-to/reproduce-pqm.md says what differs here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
 from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.run_files import CONFIG_FILE
+from pqm_fast.train.metrics_file import METRICS_FILE, read_starts
+from pqm_fast.train.run_files import CONFIG_FILE, complete_checkpoints, is_trained
+from pqm_fast.train.stored_options import changed_options
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,12 @@ class Member:
     @property
     def name(self) -> str:
         """For files and folders."""
-        return self.loss if self.zeta is None else f"{self.loss}-zeta{self.zeta:g}"
+        return self.loss if self.zeta is None else f"{self.loss}-zeta{_exact(self.zeta)}"
 
     @property
     def title(self) -> str:
         """For readers."""
-        return self.loss if self.zeta is None else f"{self.loss} (zeta {self.zeta:g})"
+        return self.loss if self.zeta is None else f"{self.loss} (zeta {_exact(self.zeta)})"
 
     def run(self, config: ReproduceConfig) -> Path:
         """The run folder."""
@@ -43,9 +46,18 @@ class Member:
         """The file of the scores of a pool."""
         return config.folder / "scores" / self.name / f"{pool}.jsonl"
 
+    def scored_from(self, config: ReproduceConfig, pool: str) -> Path:
+        """The file that says which model and pool the scores are from."""
+        return self.scores(config, pool).with_name(f"{pool}.scored-from.json")
+
     def aggregate(self, config: ReproduceConfig) -> str:
         """How a solution's score is made from those of its steps."""
         return "last" if LOSSES[self.loss].last_step_only else config.aggregate
+
+
+def _exact(zeta: float) -> str:
+    """Different for different margins."""
+    return repr(float(zeta)).removesuffix(".0")
 
 
 def members(config: ReproduceConfig) -> list[Member]:
@@ -53,6 +65,24 @@ def members(config: ReproduceConfig) -> list[Member]:
     return [
         Member(loss, zeta) for loss in config.losses for zeta in (config.zetas if LOSSES[loss].uses_zeta else (None,))
     ]
+
+
+def baseline_of(config: ReproduceConfig, trainings: Sequence[Member]) -> Member | None:
+    """The training that the others are compared with; None if there is one alone.
+
+    Raises PQMError if `config.baseline` names none of several trainings, or more than one.
+    """
+    if len(trainings) == 1:
+        return None
+    for member in trainings:
+        if member.name == config.baseline:
+            return member
+    of_loss = [member for member in trainings if member.loss == config.baseline]
+    if len(of_loss) == 1:
+        return of_loss[0]
+    found = "is not among the trainings" if not of_loss else "has several margins"
+    names = ", ".join(member.name for member in of_loss or trainings)
+    raise PQMError(f"baseline: {config.baseline} {found}; give --baseline one of {names}")
 
 
 def train_config(config: ReproduceConfig, member: Member, processes: int = 1) -> TrainConfig:
@@ -106,3 +136,35 @@ def resumed(config: TrainConfig) -> TrainConfig:
     if not isinstance(stored, dict) or not isinstance(stored.get("accumulation"), int):
         raise PQMError(f"{file}: damaged, so the run cannot be resumed; delete {config.out} to train again")
     return replace(config, accumulation=stored["accumulation"], resume=True)
+
+
+def begins(config: ReproduceConfig, member: Member) -> bool:
+    """Whether a training has nothing to go on from: neither a finished model nor a checkpoint."""
+    folder = member.run(config)
+    return not is_trained(folder) and not complete_checkpoints(folder / "checkpoints")
+
+
+def check_run(config: ReproduceConfig, member: Member) -> None:
+    """Raises PQMError if the folder of a training holds another one. It may have run on another device, and in any
+    number of processes; an optimizer step must have as many micro-batches."""
+    if begins(config, member):
+        return
+    options = train_config(config, member)
+    changed = changed_options(options)
+    free = {"device", "accumulation"}
+    free |= set() if config.max_steps is None else {"epochs"}
+    free |= {"zeta"} if member.zeta is None else set()
+    differing = {name: values for name, values in changed.items() if name not in free}
+    # without a checkpoint, a run may have been started several times, and the last of them counts
+    starts = [row for row in read_starts(options.folder / METRICS_FILE) if row["step"] == 0]
+    if not starts or not isinstance(starts[-1].get("world"), int):
+        raise PQMError(f"{options.folder / METRICS_FILE}: does not say how many processes began the run")
+    micro_batches = resumed(options).accumulation * starts[-1]["world"]
+    if micro_batches != config.micro_batches:
+        differing["micro_batches"] = micro_batches, config.micro_batches
+    if differing:
+        values = ", ".join(f"{name} ({then!r} then, {now!r} now)" for name, (then, now) in differing.items())
+        raise PQMError(
+            f"{options.out}: holds a training with other options: {values}; give them as they were, move that folder "
+            "away, or choose another --out"
+        )

@@ -12,7 +12,8 @@ class Published(NamedTuple):
     source: str
 
 
-LLAMA, QWEN = "MATH500, solutions of Llama-3-70B-Instruct", "MATH500, N = 128, with Qwen2.5-3B"
+LLAMA = "MATH500, solutions of Llama-3-70B-Instruct; N is not stated in our source"
+QWEN = "MATH500, N = 128, with Qwen2.5-3B"
 PUBLISHED = (
     Published(LLAMA, "bce", 39.8, "PQM, arXiv 2410.11287"),
     Published(LLAMA, "rank", 51.4, "PQM, arXiv 2410.11287"),

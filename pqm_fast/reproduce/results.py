@@ -11,9 +11,11 @@ from pqm_fast.data.read import SkipSummary, read_all
 from pqm_fast.reproduce.figures import best_of_n, differences, estimates, yardsticks
 from pqm_fast.reproduce.options import ReproduceConfig
 from pqm_fast.reproduce.pools import Pools
-from pqm_fast.reproduce.protocol import Member
+from pqm_fast.reproduce.protocol import Member, baseline_of
+from pqm_fast.scoring.cut_off import CutOff
 from pqm_fast.scoring.stored import Scores, scores_of
 from pqm_fast.study.judged_pool import read_judged_pool
+from pqm_fast.train.metrics_file import METRICS_FILE, read_starts
 
 
 def results_of(config: ReproduceConfig, trainings: Sequence[Member], pools: Pools) -> dict[str, Any]:
@@ -21,18 +23,21 @@ def results_of(config: ReproduceConfig, trainings: Sequence[Member], pools: Pool
 
     Returns:
         `config`, the device and versions (`describe`), `baseline`: the name of the training that the others are
-        compared with, or None, `left_out`: messages, and `pools`: {pool: {policy: its `yardsticks`, and `losses`:
+        compared with, or None, `left_out`: messages about the pools, `trained_on`: {training: {`trajectories`,
+        `questions`, `cut`: how many of the trajectories lost steps, `notes`: messages about what was left out}},
+        `unfit`: {pool: {`solutions`, `cut`: how many lost steps because they do not fit the context, `unscored`: how
+        many of these have no score}}, and `pools`: {pool: {policy: its `yardsticks`, and `losses`:
         {name: {`title`, `aggregate`, `best_of_n`: `estimates`, `against`: `differences`, None for the baseline}}}}.
     """
     found: dict[str, Any] = {}
-    baseline = next((member for member in trainings if member.loss == config.baseline), None)
+    baseline = baseline_of(config, trainings)
+    unfit: dict[str, Any] = {}
     for name, file in pools.files.items():
         pool = read_judged_pool(file)
         found[name] = yardsticks(pool, config.n, config.seed)
-        values = {
-            member: best_of_n(pool, _scores_of(config, member, name), member.aggregate(config), config.n)
-            for member in trainings
-        }
+        scores = {member: _scores_of(config, member, name) for member in trainings}
+        unfit[name] = _unfit(scores[trainings[0]])  # all trainings have one tokenizer and one context
+        values = {member: best_of_n(pool, own, member.aggregate(config), config.n) for member, own in scores.items()}
         for policy, entry in found[name].items():
             entry["losses"] = {
                 member.name: {
@@ -50,8 +55,26 @@ def results_of(config: ReproduceConfig, trainings: Sequence[Member], pools: Pool
         **describe(),
         "baseline": None if baseline is None else baseline.name,
         "left_out": pools.left_out,
+        "trained_on": {member.name: _trained_on(config, member) for member in trainings},
+        "unfit": unfit,
         "pools": found,
     }
+
+
+def _trained_on(config: ReproduceConfig, member: Member) -> dict[str, Any]:
+    """What the run says of its data, at its last start."""
+    start = read_starts(member.run(config) / METRICS_FILE)[-1]
+    return {
+        **{name: start.get(name) for name in ("trajectories", "questions", "cut")},
+        "notes": start.get("data_notes", []),
+    }
+
+
+def _unfit(scores: Sequence[Scores]) -> dict[str, int]:
+    cut = CutOff()
+    for own in scores:
+        cut.add(own)
+    return {"solutions": len(scores), "cut": cut.records, "unscored": cut.unscored}
 
 
 def _scores_of(config: ReproduceConfig, member: Member, pool: str) -> list[Scores]:

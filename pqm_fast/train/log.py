@@ -73,6 +73,8 @@ class RunLog:
             "questions": run.training.num_questions,
             "steps": run.training.counts(run.training.indices)[0],
             "held_out": len(run.held_out),
+            "cut": run.training.num_cut,
+            "data_notes": list(run.data_notes),
         }
         self._append({"kind": START, "step": run.start.step, **figures})
         if config.track:

@@ -57,6 +57,8 @@ class Run:
     """What a run that is resumed must have in common with its checkpoint."""
     notes: tuple[str, ...]
     """What to tell the user before the first step."""
+    data_notes: tuple[str, ...]
+    """Those of them about records that were left out or cut."""
 
     @property
     def pad_to(self) -> int | None:
@@ -155,6 +157,7 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> Run:
         total_steps=total_steps,
         identity=identity,
         notes=tuple(notes),
+        data_notes=tuple(data_notes),
     )
 
 

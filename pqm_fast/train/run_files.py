@@ -5,6 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
+from pqm_fast.common.lock import locked
+
 CONFIG_FILE = "config.yaml"
 LATEST, BEST = "latest", "best"
 """Files beside the checkpoints that hold the name of one."""
@@ -23,11 +25,15 @@ def is_trained(folder: Path) -> bool:
 
 
 def resumes(folder: Path) -> bool:
-    """Whether a run that is not finished has a checkpoint to go on from. Without one, its folder is removed."""
+    """Whether a run that is not finished has a checkpoint to go on from. Without one, its folder is removed.
+
+    Raises PQMError if another process is training there.
+    """
     if complete_checkpoints(folder / "checkpoints"):
         return True
     if folder.exists():
-        shutil.rmtree(folder)
+        with locked(folder, "train", folder=True):
+            shutil.rmtree(folder)
     return False
 
 

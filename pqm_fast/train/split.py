@@ -48,6 +48,11 @@ class Split:
     def num_questions(self) -> int:
         return len(np.unique(self.dataset.question[self.indices]))
 
+    @property
+    def num_cut(self) -> int:
+        """How many of the trajectories lost their last steps, because they were too long."""
+        return int((self.dataset.steps_cut[self.indices] > 0).sum())
+
     def trajectory(self, index: int) -> Trajectory:
         """Trajectory `index` of the data set."""
         trajectory = self.dataset[index]

@@ -1,5 +1,6 @@
 """The options that a run was started with: in its config.yaml, and in each of its checkpoints."""
 
+from collections.abc import Set
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
@@ -46,6 +47,20 @@ def check_options(config: TrainConfig, checkpoint: Checkpoint | None, notes: lis
         )
 
 
+def changed_options(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """{name: (value in the run folder, value in `config`)} of the options that differ and change the finished model,
+    among them the length of the run.
+
+    Raises PQMError if config.yaml in the folder is missing or damaged.
+    """
+    path = config.folder / CONFIG_FILE
+    stored = _read_options(path)
+    if stored is None:
+        raise PQMError(f"{path}: missing or damaged, so the options of the run in {config.out} cannot be told")
+    current = config.to_store()
+    return {name: (stored.get(name), current[name]) for name in _differing(stored, current, WITHOUT_EFFECT)}
+
+
 def config_of(options: dict[str, Any], source: str) -> TrainConfig:
     """The options that `TrainConfig.to_store` gave. Raises PQMError, naming their `source`, if they are damaged."""
     try:
@@ -74,7 +89,8 @@ def _with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "resume"}
 
 
-def _differing(started_with: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """The options that change what a step does and whose values differ."""
-    compared = current.keys() - WITHOUT_EFFECT - RUN_LENGTH
-    return [name for name in current if name in compared and started_with.get(name) != current[name]]
+def _differing(
+    started_with: dict[str, Any], current: dict[str, Any], free: Set[str] = WITHOUT_EFFECT | RUN_LENGTH
+) -> list[str]:
+    """The options whose values differ, without those that are `free`. By default they change what a step does."""
+    return [name for name in current if name not in free and started_with.get(name) != current[name]]

@@ -33,15 +33,17 @@ def known(word):
 
 
 def test_counts(world, tmp_path, capsys):
-    options = world | {"max_steps": None, "epochs": 2, "losses": ("rank", "orm")}
+    options = world | {"max_steps": None, "epochs": 2, "losses": ("rank", "orm"), "baseline": "orm"}
     options = {name: value for name, value in options.items() if value is not None}
     assert main(["reproduce", "pqm", "--out", str(tmp_path / "out"), *command_line(options), "--estimate-only"]) == 0
     found = json.loads((tmp_path / "out" / "estimate.json").read_text(encoding="utf-8"))
     assert not (tmp_path / "out" / "runs").exists()
 
     with open(world["data"][0], encoding="utf-8") as file:
-        tokens = sum(trajectory(json.loads(line)) for line in file)
-    pools = {}
+        lengths = [trajectory(json.loads(line)) for line in file]
+    tokens = sum(lengths)
+    pairs = sum(sum(range(1, length + 1)) for length in lengths)  # each token attends to itself and those before
+    pools, pairs_of_pools = {}, 0
     for path in sorted((tmp_path / world["pools"][0]).iterdir()):
         nodes, solutions = set(), 0
         for row in json.loads(path.read_text(encoding="utf-8")):
@@ -50,12 +52,17 @@ def test_counts(world, tmp_path, capsys):
                 nodes |= {(row["question"], own[:end]) for end in range(1, len(own) + 1)}
                 solutions += 1
         pools[path.stem] = {"solutions": solutions, "tokens": len(nodes)}
+        pairs_of_pools += sum(len(beginning) for _, beginning in nodes)
     assert found["pools"] == pools
     scored = sum(pool["tokens"] for pool in pools.values())
     assert found["names"] == ["rank-zeta2", "rank-zeta4", "orm"]
     for own in found["losses"]:
         assert own["training"]["tokens"] == 2 * tokens
         assert own["scoring"]["tokens"] == scored
+        # 2 layers with 4 heads of 8 numbers, each of which is multiplied and added for the scores and for the sums
+        matrices, attention = 2 * found["parameters"], 4 * 2 * 4 * 8
+        assert own["training"]["operations"] == 3 * (matrices * 2 * tokens + attention * 2 * pairs)
+        assert own["scoring"]["operations"] == matrices * scored + attention * pairs_of_pools
         # steps of 2 x 128 tokens: none is longer, and a pass ends with a shorter one
         assert own["steps"] >= 2 * tokens / 256
         for part, name in (("training", "training"), ("scoring", "forward")):

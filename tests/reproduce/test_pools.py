@@ -21,8 +21,13 @@ def pools(tmp_path):
         file.write_text(json.dumps(questions), encoding="utf-8")
         known = tmp_path / "answers.jsonl"
         known.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in answers), encoding="utf-8")
-        defaults = {"pools": (str(file),), "answers": (str(known),) if answers else (), "n": (1,)}
-        return prepare_pools(ReproduceConfig("pqm", out=str(tmp_path / "out"), **(defaults | options)))
+        defaults = {
+            "out": str(tmp_path / "out"),
+            "pools": (str(file),),
+            "answers": (str(known),) if answers else (),
+            "n": (1,),
+        }
+        return prepare_pools(ReproduceConfig("pqm", **(defaults | options)))
 
     return prepare
 
@@ -71,6 +76,11 @@ def test_what_the_pool_says_wins(pools):
     assert found[2].steps == ["6"]
 
 
+def test_one_answer_in_two_notations(pools):
+    known = (("q1", "7"), ("q1", "7.0"), ("q1", r"so \boxed{7}"))
+    assert [r.extra["correct"] for r in records(pools(responses("7", "8"), known))] == [1.0, 0.0]
+
+
 def test_a_policy_with_too_few_solutions_is_left_out(pools, tmp_path):
     questions = [{"question": "q1", "responses": [{"text": "7"}] * count} for count in (2, 1)]
     prepared = pools(questions, n=(1, 2))
@@ -85,7 +95,7 @@ def test_a_policy_with_too_few_solutions_is_left_out(pools, tmp_path):
     [
         (responses("7"), (("q2", "7"),), "pool.json, record 1: no right answer to 'q1'; give an `answer`, or its data"),
         (responses("7"), (), "no right answer to 'q1'"),
-        (responses("7"), (("q1", "7"), ("q1", "8")), r"two right answers \(7, 8\) to 'q1'"),
+        (responses("7"), (("q1", "7"), ("q1", "8")), r"different right answers \(7, 8\) to 'q1'"),
         ([{"question": "q1"}], (("q1", "7"),), "record 1: field responses is missing"),
         ([{"responses": [{"text": "7"}]}], (("q1", "7"),), "record 1: field question is missing"),
         ([{"question": "q1", "responses": ["x"]}], (("q1", "7"),), "response 1: it is 'x'"),
@@ -121,25 +131,30 @@ def test_two_pools_of_one_name(pools, tmp_path):
 
 
 def test_a_folder_of_a_model_on_the_hub(pools, tmp_path, monkeypatch):
-    """As the published pools are: files in a folder of the repository of the model."""
+    """As the published pools are: files in a folder of the repository of the model; or one of the files."""
+    asked = []
 
     def fetched(model, allow_patterns):
-        assert (model, allow_patterns) == ("Windy0822/PQM", "eval_data/*")
+        assert model == "Windy0822/PQM"
+        asked.append(allow_patterns)
         folder = tmp_path / "snapshot" / "eval_data"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "math-muggle-128.json").write_text(json.dumps(responses("7")), encoding="utf-8")
         return str(folder.parent)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     monkeypatch.chdir(tmp_path)
     assert list(pools([], pools=ReproduceConfig.pools).files) == ["math-muggle-128"]
+    file = "eval_data/math-muggle-128.json"
+    assert list(pools([], pools=(f"Windy0822/PQM/{file}",), out=str(tmp_path / "b")).files) == ["math-muggle-128"]
+    assert asked == [["eval_data", "eval_data/*"], [file, f"{file}/*"]]
 
 
 @pytest.mark.parametrize(
     ("fetch", "message"),
     [
         (lambda *_, **__: 1 / 0, r"cannot be fetched from the model org/name on the hub either \(ZeroDivisionError"),
-        (lambda *_, **__: str(Path(__file__).parent), "the model org/name on the hub has no folder eval"),
+        (lambda *_, **__: str(Path(__file__).parent), "the model org/name on the hub has no file or folder eval"),
     ],
 )
 def test_a_folder_that_is_not_on_the_hub(pools, monkeypatch, fetch, message):

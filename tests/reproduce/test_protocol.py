@@ -14,7 +14,7 @@ from pqm_fast.data.encode import Encoder, ensure_step_token
 from pqm_fast.data.records import Record
 from pqm_fast.errors import PQMError
 from pqm_fast.reproduce.options import ReproduceConfig
-from pqm_fast.reproduce.protocol import Member, members, resumed, train_config
+from pqm_fast.reproduce.protocol import Member, baseline_of, members, resumed, train_config
 
 
 def test_the_published_recipe():
@@ -78,6 +78,38 @@ def test_the_command_by_hand_in_the_docs(monkeypatch):
     assert {k: v for k, v in named.items() if k not in free} == {k: v for k, v in stored.items() if k not in free}
 
 
+@pytest.mark.parametrize(
+    ("options", "baseline"),
+    [
+        ({}, "bce"),
+        ({"baseline": "rank-zeta4"}, "rank-zeta4"),
+        ({"baseline": "rank", "zetas": (4.0,)}, "rank-zeta4"),
+        ({"losses": ("rank",), "zetas": (4.0,)}, None),
+    ],
+)
+def test_the_baseline(options, baseline):
+    config = ReproduceConfig("pqm", **options)
+    found = baseline_of(config, members(config))
+    assert (None if found is None else found.name) == baseline
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"losses": ("rank", "mse")},
+            "bce is not among the trainings; give --baseline one of rank-zeta2, rank-zeta4, mse",
+        ),
+        ({"baseline": "rank"}, "rank has several margins; give --baseline one of rank-zeta2, rank-zeta4$"),
+        ({"baseline": "rank-zeta3"}, "rank-zeta3 is not among the trainings"),
+    ],
+)
+def test_no_such_baseline(options, message):
+    config = ReproduceConfig("pqm", **options)
+    with pytest.raises(PQMError, match=f"baseline: {message}"):
+        baseline_of(config, members(config))
+
+
 def test_losses_without_a_margin_need_none():
     assert members(ReproduceConfig("pqm", losses=("bce",), zetas=())) == [Member("bce", None)]
 
@@ -107,11 +139,9 @@ def test_an_unknown_protocol(arguments, capsys):
 
 def test_other_conditions_in_one_folder(finished, world, tmp_path, capsys):
     folder, _ = finished
-    arguments = ["reproduce", "pqm", "--out", str(folder), *command_line(world | {"learning_rate": 1e-3})]
+    arguments = ["reproduce", "pqm", "--out", str(folder), *command_line(world | {"n": (1, 2)})]
     assert main(arguments) == 1
-    assert (
-        "holds a reproduction under other conditions: learning_rate (0.01 then, 0.001 now)" in capsys.readouterr().err
-    )
+    assert "holds a reproduction under other conditions: n ([1, 2, 4] then, [1, 2] now)" in capsys.readouterr().err
 
 
 def test_an_option_is_corrected_before_anything_is_trained(world, tmp_path):

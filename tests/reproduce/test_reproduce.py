@@ -80,6 +80,10 @@ def test_what_a_reproduction_leaves(finished):
     for published in ("| 0.398 |", "| 0.514 |", "arXiv 2410.11287", "arXiv 2509.26578"):
         assert published in page
     assert "learning_rate is 0.01" in page  # not as published
+    assert "differ from the published run" in page
+    assert "| bce | 30 | 10 | 0 |" in page
+    assert found["trained_on"]["bce"] == {"trajectories": 30, "questions": 10, "cut": 0, "notes": []}
+    assert found["unfit"]["gsm-weak-6"] == {"solutions": QUESTIONS * CANDIDATES, "cut": 0, "unscored": 0}
     stored = json.loads((folder / "estimate.json").read_text(encoding="utf-8"))
     assert document(found, stored) == page  # every figure is a stored one
 
@@ -114,6 +118,11 @@ def test_yardsticks(finished, world, pool):
     def vote(own):
         return max(dict.fromkeys(own), key=own.count)  # of equally many, the first
 
+    def shared_vote(own, gold):
+        """Of equally many, each counts as much as the others."""
+        most = max(map(own.count, own))
+        return statistics.mean(answer == gold for answer in set(own) if own.count(answer) == most)
+
     right = [number % 3 for number in range(QUESTIONS)]
     pairs = list(zip(answers, right, strict=True))
     mean = statistics.mean(statistics.mean(answer == gold for answer in own) for own, gold in pairs)
@@ -121,6 +130,10 @@ def test_yardsticks(finished, world, pool):
     for n in NS:
         first = statistics.mean(vote(own[:n]) == gold for own, gold in pairs)
         assert entry["vote"]["first_n"][str(n)]["mean"] == pytest.approx(first)
+        expected = statistics.mean(
+            statistics.mean(shared_vote(subset, gold) for subset in combinations(own, n)) for own, gold in pairs
+        )
+        assert entry["vote"]["expected"][str(n)]["mean"] == pytest.approx(expected)
         any_right = statistics.mean(gold in own[:n] for own, gold in pairs)
         assert entry["any"]["first_n"][str(n)]["mean"] == pytest.approx(any_right)
         expected = statistics.mean(
@@ -129,14 +142,36 @@ def test_yardsticks(finished, world, pool):
         assert entry["any"]["expected"][str(n)]["mean"] == pytest.approx(expected)
 
 
-def test_differences_are_question_by_question(finished):
-    entry = results(finished[0])["pools"]["math-weak-6"]["weak"]["losses"]
+@pytest.mark.parametrize("pool", POOLS)
+def test_differences_are_question_by_question(finished, world, pool):
+    """And their intervals are those of Student's t over the questions."""
+    folder, _ = finished
+    entry = results(folder)["pools"][pool][POOLS[pool]]["losses"]
     assert entry["bce"]["against"] is None
+    t = 3.182446305284263  # the quantile 0.975 for 3 degrees of freedom
+    assert QUESTIONS == 4
+
+    def by_kind(name, n):
+        how = {"min": min, "last": lambda scores: scores[-1]}[entry[name]["aggregate"]]
+        questions = by_question(folder, world, pool, name)
+        return {
+            "first_n": [float(first_of_the_best(own[:n], how)) for own in questions],
+            "expected": [
+                statistics.mean(float(any_of_the_best(subset, how)) for subset in combinations(own, n))
+                for own in questions
+            ],
+        }
+
     for name in ("rank-zeta2", "orm"):
-        for kind in ("first_n", "expected"):
-            for n in map(str, NS):
-                gap = entry[name]["best_of_n"][kind][n]["mean"] - entry["bce"]["best_of_n"][kind][n]["mean"]
-                assert entry[name]["against"][kind][n]["mean"] == pytest.approx(gap, abs=1e-11)
+        for n in NS:
+            own, baseline = by_kind(name, n), by_kind("bce", n)
+            for kind in ("first_n", "expected"):
+                gaps = [a - b for a, b in zip(own[kind], baseline[kind], strict=True)]
+                mean, half = statistics.mean(gaps), t * statistics.stdev(gaps) / QUESTIONS**0.5
+                found = entry[name]["against"][kind][str(n)]
+                assert found["mean"] == pytest.approx(mean, abs=1e-11)
+                assert found["low"] == pytest.approx(max(mean - half, -1), abs=1e-11)
+                assert found["high"] == pytest.approx(min(mean + half, 1), abs=1e-11)
 
 
 def test_again_nothing_is_done_again(finished, reproduce, tmp_path, monkeypatch):
