@@ -41,7 +41,7 @@ class ProbeConfig:
     """Weights of the comparison in combinations."""
     layers: tuple[int, ...] = ()
     """Decoder layers whose output heads read, counted from 1. Default: up to eight, evenly spaced, with the last."""
-    learning_rates: tuple[float, ...] = (2e-3, 8e-3)
+    learning_rates: tuple[float, ...] = (5e-3, 2e-2)
     """Learning rates. Heads read states that are scaled to unit variance, so the same rates suit all models."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, for the batches and their order. The first one also chooses the held-out questions."""
