@@ -1,7 +1,11 @@
 """Trains heads of any layer and loss on the same data: what they have in common is made once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+import torch
 
 from pqm_fast.common.combination import Combination
 from pqm_fast.probe.frozen import FrozenDecoder
@@ -54,7 +58,19 @@ class HeadTrainer:
             self._states = key, (*states, scale_of(states[0], self.options.norm))
         training, held_out, scale = self._states[1]
         question = self.sides.held_out.dataset.question
-        return train_head(spec, (layouts[0], training), (layouts[1], held_out), question, scale, self.options)
+        with _one_thread():
+            return train_head(spec, (layouts[0], training), (layouts[1], held_out), question, scale, self.options)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a CPU a head's operations are so small that a second thread costs more than it does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _reads(split: Split) -> tuple[Any, ...]:
