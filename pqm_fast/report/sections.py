@@ -101,7 +101,7 @@ def _best_of_n(group: Group, runs: int, charts: dict[str, list[Chart]], number: 
     )
     return (
         f'{_heading(group)}<div data-charts="{name}"><p class="note">{note}'
-        f' <select aria-label="aggregator">{select}</select></p><div class="charts"></div></div>'
+        f' <select name="aggregator" aria-label="aggregator">{select}</select></p><div class="charts"></div></div>'
     )
 
 
