@@ -160,7 +160,10 @@ def _scoring(costs: dict[str, Any]) -> str:
     text = "The time to score is extrapolated from the forward pass of the training"
     if costs["processes"] == 1:
         return f"{text}."
-    return f"{text}, whose weights are divided among the processes. Scoring does not divide them, so the time is an upper bound."
+    return (
+        f"{text}, whose weights are divided among the processes. Scoring does not divide them, so the time is an upper "
+        "bound."
+    )
 
 
 def _cost(part: dict[str, float]) -> list[str]:
