@@ -101,7 +101,7 @@ def test_the_command_at_the_end_makes_a_report_of_every_run(folder, printed):
     assert [[n for n, _ in series["points"]] for series in by_min] == [[1, 2, 4, 8, 16]] * 4
     shown = data["solutions"]["items"]
     assert {solution["run"] for solution in shown} == {0, 1, 2, 3}
-    assert all(len(s["q"]) == len(s["labels"]) == len(s["steps"]) for s in shown)
+    assert all(len(q) == len(s["labels"]) == len(s["steps"]) for s in shown for q in s["q"].values())
 
 
 def test_the_report_command_is_one_that_the_shell_finds(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The stand-ins for the published files, and one reproduction from them."""
 
 import gc
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 import pytest
@@ -12,14 +12,21 @@ from pqm_fast.model import step_q_model
 from pqm_fast.train import loop
 
 
-@pytest.fixture(autouse=True, scope="package")
-def no_slow_extras():
+@contextmanager
+def without_slow_extras():
     """Curves of the trainings take longer than these, and so does collecting the garbage of all tests. Each model is
     checked before it is used, in several passes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda: 0)
+        patch.setattr(gc, "collect", lambda *_: 0)
         patch.setattr(loop, "draw_curve", lambda folder: None)
         patch.setattr(step_q_model, "check_packing", lambda model: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_slow_extras():
+    """For each test by itself: tests of other folders may run between those of this one."""
+    with without_slow_extras():
         yield
 
 
@@ -49,6 +56,6 @@ def reproduce(world, tmp_path, no_picture):
 def finished(world, tmp_path_factory):
     """A reproduction, and what it printed."""
     folder = tmp_path_factory.mktemp("reproduced") / "out"
-    with redirect_stdout(StringIO()) as out:
+    with without_slow_extras(), redirect_stdout(StringIO()) as out:
         assert main(["reproduce", "pqm", "--out", str(folder), *command_line(world)]) == 0
     return folder, out.getvalue()
