@@ -31,6 +31,11 @@ class Data:
     pool_records: list[Record]
     pool: PoolTest | None
 
+    def records(self, name: str) -> list[Record]:
+        """Those of a set: tuning, test, processbench or pool."""
+        sets = {"tuning": self.tuning, "test": self.test, "processbench": self.processbench, "pool": self.pool_records}
+        return sets[name]
+
 
 Scored = Callable[[str], list[Scores]]
 """The scores of one head or control, by the name of a set of records: tuning, test, processbench or pool."""
@@ -121,13 +126,7 @@ def analyse(
 
 
 def _control(name: str, data: Data) -> Scored:
-    records = {
-        "tuning": data.tuning,
-        "test": data.test,
-        "processbench": data.processbench,
-        "pool": data.pool_records,
-    }
-    return lambda which: control_scores(name, records[which])
+    return lambda which: control_scores(name, data.records(which))
 
 
 def _figures(seeds: Sequence[Tested], baseline: Sequence[Tested] | None = None) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.common.lock import locked
 from pqm_fast.common.signals import stop_raises
 from pqm_fast.data.formats import ReadOptions
@@ -21,6 +20,7 @@ from pqm_fast.probe_study.pool_test import PoolTest
 from pqm_fast.probe_study.shared_data import group_of, prepare, split_file, training_file
 from pqm_fast.probe_study.trials import TRIALS, run_trials
 from pqm_fast.scoring.stored import Scores
+from pqm_fast.study.output import write_study
 
 
 def probe_study(config: ProbeStudyConfig) -> dict[str, Any]:
@@ -64,12 +64,7 @@ def _probe_study(config: ProbeStudyConfig) -> dict[str, Any]:
         },
         **analyse(config, cells, data, lambda head: _scored(decoder, probed, data, head)),
     }
-    write_json(config.folder / "results.json", results)
-    draw(results, config.folder)
-    text = document(results)
-    with atomic_file(config.folder / "study.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_study(config.folder, results, draw, document)
     return results
 
 
@@ -99,16 +94,9 @@ def _data(config: ProbeStudyConfig, probed: dict[str, Probed]) -> Data:
 
 
 def _scored(decoder: FrozenDecoder, probed: dict[str, Probed], data: Data, head: Head) -> Scored:
-    records = {
-        "tuning": data.tuning,
-        "test": data.test,
-        "processbench": data.processbench,
-        "pool": data.pool_records,
-    }
-
     @cache
     def scores(which: str) -> list[Scores]:
         by_id = step_scores(probed[which], decoder, head)
-        return [by_id[record.id] for record in records[which]]
+        return [by_id[record.id] for record in data.records(which)]
 
     return scores

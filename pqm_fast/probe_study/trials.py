@@ -35,7 +35,7 @@ class Cell:
     loss: str
     labels: str
     layers: list[Head]
-    """At every layer, with the middle margin, weight and rate."""
+    """At every layer, with the options in the middle of `_settings`."""
     tried: list[Head]
     """At the chosen layer, with every margin, weight and rate."""
     seeds: list[Head]
@@ -105,7 +105,7 @@ def _cell(
 
 
 def _settings(config: ProbeStudyConfig, loss: str) -> list[tuple[float | None, float | None, float]]:
-    """(zeta, weight of the comparison, learning rate); the middle ones of each in the middle."""
+    """Every (zeta, weight of the comparison, learning rate) that a loss tries."""
     combination = parse_loss(loss)
     zetas = config.zetas if combination.uses_zeta else (None,)
     weights = config.compare_weights if combination.compare else (None,)
@@ -114,7 +114,7 @@ def _settings(config: ProbeStudyConfig, loss: str) -> list[tuple[float | None, f
 
 def _best(heads: list[Head]) -> Head:
     """The first of those with the best figure on the tuning questions."""
-    best = max(heads, key=lambda head: _figure(head))
+    best = max(heads, key=_figure)
     if _figure(best) < 0:
         raise PQMError(f"{best.spec.loss}: no head has an AUROC on the tuning questions; lower the learning rates")
     return best

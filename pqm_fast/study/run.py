@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from pqm_fast.common.files import atomic_file, write_json
 from pqm_fast.common.lock import locked
 from pqm_fast.study.analyse import analyse
 from pqm_fast.study.conditions import check_conditions
@@ -11,6 +10,7 @@ from pqm_fast.study.config import StudyConfig
 from pqm_fast.study.document import document
 from pqm_fast.study.grid import cells
 from pqm_fast.study.judged_pool import read_judged_pool
+from pqm_fast.study.output import write_study
 from pqm_fast.study.schedule import run_trials
 from pqm_fast.study.shared_data import prepare
 
@@ -45,10 +45,5 @@ def _study(config: StudyConfig) -> dict[str, Any]:
         "left_out": shared.left_out,
         **analyse(config, grid, trials, read_judged_pool(shared.test)),
     }
-    write_json(config.folder / "results.json", results)
-    draw(results, config.folder)
-    text = document(results)
-    with atomic_file(config.folder / "study.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    write_study(config.folder, results, draw, document)
     return results
