@@ -1,5 +1,8 @@
 """Probes that take seconds: tiny models with random weights, and records of a few steps."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import torch
 from tiny import model_folder, write_data
 from transformers import AutoConfig, AutoModel
 
+from pqm_fast.common.journal import Journal
 from pqm_fast.data.encode import Template
 from pqm_fast.probe.options import ProbeConfig
 
@@ -47,3 +51,21 @@ def config_in(folder: Path, out: str = "run", **changes: Any) -> ProbeConfig:
         "template": Template(step_token="last"),
     }
     return ProbeConfig(**(options | changes))
+
+
+def killed_at_row(number: int, act: Callable[[], object]) -> None:
+    """Runs `act` in a child process, which is killed as it would append this row to a journal."""
+    child = os.fork()
+    if not child:
+        real, calls = Journal.append, []
+
+        def append(journal: Journal, row: dict[str, Any]) -> int:
+            calls.append(row)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(journal, row)
+
+        Journal.append = append  # type: ignore[method-assign]
+        act()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -62,6 +62,11 @@ class TrajectoryDataset:
             outcome=float(self.columns["outcome"][i]),
         )
 
+    def steps_of(self, i: int) -> np.ndarray:
+        """The entries of the flat column `labels` that are steps of trajectory i [K] int64, as numbers."""
+        ends = self.columns["steps_end"]
+        return np.arange(ends[i - 1] if i else 0, ends[i])
+
     def name(self, i: int) -> str:
         """The record id of trajectory i."""
         return self._part("names", "names_end", i).tobytes().decode()

@@ -60,10 +60,7 @@ class _Packed:
 
     def steps_of(self, batch: PackedBatch) -> np.ndarray:
         """The flat numbers of the batch's steps in the data set, in its order."""
-        ends = self.dataset.columns["steps_end"]
-        starts = np.append(0, ends[:-1])
-        members = np.array(batch.members)
-        return np.concatenate([np.arange(starts[i], ends[i]) for i in members])
+        return np.concatenate([self.dataset.steps_of(i) for i in batch.members])
 
 
 def compute_states(

@@ -88,6 +88,7 @@ class FrozenDecoder:
         if length > context:
             raise PQMError(f"max_length: {length} is more than the model's context of {context} tokens")
         self.encoder = Encoder(self.tokenizer, self.template, length)
+        self._intact: set[Path] = set()  # folders of states that need not be read through again
 
     def _load(self, layer: int) -> StepQModel:
         """The decoder up to `layer`, with a head that is not trained, on the device."""
@@ -114,7 +115,7 @@ class FrozenDecoder:
         self.notes += dataset.notes
         folder = cache_root(config.cache_dir) / "states" / self._key(dataset)
         files = StateFiles(folder)
-        if self._missing(files, []):
+        if folder not in self._intact and self._missing(files, []):
             with locked(folder, "probe", folder=True):
                 # decided again: another process may have computed them meanwhile
                 if missing := self._missing(files, self.notes):
@@ -127,6 +128,7 @@ class FrozenDecoder:
                         progress=config.progress,
                         name=names,
                     )
+        self._intact.add(folder)
         return Probed(dataset, files)
 
     def _missing(self, files: StateFiles, notes: list[str]) -> list[int]:

@@ -91,13 +91,8 @@ def _layout(probed: Probed, split: Split, batches: Iterable[np.ndarray], device:
 
 def _flat_steps(split: Split, batch: PackedBatch) -> np.ndarray:
     """The numbers in the data set, flat, of the steps that the batch lists."""
-    columns = split.dataset.columns
-    ends, labels = columns["steps_end"], columns["labels"]
-    parts = []
-    for i in batch.members:
-        own = np.arange(ends[i - 1] if i else 0, ends[i])
-        parts.append(own if split.every_step else own[~np.isnan(labels[own])])
-    return np.concatenate(parts)
+    steps = np.concatenate([split.dataset.steps_of(i) for i in batch.members])
+    return steps if split.every_step else steps[~np.isnan(split.dataset.columns["labels"][steps])]
 
 
 def _head_batch(

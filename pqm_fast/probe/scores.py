@@ -5,6 +5,7 @@ import torch
 
 from pqm_fast.probe.frozen import FrozenDecoder, Probed
 from pqm_fast.probe.heads import Head
+from pqm_fast.probe.norm import normed
 from pqm_fast.scoring.stored import Scores
 
 ROWS_AT_ONCE = 65536
@@ -16,11 +17,7 @@ def step_scores(probed: Probed, decoder: FrozenDecoder, head: Head) -> dict[str,
     weight = torch.from_numpy(head.weight.copy())
     parts = []
     for rows in probed.rows(head.spec.layer).split(ROWS_AT_ONCE):
-        x = rows.float()
-        if decoder.norm is not None:
-            norm_weight, eps = decoder.norm
-            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm_weight.cpu()
-        parts.append(x @ weight + head.bias)
+        parts.append(normed(rows, decoder.norm) @ weight + head.bias)
     q = torch.cat(parts).numpy()[probed.row_of_step]
     dataset = probed.dataset
     by_trajectory = np.split(q, dataset.columns["steps_end"][:-1])

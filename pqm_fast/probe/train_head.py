@@ -14,11 +14,10 @@ from pqm_fast.evaluate.step_metrics import step_metrics
 from pqm_fast.evaluate.step_thresholds import calibrated_metrics, cross_thresholds
 from pqm_fast.probe.heads import Head, HeadSpec
 from pqm_fast.probe.layout import HeadBatch, Layout
+from pqm_fast.probe.norm import Norm, normed
 
 ROWS_AT_ONCE = 8192  # whose mean and variance are computed together
 SMALLEST_DEVIATION = 1e-4  # of a feature, relative to the largest: a feature that never changes is not blown up
-
-Norm = tuple[torch.Tensor, float] | None
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ def scale_of(states: torch.Tensor, norm: Norm) -> Scale:
     total = torch.zeros(states.shape[1], dtype=torch.float64, device=states.device)
     squares = torch.zeros_like(total)
     for part in states.split(ROWS_AT_ONCE):
-        x = part.float()
-        if norm is not None:
-            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm[1]) * norm[0]
+        x = normed(part, norm)
         total += x.sum(0, dtype=torch.float64)
         squares += x.double().square().sum(0)
     mean = total / len(states)

@@ -1,14 +1,12 @@
 """`pqm-fast probe` from the options to the checkpoint: equal Q-values, equal runs, kill -9, bad input."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_probes import config_in, saved_model
+from small_probes import config_in, killed_at_row, saved_model
 from transformers import AutoModelForTokenClassification
 
 from pqm_fast.cli import main
@@ -124,20 +122,7 @@ def test_interrupted_training_continues_with_the_next_head(tmp_path, monkeypatch
 @pytest.mark.processes
 def test_killed_while_training_resumes_to_the_same_bytes(tmp_path):
     probe(config_in(tmp_path, "whole", seeds=(0, 1)))
-    child = os.fork()
-    if not child:
-        real, calls = Journal.append, []
-
-        def append(journal, row):
-            calls.append(row)
-            if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(journal, row)
-
-        Journal.append = append
-        probe(config_in(tmp_path, "cut", seeds=(0, 1)))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_at_row(3, lambda: probe(config_in(tmp_path, "cut", seeds=(0, 1))))
     probe(config_in(tmp_path, "cut", seeds=(0, 1)))
     same_bytes(tmp_path / "whole", tmp_path / "cut")
 

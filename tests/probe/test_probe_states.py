@@ -1,15 +1,13 @@
 """The cached hidden states: against plain transformers, shared between kinds of labels, interrupted and damaged."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_probes import config_in, saved_model
+from small_probes import config_in, killed_at_row, saved_model
 from transformers import AutoModel
 
 from pqm_fast.common.journal import Journal
@@ -124,20 +122,7 @@ def test_killed_while_computing_resumes_to_the_same_bytes(tmp_path):
         folder.mkdir()
     states_of(config_in(whole), 3)
     config = config_in(cut, model=str(whole / "model"), data=(str(whole / "data.jsonl"),))
-    child = os.fork()
-    if not child:
-        real, calls = Journal.append, []
-
-        def append(journal, row):
-            calls.append(row)
-            if len(calls) == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(journal, row)
-
-        Journal.append = append
-        states_of(config, 3)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    killed_at_row(4, lambda: states_of(config, 3))
     states_of(config, 3)
     assert cached(cut) == cached(whole)
 
