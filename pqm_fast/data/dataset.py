@@ -67,6 +67,11 @@ class TrajectoryDataset:
         ends = self.columns["steps_end"]
         return np.arange(ends[i - 1] if i else 0, ends[i])
 
+    def labelled_steps(self) -> np.ndarray:
+        """The number of steps with a label of each trajectory [N] int64."""
+        labelled = np.cumsum(~np.isnan(self.columns["labels"]))
+        return np.diff(np.append(0, labelled)[self.columns["steps_end"]], prepend=0)
+
     def name(self, i: int) -> str:
         """The record id of trajectory i."""
         return self._part("names", "names_end", i).tobytes().decode()

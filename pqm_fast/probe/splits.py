@@ -11,7 +11,7 @@ from pqm_fast.probe.frozen import Probed
 from pqm_fast.probe.options import ProbeConfig
 from pqm_fast.train.comparisons import check_comparisons
 from pqm_fast.train.config import TrainConfig
-from pqm_fast.train.split import Split, usable
+from pqm_fast.train.split import Split, usable, without_questions_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ def split(config: ProbeConfig, combination: Combination, sides: Sides, notes: li
     names = ", ".join(config.data)
     if sides.held_out is not sides.training:
         held_out = _usable(sides.held_out, config.eval_data, options, notes)
-        shared = np.isin(training.dataset.question[training.indices], sides.held_out.dataset.question)
-        if shared.any():
-            notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
-        training = replace(training, indices=training.indices[~shared])
+        training = without_questions_of(held_out, training, notes)
     else:
         # of all questions, so that every loss holds out the same ones, whichever records it can use
         _, to_hold_out = split_by_question(training.dataset.question, config.eval_fraction, config.seeds[0])
@@ -78,9 +75,7 @@ def _usable(probed: Probed, paths: tuple[str, ...], options: TrainConfig, notes:
     dataset = probed.dataset
     indices = np.arange(len(dataset))
     if options.reads_labels:
-        ends = dataset.columns["steps_end"]
-        counts = np.diff(np.append(0, np.cumsum(~np.isnan(dataset.columns["labels"])))[ends], prepend=0)
-        indices = np.flatnonzero(counts > 0)
+        indices = np.flatnonzero(dataset.labelled_steps())
         if len(indices) < len(dataset):
             notes.append(f"{len(dataset) - len(indices):,} trajectories without a label left out")
         if not len(indices):

@@ -108,11 +108,9 @@ class Split:
     @cached_property
     def listed_steps(self) -> np.ndarray:
         """The steps of each trajectory of `dataset` that a batch lists, [trajectories] int64."""
-        ends = self.dataset.columns["steps_end"]
         if self.every_step:
-            return np.diff(ends, prepend=0)
-        labelled = np.cumsum(~np.isnan(self.dataset.columns["labels"]))
-        return np.diff(np.append(0, labelled)[ends], prepend=0)
+            return np.diff(self.dataset.columns["steps_end"], prepend=0)
+        return self.dataset.labelled_steps()
 
     def counts(self, members: np.ndarray) -> tuple[int, int]:
         """(listed steps, trajectories) of the trajectories `members`: what a loss over all of them is divided by."""
@@ -132,10 +130,7 @@ def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str
         loaded = replace(loaded, indices=kept)
     if config.eval_data:
         held_out = _load(config.eval_data, config, encoder, notes)
-        shared = np.isin(loaded.dataset.question, held_out.dataset.question)
-        training = replace(loaded, indices=loaded.indices[~shared[loaded.indices]])
-        if shared.any():
-            notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
+        training = without_questions_of(held_out, loaded, notes)
     else:
         question = loaded.dataset.question[loaded.indices]
         to_train, to_hold_out = split_by_question(question, config.eval_fraction, config.seed)
@@ -144,6 +139,14 @@ def training_and_held_out(config: TrainConfig, encoder: Encoder, notes: list[str
     if not len(training):
         raise PQMError(f"{', '.join(config.data)}: no trajectory is left to train on")
     return training, held_out
+
+
+def without_questions_of(held_out: Split, training: Split, notes: list[str]) -> Split:
+    """`training` without the questions that the held-out data has. `notes` gets how many trajectories are left out."""
+    shared = np.isin(training.dataset.question[training.indices], held_out.dataset.question)
+    if shared.any():
+        notes.append(f"{shared.sum():,} training trajectories left out: their questions are in the held-out data")
+    return replace(training, indices=training.indices[~shared])
 
 
 def _load(paths: tuple[str, ...], config: TrainConfig, encoder: Encoder, notes: list[str]) -> Split:
@@ -159,9 +162,9 @@ def usable(
 ) -> Split:
     """The trajectories among `indices` that the loss can use; `paths` names the data. `notes` gets what was left out
     and why. Raises PQMError for labels that the loss does not take."""
-    if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut > 0).any():
+    if LOSSES[config.loss].last_step_only and (cut := dataset.steps_cut[indices] > 0).any():
         notes.append(f"{cut.sum():,} trajectories left out: {config.loss} needs the last step, and theirs was cut off")
-        indices = indices[~cut[indices]]
+        indices = indices[~cut]
     outcomes = None
     if config.needs_outcomes:
         outcomes = known_outcomes(dataset, config.label_threshold)

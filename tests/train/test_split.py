@@ -30,6 +30,12 @@ def test_held_out_file_takes_its_questions_from_training(configure, tmp_path):
     assert len(run.held_out) == 20
     assert len(run.training) == 80  # 10 of the 30 questions gone
     assert "40 training trajectories left out: their questions are in the held-out data" in run.notes
+    shared = set(run.held_out.dataset.question)
+    dataset = run.training.dataset
+    (tmp_path / "exclude.txt").write_text(next(dataset.name(i) for i in range(120) if dataset.question[i] in shared))
+    run = prepare(configure(eval_data=(other,), exclude=str(tmp_path / "exclude.txt")))
+    assert len(run.training) == 80
+    assert "39 training trajectories left out: their questions are in the held-out data" in run.notes
 
 
 def test_soft_labels(configure, tmp_path):
