@@ -1,5 +1,6 @@
 """The one record type: a question, the steps of one solution and, where known, a label for each step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,3 +22,8 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
     """The other fields of the source (`question_id`, `policy`, `answer`, `scores`, ...), written back beside the
     scores. Code reads them through `data.candidate` and `scoring.stored`, which check them."""
+
+
+def first_wrong(labels: Sequence[float | None]) -> int:
+    """The index of the first step that is labelled wrong, below 0.5; -1 if there is none."""
+    return next((t for t, label in enumerate(labels) if label is not None and label < 0.5), -1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import Record, first_wrong
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import FOLDS, ON_FOLDS, ON_OTHERS, deal
 from pqm_fast.evaluate.error_types import by_type, type_of
@@ -196,7 +196,8 @@ def checked(record: Record, scores: Sequence[float | None]) -> Pair:
 
 def first_error(labels: Sequence[float | None]) -> int | None:
     """Index of the first wrong step, -1 if every step is correct, None if the labels leave it open."""
-    wrong = next((t for t, label in enumerate(labels) if label is not None and label < 0.5), len(labels))
-    if None in labels[:wrong] or any(label is not None and label >= 0.5 for label in labels[wrong:]):
+    wrong = first_wrong(labels)
+    end = len(labels) if wrong < 0 else wrong
+    if None in labels[:end] or any(label is not None and label >= 0.5 for label in labels[end:]):
         return None
-    return wrong if wrong < len(labels) else -1
+    return wrong

@@ -76,22 +76,33 @@ class Head:
 
 def grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSpec]:
     """Every head that the options ask for, layer by layer."""
-    specs = []
-    for layer, loss in product(layers, dict.fromkeys(config.losses)):
-        combination = parse_loss(loss)
-        zetas: Sequence[float | None] = config.zetas if combination.uses_zeta else (None,)
-        weights: Sequence[float | None] = config.compare_weights if combination.compare else (None,)
-        # neighbours read the same states, which are laid out for a seed
-        points = product(config.seeds, zetas, weights, config.learning_rates)
-        specs += [HeadSpec(layer, loss, zeta, weight, rate, seed) for seed, zeta, weight, rate in points]
+    # neighbours read the same states, which are laid out for a seed
+    specs = [
+        HeadSpec(layer, loss, *point, seed)
+        for layer, loss in product(layers, dict.fromkeys(config.losses))
+        for seed, point in product(
+            config.seeds, points(loss, config.zetas, config.compare_weights, config.learning_rates)
+        )
+    ]
     return list(dict.fromkeys(specs))
 
 
-def choose(heads: Sequence[dict[str, Any]], select: str) -> dict[str, Any] | None:
-    """The line of the best head: of the setting with the best mean over its seeds, the best seed. A tie goes to the
-    first. None if no head has the figure `select`."""
-    settings = best_by_loss(heads, select).values()
+def points(
+    loss: str, zetas: Sequence[float], compare_weights: Sequence[float], learning_rates: Sequence[float]
+) -> list[tuple[float | None, float | None, float]]:
+    """Every (zeta, weight of the comparison, learning rate) for a loss; None stands for what it does not have."""
+    combination = parse_loss(loss)
+    own_zetas = zetas if combination.uses_zeta else (None,)
+    own_weights = compare_weights if combination.compare else (None,)
+    return list(product(own_zetas, own_weights, learning_rates))
+
+
+def choose(heads: Sequence[Head], select: str) -> Head | None:
+    """The best head: of the setting with the best mean over its seeds, the best seed. A tie goes to the first. None if
+    no head has the figure `select`."""
+    settings = best_by_loss([head.row() for head in heads], select).values()
     if not settings:
         return None
     best = max(settings, key=lambda setting: setting.mean(select) or 0.0)
-    return max(best.heads, key=lambda head: head["held_out"][select])
+    name = max(best.heads, key=lambda row: row["held_out"][select])["name"]
+    return next(head for head in heads if head.spec.name == name)

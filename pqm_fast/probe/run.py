@@ -87,13 +87,11 @@ def _probe(config: ProbeConfig) -> dict[str, Any]:
     for note in dict.fromkeys(notes):
         print(note)
     heads = _train(config, decoder, trainer, specs)
-    rows = [head.row() for head in heads]
-    chosen_row = choose(rows, config.select)
-    if chosen_row is None:
+    chosen = choose(heads, config.select)
+    if chosen is None:
         raise PQMError(f"{config.out}: no head has a held-out {config.select}: hold out correct and wrong steps")
-    chosen = next(head for head in heads if head.spec.name == chosen_row["name"])
     _write(config, decoder, trainer, heads, chosen)
-    return chosen_row
+    return chosen.row()
 
 
 def _train(config: ProbeConfig, decoder: FrozenDecoder, trainer: HeadTrainer, specs: list[HeadSpec]) -> list[Head]:

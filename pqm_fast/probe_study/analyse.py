@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import Record, first_wrong
 from pqm_fast.evaluate.processbench import calibrate_threshold
 from pqm_fast.evaluate.step_thresholds import thresholds_from
 from pqm_fast.probe.heads import Head
 from pqm_fast.probe_study.controls import CONTROLS, control_scores
 from pqm_fast.probe_study.options import ProbeStudyConfig
 from pqm_fast.probe_study.pool_test import PoolTest
-from pqm_fast.probe_study.step_test import Values, errors, first_error, first_error_values, step_values
+from pqm_fast.probe_study.step_test import Values, errors, first_error_values, step_values
 from pqm_fast.probe_study.trials import Cell
 from pqm_fast.scoring.stored import Scores
 from pqm_fast.study.interval import interval
@@ -59,7 +59,7 @@ def tested_on(data: Data, scored: Scored) -> Tested:
     thresholds = thresholds_from(tuning, tuning_labels, len(data.test))
     first_errors: Values = {}
     if data.processbench:
-        threshold = calibrate_threshold(tuning, [first_error(own) for own in tuning_labels])
+        threshold = calibrate_threshold(tuning, [first_wrong(own) for own in tuning_labels])
         first_errors = first_error_values(data.processbench, scored("processbench"), threshold)
     aggregator, pool = None, {}
     if data.pool is not None:

@@ -36,7 +36,7 @@ def prepare(config: ProbeStudyConfig) -> list[str]:
     for side, members in zip(SIDES, (training, tuning, test), strict=True):
         if not len(members):
             raise PQMError(f"{', '.join(config.data)}: no record is left for the {side} side; add records")
-        _write(split_file(config, side), [records[i] for i in members])
+        write_records(split_file(config, side), [records[i] for i in members])
     source = [str(split_file(config, "training"))]
     for labels in config.labels:
         write_relabelled(source, config.read_own, parse_label_kind(labels), training_file(config, labels))
@@ -60,7 +60,8 @@ def training_file(config: ProbeStudyConfig, labels: str) -> Path:
     return config.folder / "data" / f"training-{labels.replace(':', '')}.jsonl"
 
 
-def _write(path: Path, records: Sequence[Record]) -> None:
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Writes records as JSON lines, with their labels and all other fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in records:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import Record, first_wrong
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.calibrate import deal
 from pqm_fast.evaluate.error_types import by_type, type_of
@@ -96,7 +96,7 @@ def first_error_values(records: Sequence[Record], scores: Sequence[Scores], thre
     """The `FIRST_ERROR_FIGURES` of records whose labels end at the first error (`processbench`)."""
     steps = flatten(scores, [record.labels or [] for record in records])
     questions = [record.prompt for record in records]
-    firsts = [first_error(record.labels) for record in records]
+    firsts = [first_wrong(record.labels or ()) for record in records]
     erroneous = np.array(firsts) >= 0
 
     def hits(at: float | np.ndarray) -> np.ndarray:
@@ -123,8 +123,3 @@ def first_error_values(records: Sequence[Record], scores: Sequence[Scores], thre
         figures["f1_cross"] = lambda mask: f1(crossed_hit, mask)
     group = numbered(questions)
     return {name: pseudo_values(group, figure) for name, figure in figures.items()}
-
-
-def first_error(labels: Sequence[float | None] | None) -> int:
-    """The 0-based place of the first step labelled wrong, -1 if there is none."""
-    return next((t for t, y in enumerate(labels or ()) if y is not None and y < 0.5), -1)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Any
 
 from tqdm import tqdm
@@ -14,14 +13,14 @@ from pqm_fast.common.journal import Journal
 from pqm_fast.data.source_key import source_key
 from pqm_fast.errors import PQMError
 from pqm_fast.model.device import dtype_name
+from pqm_fast.probe.best import SELECT
 from pqm_fast.probe.frozen import FrozenDecoder
-from pqm_fast.probe.heads import Head, HeadSpec
+from pqm_fast.probe.heads import Head, HeadSpec, choose, points
 from pqm_fast.probe.splits import Sides, needs_outcomes
 from pqm_fast.probe.trainer import HeadTrainer
 from pqm_fast.probe_study.options import ProbeStudyConfig
 from pqm_fast.probe_study.shared_data import split_file, training_file
 
-SELECT = "auroc"
 TRIALS = "trials.jsonl"
 # options that change no head
 WITHOUT_EFFECT = {"out", "cache_dir", "progress", "pools", "processbench"}
@@ -35,7 +34,7 @@ class Cell:
     loss: str
     labels: str
     layers: list[Head]
-    """At every layer, with the options in the middle of `_settings`."""
+    """At every layer, with the options in the middle of `_points`."""
     tried: list[Head]
     """At the chosen layer, with every margin, weight and rate."""
     seeds: list[Head]
@@ -90,7 +89,7 @@ def _cell(
     trained: Callable[[Iterable[HeadSpec]], Iterator[Head]],
 ) -> Cell:
     """`first`: the cell of the same loss with the first kind of labels, if that is another one."""
-    settings = _settings(config, loss)
+    settings = _points(config, loss)
     seed = config.seeds[0]
     layers: list[Head] = []
     if first is None:
@@ -104,25 +103,16 @@ def _cell(
     return Cell(loss, labels, layers, tried, list(trained(replace(chosen, seed=seed) for seed in config.seeds)))
 
 
-def _settings(config: ProbeStudyConfig, loss: str) -> list[tuple[float | None, float | None, float]]:
-    """Every (zeta, weight of the comparison, learning rate) that a loss tries."""
-    combination = parse_loss(loss)
-    zetas = config.zetas if combination.uses_zeta else (None,)
-    weights = config.compare_weights if combination.compare else (None,)
-    return list(product(zetas, weights, config.learning_rates))
+def _points(config: ProbeStudyConfig, loss: str) -> list[tuple[float | None, float | None, float]]:
+    return points(loss, config.zetas, config.compare_weights, config.learning_rates)
 
 
 def _best(heads: list[Head]) -> Head:
-    """The first of those with the best figure on the tuning questions."""
-    best = max(heads, key=_figure)
-    if _figure(best) < 0:
-        raise PQMError(f"{best.spec.loss}: no head has an AUROC on the tuning questions; lower the learning rates")
+    """The first of those with the best AUROC on the tuning questions."""
+    best = choose(heads, SELECT)
+    if best is None:
+        raise PQMError(f"{heads[0].spec.loss}: no head has an AUROC on the tuning questions; lower the learning rates")
     return best
-
-
-def _figure(head: Head) -> float:
-    value = head.held_out.get(SELECT)
-    return -1.0 if value is None else value
 
 
 def _trainer(config: ProbeStudyConfig, decoder: FrozenDecoder, labels: str, notes: list[str]) -> HeadTrainer:
@@ -135,7 +125,7 @@ def _trainer(config: ProbeStudyConfig, decoder: FrozenDecoder, labels: str, note
 
 def _count(config: ProbeStudyConfig, decoder: FrozenDecoder) -> int:
     """Heads of a study, counting one that is asked for twice twice."""
-    settings = sum(len(_settings(config, loss)) for loss in config.losses)
+    settings = sum(len(_points(config, loss)) for loss in config.losses)
     seeds = len(config.losses) * len(config.seeds)
     return len(config.labels) * (settings + seeds) + len(config.losses) * len(decoder.layers)
 

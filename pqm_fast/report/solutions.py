@@ -12,7 +12,7 @@ from typing import Any
 
 from pqm_fast.data.candidate import correctness, stated_fields
 from pqm_fast.data.read import read_records
-from pqm_fast.data.records import Record
+from pqm_fast.data.records import Record, first_wrong
 from pqm_fast.evaluate.error_types import type_of
 from pqm_fast.evaluate.positions import position_bin
 from pqm_fast.report.first_errors import FirstError, FirstErrors
@@ -174,5 +174,5 @@ def _item(record: Record, scores: Scores) -> dict[str, Any]:
 
 def _error_position(labels: Sequence[float | None]) -> str:
     """The bin of the first wrong step; `none` where no step is labelled wrong."""
-    position = next((t for t, y in enumerate(labels, 1) if y is not None and y < 0.5), None)
-    return "none" if position is None else bin_text(*position_bin(position))
+    wrong = first_wrong(labels)
+    return "none" if wrong < 0 else bin_text(*position_bin(wrong + 1))

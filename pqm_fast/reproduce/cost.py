@@ -143,9 +143,7 @@ def _to_score(config: ReproduceConfig, run: Run, pool: str) -> dict[str, float]:
         for result in encoded:
             if isinstance(result, RecordError) and not isinstance(result, OverLong):
                 raise PQMError(f"{pool}: {result}")
-        units, _ = scorer.packing_units(
-            [(record.prompt, result) for record, result in zip(records, encoded, strict=True)]
-        )
+        units = scorer.packing([(r.prompt, result) for r, result in zip(records, encoded, strict=True)]).units
         counts["solutions"] += len(records)
         counts["tokens"] += int(units.sizes.sum())
         counts["pairs"] += float(units.pairs.sum())

@@ -9,8 +9,8 @@ COLUMNS = 3
 YARDSTICKS = {"vote": ("majority vote", "--"), "any": ("any is right (pass@N)", ":")}
 
 
-def draw(results: dict[str, Any], path: Path) -> Path:
-    """Writes the picture: the expectation over all samples of N, with its interval; returns its path."""
+def draw(results: dict[str, Any], folder: Path) -> Path:
+    """Writes best_of_n.png: the expectation over all samples of N, with its interval; returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,7 +33,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
         ax.set_ylabel("share of questions solved")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4 if columns > 1 else 2, frameon=False)
-    return save(figure, path)
+    return save(figure, folder / "best_of_n.png")
 
 
 def _panel(ax: Any, title: str, entry: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pqm_kernels.losses import LOSSES
 
+from pqm_fast.common.names import digits
 from pqm_fast.common.yaml_file import read_yaml
 from pqm_fast.errors import PQMError
 from pqm_fast.reproduce.options import ReproduceConfig
@@ -31,12 +32,12 @@ class Member:
     @property
     def name(self) -> str:
         """For files and folders."""
-        return self.loss if self.zeta is None else f"{self.loss}-zeta{_exact(self.zeta)}"
+        return self.loss if self.zeta is None else f"{self.loss}-zeta{digits(self.zeta)}"
 
     @property
     def title(self) -> str:
         """For readers."""
-        return self.loss if self.zeta is None else f"{self.loss} (zeta {_exact(self.zeta)})"
+        return self.loss if self.zeta is None else f"{self.loss} (zeta {digits(self.zeta)})"
 
     def run(self, config: ReproduceConfig) -> Path:
         """The run folder."""
@@ -53,11 +54,6 @@ class Member:
     def aggregate(self, config: ReproduceConfig) -> str:
         """How a solution's score is made from those of its steps."""
         return "last" if LOSSES[self.loss].last_step_only else config.aggregate
-
-
-def _exact(zeta: float) -> str:
-    """Different for different margins."""
-    return repr(float(zeta)).removesuffix(".0")
 
 
 def members(config: ReproduceConfig) -> list[Member]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pqm_fast.common.digests import file_digest
-from pqm_fast.common.files import atomic_file, read_json, write_json
+from pqm_fast.common.files import read_json, write_json
 from pqm_fast.common.lock import locked
 from pqm_fast.model.identity import model_key
 from pqm_fast.ranks.group import ALONE, Ranks
@@ -22,6 +22,7 @@ from pqm_fast.reproduce.protocol import Member, baseline_of, begins, check_run, 
 from pqm_fast.reproduce.results import results_of
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.run import score
+from pqm_fast.study.output import write_study
 from pqm_fast.train.loop import train
 from pqm_fast.train.run_files import is_trained, resumes
 
@@ -132,10 +133,6 @@ def _scored_from(config: ReproduceConfig, member: Member, pool: Path) -> dict[st
 
 def _written(config: ReproduceConfig, trainings: Sequence[Member], pools: Pools) -> dict[str, Any]:
     results = results_of(config, trainings, pools)
-    write_json(config.folder / "results.json", results)
-    draw(results, config.folder / "best_of_n.png")
-    text = document(results, stored_estimate(config))
-    with atomic_file(config.folder / "reproduce.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    costs = stored_estimate(config)
+    write_study(config.folder, results, draw, lambda results: document(results, costs), page="reproduce.md")
     return results

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,15 @@ from pqm_fast.scoring.third_party import ThirdPartyPRM
 from pqm_fast.scoring.third_party_heads import load_third_party
 
 BATCHES_AHEAD = 8  # launched on a GPU before the scores of the first of them are read back
+
+
+class Packing(NamedTuple):
+    """How solutions are packed: their units, the tokens of a batch, and equal numbers [N] int64 for solutions of one
+    question, if these share tokens."""
+
+    units: PackingUnits
+    budget: int
+    question: np.ndarray | None
 
 
 class Scorer:
@@ -155,8 +164,7 @@ class Scorer:
                 raise result
             else:
                 solutions[number] = result
-        units, budget = self.packing_units(encoded)
-        question = self._questions(encoded)
+        units, budget, question = self.packing(encoded)
 
         def make(members: np.ndarray) -> PackedBatch:
             pairs = [(number, _unlabelled(solutions[number])) for number in members.tolist()]
@@ -174,25 +182,19 @@ class Scorer:
                 for number, member_q in zip(batch.members, by_member, strict=True)
             }
 
-    def packing_units(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> tuple[PackingUnits, int]:
-        """How the solutions that are encoded are packed: (their units, by their numbers; the tokens of a batch)."""
+    def packing(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> Packing:
+        """How the solutions that are encoded are packed, by their numbers."""
         solutions = {number: result for number, (_, result) in enumerate(encoded) if isinstance(result, Encoded)}
         numbers = np.array(list(solutions), dtype=np.int64)
         lengths = np.array([len(solution.input_ids) for solution in solutions.values()], dtype=np.int64)
         budget = max(self.max_tokens, int(lengths.max(initial=0)))
-        question = self._questions(encoded)
-        if question is None:
-            return PackingUnits.single(numbers, lengths), budget
+        if not self.prefix_tree:
+            return Packing(PackingUnits.single(numbers, lengths), budget, None)
+        question = _number_by_first_appearance([question_number(text) for text, _ in encoded])
         units = PackingUnits.questions(
             numbers, question[numbers], lambda number: solutions[number].input_ids, budget, share=True
         )
-        return units, budget
-
-    def _questions(self, encoded: Sequence[tuple[str, Encoded | RecordError]]) -> np.ndarray | None:
-        """[N] int64: equal numbers for solutions of one question, if these share tokens."""
-        if not self.prefix_tree:
-            return None
-        return _number_by_first_appearance([question_number(text) for text, _ in encoded])
+        return Packing(units, budget, question)
 
     def _computed(
         self, planned: Iterable[np.ndarray], make: Callable[[np.ndarray], PackedBatch]

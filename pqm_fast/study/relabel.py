@@ -10,6 +10,7 @@ from typing import Literal
 from pqm_fast.common.files import atomic_file
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
+from pqm_fast.data.records import first_wrong
 from pqm_fast.errors import PQMError
 
 
@@ -55,8 +56,8 @@ def write_relabelled(data: Sequence[str], read: ReadOptions, kind: LabelKind, ou
                 continue
             labels = record.labels
             if kind.name == "first-error":
-                end = next((t for t, y in enumerate(labels, 1) if y is not None and y < 0.5), len(labels))
-                labels = labels[:end] + [None] * (len(labels) - end)
+                if (wrong := first_wrong(labels)) >= 0:
+                    labels = labels[: wrong + 1] + [None] * (len(labels) - wrong - 1)
             elif kind.name == "flip":
                 rng = random.Random(f"{kind.rate} {record.id}")
                 labels = [None if y is None else 1 - y if rng.random() < kind.rate else y for y in labels]

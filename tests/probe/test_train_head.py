@@ -11,7 +11,7 @@ from small_probes import config_in
 
 from pqm_fast.common.combination import parse_loss
 from pqm_fast.probe.frozen import FrozenDecoder
-from pqm_fast.probe.heads import HeadSpec, choose, grid
+from pqm_fast.probe.heads import Head, HeadSpec, choose, grid
 from pqm_fast.probe.splits import Sides
 from pqm_fast.probe.train_head import scale_of
 from pqm_fast.probe.trainer import HeadTrainer
@@ -149,18 +149,17 @@ def test_grid_has_each_head_once(tmp_path):
 
 
 def test_choose_takes_the_setting_with_the_best_mean_and_its_best_seed():
-    def row(rate, seed, auroc):
-        held_out = {} if auroc is None else {"auroc": auroc}
-        return {"layer": 1, "loss": "bce", "zeta": None, "compare_weight": None, "learning_rate": rate, "seed": seed,
-                "held_out": held_out}  # fmt: skip
+    def head(rate, seed, auroc):
+        spec = HeadSpec(1, "bce", None, None, rate, seed)
+        return Head(spec, np.zeros(2, np.float32), 0.0, 1, 1, [], {} if auroc is None else {"auroc": auroc}, 0.1)
 
-    rows = [
-        row(0.1, 0, 0.9),
-        row(0.1, 1, 0.5),
-        row(0.2, 0, 0.75),
-        row(0.2, 1, 0.8),
-        row(0.3, 0, 0.99),
-        row(0.3, 1, None),
+    heads = [
+        head(0.1, 0, 0.9),
+        head(0.1, 1, 0.5),
+        head(0.2, 0, 0.75),
+        head(0.2, 1, 0.8),
+        head(0.3, 0, 0.99),
+        head(0.3, 1, None),
     ]
-    assert choose(rows, "auroc") is rows[3]
-    assert choose([row(0.1, 0, None)], "auroc") is None
+    assert choose(heads, "auroc") is heads[3]
+    assert choose([head(0.1, 0, None)], "auroc") is None

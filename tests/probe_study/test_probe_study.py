@@ -13,6 +13,7 @@ from study_data import study_in, write_rows
 from pqm_fast.common.journal import Journal
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import read_records
+from pqm_fast.data.records import first_wrong
 from pqm_fast.errors import PQMError
 from pqm_fast.evaluate.aggregate import aggregate
 from pqm_fast.evaluate.prm_score import prm_score
@@ -24,7 +25,7 @@ from pqm_fast.probe_study.jackknife import numbered, pseudo_values
 from pqm_fast.probe_study.pool_test import PoolTest
 from pqm_fast.probe_study.run import probe_study
 from pqm_fast.probe_study.shared_data import group_of, prepare, split_file, training_file
-from pqm_fast.probe_study.step_test import STEP_FIGURES, first_error, first_error_values, step_values
+from pqm_fast.probe_study.step_test import STEP_FIGURES, first_error_values, step_values
 
 
 def without_changing(results):
@@ -126,7 +127,7 @@ def test_the_split_keeps_groups_together_and_the_labels_of_training_alone_change
     changed = [a != b for own, other in zip(given, flipped, strict=True) for a, b in zip(own, other, strict=True)]
     assert 0.1 < np.mean(changed) < 0.3
     for own, other in zip(given, until, strict=True):
-        first = first_error(own)
+        first = own.index(0.0) if 0.0 in own else -1
         assert other == (own if first < 0 else own[: first + 1] + [None] * (len(own) - first - 1))
 
 
@@ -176,12 +177,12 @@ def test_pseudo_values_of_a_mean_are_the_values_and_an_undefined_figure_has_none
 
 def test_first_errors_are_those_of_processbench(tmp_path):
     labels, scores = made_up()
-    firsts = [first_error(own) for own in labels]
+    firsts = [own.index(0.0) if 0.0 in own else -1 for own in labels]
     until = [
         own if f < 0 else own[: f + 1] + [None] * (len(own) - f - 1) for own, f in zip(labels, firsts, strict=True)
     ]
     records = records_of(tmp_path, until)
-    assert [first_error(record.labels) for record in records] == firsts
+    assert [first_wrong(record.labels) for record in records] == firsts
     values = first_error_values(records, scores, 0.3)
     crossed = cross_calibrated(scores, firsts, [f"q{i // 3}" for i in range(60)])
     assert values.pop("f1_cross").mean() == pytest.approx(crossed["f1"])

@@ -15,7 +15,7 @@ import numpy as np
 from pqm_fast.common.combination import parse_loss
 from pqm_fast.common.conditions import keep_conditions
 from pqm_fast.common.environment import describe
-from pqm_fast.common.files import atomic_file, write_json
+from pqm_fast.common.files import write_json
 from pqm_fast.data.encode import Encoded, Encoder, Template
 from pqm_fast.data.formats import ReadOptions
 from pqm_fast.data.read import SkipSummary, read_all
@@ -23,7 +23,7 @@ from pqm_fast.data.records import Record
 from pqm_fast.data.source_key import source_key
 from pqm_fast.probe_study.controls import CONTROLS, control_scores
 from pqm_fast.probe_study.options import ProbeStudyConfig
-from pqm_fast.probe_study.shared_data import group_of, prepare, split_file
+from pqm_fast.probe_study.shared_data import group_of, prepare, split_file, write_records
 from pqm_fast.probe_study.step_test import order_values
 from pqm_fast.scoring.options import ScoreConfig, ScoringOptions
 from pqm_fast.scoring.stored import Scores
@@ -191,12 +191,7 @@ def _write_data(config: FineTuningBench) -> None:
                 break
             chosen.add(group)
             count += own
-        with atomic_file(config.folder / f"{name}.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for record in records:
-                if group_of(record, "id") in chosen:
-                    row: dict[str, Any] = {"id": record.id, "prompt": record.prompt, "completions": record.steps}
-                    row |= {"labels": record.labels, "error_type": record.extra.get("error_type")}
-                    file.write(json.dumps(row) + "\n")
+        write_records(config.folder / f"{name}.jsonl", [r for r in records if group_of(r, "id") in chosen])
 
 
 def _train_and_score(config: FineTuningBench, kind: Kind, loss: str, seed: int) -> None:
